@@ -1,0 +1,29 @@
+{
+  description = "NVFP4 language models on NVIDIA's DGX Spark, at the speed its memory allows";
+
+  inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
+
+  outputs =
+    { nixpkgs, ... }:
+    let
+      inherit (nixpkgs) lib;
+      overlays = import ./overlays { inherit lib; };
+      # One evaluation of the base for each system, shared by all outputs.
+      pkgsFor = lib.genAttrs [ "x86_64-linux" "aarch64-linux" ] (
+        system:
+        import nixpkgs {
+          inherit system;
+          overlays = [ overlays.default ];
+        }
+      );
+      forAllSystems = make: builtins.mapAttrs (_system: make) pkgsFor;
+    in
+    {
+      inherit overlays;
+      packages = forAllSystems (pkgs: import ./nix/packages.nix { inherit pkgs; });
+      apps = forAllSystems (pkgs: import ./nix/apps.nix { inherit pkgs; });
+      devShells = forAllSystems (pkgs: import ./nix/shells.nix { inherit pkgs; });
+      checks = forAllSystems (pkgs: import ./nix/checks { inherit pkgs; });
+      formatter = forAllSystems (pkgs: pkgs.gb10.formatter);
+    };
+}

@@ -1,0 +1,164 @@
+# What `nix flake check` builds: the tests and the linters. GPU tests are skipped here, with the reason printed.
+{ pkgs }:
+
+let
+  inherit (pkgs) lib;
+  inherit (pkgs.gb10)
+    cpu-env
+    cuda-toolkit
+    cutlass
+    demo-model
+    python
+    serve
+    test-env
+    wheels
+    ;
+
+  # The files that a check reads, so that a change elsewhere (README, docs) does not run it again.
+  sourceOf =
+    names:
+    builtins.path {
+      name = "gb10-checked";
+      path = ../..;
+      filter =
+        path: _:
+        let
+          relative = lib.removePrefix (toString ../.. + "/") path;
+          top = builtins.head (lib.splitString "/" relative);
+        in
+        builtins.elem top names && baseNameOf path != "__pycache__";
+    };
+
+  wholeSource = sourceOf [
+    "flake.nix"
+    "flake.lock"
+    "nixw"
+    "nix"
+    "overlays"
+    "patches"
+    "python"
+    "tests"
+  ];
+
+  check =
+    name: attrs: command:
+    pkgs.runCommand "gb10-check-${name}"
+      (
+        {
+          nativeBuildInputs = [
+            test-env
+            pkgs.util-linux
+            # The curl line that serve prints is run as it stands.
+            pkgs.curl
+            # nvcc preprocesses with it; nixpkgs' runCommand has none.
+            pkgs.stdenv.cc
+          ];
+        }
+        // attrs
+      )
+      ''
+        export HOME=$PWD XDG_CACHE_HOME=$PWD/cache PYTHONDONTWRITEBYTECODE=1
+        ${command}
+      '';
+
+  pytest =
+    name: folders: attrs:
+    check name attrs ''
+      cp -r ${wholeSource} source
+      chmod -R u+w source
+      cd source
+      mkdir -p "$out"
+      python3 -m pytest -c python/pyproject.toml --rootdir . -p no:cacheprovider --durations=8 --timeout=900 --junitxml="$out/junit.xml" ${folders}
+    '';
+
+  lint =
+    name: command:
+    check name { } ''
+      cd ${wholeSource}
+      ${command}
+      touch "$out"
+    '';
+  # FlashInfer as the overlay builds it when it has a module: test_flashinfer.py loads it.
+  flashinferWithProbe =
+    (pkgs.gb10.wheelhouse.wheelsOf {
+      profile = "cuda";
+      changes.flashinfer-python.postInstall = pkgs.gb10.flashinferHook { gb10_probe = probe; };
+    }).flashinfer-python;
+  probe = check "flashinfer-probe" { } ''
+    mkdir -p "$out"
+    ffi=${wheels.cpu.apache-tvm-ffi}/${python.sitePackages}/tvm_ffi
+    cc -shared -fPIC $(find "$ffi" -type d -name include -printf '-I%p ') -o "$out/gb10_probe.so" ${../../tests/unit/patches/probe.c}
+  '';
+in
+{
+  unit = pytest "unit" "tests/unit tests/nix --ignore=tests/unit/patches" { };
+
+  # The patches' tests need what the CPU environment leaves out: Triton's interpreter, FlashInfer's build code, nvcc.
+  patches = pytest "patches" "tests/unit/patches" {
+    GB10_CUDA_TOOLKIT = cuda-toolkit;
+    GB10_CUTLASS_INCLUDE = "${cutlass}/${python.sitePackages}/cutlass_library/source/include";
+    PYTHONPATH = builtins.concatStringsSep ":" (
+      map (wheel: "${wheel}/${python.sitePackages}") [
+        wheels.test.triton
+        flashinferWithProbe
+      ]
+    );
+  };
+
+  e2e = pytest "e2e" "tests/e2e" {
+    GB10_DEMO_MODEL = demo-model;
+    GB10_SERVE_COMMAND = lib.getExe serve;
+  };
+
+  cpu-env-imports =
+    pkgs.runCommand "gb10-check-cpu-env-imports" { nativeBuildInputs = [ pkgs.util-linux ]; }
+      ''
+        export HOME=$PWD
+        ${cpu-env}/bin/python3 -c '
+        import torch, vllm, vllm._C, gb10
+        from vllm.platforms import current_platform
+        assert current_platform.is_cpu(), current_platform
+        assert (torch.__version__, vllm.__version__) == ("2.13.0+cpu", "0.32.0"), (torch.__version__, vllm.__version__)
+        ' 2>&1 | tee "$out"
+      '';
+
+  ruff = lint "ruff" ''
+    export RUFF_NO_CACHE=true
+    ruff check --config python/pyproject.toml python/src tests nix
+    ruff format --check --config python/pyproject.toml python/src tests nix
+  '';
+
+  mypy = lint "mypy" ''
+    MYPYPATH=python/src mypy --config-file python/pyproject.toml --cache-dir "$HOME/mypy" --exclude tests/ python/src nix/wheelhouse nix/checks
+  '';
+
+  # Layout, not all of nixfmt, which the Debian base cannot have; `nix fmt` runs nixfmt where the base has it.
+  nix-layout = lint "nix-layout" ''
+    python3 nix/checks/lint/layout.py .
+  '';
+
+  dead-nix = lint "dead-nix" ''
+    python3 nix/checks/lint/deadcode.py .
+  '';
+
+  contract =
+    check "contract"
+      {
+        offered =
+          builtins.toJSON
+            (import ./lint/contract.nix {
+              contract = ../CONTRACT.md;
+              inherit pkgs;
+            }).offered;
+        passAsFile = [ "offered" ];
+      }
+      ''
+        cd ${wholeSource}
+        python3 nix/checks/lint/contract.py . --offered "$offeredPath"
+        touch "$out"
+      '';
+
+  dead-python = lint "dead-python" ''
+    vulture --config python/pyproject.toml python/src nix/checks nix/wheelhouse tests
+  '';
+}

@@ -1,0 +1,84 @@
+# What runs after the build, packaged from the build root into the store with its own loader and libraries, so that it
+# does not touch the machine's /usr.
+{ final }:
+
+let
+  # The libraries come in one package: glibc and its loader, and whatever the programs below (and manylinux wheels) need.
+  runtime =
+    final.runCommand "debian-runtime" { }
+      # bash
+      ''
+        source ${./package.sh}
+        mkdir -p "$out/lib"
+        loader=$(readlink -f /lib64/ld-linux-*.so.* /lib/ld-linux-*.so.* 2>/dev/null | head -n 1)
+        cp "$loader" "$out/lib/$(basename "$(ls -d /lib64/ld-linux-*.so.* /lib/ld-linux-*.so.* 2>/dev/null | head -n 1)")"
+        copy_libraries "$out/lib" /usr/bin/python3.11 /usr/bin/bash /usr/bin/lscpu /usr/lib/python3.11/lib-dynload/*.so
+        copy_named_libraries "$out/lib" libstdc++.so.6 libgcc_s.so.1 libz.so.1 libnuma.so.1 libgomp.so.1 libatomic.so.1 \
+          libdl.so.2 libpthread.so.0 librt.so.1 libutil.so.1 libresolv.so.2 libm.so.6 libmvec.so.1 libnss_files.so.2 libnss_dns.so.2
+        set_library_paths "$out/lib"
+      '';
+
+  programs =
+    pname: names:
+    final.runCommand pname
+      {
+        inherit pname;
+        meta.mainProgram = builtins.head names;
+      }
+      ''
+        source ${./package.sh}
+        mkdir -p "$out/bin"
+        copy_programs "$out/bin" ${runtime} ${builtins.concatStringsSep " " names}
+      '';
+
+  python =
+    final.runCommand "python3-3.11"
+      {
+        pname = "python3";
+        meta.mainProgram = "python3";
+        passthru = {
+          pythonVersion = "3.11";
+          sitePackages = "lib/python3.11/site-packages";
+          interpreter = "${python}/bin/python3.11";
+        };
+      }
+      ''
+        source ${./package.sh}
+        mkdir -p "$out/bin" "$out/lib"
+        copy_programs "$out/bin" ${runtime} python3.11
+        ln -s python3.11 "$out/bin/python3"
+        ln -s python3.11 "$out/bin/python"
+        cp -r /usr/lib/python3.11 "$out/lib/python3.11"
+        chmod -R u+w "$out/lib"
+        rm -rf "$out"/lib/python3.11/{test,idlelib,turtledemo,config-*,EXTERNALLY-MANAGED,sitecustomize.py}
+        for module in "$out"/lib/python3.11/lib-dynload/*.so; do
+          patchelf --set-rpath ${runtime}/lib "$module"
+        done
+        find "$out" -name __pycache__ -prune -exec rm -rf {} +
+        "$out/bin/python3.11" -m compileall -q --invalidation-mode unchecked-hash "$out/lib/python3.11" || true
+        "$out/bin/python3.11" -c 'import ssl, sqlite3, ctypes, lzma, bz2, zlib, readline, hashlib'
+      '';
+in
+{
+  debianRuntime = runtime;
+  # Libraries that nixpkgs has in packages of their own.
+  zlib = runtime;
+  numactl = runtime;
+
+  bash = programs "bash" [ "bash" ];
+  # `nix develop` asks its nixpkgs for this name.
+  bashInteractive = final.bash;
+  util-linux = programs "util-linux" [ "lscpu" ];
+
+  python311 = python;
+  # For fetches, which run inside builds only: the build root's pip.
+  python3Packages.pip = final.runCommand "pip" { } ''
+    mkdir -p "$out/bin"
+    printf '#!/bin/bash\nexec /usr/bin/python3 -m pip "$@"\n' >"$out/bin/pip"
+    chmod +x "$out/bin/pip"
+  '';
+  # In the build root, so on every build's PATH.
+  unzip = final.runCommand "unzip" { } ''mkdir "$out"'';
+  curl = final.runCommand "curl" { } ''mkdir "$out"'';
+  patchelf = final.runCommand "patchelf" { } ''mkdir "$out"'';
+}

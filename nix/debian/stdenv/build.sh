@@ -1,0 +1,3 @@
+# The builder of every derivation of the Debian base.
+source "$stdenv/setup"
+genericBuild

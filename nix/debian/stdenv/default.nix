@@ -1,0 +1,84 @@
+# mkDerivation and what follows from it, on the build root.
+{
+  system,
+  rootId,
+  runtime,
+}:
+
+let
+  # Attributes that describe a derivation but are not part of its build.
+  descriptive = [
+    "meta"
+    "passthru"
+  ];
+
+  mkDerivation =
+    attrs:
+    let
+      name = attrs.name or "${attrs.pname}-${attrs.version}";
+      identity = builtins.intersectAttrs {
+        pname = null;
+        version = null;
+      } attrs;
+      drv = derivation (
+        removeAttrs attrs descriptive
+        // {
+          inherit name system;
+          # As a variable too: `nix develop` reads it.
+          outputs = [ "out" ];
+          builder = "/bin/bash";
+          args = [
+            "-e"
+            ./build.sh
+          ];
+          # `nix develop` and the builder read "$stdenv/setup".
+          stdenv = ./.;
+          debianRoot = rootId;
+        }
+      );
+    in
+    drv
+    // attrs.passthru or { }
+    // {
+      meta = attrs.meta or { };
+    }
+    // identity;
+
+  runCommand =
+    name: attrs: buildCommand:
+    mkDerivation (
+      attrs
+      // {
+        inherit name buildCommand;
+        passAsFile = attrs.passAsFile or [ ] ++ [ "buildCommand" ];
+      }
+    );
+in
+{
+  stdenv = {
+    inherit mkDerivation;
+    hostPlatform = {
+      inherit system;
+    };
+    # A compiler is in the build root alone; what needs one at run time takes the machine's.
+    cc = runtime // {
+      cc.lib = runtime;
+      bintools.dynamicLinker = "${runtime}/lib/${
+        {
+          x86_64-linux = "ld-linux-x86-64.so.2";
+          aarch64-linux = "ld-linux-aarch64.so.1";
+        }
+        .${system}
+      }";
+    };
+  };
+
+  inherit runCommand;
+
+  writeText =
+    name: text:
+    runCommand name {
+      inherit text;
+      passAsFile = [ "text" ];
+    } ''cp "$textPath" "$out"'';
+}

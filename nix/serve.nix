@@ -1,0 +1,56 @@
+# `nix run .#serve`: the command line with an environment, the demo model and the programs that it calls.
+#
+# The CPU half is part of it. The CUDA half (4 GB) is built when the program finds a GPU, from the derivation that this
+# flake names: a machine without a GPU never downloads it.
+{ pkgs }:
+
+let
+  inherit (pkgs.gb10) cpu-env cuda-env demo-model;
+
+  cuda = pkgs.writeShellApplication {
+    name = "serve-cuda";
+    # Triton compiles its launchers with a C compiler.
+    runtimeInputs = [
+      pkgs.stdenv.cc
+      pkgs.util-linux
+    ];
+    text = ''
+      # shellcheck source=/dev/null
+      source ${./driver-libraries.sh}
+      export GB10_DEMO_MODEL=''${GB10_DEMO_MODEL-${demo-model}}
+      export GB10_PROFILE=cuda
+      # No compiler at run time: a kernel that was not built ahead is an error, not an hour of nvcc.
+      export FLASHINFER_DISABLE_JIT=''${FLASHINFER_DISABLE_JIT-1}
+      exec ${cuda-env}/bin/python3 -m gb10 serve "$@"
+    '';
+  };
+in
+{
+  inherit cuda;
+
+  serve = pkgs.writeShellApplication {
+    name = "serve";
+    # vLLM's CPU platform asks lscpu for the cores.
+    runtimeInputs = [ pkgs.util-linux ];
+    text = ''
+      profile=''${GB10_PROFILE-}
+      if [ -z "$profile" ]; then
+        if [ -e /dev/nvidiactl ]; then profile=cuda; else profile=cpu; fi
+      fi
+      if [ "$profile" = cuda ]; then
+        nix=''${NIXW_PROGRAM-nix}
+        command -v "$nix" >/dev/null || {
+          echo "gb10: error: this machine has a GPU, and fetching the CUDA half needs nix on PATH; add it, or set GB10_PROFILE=cpu" >&2
+          exit 2
+        }
+        echo "GPU found: the CUDA half is fetched and built once (about 4 GB); GB10_PROFILE=cpu serves on the CPU instead" >&2
+        cuda=$("$nix" --extra-experimental-features 'nix-command flakes' build --no-link --print-out-paths \
+          '${builtins.unsafeDiscardOutputDependency cuda.drvPath}^out')
+        exec "$cuda/bin/serve-cuda" "$@"
+      fi
+      export GB10_DEMO_MODEL=''${GB10_DEMO_MODEL-${demo-model}}
+      export GB10_PROFILE=$profile
+      exec ${cpu-env}/bin/python3 -m gb10 serve "$@"
+    '';
+  };
+}

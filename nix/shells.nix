@@ -1,0 +1,21 @@
+# `nix develop`: the test environment, which holds the CPU profile, the linters and this project's package.
+{ pkgs }:
+
+let
+  hook = ''
+    # The checkout's package, not the one in the store.
+    if [ -d python/src/gb10 ]; then export PYTHONPATH="$PWD/python/src''${PYTHONPATH:+:$PYTHONPATH}"; fi
+    export GB10_DEMO_MODEL=${pkgs.gb10.demo-model}
+  '';
+in
+rec {
+  cpu = pkgs.mkShell {
+    name = "gb10-shell";
+    packages = [
+      pkgs.gb10.test-env
+      pkgs.util-linux
+    ];
+    shellHook = hook;
+  };
+  default = cpu;
+}

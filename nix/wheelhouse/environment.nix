@@ -1,0 +1,32 @@
+# An environment of wheels, laid out as a virtual environment of `python`.
+{
+  pkgs,
+  python,
+}:
+
+{
+  name,
+  # Derivations with files below ${python.sitePackages} and bin.
+  packages,
+  # Files that two wheels may both ship: paths in site-packages.
+  allowedDuplicates ? [ ],
+}:
+
+pkgs.runCommand name
+  {
+    nativeBuildInputs = [ python ];
+    plan = builtins.toJSON {
+      packages = map (package: "${package}") packages;
+      inherit allowedDuplicates;
+      inherit (python) sitePackages interpreter pythonVersion;
+    };
+    passAsFile = [ "plan" ];
+    passthru = {
+      inherit python;
+      inherit (python) sitePackages;
+    };
+    meta.mainProgram = "python3";
+  }
+  ''
+    python3 ${./environment.py} "$planPath" "$out"
+  ''

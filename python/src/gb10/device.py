@@ -1,0 +1,112 @@
+"""Find the GPU without importing torch: the driver library first, then nvidia-smi."""
+
+import ctypes
+import importlib.util
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+_MAJOR, _MINOR, _INTEGRATED = 75, 76, 18
+"""CUdevice_attribute numbers: compute capability major and minor, integrated (unified memory)."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One visible GPU. ``memory`` is in bytes, 0 where the driver does not say (unified memory).
+
+    ``unified`` is true where CPU and GPU share one memory, as on GB10.
+    """
+
+    name: str
+    capability: tuple[int, int]
+    memory: int
+    unified: bool
+
+
+def _from_driver() -> list[Gpu] | None:
+    """GPUs as libcuda lists them (it obeys CUDA_VISIBLE_DEVICES). None without a working driver."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    count = ctypes.c_int()
+    if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return None
+
+    def attribute(number: int, device: int) -> int:
+        value = ctypes.c_int()
+        cuda.cuDeviceGetAttribute(ctypes.byref(value), number, device)
+        return value.value
+
+    gpus = []
+    for device in range(count.value):
+        name = ctypes.create_string_buffer(128)
+        cuda.cuDeviceGetName(name, len(name), device)
+        memory = ctypes.c_size_t()
+        cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+        capability = (attribute(_MAJOR, device), attribute(_MINOR, device))
+        gpus.append(
+            Gpu(
+                name.value.decode(errors="replace"),
+                capability,
+                memory.value,
+                bool(attribute(_INTEGRATED, device)),
+            )
+        )
+    return gpus
+
+
+def parse_nvidia_smi(text: str) -> list[Gpu]:
+    """GPUs out of ``nvidia-smi --query-gpu=name,compute_cap,memory.total --format=csv,noheader,nounits``.
+
+    GB10 prints "[N/A]" for its memory, because it has none of its own. Lines of another shape are
+    left out.
+    """
+    gpus = []
+    for line in text.splitlines():
+        parts = [part.strip() for part in line.split(",")]
+        major, _, minor = parts[1].partition(".") if len(parts) > 2 else ("", "", "")
+        if not (major.isdigit() and minor.isdigit()):
+            continue
+        mebibytes = int(parts[2]) if parts[2].isdigit() else 0
+        gpus.append(Gpu(parts[0], (int(major), int(minor)), mebibytes << 20, mebibytes == 0))
+    return gpus
+
+
+def _from_nvidia_smi() -> list[Gpu]:
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    query = [command, "--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return parse_nvidia_smi(found.stdout) if found.returncode == 0 else []
+
+
+def detect_gpus() -> list[Gpu]:
+    """All GPUs that a process started now would see; an empty list without one."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return []
+    found = _from_driver()
+    return _from_nvidia_smi() if found is None else found
+
+
+def flashinfer_usable() -> bool:
+    """Whether vLLM 0.32.0 will use FlashInfer: the rule of its ``vllm/utils/flashinfer.py``.
+
+    The package must be there, and either ready-made kernels (flashinfer-cubin, or
+    VLLM_HAS_FLASHINFER_CUBIN=1) or both nvcc and ninja.
+    """
+    if importlib.util.find_spec("flashinfer") is None:
+        return False
+    if os.environ.get("VLLM_HAS_FLASHINFER_CUBIN", "0") not in ("", "0") or importlib.util.find_spec(
+        "flashinfer_cubin"
+    ):
+        return True
+    homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
+    nvcc = shutil.which("nvcc") or any(home and Path(home, "bin/nvcc").exists() for home in homes)
+    return bool(nvcc) and shutil.which("ninja") is not None

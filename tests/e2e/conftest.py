@@ -1,0 +1,159 @@
+"""Start `gb10 serve` as a user does and keep what it prints.
+
+GB10_SERVE_COMMAND (for example "nix run .#serve --") replaces ``python -m gb10 serve``. GB10_DEMO_MODEL
+names the demo model; without it the model is made first.
+"""
+
+import importlib.util
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+START_LIMIT = 240.0
+"""Seconds that a start may take on a busy machine. How long it took is in ``Serve.seconds``."""
+
+_SEED = ("MODEL", "HOST", "PORT", "GPU_MEMORY_UTIL", "MAX_MODEL_LEN", "MAX_NUM_SEQS", "TENSOR_PARALLEL_SIZE")
+
+
+def command() -> list[str]:
+    """The command that starts the server, without arguments."""
+    given = os.environ.get("GB10_SERVE_COMMAND")
+    return shlex.split(given) if given else [sys.executable, "-m", "gb10", "serve"]
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _stat(pid: int) -> tuple[str, int]:
+    """(state, parent) of a process; ("X", 0) when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "X", 0
+    return fields[0], int(fields[1])
+
+
+def descendants(root: int) -> set[int]:
+    """Living processes that ``root`` started, itself too."""
+    parents = {int(p.name): _stat(int(p.name))[1] for p in Path("/proc").iterdir() if p.name.isdigit()}
+    found = {root}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return {pid for pid in found if _stat(pid)[0] not in ("Z", "X")}
+
+
+def still_alive(pids: set[int], seconds: float) -> set[int]:
+    """Those of ``pids`` that live on after at most ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while (left := {pid for pid in pids if _stat(pid)[0] not in ("Z", "X")}) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
+
+
+class Serve:
+    """A running `gb10 serve`. ``lines`` grows with what it prints; ``seconds`` is the time until ready."""
+
+    def __init__(self, arguments: Sequence[str], variables: dict[str, str]) -> None:
+        self.port = free_port()
+        self.lines: list[str] = []
+        self.seconds = 0.0
+        self._ready = threading.Event()
+        self._began = time.monotonic()
+        self.process = subprocess.Popen(
+            [*command(), *arguments, "--port", str(self.port)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=variables,
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+            if line.startswith("ready after"):
+                self.seconds = time.monotonic() - self._began
+                self._ready.set()
+        self._ready.set()
+
+    @property
+    def text(self) -> str:
+        """All that was printed so far."""
+        return "\n".join(self.lines)
+
+    @property
+    def url(self) -> str:
+        """Base address of the OpenAI API."""
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def wait_ready(self) -> None:
+        """Wait for the "ready" line; fail the test with the output when it does not come."""
+        if not self._ready.wait(START_LIMIT) or self.process.poll() is not None:
+            log = re.search(r"^log +(\S+)", self.text, re.MULTILINE)
+            tail = Path(log[1]).expanduser().read_text(errors="replace")[-3000:] if log else ""
+            self.kill()
+            pytest.fail(f"gb10 serve did not come up:\n{self.text}\n{tail}")
+
+    def kill(self) -> None:
+        """End whatever is left."""
+        for pid in descendants(self.process.pid):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def serve_variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment for `gb10 serve`: the CPU engine, the demo model, logs in a temporary folder."""
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _SEED and not name.startswith("VLLM_")
+    }
+    variables["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+    if "GB10_SERVE_COMMAND" in os.environ:
+        return variables
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    if not any(point.name == "gb10" for point in entry_points(group="vllm.general_plugins")):
+        pytest.skip("gb10 is not installed: its entry point vllm.general_plugins is missing")
+    variables["GB10_PROFILE"] = "cpu"
+    if "GB10_DEMO_MODEL" not in variables:
+        folder = tmp_path_factory.mktemp("model") / "demo"
+        subprocess.run([sys.executable, "-m", "gb10.demo", "--out", folder], check=True, timeout=300)
+        variables["GB10_DEMO_MODEL"] = str(folder)
+    return variables
+
+
+@pytest.fixture(scope="session")
+def start_serve(serve_variables: dict[str, str]) -> Iterator[Callable[..., Serve]]:
+    """A function that starts `gb10 serve` with arguments and waits until it is ready."""
+    started: list[Serve] = []
+
+    def start(*arguments: str) -> Serve:
+        server = Serve(arguments, serve_variables)
+        started.append(server)
+        server.wait_ready()
+        return server
+
+    yield start
+    for server in started:
+        server.kill()

@@ -1,0 +1,265 @@
+"""Served tokens and log probabilities against an independent float32 forward pass of the same checkpoint.
+
+One engine process per NVFP4 mode. The tests compare what it served with the reference. They also compare it
+with references that must not match: unquantised weights, and activations that are quantised where they should
+not be, or the other way round.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gb10.demo import ARCHITECTURES, randoms, write_checkpoint
+from gb10.nvfp4 import quantize
+from gb10.vllm_plugin.mode import ENV_NAME
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+TESTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(TESTS))
+
+from reference.checkpoint import Checkpoint  # noqa: E402
+from reference.compare import Served, compare  # noqa: E402
+from reference.model import Model  # noqa: E402
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+
+SEED = 0
+MAX_TOKENS = 24
+LOGPROB_TOLERANCE = 1e-4
+# Two logits that are each off by the tolerance can change places when they are this close.
+NEAR_TIE = 2 * LOGPROB_TOLERANCE
+# Where activations are rounded to FP4: the shares of positions that may differ, and that may choose
+# otherwise, after a rounding that could not be named. The controls: over 90 % and about 10 %.
+UNNAMED_ROUNDINGS = 0.1
+OTHER_CHOICES = 0.02
+MODES = ("dequant", "packed", "emulate")
+
+# bfloat16 has 8 bits: single log probabilities are off by some 0.01, more where a router's choice flips.
+BF16_MEAN_DIFFERENCE = 0.08
+BF16_TOP_SAME = 0.95
+BF16_MEAN_DIFFERENCE_OF_OTHERS = 0.2
+
+TEXTS = (
+    "The",
+    "A block scale covers sixteen values of a row.",
+    "def register() -> None:\n    return None\n",
+    "0 1 1 2 3 5 8 13 21 34 55 89 144 233 377 610 987 1597 2584 4181",
+    "Once upon a time there was a small model. It had four layers and nobody had trained it.",
+    "for name, value in sorted(os.environ.items()):\n    print(f'{name}={value}')\n" * 3,
+    "Na\u00efve caf\u00e9 \u2013 \u03b1, \u03b2, \u03b3; \u4e2d\u6587; \U0001f600!",
+    " ".join(f"token number {number}" for number in range(40)),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The reference's matrices are small: threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def moe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The attention-only demo: vLLM runs it in float32."""
+    folder = tmp_path_factory.mktemp("numerics") / "qwen3_moe"
+    write_checkpoint(folder, ARCHITECTURES["qwen3_moe"], SEED)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weight_only_moe(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights declared W4A16_NVFP4, without input scales."""
+    folder = tmp_path_factory.mktemp("numerics") / "qwen3_moe_w4a16"
+    shutil.copytree(moe, folder)
+    for name, key in (("config.json", "quantization_config"), ("hf_quant_config.json", "quantization")):
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        content[key]["quant_algo"] = "W4A16_NVFP4"
+        for group in content[key].get("config_groups", {}).values():
+            group["input_activations"] = None
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    weights = folder / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(weights).items() if not name.endswith(".input_scale")}
+    save_file(kept, weights, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def next_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default demo, with gated delta net layers: bfloat16 only on a CPU."""
+    folder = tmp_path_factory.mktemp("numerics") / "qwen3_next"
+    write_checkpoint(folder, ARCHITECTURES["qwen3_next"], SEED)
+    return folder
+
+
+Serve = Callable[..., list[Served]]
+
+
+@pytest.fixture(scope="module")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Serve:
+    """A function that serves the texts with vLLM, once per set of arguments."""
+    known: dict[tuple[Path, str, str], list[Served]] = {}
+
+    def serve_once(model: Path, mode: str, dtype: str = "float32") -> list[Served]:
+        key = (model, mode, dtype)
+        if key not in known:
+            known[key] = _serve(model, mode, dtype, tmp_path_factory.mktemp("served") / "answer.json")
+        return known[key]
+
+    return serve_once
+
+
+def _serve(model: Path, mode: str, dtype: str, answer: Path) -> list[Served]:
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    prompts = [tokenizer.encode(text).ids for text in TEXTS]
+    job = {
+        "engine": {
+            "model": str(model),
+            "dtype": dtype,
+            "enforce_eager": True,
+            "max_model_len": 512,
+            "kv_cache_memory_bytes": 64 * 2**20,
+            "enable_prefix_caching": False,
+        },
+        "prompts": prompts,
+        "max_tokens": MAX_TOKENS,
+    }
+    environment = os.environ | {
+        ENV_NAME: mode,
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        # Tiny matrices: more threads only wait for each other.
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "reference.serve_tokens", str(answer)],
+        input=json.dumps(job),
+        env=environment | {"PYTHONPATH": os.pathsep.join((str(TESTS), environment.get("PYTHONPATH", "")))},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, f"{mode}: the engine failed\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    results: list[dict[str, Any]] = json.loads(answer.read_text(encoding="utf-8"))["prompts"]
+    return [Served(prompt=prompt, **result) for prompt, result in zip(prompts, results, strict=True)]
+
+
+def _unquantized(name: str, shape: tuple[int, int]) -> torch.Tensor:
+    """Make a weight of the demo again, as it was before it was quantised."""
+    return randoms.normal(SEED, name, shape, shape[1] ** -0.5)
+
+
+def _assert_equal(model: Model, served: list[Served]) -> None:
+    """Every choice is the reference's own, save near-ties, and every log probability agrees."""
+    result = compare(model, served, tolerance=LOGPROB_TOLERANCE)
+    print(result)
+    assert result.greedy_positions == len(TEXTS) * MAX_TOKENS
+    assert result.disagreements(NEAR_TIE) == 0, str(result)
+    assert result.beyond(LOGPROB_TOLERANCE) == 0, str(result)
+
+
+def _assert_equal_but_for_roundings(model: Model, served: list[Served]) -> None:
+    """As _assert_equal, but activations are rounded to FP4, which is a step function.
+
+    Engine and reference add in different orders. A number that lies on the edge between two codes then moves
+    everything after it. `compare` finds most such roundings; what it cannot name must stay rare. The controls
+    below, which differ nearly everywhere, show what these bounds can tell apart.
+    """
+    result = compare(model, served, tolerance=LOGPROB_TOLERANCE)
+    print(result)
+    assert result.greedy_positions == len(TEXTS) * MAX_TOKENS
+    assert result.beyond(LOGPROB_TOLERANCE) <= UNNAMED_ROUNDINGS * result.top_positions, str(result)
+    assert result.disagreements(NEAR_TIE) <= OTHER_CHOICES * result.top_positions, str(result)
+
+
+def _assert_different(model: Model, served: list[Served]) -> None:
+    """Nearly no log probability agrees: the test above can tell these numerics apart."""
+    result = compare(model, served)
+    print(result)
+    assert result.beyond(10 * LOGPROB_TOLERANCE) > 0.9 * result.top_positions, str(result)
+
+
+@pytest.mark.parametrize("mode", ["dequant", "packed"])
+def test_float32_equals_reference(mode: str, moe: Path, serve: Serve) -> None:
+    _assert_equal(Model(Checkpoint(moe)), serve(moe, mode))
+
+
+def test_emulated_activations_equal_reference(moe: Path, serve: Serve) -> None:
+    _assert_equal_but_for_roundings(Model(Checkpoint(moe, quantize_activations=True)), serve(moe, "emulate"))
+
+
+def test_weight_only_checkpoint_keeps_activations(weight_only_moe: Path, serve: Serve) -> None:
+    """W4A16_NVFP4 has no input scales: even `emulate` must leave the activations alone."""
+    _assert_equal(Model(Checkpoint(weight_only_moe)), serve(weight_only_moe, "emulate"))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_control_unquantized_weights_differ(mode: str, moe: Path, serve: Serve) -> None:
+    checkpoint = Checkpoint(moe, quantize_activations=mode == "emulate", substitute=_unquantized)
+    _assert_different(Model(checkpoint), serve(moe, mode))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_control_other_activations_differ(mode: str, moe: Path, serve: Serve) -> None:
+    _assert_different(Model(Checkpoint(moe, quantize_activations=mode != "emulate")), serve(moe, mode))
+
+
+def test_control_close_calls_explain_no_other_error(moe: Path, serve: Serve) -> None:
+    """Turning roundings round cannot make up for one log probability that is wrong by 0.01."""
+    model = Model(Checkpoint(moe, quantize_activations=True))
+    served = next(
+        one
+        for one in sorted(serve(moe, "emulate"), key=lambda one: len(one.prompt))
+        if compare(model, [one], tolerance=LOGPROB_TOLERANCE).beyond(LOGPROB_TOLERANCE) == 0
+    )
+    wrong = dataclasses.replace(served, logprobs=[served.logprobs[0] + 0.01, *served.logprobs[1:]])
+    assert compare(model, [wrong], tolerance=LOGPROB_TOLERANCE).beyond(LOGPROB_TOLERANCE) > 0
+
+
+def test_control_weights_are_those_behind_the_checkpoint(moe: Path) -> None:
+    """Quantising the control's weights gives the checkpoint's bytes."""
+    checkpoint = Checkpoint(moe)
+    names = checkpoint.quantized_names()
+    assert names
+    for name in names:
+        packed = checkpoint.stored(name)
+        again = quantize(
+            _unquantized(name, (packed.shape[0], 2 * packed.shape[1])), checkpoint.stored(f"{name}_scale_2")
+        )
+        assert torch.equal(again.packed, packed), name
+        assert torch.equal(
+            again.block_scales.view(torch.uint8), checkpoint.stored(f"{name}_scale").view(torch.uint8)
+        ), name
+
+
+def test_gated_delta_net_in_bfloat16(next_model: Path, serve: Serve) -> None:
+    """vLLM's GDN kernels for the CPU are bfloat16 only, so this model is compared with a tolerance."""
+    result = compare(Model(Checkpoint(next_model)), serve(next_model, "dequant", "bfloat16"))
+    print(result)
+    assert result.greedy_positions == len(TEXTS) * MAX_TOKENS
+    assert result.mean_difference() < BF16_MEAN_DIFFERENCE, str(result)
+    assert result.top_same > BF16_TOP_SAME * result.top_positions, str(result)
+
+
+@pytest.mark.parametrize("control", ["unquantized weights", "quantized activations"])
+def test_control_gated_delta_net_tells_numerics_apart(control: str, next_model: Path, serve: Serve) -> None:
+    if control == "unquantized weights":
+        checkpoint = Checkpoint(next_model, substitute=_unquantized)
+    else:
+        checkpoint = Checkpoint(next_model, quantize_activations=True)
+    result = compare(Model(checkpoint), serve(next_model, "dequant", "bfloat16"))
+    print(result)
+    assert result.mean_difference() > BF16_MEAN_DIFFERENCE_OF_OTHERS, str(result)
+    assert result.top_same < BF16_TOP_SAME * result.top_positions, str(result)

@@ -1,0 +1,272 @@
+"""`gb10 serve` from the start to SIGTERM, through the `openai` client, with MTP off and then on.
+
+Two servers are started in all, one after the other; the tests run in file order and the last one of
+each server ends it.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Serve, command, descendants, still_alive
+
+pytest.importorskip("openai", reason="the openai client is not installed")
+import openai
+
+STOP_LIMIT = 10.0
+NAME = "gb10-demo"
+MESSAGES = [{"role": "user", "content": "Say something about block scales."}]
+COMPACT_JSON = '{"backend":"xgrammar","disable_any_whitespace":true}'
+SPECULATIVE = '{"method":"mtp","num_speculative_tokens":2}'
+
+Start = Callable[..., Serve]
+
+
+@pytest.fixture(scope="module")
+def plain(start_serve: Start) -> Serve:
+    """The demo model without MTP. Nobody trained it: left alone it fills JSON with white space for ever."""
+    return start_serve("--structured-outputs-config", COMPACT_JSON)
+
+
+@pytest.fixture(scope="module")
+def mtp(start_serve: Start) -> Serve:
+    """The demo model with MTP, asked for as a JSON argument in VLLM_EXTRA_ARGS' flag."""
+    return start_serve("--vllm-args", f"--speculative-config '{SPECULATIVE}'")
+
+
+@pytest.fixture
+def client(plain: Serve) -> Iterator[Any]:
+    with openai.OpenAI(base_url=plain.url, api_key="none", timeout=120, max_retries=0) as made:
+        yield made
+
+
+def greedy(client: Any, tokens: int = 24) -> str:
+    """The greedy chat answer, always ``tokens`` long."""
+    answer = client.chat.completions.create(
+        model=NAME, messages=MESSAGES, max_tokens=tokens, temperature=0, extra_body={"ignore_eos": True}
+    )
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.completion_tokens == tokens
+    return str(answer.choices[0].message.content or "")
+
+
+def test_what_it_prints(plain: Serve) -> None:
+    assert re.search(r"^engine +vLLM on CPU, NVFP4 mode dequant$", plain.text, re.MULTILINE)
+    assert re.search(r"^NVFP4 MoE +any +gb10 dequant ", plain.text, re.MULTILINE)
+    assert "loading weights" in plain.text
+    assert f"http://127.0.0.1:{plain.port}/v1  (model name: {NAME})" in plain.text
+    table = plain.text.split("operation", 1)[1].split("\nmemory ")[0]
+    assert max(len(line) for line in table.splitlines()) <= 80
+    print(f"ready after {plain.seconds:.1f} s")
+
+
+def test_its_curl_line_works(plain: Serve) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    line = next(line for line in plain.lines if line.strip().startswith("curl "))
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120, check=True)
+    answer = json.loads(done.stdout)
+    assert answer["choices"][0]["message"]["role"] == "assistant"
+    assert 0 < answer["usage"]["completion_tokens"] <= 32
+
+
+def test_models(client: Any) -> None:
+    models = client.models.list().data
+    assert [model.id for model in models] == [NAME]
+
+
+def test_chat_is_deterministic_when_greedy(client: Any) -> None:
+    text = greedy(client)
+    assert text
+    assert greedy(client) == text
+
+
+def test_sampling_with_a_seed_repeats(client: Any) -> None:
+    def sample(seed: int) -> str:
+        answer = client.completions.create(
+            model=NAME, prompt="The", max_tokens=16, temperature=1.0, seed=seed
+        )
+        return str(answer.choices[0].text)
+
+    assert sample(1) == sample(1)
+    assert len({sample(seed) for seed in range(4)}) > 1
+
+
+def test_streaming_gives_the_same_text(client: Any) -> None:
+    stream = client.chat.completions.create(
+        model=NAME,
+        messages=MESSAGES,
+        max_tokens=24,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"ignore_eos": True},
+    )
+    chunks = list(stream)
+    parts = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+    assert len([part for part in parts if part]) > 1
+    assert "".join(parts) == greedy(client)
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 24
+
+
+def test_logprobs(client: Any) -> None:
+    answer = client.chat.completions.create(
+        model=NAME, messages=MESSAGES, max_tokens=8, temperature=0, logprobs=True, top_logprobs=5
+    )
+    entries = answer.choices[0].logprobs.content
+    assert entries
+    for entry in entries:
+        top = [choice.logprob for choice in entry.top_logprobs]
+        assert len(top) == 5
+        assert top == sorted(top, reverse=True)
+        assert top[0] <= 0
+        assert entry.logprob == pytest.approx(top[0], abs=1e-4)
+
+
+def test_json_schema(client: Any) -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "backend": {"type": "string", "enum": ["marlin", "cutlass"]},
+            "packed": {"type": "boolean"},
+            "bits": {"type": "integer", "enum": [4, 8, 16]},
+        },
+        "required": ["backend", "packed", "bits"],
+        "additionalProperties": False,
+    }
+    answer = client.chat.completions.create(
+        model=NAME,
+        messages=MESSAGES,
+        max_tokens=256,
+        temperature=0,
+        response_format={
+            "type": "json_schema",
+            "json_schema": {"name": "route", "schema": schema, "strict": True},
+        },
+    )
+    document = json.loads(answer.choices[0].message.content or "")
+    assert set(document) == {"backend", "packed", "bits"}
+    assert document["backend"] in ("marlin", "cutlass")
+    assert isinstance(document["packed"], bool)
+    assert document["bits"] in (4, 8, 16)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"temperature": -1.0}, "temperature"),
+        ({"max_tokens": 10**6}, "max_tokens|maximum context|max_completion_tokens"),
+        ({"messages": [{"role": "user", "content": "word " * 20000}]}, "context|longer|length"),
+        ({"top_logprobs": 5}, "logprobs"),
+    ],
+)
+def test_bad_request_is_a_clear_400(client: Any, wrong: dict[str, object], message: str) -> None:
+    request = {"model": NAME, "messages": MESSAGES, "max_tokens": 4, **wrong}
+    with pytest.raises(openai.BadRequestError, match=message) as caught:
+        client.chat.completions.create(**request)
+    assert caught.value.status_code == 400
+
+
+def test_unknown_model_is_a_404(client: Any) -> None:
+    with pytest.raises(openai.NotFoundError, match="no-such-model"):
+        client.chat.completions.create(model="no-such-model", messages=MESSAGES)
+
+
+def concurrent(client: Any, count: int) -> None:
+    """``count`` requests at once; each answer must be that of its own prompt."""
+
+    def ask(number: int) -> tuple[int, str, int]:
+        answer = client.completions.create(
+            model=NAME,
+            prompt=f"Request {number}:",
+            max_tokens=16,
+            temperature=0,
+            echo=True,
+            extra_body={"ignore_eos": True},
+        )
+        return number, answer.choices[0].text, answer.usage.completion_tokens
+
+    with ThreadPoolExecutor(count) as pool:
+        answers = list(pool.map(ask, range(count)))
+    assert len(answers) == count
+    for number, text, tokens in answers:
+        assert text.startswith(f"Request {number}:")
+        assert tokens == 16
+
+
+def test_32_concurrent_requests(client: Any) -> None:
+    concurrent(client, 32)
+
+
+def run_again(variables: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*command(), *arguments], capture_output=True, text=True, env=variables, timeout=120, check=False
+    )
+
+
+def refused(done: "subprocess.CompletedProcess[str]") -> str:
+    """The one error line of a start that was refused."""
+    assert done.returncode == 2, done
+    errors = [line for line in done.stderr.splitlines() if line.startswith("gb10: error: ")]
+    assert len(errors) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return errors[0]
+
+
+def test_port_in_use_is_refused(plain: Serve, serve_variables: dict[str, str]) -> None:
+    error = refused(run_again({**serve_variables, "PORT": str(plain.port)}))
+    assert f"port {plain.port} on 127.0.0.1 is in use" in error
+
+
+def test_open_address_without_a_key_is_refused(serve_variables: dict[str, str]) -> None:
+    assert "add --api-key KEY" in refused(run_again(serve_variables, "--host", "0.0.0.0"))
+
+
+def test_mtp_with_prefix_caching_is_refused(serve_variables: dict[str, str]) -> None:
+    done = run_again(serve_variables, "--speculative-config", SPECULATIVE, "--enable-prefix-caching")
+    assert "leave out --enable-prefix-caching" in refused(done)
+
+
+def test_sigterm_ends_it_and_leaves_nothing(plain: Serve) -> None:
+    pids = descendants(plain.process.pid)
+    names = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in pids]
+    assert any(name.startswith("VLLM::EngineCor") for name in names), names
+    assert any(name.startswith("VLLM::Worker") for name in names), names
+    began = time.monotonic()
+    plain.process.send_signal(signal.SIGTERM)
+    assert plain.process.wait(STOP_LIMIT) == 0
+    assert still_alive(pids, 0.0) == set()
+    assert time.monotonic() - began < STOP_LIMIT
+    assert plain.lines[-1] == "stopped"
+
+
+def test_mtp_answers_and_drafts(mtp: Serve) -> None:
+    assert "prefix caching is off" in mtp.text
+    with openai.OpenAI(base_url=mtp.url, api_key="none", timeout=120, max_retries=0) as made:
+        assert greedy(made) == greedy(made)
+        concurrent(made, 32)
+    with urllib.request.urlopen(f"http://127.0.0.1:{mtp.port}/metrics", timeout=30) as answer:
+        metrics = answer.read().decode()
+    drafted = re.search(r"^vllm:spec_decode_num_draft_tokens_total\{[^}]*\} ([\d.]+)", metrics, re.MULTILINE)
+    assert drafted is not None
+    assert float(drafted[1]) > 0
+    print(f"ready after {mtp.seconds:.1f} s")
+
+
+def test_sigkill_of_the_supervisor_leaves_nothing(mtp: Serve) -> None:
+    pids = descendants(mtp.process.pid)
+    assert len(pids) >= 4
+    os.kill(mtp.process.pid, signal.SIGKILL)
+    mtp.process.wait(STOP_LIMIT)
+    assert still_alive(pids, STOP_LIMIT) == set()

@@ -1,0 +1,519 @@
+"""nixw: which Nix, which base, what reaches nix, and what is left when something goes wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from nixw_machine import NIX, REVISION, Machine
+
+DAY = 24 * 60 * 60
+BAD_INPUT = 2
+
+
+def error_of(result: subprocess.CompletedProcess[str]) -> str:
+    """The one error line of a run that ended with exit status 2."""
+    assert result.returncode == BAD_INPUT, result
+    lines = [line for line in result.stderr.splitlines() if line.startswith("nixw: error: ")]
+    assert len(lines) == 1, result.stderr
+    assert result.stderr.splitlines()[-1] == lines[0]
+    assert "line " not in result.stderr, "a message of bash itself"
+    return lines[0]
+
+
+def base_of(machine: Machine) -> Path:
+    (base,) = machine.cache.glob("base-*")
+    return base
+
+
+# ------------------------------------------------------------------------------------------------ which Nix
+
+
+def test_recent_nix_is_used_as_it_is(with_nix: Machine) -> None:
+    result = with_nix.run("build", ".#x", NIXW_BASE="nixpkgs")
+    assert (result.returncode, result.stdout) == (0, "nix ran\n")
+    assert with_nix.calls() == [["build", ".#x"]]
+    assert with_nix.settings() == {"extra-experimental-features": "nix-command flakes"}
+    assert not with_nix.apt_calls()
+    assert not with_nix.cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "used"),
+    [
+        ("nix (Nix)", "2.18", True),
+        ("nix (Nix)", "2.18.1", True),
+        ("nix (Nix)", "3.0pre20260101_abcdef", True),
+        ("nix (Determinate Nix 3.8.4)", "2.30.2", True),
+        ("nix (Lix, like Nix)", "2.93.0", True),
+        ("nix (Nix)", "2.17.9", False),
+        ("nix (Nix)", "2.3.16", False),
+        ("nix (Nix)", "2.9", False),
+        ("some other", "program", False),
+    ],
+)
+def test_version_decides_if_the_installed_nix_is_used(
+    with_nix: Machine, name: str, version: str, used: bool
+) -> None:
+    # The installed Nix says which it is; the unpacked one keeps the machine's version.
+    with_nix.add_program(
+        "nix",
+        f'if [ "$*" = --version ]; then echo "{name} {version}"; exit; fi\necho installed >>"$FAKE/used"',
+    )
+    result = with_nix.run("store", "ping")
+    assert result.returncode == 0, result.stderr
+    assert (with_nix.fake / "used").exists() == used
+    assert bool(with_nix.apt_calls()) == (not used)
+    assert with_nix.cache.exists() == (not used)
+
+
+def test_installed_nix_that_does_not_run_is_not_used(with_nix: Machine) -> None:
+    with_nix.add_program("nix", "exit 127")
+    result = with_nix.run("store", "ping")
+    assert (result.returncode, result.stdout) == (0, "nix ran\n")
+    assert with_nix.apt_calls() == ["update stable", "install stable"]
+
+
+def test_installed_nix_is_ignored_on_request(with_nix: Machine) -> None:
+    with_nix.run("store", "ping", NIXW_NIX="debian")
+    assert with_nix.apt_calls() == ["update stable", "install stable"]
+    assert (with_nix.cache / "nix/usr/bin/nix").is_file()
+
+
+def test_nix_is_fetched_once(machine: Machine) -> None:
+    for _ in range(2):
+        assert machine.run("store", "ping").stdout == "nix ran\n"
+    assert machine.apt_calls() == ["update stable", "install stable"]
+
+
+def test_debian_with_an_old_nix_is_an_error_and_leaves_none(machine: Machine) -> None:
+    for _ in range(2):
+        assert "2.8.0" in error_of(machine.run("store", "ping", FAKE_NIX_VERSION="2.8.0"))
+        assert not (machine.cache / "nix").exists()
+        assert not (machine.cache / "bin/nix").exists()
+
+
+def test_nix_that_does_not_run_is_an_error(machine: Machine) -> None:
+    assert "does not run" in error_of(machine.run("store", "ping", FAKE_NIX_STATUS="1"))
+
+
+# ----------------------------------------------------------------------------------------------- which base
+
+
+@pytest.mark.parametrize("base", ["nonsense", "Debian", "nixpkgs debian"])
+def test_unknown_base_is_an_error(with_nix: Machine, base: str) -> None:
+    message = error_of(with_nix.run("build", NIXW_BASE=base))
+    assert f"'{base}'" in message
+    assert "nixpkgs or debian" in message
+    assert not with_nix.calls()
+
+
+def test_nixpkgs_is_the_base_where_its_locked_input_can_be_had(with_nix: Machine) -> None:
+    assert with_nix.run("build", ".#x", FAKE_PREFETCH_STATUS="0").returncode == 0
+    prefetch, build = with_nix.calls()
+    assert f"github:NixOS/nixpkgs/{REVISION}" in prefetch
+    assert build == ["build", ".#x"]
+    assert not with_nix.cache.exists()
+
+
+def test_debian_is_the_base_where_nixpkgs_cannot_be_had(with_nix: Machine) -> None:
+    result = with_nix.run("build", ".#x")
+    assert "using the Debian base" in result.stderr
+    assert with_nix.apt_calls() == ["update bookworm", "install bookworm"]
+    override = ["--override-input", "nixpkgs", f"path:{base_of(with_nix)}", "--no-write-lock-file"]
+    assert with_nix.calls()[-1] == ["build", *override, ".#x"]
+
+
+@pytest.mark.parametrize("remembered", ["today", "yesterday", "for another revision"])
+def test_a_base_out_of_reach_is_remembered_for_a_day(with_nix: Machine, remembered: str) -> None:
+    with_nix.run("build")
+    note = with_nix.cache / "no-nixpkgs"
+    if remembered == "yesterday":
+        os.utime(note, (time.time() - DAY - 60,) * 2)
+    elif remembered == "for another revision":
+        note.write_text("f" * 40 + "\n")
+    (with_nix.fake / "calls").unlink()
+    with_nix.run("build")
+    asked = any("prefetch" in call for call in with_nix.calls())
+    assert asked == (remembered != "today")
+
+
+def test_the_base_carries_the_identity_of_its_root(with_nix: Machine) -> None:
+    with_nix.run("build", NIXW_BASE="debian")
+    first = base_of(with_nix)
+    packages = (with_nix.cache / "root/packages").read_text()
+    assert packages.startswith("a_base 1.0 all\nb_python 1.0 all\n")
+    assert (first / "packages").read_text() == packages
+    # Other files of nix/debian replace the copy; other packages make another base.
+    (with_nix.folder / "checkout/nix/debian/flake.nix").write_text("{ }\n")
+    with_nix.run("build", NIXW_BASE="debian")
+    assert (base_of(with_nix) / "flake.nix").read_text() == "{ }\n"
+    (with_nix.fake / "debs/bookworm/b_python.deb").rename(with_nix.fake / "debs/bookworm/b_python4.deb")
+    with_nix.run("--refresh")
+    with_nix.run("build", NIXW_BASE="debian")
+    assert base_of(with_nix).name != first.name
+
+
+def test_builds_see_the_unpacked_root_and_never_the_machine(with_nix: Machine) -> None:
+    with_nix.run("build", NIXW_BASE="debian")
+    settings = with_nix.settings()
+    root = with_nix.cache / "root"
+    paths = dict(path.partition("=")[::2] for path in settings["sandbox-paths"].split())
+    assert {name: paths.get(name) for name in ("/usr", "/bin", "/lib", "/lib64")} == {
+        "/usr": f"{root}/usr",
+        "/bin": f"{root}/bin",
+        "/lib": f"{root}/lib",
+        "/lib64": f"{root}/lib64",
+    }
+    assert (settings["sandbox"], settings["sandbox-fallback"]) == ("true", "false")
+    assert settings["substituters"] == ""
+    assert (root / "bin/gcc").is_file()
+    assert (root / "bin/sh").readlink() == Path("bash")
+
+
+# --------------------------------------------------------------------------------------- what reaches nix
+
+
+AWKWARD = ["--", "--json", '{"a": "b c"}', "", "two  spaces", "$HOME", "*", "--override-input", "new\nline"]
+
+
+@pytest.mark.parametrize("base", ["nixpkgs", "debian"])
+def test_arguments_pass_unchanged(with_nix: Machine, base: str) -> None:
+    with_nix.run("run", ".#serve", *AWKWARD, NIXW_BASE=base)
+    words = with_nix.calls()[-1]
+    assert words[0] == "run"
+    assert words[-len(AWKWARD) - 1 :] == [".#serve", *AWKWARD]
+    assert len(words) - len(AWKWARD) - 2 == {"nixpkgs": 0, "debian": 4}[base]
+
+
+@pytest.mark.parametrize(
+    ("command", "flake"),
+    [
+        ("run", True),
+        ("build", True),
+        ("develop", True),
+        ("shell", True),
+        ("eval", True),
+        ("fmt", True),
+        ("path-info", True),
+        ("flake check", True),
+        ("flake show", True),
+        ("flake metadata", True),
+        ("derivation show", True),
+        ("flake update", False),
+        ("flake lock", False),
+        ("flake init", False),
+        ("store gc", False),
+        ("hash file", False),
+        ("help", False),
+        ("--version", False),
+    ],
+)
+def test_only_commands_that_evaluate_the_flake_get_the_base(
+    with_nix: Machine, command: str, flake: bool
+) -> None:
+    result = with_nix.run(*command.split(), "-L", NIXW_BASE="debian")
+    assert result.returncode == 0, result.stderr
+    if command == "--version":
+        return
+    words = with_nix.calls()[-1]
+    count = len(command.split())
+    assert words[:count] == command.split()
+    assert words[-1] == "-L"
+    assert ("--override-input" in words) == flake
+    # Where options go: after the whole command, before what the user gave.
+    assert words[count] == ("--override-input" if flake else "-L")
+
+
+def test_the_exit_status_is_that_of_nix(machine: Machine) -> None:
+    assert machine.run("run", NIXW_BASE="debian", FAKE_RUN_STATUS="7").returncode == 7
+
+
+# ---------------------------------------------------------------------------------------- help and refresh
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
+def test_help_says_what_it_would_do_and_writes_nothing(machine: Machine, arguments: tuple[str, ...]) -> None:
+    before = sorted(machine.folder.rglob("*"))
+    result = machine.run(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert "none yet: the first command fetches Debian's nix-bin" in result.stdout
+    assert str(machine.cache) in result.stdout
+    assert sorted(machine.folder.rglob("*")) == before
+
+
+def test_help_says_what_is_there(machine: Machine) -> None:
+    machine.run("build")
+    before = sorted(machine.cache.rglob("*"))
+    text = machine.run("--help").stdout
+    assert f"2.26.3 from Debian, unpacked in {machine.cache}/nix" in text
+    assert "2 packages of Debian bookworm" in text
+    assert "debian (nixpkgs could not be reached)" in text
+    assert sorted(machine.cache.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("version", "words"), [("2.26.3", "the installed Nix 2.26.3"), ("2.4", "2.4 is older")]
+)
+def test_help_says_which_nix(with_nix: Machine, version: str, words: str) -> None:
+    assert words in with_nix.run("--help", FAKE_NIX_VERSION=version).stdout
+
+
+def test_refresh_fetches_again(machine: Machine) -> None:
+    machine.run("build")
+    assert machine.run("--refresh").returncode == 0
+    assert not (machine.cache / "nix").exists()
+    assert not (machine.cache / "root").exists()
+    assert machine.run("build").returncode == 0
+    once = ["update stable", "install stable", "update bookworm", "install bookworm"]
+    assert machine.apt_calls() == once * 2
+
+
+# ------------------------------------------------------------------------------- what the machine may lack
+
+
+def test_no_home_and_no_cache(with_nix: Machine) -> None:
+    for name in ("HOME", "NIXW_CACHE"):
+        del with_nix.environment[name]
+    assert "NIXW_CACHE" in error_of(with_nix.run("build"))
+
+
+def test_no_home_but_a_cache(machine: Machine) -> None:
+    del machine.environment["HOME"]
+    assert machine.run("build").stdout == "nix ran\n"
+
+
+@pytest.mark.parametrize("xdg", [True, False])
+def test_where_the_cache_is_without_a_word(machine: Machine, xdg: bool) -> None:
+    del machine.environment["NIXW_CACHE"]
+    folder = machine.folder / "xdg" if xdg else machine.home / ".cache"
+    if xdg:
+        machine.environment["XDG_CACHE_HOME"] = str(folder)
+    assert machine.run("build").stdout == "nix ran\n"
+    assert (folder / "gb10/nix/usr/bin/nix").is_file()
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_cache_that_cannot_be_written(machine: Machine, installed: bool) -> None:
+    if installed:
+        machine.add_program("nix", NIX)
+    (machine.folder / "file").write_text("")
+    result = machine.run("build", NIXW_CACHE=f"{machine.folder}/file/cache", NIXW_BASE="debian")
+    assert "cannot write the cache folder" in error_of(result)
+
+
+@pytest.mark.parametrize("name", ["a cache", "a=b"])
+def test_cache_whose_name_nix_settings_cannot_hold(machine: Machine, name: str) -> None:
+    assert name in error_of(machine.run("build", NIXW_CACHE=str(machine.folder / name)))
+    assert not (machine.folder / name).exists()
+
+
+def test_relative_cache(machine: Machine) -> None:
+    assert machine.run("build", NIXW_CACHE="here", NIXW_BASE="debian").returncode == 0
+    assert f"path:{machine.folder}/checkout/here/base-" in " ".join(machine.calls()[-1])
+
+
+def test_no_keyring(machine: Machine) -> None:
+    machine.change("/usr/share/keyrings/", f"{machine.folder}/none/")
+    del machine.environment["NIXW_KEYRING"]
+    assert "debian-archive-keyring" in error_of(machine.run("build"))
+    assert not machine.apt_calls()
+
+
+def test_no_apt(machine: Machine) -> None:
+    (machine.folder / "bin/apt-get").unlink()
+    assert "no apt-get here; install Nix" in error_of(machine.run("build"))
+
+
+def test_no_debian_mirror(machine: Machine) -> None:
+    (machine.fake / "uris").write_text("'http://site.invalid/ubuntu/dists/noble/InRelease' x 0 \n")
+    assert "NIXW_MIRROR" in error_of(machine.run("build"))
+    assert not machine.apt_calls()
+
+
+@pytest.mark.parametrize(
+    ("uri", "mirror"),
+    [
+        ("http://mirror.invalid/debian", "http://mirror.invalid/debian"),
+        ("https://site.invalid/copies/debian/", "https://site.invalid/copies/debian"),
+        ("mirror+file:/etc/apt/mirrors/debian.list", "mirror+file:/etc/apt/mirrors/debian.list"),
+    ],
+)
+def test_the_mirror_is_that_of_the_machines_apt(machine: Machine, uri: str, mirror: str) -> None:
+    (machine.fake / "uris").write_text(
+        "'http://security.invalid/debian-security/dists/x/InRelease' x 0 \n"
+        f"'{uri}/dists/bookworm/InRelease' x 0 \n"
+    )
+    assert machine.run("store", "ping").returncode == 0
+    signed = f"signed-by={machine.folder}/keyring.gpg"
+    assert (machine.fake / "sources.list").read_text() == f"deb [{signed}] {mirror} stable main\n"
+
+
+def test_a_corrected_mirror_is_used_at_once(machine: Machine) -> None:
+    error_of(machine.run("store", "ping", NIXW_MIRROR="http://wrong.invalid/debian", FAKE_APT="unreachable"))
+    assert machine.run("store", "ping", NIXW_MIRROR="http://right.invalid/debian/").returncode == 0
+    assert " http://right.invalid/debian stable main" in (machine.fake / "sources.list").read_text()
+
+
+def test_hooks_of_the_machines_apt_do_not_run(machine: Machine) -> None:
+    machine.run("store", "ping")
+    settings = (machine.fake / "apt.conf").read_text()
+    for hook in ("Pre-Invoke", "Post-Invoke", "Post-Invoke-Success"):
+        assert f"#clear APT::Update::{hook};" in settings
+    assert 'Acquire::AllowInsecureRepositories "0";' in settings
+    assert f'Dir::State "{machine.cache}' in settings
+
+
+def test_a_user_who_may_not_write_nix_gets_a_store_in_the_cache(machine: Machine) -> None:
+    assert machine.run("build", FAKE_MAY_WRITE_NIX="false").returncode == 0
+    assert (machine.fake / "remote").read_text() == f"local?root={machine.cache}/store\n"
+    assert f"{machine.cache}/store, mounted at" in machine.run("--help", FAKE_MAY_WRITE_NIX="false").stdout
+    machine.run("build")
+    assert (machine.fake / "remote").read_text() == "\n"
+
+
+def test_a_user_without_user_namespaces_is_told(machine: Machine) -> None:
+    message = error_of(machine.run("build", FAKE_MAY_WRITE_NIX="false", FAKE_UNSHARE_STATUS="1"))
+    assert "user namespaces" in message
+    assert not machine.calls()
+
+
+@pytest.mark.parametrize(("status", "told"), [("0", False), ("1", True)])
+def test_a_container_that_closes_namespaces_is_told(machine: Machine, status: str, told: bool) -> None:
+    result = machine.run("flake", "show", NIXW_BASE="debian", FAKE_UNSHARE_STATUS=status)
+    assert result.returncode == 0, result.stderr
+    assert ("namespaces are closed here" in result.stderr) == told
+
+
+# -------------------------------------------------------------------------- nothing outside, nothing half
+
+
+def test_nothing_is_written_outside_the_cache(machine: Machine) -> None:
+    before = set(machine.folder.rglob("*"))
+    for words in (["flake", "check"], ["run", ".#serve"], ["store", "ping"], ["--help"]):
+        assert machine.run(*words).returncode == 0
+    assert list(machine.home.iterdir()) == []
+    after = {path for path in machine.folder.rglob("*") if not path.is_relative_to(machine.fake)}
+    assert {path for path in after - before if not path.is_relative_to(machine.cache)} == set()
+    # What Nix itself remembers.
+    homes = (machine.fake / "homes").read_text().splitlines()
+    assert all(home.startswith(f"{machine.cache}/") for home in homes)
+    assert machine.half_made == []
+
+
+def test_the_settings_of_an_installed_nix_stay(with_nix: Machine) -> None:
+    with_nix.run("build")
+    assert (with_nix.fake / "homes").read_text() == "\n\n\n"
+    assert (with_nix.fake / "remote").read_text() == "\n"
+
+
+@pytest.mark.parametrize("failure", ["unreachable", "half"])
+def test_failed_download_leaves_nothing_and_is_one_clear_line(machine: Machine, failure: str) -> None:
+    result = machine.run("build", FAKE_APT=failure)
+    message = error_of(result)
+    assert "could not fetch Debian packages (stable)" in message
+    assert f"{machine.cache}/apt/stable.log" in message
+    assert "E: " in result.stderr, "apt's own reason"
+    assert not (machine.cache / "nix").exists()
+    assert machine.half_made == []
+    assert machine.run("build").stdout == "nix ran\n"
+
+
+def test_broken_package_leaves_nothing(machine: Machine) -> None:
+    message = error_of(machine.run("build", FAKE_DPKG="broken"))
+    assert "could not unpack b_nix.deb" in message
+    assert not (machine.cache / "nix").exists()
+    assert machine.half_made == []
+    assert machine.run("build").stdout == "nix ran\n"
+
+
+@pytest.mark.parametrize("during", ["FAKE_APT", "FAKE_DPKG"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_killed_while_fetching_or_unpacking(machine: Machine, during: str, how: signal.Signals) -> None:
+    with machine.start("build", **{during: "slow"}) as process:
+        machine.wait_until_busy()
+        os.killpg(process.pid, how)
+        process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert not (machine.cache / "nix").exists()
+    assert not (machine.cache / "bin").exists()
+    assert bool(machine.half_made) == (how == signal.SIGKILL)
+    assert machine.run("build").stdout == "nix ran\n"
+    assert (machine.cache / "nix/usr/bin/nix").is_file()
+    assert machine.half_made == []
+
+
+def test_killed_while_the_root_is_unpacked_with_an_installed_nix(with_nix: Machine) -> None:
+    with with_nix.start("build", FAKE_DPKG="slow") as process:
+        with_nix.wait_until_busy()
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not (with_nix.cache / "root").exists()
+    assert len(with_nix.half_made) == 1
+    assert with_nix.run("build").stdout == "nix ran\n"
+    assert with_nix.half_made == []
+
+
+@pytest.mark.parametrize("during", ["FAKE_APT", "FAKE_DPKG"])
+def test_the_next_run_waits_for_what_a_killed_one_left_running(machine: Machine, during: str) -> None:
+    with machine.start("build", **{during: "slow", "FAKE_SECONDS": "2"}) as process:
+        machine.wait_until_busy()
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(timeout=30)
+        begin = time.monotonic()
+        assert machine.run("build").stdout == "nix ran\n"
+        assert time.monotonic() - begin > 1
+    assert (machine.cache / "nix/usr/bin/nix").is_file()
+
+
+def test_two_at_once_fetch_once(machine: Machine) -> None:
+    with machine.start("build", FAKE_APT="slow", FAKE_SECONDS="1") as first:
+        machine.wait_until_busy()
+        second = machine.run("build")
+        out, _ = first.communicate(timeout=60)
+    assert (out, second.stdout) == ("nix ran\n", "nix ran\n")
+    assert machine.apt_calls().count("install stable") == 1
+
+
+# --------------------------------------------------------------------------------- wheels that lie here
+
+
+def test_a_locked_wheel_of_a_local_folder_goes_into_the_store(with_nix: Machine) -> None:
+    wheels = with_nix.folder / "wheels"
+    (wheels / "torch-2.whl").write_text("a wheel")
+    (wheels / "unknown-1.whl").write_text("of nobody")
+    with_nix.run("build", NIXW_BASE="debian", PIP_FIND_LINKS=str(wheels))
+    added = [call[-1] for call in with_nix.calls() if "add" in call]
+    assert added == [f"{wheels}/torch-2.whl"]
+    assert f" {wheels}" in with_nix.settings()["sandbox-paths"]
+    with_nix.run("build", NIXW_BASE="debian", PIP_FIND_LINKS=str(wheels))
+    assert [call[-1] for call in with_nix.calls() if "add" in call] == added, "added once"
+
+
+def test_a_wheel_with_another_content_stays_out(with_nix: Machine) -> None:
+    wheels = with_nix.folder / "wheels"
+    (wheels / "torch-2.whl").write_text("a changed wheel")
+    with_nix.run("build", NIXW_BASE="debian", PIP_FIND_LINKS=str(wheels))
+    assert not [call for call in with_nix.calls() if "add" in call]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "[global]\nfind-links = WHEELS\n",
+        "[global]\nfind-links=file://WHEELS\n",
+        "[global]\nextra-index-url = file://WHEELS/simple https://index.invalid/simple\n",
+        "[install]\nfind-links =\n    https://index.invalid/\n    WHEELS\n",
+    ],
+)
+def test_folders_of_the_users_pip_settings_are_visible_to_builds(with_nix: Machine, settings: str) -> None:
+    wheels = with_nix.folder / "wheels"
+    (with_nix.home / ".config/pip").mkdir(parents=True)
+    (with_nix.home / ".config/pip/pip.conf").write_text(settings.replace("WHEELS", str(wheels)))
+    with_nix.run("build", NIXW_BASE="debian")
+    paths = with_nix.settings()["sandbox-paths"].split()
+    assert str(wheels) in paths
+    assert f"/etc/pip.conf={with_nix.home}/.config/pip/pip.conf" in paths

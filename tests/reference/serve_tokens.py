@@ -1,0 +1,62 @@
+"""Run vLLM on token ids and print what it gave, as JSON. A program of its own: a process has one NVFP4 mode.
+
+Reads a job from standard input:
+{"engine": {...arguments of vllm.LLM}, "prompts": [[id, ...], ...], "max_tokens": N}.
+Writes to the file named by its one argument:
+{"prompts": [{"tokens": [...], "logprobs": [...], "prompt_logprobs": [...], "prompt_top": [...]}, ...]}.
+`prompt_logprobs` has one number per prompt token but the first; `prompt_top` the token vLLM finds likeliest.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+# In-process: no engine process to start and to wait for.
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+# As `gb10 serve` does for eager engines: no C++ compiler is needed.
+os.environ["TORCH_COMPILE_DISABLE"] = "1"
+
+
+def main() -> None:
+    from gb10.vllm_plugin import register
+
+    # With gb10 installed vLLM has done this already through the entry point. Twice is harmless.
+    register()
+    from vllm import LLM, SamplingParams
+
+    job = json.load(sys.stdin)
+    engine = LLM(**job["engine"])
+    sampling = SamplingParams(
+        temperature=0,
+        max_tokens=job["max_tokens"],
+        ignore_eos=True,
+        logprobs=1,
+        prompt_logprobs=1,
+        detokenize=False,
+    )
+    prompts = [{"prompt_token_ids": tokens} for tokens in job["prompts"]]
+    outputs = engine.generate(prompts, sampling, use_tqdm=False)
+    answer = {"prompts": [_prompt(output) for output in outputs]}
+    Path(sys.argv[1]).write_text(json.dumps(answer), encoding="utf-8")
+
+
+def _prompt(output: Any) -> dict[str, list[Any]]:
+    completion = output.outputs[0]
+    tokens = list(completion.token_ids)
+    after_first = list(zip(output.prompt_token_ids[1:], output.prompt_logprobs[1:], strict=True))
+    return {
+        "tokens": tokens,
+        "logprobs": [step[token].logprob for token, step in zip(tokens, completion.logprobs, strict=True)],
+        "prompt_logprobs": [step[token].logprob for token, step in after_first],
+        "prompt_top": [_top(step) for _, step in after_first],
+    }
+
+
+def _top(step: dict[int, Any]) -> int:
+    return max(step, key=lambda token: step[token].logprob)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""FlashInfer 0.7.0.post1: prebuilt modules are loaded without a compiler, and 12.x is never built generic.
+
+No patch is needed for either; these tests say so for the version that is pinned. They load FlashInfer's build
+code alone, without its kernels' front ends and what those import.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+
+def _skip_reason() -> str | None:
+    for name in ("flashinfer", "tvm_ffi"):
+        if importlib.util.find_spec(name) is None:
+            return f"{name} is not installed"
+    return None
+
+
+REASON = _skip_reason()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+
+SOURCE = Path(__file__).with_name("probe.c")
+
+
+@pytest.fixture
+def flashinfer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[SimpleNamespace]:
+    """Import FlashInfer's build code as on a machine with CUDA 13.0 libraries, no nvcc and no GPU."""
+    monkeypatch.setenv("FLASHINFER_WORKSPACE_BASE", str(tmp_path))
+    for name in ("FLASHINFER_CUDA_ARCH_LIST", "FLASHINFER_DISABLE_JIT", "CUDA_HOME", "CUDA_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    saved = {key: value for key, value in sys.modules.items() if key.partition(".")[0] == "flashinfer"}
+    for key in saved:
+        del sys.modules[key]
+    spec = importlib.util.find_spec("flashinfer")
+    assert spec is not None and spec.submodule_search_locations
+    root = Path(next(iter(spec.submodule_search_locations)))
+    for key, folder in {"flashinfer": root, "flashinfer.jit": root / "jit"}.items():
+        package = ModuleType(key)
+        package.__path__ = [str(folder)]
+        monkeypatch.setitem(sys.modules, key, package)
+    cpp_ext = importlib.import_module("flashinfer.jit.cpp_ext")
+    cpp_ext.get_cuda_version.cache_clear()
+    monkeypatch.setattr(cpp_ext, "get_cuda_path", no_toolkit)
+    yield SimpleNamespace(
+        root=root,
+        cpp_ext=cpp_ext,
+        context=importlib.import_module("flashinfer.compilation_context"),
+        env=importlib.import_module("flashinfer.jit.env"),
+        core=importlib.import_module("flashinfer.jit.core"),
+    )
+    for key in [key for key in sys.modules if key.partition(".")[0] == "flashinfer"]:
+        del sys.modules[key]
+    sys.modules.update(saved)
+
+
+def no_toolkit() -> str:
+    raise RuntimeError("there is no CUDA toolkit on this machine")
+
+
+def no_build(*_args: object, **_kwargs: object) -> None:
+    raise AssertionError("a build was started")
+
+
+def detected_flags(flashinfer: SimpleNamespace) -> list[str]:
+    flags: list[str] = flashinfer.context.CompilationContext().get_nvcc_flags_list()
+    return [flag for flag in flags if "compute_" in flag]
+
+
+@pytest.mark.parametrize(
+    ("capability", "target"), [((12, 0), "120f"), ((12, 1), "121a"), ((9, 0), "90a"), ((8, 0), "80")]
+)
+def test_detection_never_yields_a_generic_12x_target(
+    flashinfer: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    target: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    assert detected_flags(flashinfer) == [f"-gencode=arch=compute_{target},code=sm_{target}"]
+
+
+@pytest.mark.parametrize(
+    ("given", "targets"),
+    [
+        ("12.1", ["121a"]),
+        ("12.0", ["120f"]),
+        ("12.0f", ["120f"]),
+        ("12.1a", ["121a"]),
+        ("9.0 12.1", ["90a", "121a"]),
+    ],
+)
+def test_a_list_from_the_user_never_yields_a_generic_12x_target(
+    flashinfer: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, given: str, targets: list[str]
+) -> None:
+    monkeypatch.setenv("FLASHINFER_CUDA_ARCH_LIST", given)
+    expected = [f"-gencode=arch=compute_{target},code=sm_{target}" for target in targets]
+    assert detected_flags(flashinfer) == expected
+
+
+def test_no_fixed_flag_names_a_generic_12x_target(flashinfer: SimpleNamespace) -> None:
+    fixed: list[str] = [
+        flag
+        for name, flags in vars(flashinfer.core).items()
+        if name.endswith("_nvcc_flags") and isinstance(flags, list)
+        for flag in flags
+        if "compute_12" in flag
+    ]
+    assert fixed
+    assert not [flag for flag in fixed if flag.endswith(("sm_120", "sm_121"))]
+
+
+def test_older_cuda_is_refused_for_12x(flashinfer: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    flashinfer.cpp_ext.get_cuda_version.cache_clear()
+    monkeypatch.setenv("FLASHINFER_CUDA_ARCH_LIST", "12.1")
+    with pytest.raises(RuntimeError, match=r"CUDA >= 12\.9"):
+        flashinfer.context.CompilationContext()
+
+
+def make_spec(flashinfer: SimpleNamespace, name: str) -> Any:
+    return flashinfer.core.JitSpecNvcc(
+        name=name,
+        sources=[Path("missing.cu")],
+        extra_cflags=None,
+        extra_cuda_cflags=None,
+        extra_ldflags=None,
+        extra_include_dirs=None,
+    )
+
+
+def build_module(folder: Path, name: str) -> Path:
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler to make a module with")
+    include = importlib.import_module("tvm_ffi.libinfo")
+    headers = {include.find_include_path(), include.find_dlpack_include_path()}
+    library = folder / name / f"{name}.so"
+    library.parent.mkdir()
+    options = [f"-I{header}" for header in headers]
+    subprocess.run([compiler, "-shared", "-fPIC", *options, "-o", library, SOURCE], check=True)
+    return library
+
+
+def test_a_prebuilt_module_is_loaded_instead_of_compiled(
+    flashinfer: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert flashinfer.root / "data" / "aot" == flashinfer.env.FLASHINFER_AOT_DIR
+    library = build_module(tmp_path, "gb10_answer")
+    monkeypatch.setattr(flashinfer.env, "FLASHINFER_AOT_DIR", tmp_path)
+    monkeypatch.setattr(flashinfer.core, "run_ninja", no_build)
+    monkeypatch.setenv("FLASHINFER_DISABLE_JIT", "1")
+    spec = make_spec(flashinfer, "gb10_answer")
+    assert spec.get_library_path() == library
+    assert spec.build_and_load().answer(2) == 42
+
+
+def test_without_it_no_compiler_is_started(
+    flashinfer: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(flashinfer.env, "FLASHINFER_AOT_DIR", tmp_path)
+    monkeypatch.setattr(flashinfer.core, "run_ninja", no_build)
+    monkeypatch.setenv("FLASHINFER_DISABLE_JIT", "1")
+    with pytest.raises(flashinfer.core.MissingJITCacheError, match="FLASHINFER_DISABLE_JIT"):
+        make_spec(flashinfer, "gb10_answer").build_and_load()
+
+
+def test_the_overlay_puts_modules_where_flashinfer_looks(
+    flashinfer: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = flashinfer.env.FLASHINFER_AOT_DIR / "gb10_probe" / "gb10_probe.so"
+    if not library.exists():
+        pytest.skip("this FlashInfer was not built by the overlay with the probe module")
+    monkeypatch.setattr(flashinfer.core, "run_ninja", no_build)
+    assert make_spec(flashinfer, "gb10_probe").build_and_load().answer(2) == 42

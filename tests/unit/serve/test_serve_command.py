@@ -1,0 +1,251 @@
+"""What `gb10 serve` would run: defaults, refusals, no duplicates."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from gb10 import memory
+from gb10.device import Gpu
+from gb10.errors import UserError
+from gb10.serve import checkpoint, command, options
+
+GIB = memory.GIB
+GB10 = Gpu("NVIDIA GB10", (12, 1), 120 * GIB, unified=True)
+H200 = Gpu("NVIDIA H200", (9, 0), 141 * GIB, unified=False)
+Make = Callable[..., Path]
+Plan = Callable[..., command.Plan]
+NVFP4 = {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}, "num_experts": 512}
+
+
+@pytest.fixture
+def plan(make_checkpoint: Make, clean_environment: pytest.MonkeyPatch) -> Plan:
+    """A function from arguments to a plan, for a small checkpoint on a machine with 64 GiB free."""
+    clean_environment.setattr(memory, "available", lambda: memory.Available(64 * GIB, "MemAvailable"))
+
+    def build(
+        argv: Sequence[str] = (), gpus: Sequence[Gpu] = (), flashinfer: bool = True, **made: object
+    ) -> command.Plan:
+        folder = make_checkpoint(**made)
+        asked = options.parse([str(folder), *argv], {})
+        return command.build(asked, checkpoint.locate(str(folder)), gpus, flashinfer=flashinfer)
+
+    return build
+
+
+def value(found: command.Plan, option: str) -> str:
+    assert found.arguments.count(option) == 1, found.arguments
+    return found.arguments[found.arguments.index(option) + 1]
+
+
+def names(found: command.Plan) -> list[str]:
+    return [name for token in found.arguments if (name := options.option_name(token)) is not None]
+
+
+def test_cpu_defaults(plan: Plan) -> None:
+    found = plan()
+    assert found.command[:3] == [sys.executable, "-m", "gb10.serve.engine"]
+    assert value(found, "--host") == "127.0.0.1"
+    assert value(found, "--port") == "8000"
+    assert value(found, "--dtype") == "bfloat16"
+    assert value(found, "--max-model-len") == "2048"
+    assert value(found, "--served-model-name") == "model"
+    assert int(value(found, "--kv-cache-memory-bytes")) == memory.KV_CACHE_FLOOR
+    assert "--enforce-eager" in found.arguments
+    assert found.environment["VLLM_NO_USAGE_STATS"] == "1"
+    assert found.environment["HF_HUB_OFFLINE"] == "1"
+    assert found.environment["VLLM_WORKER_MULTIPROC_METHOD"] == "fork"
+
+
+@pytest.mark.parametrize(
+    ("argv", "disabled"), [([], "1"), (["--enforce-eager"], "1"), (["--no-enforce-eager"], None)]
+)
+def test_eager_mode_compiles_nothing(plan: Plan, argv: list[str], disabled: str | None) -> None:
+    assert plan(argv).environment.get("TORCH_COMPILE_DISABLE") == disabled
+
+
+@pytest.mark.parametrize(
+    ("argv", "absent", "present"),
+    [
+        (["--dtype", "float32"], None, ["--dtype", "float32"]),
+        (["--no-enforce-eager"], "--enforce-eager", ["--no-enforce-eager"]),
+        (["-O3"], "--enforce-eager", ["-O3"]),
+        (["-cc.mode=none"], "--enforce-eager", ["-cc.mode=none"]),
+        (["--kv_cache_memory_bytes=64M"], None, ["--kv-cache-memory-bytes=64M"]),
+        (["--served-model-name", "a", "b"], None, ["--served-model-name", "a", "b"]),
+        (["--max-num-seqs", "3"], None, ["--max-num-seqs", "3"]),
+    ],
+)
+def test_user_arguments_replace_defaults(
+    plan: Plan, argv: list[str], absent: str | None, present: list[str]
+) -> None:
+    found = plan(argv)
+    assert len(names(found)) == len(set(names(found))), found.arguments
+    assert absent not in found.arguments
+    start = found.arguments.index(present[0])
+    assert found.arguments[start : start + len(present)] == present
+
+
+def test_context_is_bounded_on_cpu_and_said(plan: Plan) -> None:
+    found = plan(config={"max_position_embeddings": 262144})
+    assert value(found, "--max-model-len") == "4096"
+    assert any("262144" in note for note in found.notes)
+    assert value(plan(["--max-model-len", "512"], name="other"), "--max-model-len") == "512"
+
+
+MTP = ["--speculative-config", '{"method":"mtp","num_speculative_tokens":2}']
+
+
+@pytest.mark.parametrize("config", [MTP, ["-sc", MTP[1]], ["--speculative-config.method", "qwen3_next_mtp"]])
+def test_mtp_on_cpu_turns_prefix_caching_off_and_says_so(plan: Plan, config: list[str]) -> None:
+    found = plan(config)
+    assert found.arguments.count("--no-enable-prefix-caching") == 1
+    assert any("prefix caching is off" in note for note in found.notes)
+
+
+def test_mtp_on_cpu_with_prefix_caching_is_refused(plan: Plan) -> None:
+    with pytest.raises(
+        UserError, match=r"MTP with prefix caching on the CPU .* leave out --enable-prefix-caching"
+    ):
+        plan([*MTP, "--enable-prefix-caching"])
+
+
+def test_mtp_where_the_user_turned_it_off_already(plan: Plan) -> None:
+    assert plan([*MTP, "--no-enable-prefix-caching"]).arguments.count("--no-enable-prefix-caching") == 1
+
+
+def test_no_mtp_leaves_prefix_caching_alone(plan: Plan) -> None:
+    found = plan(["--speculative-config", '{"method":"ngram","num_speculative_tokens":2}'])
+    assert "--no-enable-prefix-caching" not in found.arguments
+    assert "--no-enable-prefix-caching" not in plan(MTP, [GB10], name="gpu").arguments
+
+
+@pytest.mark.parametrize("text", ["{method:mtp}", "[1]", "'{\"method\":1}'"])
+def test_malformed_speculative_config(plan: Plan, text: str) -> None:
+    with pytest.raises(UserError, match="--speculative-config is not"):
+        plan(["--speculative-config", text])
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "spark.local"])
+def test_open_address_needs_a_key(plan: Plan, host: str) -> None:
+    with pytest.raises(UserError, match=f"listening on {host} without an API key .* add --api-key KEY"):
+        plan(["--host", host])
+
+
+def test_key_goes_through_the_environment(plan: Plan) -> None:
+    found = plan(["--host", "0.0.0.0", "--api-key", "secret"])
+    assert found.environment["VLLM_API_KEY"] == "secret"
+    assert "secret" not in found.arguments
+    assert plan(["--api-key", "a", "b"], name="two").arguments[-3:] == ["--api-key", "a", "b"]
+
+
+def test_unix_socket_is_refused(plan: Plan) -> None:
+    with pytest.raises(UserError, match="--uds is not supported"):
+        plan(["--uds", "/tmp/s"])
+
+
+BIG = {"w.weight": ("U8", (1024, 1024)), "w.weight_scale": ("F8_E4M3", (1024, 128))}
+
+
+def test_memory_is_refused_before_vllm(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = memory.OVERHEAD + 64 * memory.MIB + 2 * memory.MIB
+    monkeypatch.setattr(memory, "available", lambda: memory.Available(free, "/sys/fs/cgroup/memory.max"))
+    with pytest.raises(
+        UserError, match=r"not enough memory: .*weights 4 MiB.*memory\.max.*GB10_CPU_NVFP4_MODE=packed"
+    ):
+        plan(tensors=BIG)
+    monkeypatch.setenv("GB10_CPU_NVFP4_MODE", "packed")
+    assert any(
+        note.startswith("memory  needs 2.1 GiB of 2.1 GiB: ")
+        for note in plan(name="packed", tensors=BIG).notes
+    )
+
+
+def test_memory_of_unified_gpu_is_that_of_the_machine(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = plan([], [GB10])
+    assert value(found, "--gpu-memory-utilization") == "0.8"
+    assert any("unified memory" in note for note in found.notes)
+    monkeypatch.setattr(memory, "available", lambda: memory.Available(GIB, "MemAvailable"))
+    with pytest.raises(UserError, match=r"1\.0 GiB is free \(MemAvailable\)"):
+        plan([], [GB10], name="second")
+
+
+def test_gpu_defaults(plan: Plan) -> None:
+    found = plan([], [H200])
+    assert not {"--dtype", "--enforce-eager", "--max-model-len", "--gpu-memory-utilization"} & set(
+        found.arguments
+    )
+    assert "VLLM_WORKER_MULTIPROC_METHOD" not in found.environment
+    assert value(plan(["--gpu-memory-util", "0.5"], [GB10], name="m"), "--gpu-memory-utilization") == "0.5"
+
+
+def test_discrete_gpu_that_is_too_small(plan: Plan) -> None:
+    small = Gpu("small", (9, 0), GIB, unified=False)
+    with pytest.raises(UserError, match=r"not enough memory: .*92% of small.*--tensor-parallel-size"):
+        plan([], [small], tensors=BIG)
+
+
+def test_more_ranks_than_gpus(plan: Plan) -> None:
+    with pytest.raises(UserError, match="--tensor-parallel-size 2 needs 2 GPUs and 1 can be seen"):
+        plan(["-tp", "2"], [H200])
+
+
+def test_several_ranks_on_cpu_keep_vllms_own_start(plan: Plan) -> None:
+    assert "VLLM_WORKER_MULTIPROC_METHOD" not in plan(["-tp", "2"]).environment
+
+
+def test_user_start_method_is_kept(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    found = plan()
+    assert "VLLM_WORKER_MULTIPROC_METHOD" not in found.environment
+    assert "LD_PRELOAD" not in found.environment
+
+
+def test_routes_become_arguments(plan: Plan) -> None:
+    found = plan(["--route", "nvfp4_moe=marlin"], [GB10], config=NVFP4)
+    assert value(found, "--moe-backend") == "marlin"
+    assert [row.backend for row in found.rows if row.operation == "nvfp4_moe"] == ["marlin"]
+
+
+def test_route_and_flag_for_the_same_thing(plan: Plan) -> None:
+    with pytest.raises(UserError, match="--moe-backend and --route both choose a backend"):
+        plan(["--route", "nvfp4_moe=marlin", "--moe-backend", "cutlass"], [GB10])
+
+
+def test_b12x_with_512_experts_is_refused_by_flag_too(plan: Plan) -> None:
+    with pytest.raises(UserError, match="reads out of bounds with 512 experts"):
+        plan(["--moe-backend", "flashinfer_b12x"], [GB10], config=NVFP4)
+
+
+def test_cpu_mode_by_route(plan: Plan) -> None:
+    found = plan(["--route", "nvfp4_linear=packed"], config=NVFP4)
+    assert found.environment["GB10_CPU_NVFP4_MODE"] == "packed"
+    assert {row.backend for row in found.rows if row.operation.startswith("nvfp4")} == {"gb10 packed"}
+
+
+GDN = {"linear_num_value_heads": 2, **NVFP4}
+
+
+def test_gdn_falls_back_to_triton_without_flashinfer(plan: Plan) -> None:
+    assert value(plan([], [GB10], flashinfer=False, config=GDN), "--gdn-prefill-backend") == "triton"
+    assert "--gdn-prefill-backend" not in plan([], [GB10], config=GDN, name="with").arguments
+    given = plan(["--gdn-prefill-backend", "flashinfer"], [GB10], flashinfer=False, config=GDN, name="given")
+    assert value(given, "--gdn-prefill-backend") == "flashinfer"
+
+
+def test_table_shows_what_the_model_has(plan: Plan) -> None:
+    plain = {row.operation for row in plan().rows}
+    assert not {"nvfp4_linear", "nvfp4_moe", "gdn_prefill", "fp8_linear"} & plain
+    rows = {row.operation for row in plan(config=GDN, name="gdn").rows}
+    assert {"nvfp4_linear", "nvfp4_moe", "gdn_prefill", "activation_quant"} <= rows
+
+
+def test_fp8_kv_cache_is_seen(plan: Plan) -> None:
+    assert plan(["--kv-cache-dtype", "fp8"]).target.fp8_kv_cache
+    assert plan(["--route", "kv_cache=fp8"], [GB10], name="route").target.fp8_kv_cache
+
+
+@pytest.mark.parametrize("text", ["lots", "", "5Q"])
+def test_malformed_cache_size(plan: Plan, text: str) -> None:
+    with pytest.raises(UserError, match=r"--kv-cache-memory-bytes .* is not a number of bytes"):
+        plan([f"--kv-cache-memory-bytes={text}"])

@@ -1,0 +1,98 @@
+"""Dead, unknown and harmful variables."""
+
+import re
+from pathlib import Path
+
+import pytest
+from gb10.errors import UserError
+from gb10.serve import environment
+from gb10.serve.environment import DEAD, check
+
+
+@pytest.mark.parametrize("name", sorted(DEAD))
+def test_each_dead_variable_is_refused_with_its_replacement(name: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"{name} does nothing any more; {DEAD[name]}")):
+        check({name: "1"})
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"VLLM_USE_FLASHINFER_MOE_INT8": "1"}, "use --moe-backend"),
+        ({"NVCC_PREPEND_FLAGS": "-arch=sm_121a -DX=1"}, "NVCC_PREPEND_FLAGS has -arch"),
+        ({"NVCC_APPEND_FLAGS": "-O3 --gpu-architecture sm_121"}, "NVCC_APPEND_FLAGS has -arch"),
+        ({"GB10_DEMO_MODLE": "x"}, "did you mean GB10_DEMO_MODEL"),
+        ({"GB10_CPU_NVFP4_MODE": "fast"}, "GB10_CPU_NVFP4_MODE=fast is not one of dequant, packed, emulate"),
+        ({"GB10_PROFILE": "tpu"}, "GB10_PROFILE=tpu is not one of cpu, cuda"),
+    ],
+)
+def test_bad_variables_are_refused(variables: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check(variables)
+
+
+def test_all_troubles_are_in_one_line() -> None:
+    with pytest.raises(UserError) as caught:
+        check({"VLLM_USE_V1": "1", "GB10_X": "1", "ENABLE_TCGEN05_HARDWARE": "1"})
+    text = str(caught.value)
+    assert "\n" not in text
+    assert all(name in text for name in ("VLLM_USE_V1", "GB10_X", "ENABLE_TCGEN05_HARDWARE"))
+
+
+def test_good_variables_pass() -> None:
+    check(
+        {
+            "VLLM_EXTRA_ARGS": "--x",
+            "GB10_CPU_NVFP4_MODE": "packed",
+            "GB10_PROFILE": "cpu",
+            "NVCC_PREPEND_FLAGS": "-O3",
+            "PATH": "/bin",
+            "VLLM_SERVICE_HOST": "10.0.0.1",
+            "VLLM_PORT_8000_TCP_ADDR": "10.0.0.1",
+            "VLLM_SPARK_SERVICE_PORT_HTTP": "80",
+        }
+    )
+
+
+@pytest.fixture
+def known() -> frozenset[str]:
+    names = environment.vllm_variables()
+    if not names:
+        pytest.skip("vLLM is not installed")
+    return names
+
+
+def test_the_dead_are_really_dead(known: frozenset[str]) -> None:
+    assert known.isdisjoint(DEAD)
+
+
+def test_nothing_in_vllm_reads_a_dead_variable(known: frozenset[str]) -> None:
+    folder = environment.package_folder("vllm")
+    assert folder is not None
+    text = "\n".join(path.read_text(errors="replace") for path in folder.rglob("*.py"))
+    assert [name for name in DEAD if re.search(rf"\b{name}\b", text)] == []
+
+
+def test_every_variable_that_vllm_reads_is_known(known: frozenset[str]) -> None:
+    folder = environment.package_folder("vllm")
+    assert folder is not None
+    pattern = re.compile(r"""(?:environ(?:\.get)?|getenv)\s*[(\[]\s*["'](VLLM_[A-Z0-9_]+)["']""")
+    read = {
+        name for path in folder.rglob("*.py") for name in pattern.findall(path.read_text(errors="replace"))
+    }
+    assert read <= known
+
+
+def test_unknown_vllm_variable_names_the_nearest(known: frozenset[str]) -> None:
+    with pytest.raises(
+        UserError, match=r"VLLM_LOGING_LEVEL is not a variable of vLLM; did you mean VLLM_LOGGING_LEVEL\?"
+    ):
+        check({"VLLM_LOGING_LEVEL": "INFO"})
+    with pytest.raises(UserError, match="VLLM_QQQQQQQQ is not a variable of vLLM; unset it"):
+        check({"VLLM_QQQQQQQQ": "1"})
+    check(dict.fromkeys(known, "1"))
+
+
+def test_log_folder_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert environment.log_folder() == tmp_path / "gb10" / "serve"

@@ -1,0 +1,214 @@
+"""Flags, variables, and the arguments that are passed on to vLLM."""
+
+import json
+
+import pytest
+from gb10.errors import UserError
+from gb10.serve.options import VllmArguments, is_loopback, option_name, parse, token_count
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "field", "value"),
+    [
+        ("MODEL", "/m", "model", "/m"),
+        ("HOST", "::1", "host", "::1"),
+        ("PORT", "9000", "port", 9000),
+        ("GPU_MEMORY_UTIL", "0.75", "gpu_memory_utilization", 0.75),
+        ("MAX_MODEL_LEN", "131072", "max_model_len", 131072),
+        ("MAX_MODEL_LEN", "32k", "max_model_len", 32000),
+        ("MAX_MODEL_LEN", "32K", "max_model_len", 32768),
+        ("MAX_MODEL_LEN", "auto", "max_model_len", "auto"),
+        ("MAX_NUM_SEQS", "128", "max_num_seqs", 128),
+        ("TENSOR_PARALLEL_SIZE", "2", "tensor_parallel_size", 2),
+        ("VLLM_API_KEY", "k", "api_keys", ("k",)),
+    ],
+)
+def test_every_variable_of_the_seed_works(variable: str, text: str, field: str, value: object) -> None:
+    assert getattr(parse([], {variable: text}), field) == value
+
+
+@pytest.mark.parametrize(
+    ("flags", "field", "value"),
+    [
+        (["--model", "/m"], "model", "/m"),
+        (["/m"], "model", "/m"),
+        (["--host", "localhost"], "host", "localhost"),
+        (["--port=1"], "port", 1),
+        (["--gpu-memory-utilization", "1"], "gpu_memory_utilization", 1.0),
+        (["--gpu-memory-util", "0.5"], "gpu_memory_utilization", 0.5),
+        (["--gpu_memory_utilization=0.5"], "gpu_memory_utilization", 0.5),
+        (["--max-model-len", "2k"], "max_model_len", 2000),
+        (["--max_num_seqs", "4"], "max_num_seqs", 4),
+        (["-tp", "2"], "tensor_parallel_size", 2),
+        (["--api-key", "a", "b"], "api_keys", ("a", "b")),
+    ],
+)
+def test_every_variable_has_a_flag_that_wins(flags: list[str], field: str, value: object) -> None:
+    others = {
+        "MODEL": "/other",
+        "HOST": "127.0.0.9",
+        "PORT": "7",
+        "GPU_MEMORY_UTIL": "0.1",
+        "MAX_MODEL_LEN": "7",
+        "MAX_NUM_SEQS": "7",
+        "TENSOR_PARALLEL_SIZE": "7",
+        "VLLM_API_KEY": "other",
+    }
+    assert getattr(parse(flags, others), field) == value
+
+
+def test_defaults() -> None:
+    found = parse([], {})
+    assert (found.host, found.port, found.model, found.api_keys) == ("127.0.0.1", 8000, None, ())
+    assert found.passed_on.tokens() == []
+
+
+def test_empty_variables_are_unset() -> None:
+    assert parse([], {"PORT": "", "MODEL": "", "MAX_MODEL_LEN": ""}).port == 8000
+
+
+SPECULATIVE = '{"method":"mtp","num_speculative_tokens":2}'
+
+
+def test_json_in_extra_args_survives() -> None:
+    found = parse(
+        [], {"VLLM_EXTRA_ARGS": f"--speculative-config '{SPECULATIVE}' --no-enable-chunked-prefill"}
+    )
+    assert found.passed_on.tokens() == ["--speculative-config", SPECULATIVE, "--no-enable-chunked-prefill"]
+    assert json.loads(found.passed_on.value("--speculative-config") or "")["num_speculative_tokens"] == 2
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1))
+def test_any_quoted_text_in_extra_args_survives(text: str) -> None:
+    import shlex
+
+    value = "v" + text
+    found = parse([], {"VLLM_EXTRA_ARGS": f"--chat-template {shlex.quote(value)}"})
+    assert found.passed_on.tokens() == ["--chat-template", value]
+
+
+def test_order_of_strength() -> None:
+    environment = {"PORT": "1", "VLLM_EXTRA_ARGS": "--port 2 --dtype half --seed 1"}
+    assert parse([], environment).port == 2
+    found = parse(["--port", "3", "--dtype", "bfloat16"], environment)
+    assert found.port == 3
+    assert found.passed_on.tokens() == ["--seed", "1", "--dtype", "bfloat16"]
+    assert parse(["--vllm-args=--port 4"], environment).port == 4
+
+
+def test_unknown_arguments_are_passed_on_in_order() -> None:
+    found = parse(["/m", "--enforce-eager", "--port", "1", "--kv-cache-dtype", "fp8", "-cc.mode=none"], {})
+    assert found.passed_on.tokens() == ["--enforce-eager", "--kv-cache-dtype", "fp8", "-cc.mode=none"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "environment", "message"),
+    [
+        (["--port", "http"], {}, r"--port 'http' is not a port \(1 to 65535\)"),
+        (["--port", "0"], {}, "is not a port"),
+        (["--port", "65536"], {}, "is not a port"),
+        ([], {"PORT": "80a"}, "PORT '80a' is not a port"),
+        ([], {"GPU_MEMORY_UTIL": "75"}, "GPU_MEMORY_UTIL '75' is not a fraction above 0, at most 1"),
+        ([], {"GPU_MEMORY_UTIL": "nan"}, "is not a fraction"),
+        ([], {"MAX_MODEL_LEN": "long"}, "MAX_MODEL_LEN 'long' is not a number of tokens"),
+        ([], {"MAX_NUM_SEQS": "-1"}, "MAX_NUM_SEQS '-1' is not a whole number above 0"),
+        ([], {"TENSOR_PARALLEL_SIZE": "1.5"}, "TENSOR_PARALLEL_SIZE '1.5' is not a whole number"),
+        ([], {"VLLM_EXTRA_ARGS": "--port x"}, r"--port \(in VLLM_EXTRA_ARGS\) 'x' is not a port"),
+        (
+            [],
+            {"VLLM_EXTRA_ARGS": "--a 'b"},
+            "VLLM_EXTRA_ARGS cannot be split as a shell would: no closing quotation",
+        ),
+        (["--port"], {}, "expected one argument"),
+        (["/m", "--model", "/n"], {}, "two models given"),
+        (["/m", "stray"], {}, "unexpected argument 'stray'; MODEL comes first"),
+    ],
+)
+def test_malformed_input_is_one_clear_line(
+    argv: list[str], environment: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        parse(argv, environment)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("token", "name"),
+    [
+        ("--max_model_len=8", "--max-model-len"),
+        ("--no-enable-prefix-caching", "--enable-prefix-caching"),
+        ("--no_enable_prefix_caching", "--enable-prefix-caching"),
+        ("-cc.mode=none", "--compilation-config"),
+        ("--speculative-config.method", "--speculative-config"),
+        ("-O3", "--optimization-level"),
+        ("-q", "--quantization"),
+        ("-1", None),
+        ("8", None),
+        ('{"a": 1}', None),
+    ],
+)
+def test_option_name(token: str, name: str | None) -> None:
+    assert option_name(token) == name
+
+
+def test_vllm_arguments_answer_questions() -> None:
+    found = VllmArguments.parse(
+        ["--a=1", "--b", "2", "3", "--no-c", "--d.e", "4", "--f", "false", "--b", "5"]
+    )
+    assert found.value("--a") == "1"
+    assert found.value("--b") == "5"
+    assert found.value("--d") is None
+    assert found.dotted("--d", "e") == "4"
+    assert found.switch("--c") is False
+    assert found.switch("--f") is False
+    assert found.switch("--a") is True
+    assert found.switch("--z") is None
+    assert found.has("--z", "--d")
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("localhost", True),
+        ("::1", True),
+        ("127.9.9.9", True),
+        ("0.0.0.0", False),
+        ("spark", False),
+    ],
+)
+def test_is_loopback(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(
+    ("argv", "url"),
+    [
+        ([], "http://127.0.0.1:8000"),
+        (["--host", "0.0.0.0"], "http://127.0.0.1:8000"),
+        (["--host", "::"], "http://[::1]:8000"),
+        (["--host", "::1", "--port", "9"], "http://[::1]:9"),
+        (["--ssl-certfile", "c"], "https://127.0.0.1:8000"),
+    ],
+)
+def test_base_url(argv: list[str], url: str) -> None:
+    assert parse(argv, {}).base_url == url
+
+
+@given(st.integers(1, 10**6))
+def test_token_count_scales(number: int) -> None:
+    assert token_count(f"{number}k") == number * 1000
+    assert token_count(f"{number}K") == number * 1024
+
+
+def test_help_prints_every_variable(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--help"], {})
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for name in ("MODEL", "PORT", "GPU_MEMORY_UTIL", "MAX_MODEL_LEN", "MAX_NUM_SEQS", "TENSOR_PARALLEL_SIZE"):
+        assert name in text
+    assert "VLLM_EXTRA_ARGS" in text
+    assert "VLLM_API_KEY" in text

@@ -1,0 +1,232 @@
+"""Running a server process: readiness, its death, signals, and that nothing is left behind."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from gb10.errors import ServerFailed, UserError
+from gb10.serve.progress import Progress
+from gb10.serve.supervise import Server, check_port, family
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+def test_check_port_free_and_in_use() -> None:
+    port = free_port()
+    check_port("127.0.0.1", port)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        with pytest.raises(
+            UserError, match=rf"port {port} on 127\.0\.0\.1 is in use; choose another with --port N"
+        ):
+            check_port("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.77", "no.such.host.invalid"])
+def test_check_port_of_a_foreign_address(host: str) -> None:
+    with pytest.raises(UserError, match=f"cannot listen on {host}"):
+        check_port(host, 9)
+
+
+API = """
+    import http.server, json, os, subprocess, sys, time
+    mode, port = sys.argv[1], int(sys.argv[2])
+    print("Starting to load model x", flush=True)
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def answer(self, code, body):
+            data = json.dumps(body).encode()
+            self.send_response(code)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+        def do_GET(self):
+            if mode == "key" and self.headers.get("Authorization") != "Bearer k" and self.path != "/health":
+                return self.answer(401, {})
+            self.answer(200, {"data": [{"id": "m"}]})
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            if mode == "die":
+                print("ValueError: engine is gone", flush=True)
+                os._exit(3)
+            self.answer(500 if mode == "broken" else 200, {})
+        def log_message(self, *a): pass
+    http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def start(clean_environment: pytest.MonkeyPatch) -> Iterator[Start]:
+    """A function that runs Python text as a server; it is stopped at the end of the test."""
+    servers: list[Server] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+
+    def run(text: str, *arguments: str) -> Server:
+        server = Server([sys.executable, "-c", textwrap.dedent(text), *arguments], {})
+        servers.append(server)
+        return server
+
+    yield run
+    for server in servers:
+        server.stop()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_its_temporary_files_go_with_it(start: Start) -> None:
+    server = start(
+        """
+        import pathlib, tempfile, time
+        left = pathlib.Path(tempfile.gettempdir(), "left-behind")
+        left.touch()
+        print(left, flush=True)
+        time.sleep(60)
+        """
+    )
+    while not (lines := list(server.new_lines())):
+        time.sleep(0.05)
+    left = Path(lines[0].strip())
+    assert left.exists()
+    server.stop()
+    assert not left.parent.exists()
+
+
+@pytest.mark.parametrize(("mode", "key"), [("plain", None), ("key", "k")])
+def test_ready_when_it_answers(start: Start, mode: str, key: str | None) -> None:
+    port = free_port()
+    server = start(API, mode, str(port))
+    assert server.wait_ready(f"http://127.0.0.1:{port}", key, Progress()) == "m"
+
+
+def test_death_at_the_first_token_is_a_failure(start: Start) -> None:
+    port = free_port()
+    server = start(API, "die", str(port))
+    with pytest.raises(
+        ServerFailed,
+        match=r"ended while loading \(exit status 3\): ValueError: engine is gone \[full log: .*\.log\]",
+    ):
+        server.wait_ready(f"http://127.0.0.1:{port}", None, Progress())
+
+
+def test_error_at_the_first_token_is_a_failure(start: Start) -> None:
+    port = free_port()
+    server = start(API, "broken", str(port))
+    with pytest.raises(ServerFailed, match="is up and does not answer: HTTP 500"):
+        server.wait_ready(f"http://127.0.0.1:{port}", None, Progress())
+
+
+def test_death_while_loading_names_the_error_and_the_log(start: Start) -> None:
+    server = start("import sys; print('x'); sys.exit('KeyError: no such model')")
+    with pytest.raises(ServerFailed) as caught:
+        server.wait_ready("http://127.0.0.1:9", None, Progress())
+    text = str(caught.value)
+    assert "\n" not in text
+    assert text.startswith("vLLM ended while loading (exit status 1): KeyError: no such model [full log: ")
+    assert Path(text.rpartition("full log: ")[2].rstrip("]")).read_text() == "x\nKeyError: no such model\n"
+    assert caught.value.exit_code == 1
+
+
+def test_killed_by_the_kernel_is_said(start: Start) -> None:
+    server = start("import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(ServerFailed, match=r"killed by signal 9, perhaps out of memory"):
+        server.wait_ready("http://127.0.0.1:9", None, Progress())
+
+
+SLEEP = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+ORPHAN = f"""
+import subprocess, sys
+grand = subprocess.Popen([sys.executable, "-c", {SLEEP!r}])
+print("orphan", grand.pid, flush=True)
+"""
+STUBBORN = f"""
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", {SLEEP!r}])
+subprocess.run([sys.executable, "-c", {ORPHAN!r}])
+print("self", os.getpid(), "child", child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def pids_of(server: Server, count: int) -> list[int]:
+    deadline = time.monotonic() + 20
+    found: list[int] = []
+    while len(found) < count and time.monotonic() < deadline:
+        found += [int(word) for line in server.new_lines() for word in line.split() if word.isdigit()]
+        time.sleep(0.05)
+    return found
+
+
+def test_stop_leaves_nothing_even_of_the_stubborn(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gb10.serve.supervise.TERM_GRACE", 0.5)
+    server = start(STUBBORN)
+    pids = pids_of(server, 3)
+    assert len(pids) == 3
+    assert all(alive(pid) for pid in pids)
+    assert set(pids) <= set(family(server._process.pid))
+    began = time.monotonic()
+    server.stop()
+    assert time.monotonic() - began < 5
+    assert not [pid for pid in pids if alive(pid)]
+
+
+def test_a_child_that_outlives_the_server_is_ended(start: Start) -> None:
+    server = start("""
+        import subprocess, sys
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        print("child", child.pid, flush=True)
+    """)
+    (pid,) = pids_of(server, 1)
+    server._process.wait(10)
+    assert alive(pid)
+    server.stop()
+    assert not alive(pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signal_asks_for_the_end(start: Start, number: signal.Signals) -> None:
+    server = start("import time; time.sleep(600)")
+    server.handle_signals()
+    os.kill(os.getpid(), number)
+    assert server.wait_ready("http://127.0.0.1:9", None, Progress()) is None
+    server.wait()
+    assert server.stopping == number
+
+
+def test_only_the_newest_logs_are_kept(start: Start, tmp_path: Path) -> None:
+    folder = tmp_path / "state" / "gb10" / "serve"
+    folder.mkdir(parents=True)
+    for number in range(30):
+        (folder / f"2000{number:04}-000000-1.log").write_text("")
+    server = start("pass")
+    assert len(list(folder.glob("*.log"))) == 20
+    assert server.log_path.exists()
+
+
+def test_engine_ends_when_its_parent_is_gone() -> None:
+    """The entry module asks the kernel for SIGTERM at its parent's death; a wrong parent ends it at once."""
+    text = "from gb10.serve.engine import _die_with; import os; _die_with(os.getppid() + 1); print('alive')"
+    done = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "")
