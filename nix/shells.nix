@@ -2,20 +2,20 @@
 { pkgs }:
 
 let
-  hook = ''
-    # The checkout's package, not the one in the store.
-    if [ -d python/src/gb10 ]; then export PYTHONPATH="$PWD/python/src''${PYTHONPATH:+:$PYTHONPATH}"; fi
-    export GB10_DEMO_MODEL=${pkgs.gb10.demo-model}
-  '';
-in
-rec {
   cpu = pkgs.mkShell {
     name = "gb10-shell";
     packages = [
       pkgs.gb10.test-env
       pkgs.util-linux
     ];
-    shellHook = hook;
+    shellHook = ''
+      # The checkout's package, not the one in the store.
+      if [ -d python/src/gb10 ]; then export PYTHONPATH="$PWD/python/src''${PYTHONPATH:+:$PYTHONPATH}"; fi
+      export GB10_DEMO_MODEL=${pkgs.gb10.demo-model}
+    '';
   };
+in
+{
+  inherit cpu;
   default = cpu;
 }
