@@ -96,28 +96,11 @@ def test_context_is_bounded_on_cpu_and_said(plan: Plan) -> None:
 MTP = ["--speculative-config", '{"method":"mtp","num_speculative_tokens":2}']
 
 
-@pytest.mark.parametrize("config", [MTP, ["-sc", MTP[1]], ["--speculative-config.method", "qwen3_next_mtp"]])
-def test_mtp_on_cpu_turns_prefix_caching_off_and_says_so(plan: Plan, config: list[str]) -> None:
-    found = plan(config)
-    assert found.arguments.count("--no-enable-prefix-caching") == 1
-    assert any("prefix caching is off" in note for note in found.notes)
-
-
-def test_mtp_on_cpu_with_prefix_caching_is_refused(plan: Plan) -> None:
-    with pytest.raises(
-        UserError, match=r"MTP with prefix caching on the CPU .* leave out --enable-prefix-caching"
-    ):
-        plan([*MTP, "--enable-prefix-caching"])
-
-
-def test_mtp_where_the_user_turned_it_off_already(plan: Plan) -> None:
-    assert plan([*MTP, "--no-enable-prefix-caching"]).arguments.count("--no-enable-prefix-caching") == 1
-
-
-def test_no_mtp_leaves_prefix_caching_alone(plan: Plan) -> None:
-    found = plan(["--speculative-config", '{"method":"ngram","num_speculative_tokens":2}'])
-    assert "--no-enable-prefix-caching" not in found.arguments
-    assert "--no-enable-prefix-caching" not in plan(MTP, [GB10], name="gpu").arguments
+@pytest.mark.parametrize("config", [MTP, ["-sc", MTP[1]], ["--speculative-config.method", "mtp"]])
+def test_mtp_leaves_prefix_caching_alone(plan: Plan, config: list[str]) -> None:
+    """patches/vllm/0004 makes both work together on the CPU."""
+    assert not any("prefix-caching" in argument for argument in plan(config).arguments)
+    assert "--enable-prefix-caching" in plan([*config, "--enable-prefix-caching"], name="both").arguments
 
 
 @pytest.mark.parametrize("text", ["{method:mtp}", "[1]", "'{\"method\":1}'"])

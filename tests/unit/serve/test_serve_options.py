@@ -160,7 +160,6 @@ def test_vllm_arguments_answer_questions() -> None:
     assert found.value("--a") == "1"
     assert found.value("--b") == "5"
     assert found.value("--d") is None
-    assert found.dotted("--d", "e") == "4"
     assert found.switch("--c") is False
     assert found.switch("--f") is False
     assert found.switch("--a") is True

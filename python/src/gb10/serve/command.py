@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from gb10 import memory, routing
 from gb10.device import Gpu
@@ -24,11 +23,6 @@ CPU_SEQUENCES = 32
 UNIFIED_MEMORY_SHARE = 0.80
 """Default for --gpu-memory-utilization where GPU and CPU share memory. vLLM's 0.92 leaves a GB10 host
 too little: it wedges instead of killing a process (vllm #56824, open-gpu-kernel-modules #1358)."""
-
-_MTP_WITH_CACHE = (
-    "MTP with prefix caching on the CPU stops vLLM 0.32.0 at the first request "
-    "(precopy_mamba_align_fused_kernel needs Triton); leave out --enable-prefix-caching"
-)
 
 
 @dataclass
@@ -49,16 +43,10 @@ class Plan:
         return [sys.executable, "-m", "gb10.serve.engine", *self.arguments]
 
 
-def speculative_method(options: Options) -> str | None:
-    """``method`` of --speculative-config, lower case; "" if it does not say; None without the option.
-
-    Raises UserError when the option's JSON is malformed.
-    """
+def check_speculative_config(options: Options) -> None:
+    """Raise UserError when the JSON of --speculative-config is malformed."""
     name = "--speculative-config"
-    if not options.passed_on.has(name):
-        return None
     text = options.passed_on.value(name)
-    config: Any = {}
     if text is not None:
         try:
             config = json.loads(text)
@@ -69,8 +57,6 @@ def speculative_method(options: Options) -> str | None:
             ) from None
         if not isinstance(config, dict):
             raise UserError(f"{name} is not a JSON object: {text}")
-    method = options.passed_on.dotted(name, "method") or config.get("method") or ""
-    return str(method).lower()
 
 
 def _check_listening(options: Options) -> None:
@@ -147,7 +133,7 @@ def _cpu_defaults(options: Options, plan: Plan, free: memory.Available) -> None:
         plan.arguments += ["--dtype", "bfloat16"]
     if not given.has("--enforce-eager", "--compilation-config", "--optimization-level"):
         plan.arguments.append("--enforce-eager")
-    if "--enforce-eager" in (*plan.arguments, *given.tokens()):
+    if "--enforce-eager" in plan.arguments or given.switch("--enforce-eager"):
         # vLLM compiles a few helpers even so (logprobs, for one), on the first request that needs them;
         # on a machine without a C++ compiler that request would kill the engine.
         plan.environment["TORCH_COMPILE_DISABLE"] = os.environ.get("TORCH_COMPILE_DISABLE", "1")
@@ -161,14 +147,7 @@ def _cpu_defaults(options: Options, plan: Plan, free: memory.Available) -> None:
     plan.arguments += ["--max-model-len", str(length)]
     tokens = length if isinstance(length, int) else checkpoint.max_tokens or CPU_CONTEXT_LIMIT
 
-    method = speculative_method(options)
-    if method is not None and ("mtp" in method or (not method and checkpoint.has_gdn)):
-        asked = given.switch("--enable-prefix-caching")
-        if asked:
-            raise UserError(_MTP_WITH_CACHE)
-        if asked is None:
-            plan.arguments.append("--no-enable-prefix-caching")
-            plan.notes.append("MTP     prefix caching is off: on the CPU vLLM 0.32.0 stops with both")
+    check_speculative_config(options)
     if not given.has("--kv-cache-memory-bytes") and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
         element = 1 if plan.target.fp8_kv_cache else 2
         shape = memory.cache_shape(checkpoint.config, element)
@@ -296,7 +275,7 @@ def build(
     _served_name(options, plan, demo)
     if gpus:
         _gpu_defaults(options, plan, gpus)
-        speculative_method(options)
+        check_speculative_config(options)
     else:
         _cpu_defaults(options, plan, free)
         _cpu_environment(plan, ranks)

@@ -262,15 +262,6 @@ class VllmArguments:
                 found = option.split("=", 1)[1] if "=" in option else (values[0] if values else None)
         return found
 
-    def dotted(self, name: str, key: str) -> str | None:
-        """The value of ``--name.key VALUE``, None if it is absent."""
-        found = None
-        for option, *values in self.groups:
-            spelled, separator, value = option.partition("=")
-            if option_name(option) == name and spelled.partition(".")[2] == key:
-                found = value if separator else (values[0] if values else None)
-        return found
-
     def switch(self, name: str) -> bool | None:
         """True for ``--name``, False for ``--no-name`` or ``--name=false``, None if absent."""
         found = None
