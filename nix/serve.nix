@@ -7,7 +7,7 @@
 let
   inherit (pkgs.gb10) cpu-env cuda-env demo-model;
 
-  cuda = pkgs.writeShellApplication {
+  serve-cuda = pkgs.writeShellApplication {
     name = "serve-cuda";
     # Triton compiles its launchers with a C compiler.
     runtimeInputs = [
@@ -26,7 +26,7 @@ let
   };
 in
 {
-  inherit cuda;
+  inherit serve-cuda;
 
   serve = pkgs.writeShellApplication {
     name = "serve";
@@ -45,7 +45,7 @@ in
         }
         echo "GPU found: the CUDA half is fetched and built once (about 4 GB); GB10_PROFILE=cpu serves on the CPU instead" >&2
         cuda=$("$nix" --extra-experimental-features 'nix-command flakes' build --no-link --print-out-paths \
-          '${builtins.unsafeDiscardOutputDependency cuda.drvPath}^out')
+          '${builtins.unsafeDiscardOutputDependency serve-cuda.drvPath}^out')
         exec "$cuda/bin/serve-cuda" "$@"
       fi
       export GB10_DEMO_MODEL=''${GB10_DEMO_MODEL-${demo-model}}

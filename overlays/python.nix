@@ -37,8 +37,7 @@ in
 
     package = import ../nix/package.nix { pkgs = final; };
     demo-model = import ../nix/demo-model.nix { pkgs = final; };
-    inherit (import ../nix/serve.nix { pkgs = final; }) serve;
-    serve-cuda = (import ../nix/serve.nix { pkgs = final; }).cuda;
+    inherit (import ../nix/serve.nix { pkgs = final; }) serve serve-cuda;
     lock = import ../nix/lock.nix { pkgs = final; };
     formatter = import ../nix/formatter.nix { pkgs = final; };
 

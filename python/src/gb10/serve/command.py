@@ -147,7 +147,6 @@ def _cpu_defaults(options: Options, plan: Plan, free: memory.Available) -> None:
     plan.arguments += ["--max-model-len", str(length)]
     tokens = length if isinstance(length, int) else checkpoint.max_tokens or CPU_CONTEXT_LIMIT
 
-    check_speculative_config(options)
     if not given.has("--kv-cache-memory-bytes") and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
         element = 1 if plan.target.fp8_kv_cache else 2
         shape = memory.cache_shape(checkpoint.config, element)
@@ -273,9 +272,9 @@ def build(
         raise UserError(f"--tensor-parallel-size {ranks} needs {ranks} GPUs and {len(gpus)} can be seen")
     free = memory.available()
     _served_name(options, plan, demo)
+    check_speculative_config(options)
     if gpus:
         _gpu_defaults(options, plan, gpus)
-        check_speculative_config(options)
     else:
         _cpu_defaults(options, plan, free)
         _cpu_environment(plan, ranks)
