@@ -9,8 +9,12 @@
     cuda-toolkit
     test-env
     demo-model
+    kernels
+    kernels-software
     serve
     serve-cuda
+    vllm-fp4
+    vllm-fp4-software
     ;
   default = pkgs.gb10.serve;
 }

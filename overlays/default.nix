@@ -7,6 +7,7 @@ let
     cccl = import ./cccl.nix;
     flashinfer = import ./flashinfer.nix;
     vllm = import ./vllm.nix;
+    kernels = import ./kernels.nix;
   };
 in
 overlays
@@ -16,5 +17,6 @@ overlays
     overlays.cccl
     overlays.flashinfer
     overlays.vllm
+    overlays.kernels
   ];
 }

@@ -8,9 +8,14 @@ let
     cuda-toolkit
     cutlass
     demo-model
+    kernels
+    kernels-software
     python
     serve
     test-env
+    vllm-fp4
+    vllm-fp4-gemm
+    vllm-fp4-software
     wheels
     ;
 
@@ -29,7 +34,7 @@ let
         builtins.elem top names && baseNameOf path != "__pycache__";
     };
 
-  wholeSource = sourceOf [
+  testedFolders = [
     "flake.nix"
     "flake.lock"
     "nixw"
@@ -39,6 +44,14 @@ let
     "python"
     "tests"
   ];
+  testedSource = sourceOf testedFolders;
+  wholeSource = sourceOf (
+    testedFolders
+    ++ [
+      "bench"
+      "kernels"
+    ]
+  );
 
   check =
     name: attrs: command:
@@ -63,8 +76,11 @@ let
 
   pytest =
     name: folders: attrs:
+    pytestIn testedSource name folders attrs;
+  pytestIn =
+    source: name: folders: attrs:
     check name attrs ''
-      cp -r ${wholeSource} source
+      cp -r ${source} source
       chmod -R u+w source
       cd source
       mkdir -p "$out"
@@ -91,7 +107,24 @@ let
   '';
 in
 {
-  unit = pytest "unit" "tests/unit tests/nix --ignore=tests/unit/patches" { };
+  unit =
+    pytest "unit"
+      "tests/unit tests/nix --ignore=tests/unit/patches --ignore=tests/unit/kernels --ignore=tests/unit/bench"
+      { };
+
+  # The kernels without a GPU: host builds of their headers, their machine code, what the operators refuse. tests/gpu skips
+  # here and says why.
+  kernels = pytestIn wholeSource "kernels" "tests/unit/kernels tests/unit/bench tests/gpu" {
+    GB10_CUDA_TOOLKIT = cuda-toolkit;
+    GB10_KERNELS = kernels;
+    GB10_KERNELS_SOFTWARE = kernels-software;
+    GB10_VLLM_FP4 = "${vllm-fp4}/lib";
+    GB10_VLLM_FP4_OBJECTS = pkgs.runCommand "gb10-vllm-fp4-objects" { } ''
+      mkdir -p "$out/hardware" "$out/software"
+      ln -s ${vllm-fp4}/objects/* ${vllm-fp4-gemm}/objects/* "$out/hardware/"
+      ln -s ${vllm-fp4-software}/objects/* "$out/software/"
+    '';
+  };
 
   # The patches' tests need what the CPU environment leaves out: Triton's interpreter, FlashInfer's build code, nvcc.
   patches = pytest "patches" "tests/unit/patches" {
@@ -124,8 +157,8 @@ in
 
   ruff = lint "ruff" ''
     export RUFF_NO_CACHE=true
-    ruff check --config python/pyproject.toml python/src tests nix
-    ruff format --check --config python/pyproject.toml python/src tests nix
+    ruff check --config python/pyproject.toml python/src tests nix bench
+    ruff format --check --config python/pyproject.toml python/src tests nix bench
   '';
 
   mypy = lint "mypy" ''

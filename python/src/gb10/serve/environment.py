@@ -18,12 +18,15 @@ from gb10.routing import CPU_MODE_VARIABLE, CPU_MODES
 OURS = frozenset(
     {
         "GB10_DEMO_MODEL",
+        "GB10_KERNELS",
         "GB10_PROFILE",
         CPU_MODE_VARIABLE,
         "GB10_SERVE_COMMAND",
+        "GB10_VLLM_FP4",
     }
 )
-"""GB10_* variables with a meaning. GB10_SERVE_COMMAND is read by the end-to-end tests."""
+"""GB10_* variables with a meaning. GB10_SERVE_COMMAND is read by the end-to-end tests, GB10_KERNELS and GB10_VLLM_FP4 by
+gb10.kernels."""
 
 PROFILES = ("cpu", "cuda")
 EXTRA_ARGS = "VLLM_EXTRA_ARGS"

@@ -1,0 +1,318 @@
+// The core of W4A16: a warp multiplies 16 rows of an NVFP4 weight with up to 8 tokens.
+//
+//   c[row, token] += sum over k of  e2m1(w[row, k]) * block_scale[row, k / 16] * x[token, k] / 128
+//
+// Weight in its native layout: packed uint8 [N, K / 2], the even k in the low nibble; block scales float8_e4m3fn, finite and
+// not negative. The caller multiplies by 128 * global_scale at the end. e2m1 * block_scale has at most 6 significant bits:
+// the product below is exact in bf16 and in f16, so the only roundings are those of the FP32 accumulation.
+//
+// A warp takes tiles of 16 rows x 256 k. With g = lane / 4 and t = lane % 4 a thread owns rows g and g + 8 and the 64
+// consecutive k that begin at 64 t: two 16-byte loads and one 4-byte scale load a row, in linear and in swizzled scales alike.
+// Within each word of 8 codes the matrix instruction sees k in the order of operands8(); x lies in shared memory in that order.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include "arch.cuh"
+#include "mma.cuh"
+
+namespace gb10::w4a16 {
+
+inline constexpr int kTileRows = 16;
+inline constexpr int kTileK = 256;
+inline constexpr int kThreadK = 64;  // consecutive k of one thread in a tile: four block scales
+inline constexpr float kUnscale = 128.0f;
+
+// Two 16-bit numbers in a word, a at the bottom.
+__device__ __forceinline__ std::uint32_t twice(std::uint16_t bits) { return bits * 0x00010001u; }
+
+template <typename T>
+__device__ __forceinline__ std::uint32_t mul2(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t out;
+  if constexpr (sizeof(T) == 2 && __is_same(T, __nv_bfloat16)) {
+    __nv_bfloat162 const product =
+        __hmul2(*reinterpret_cast<__nv_bfloat162 const*>(&a), *reinterpret_cast<__nv_bfloat162 const*>(&b));
+    out = *reinterpret_cast<std::uint32_t const*>(&product);
+  } else {
+    __half2 const product = __hmul2(*reinterpret_cast<__half2 const*>(&a), *reinterpret_cast<__half2 const*>(&b));
+    out = *reinterpret_cast<std::uint32_t const*>(&product);
+  }
+  return out;
+}
+
+// Eight codes to four operand words: word p holds codes p and p + 4, each 2^-126 (bf16) or 2^-14 (f16) of the value.
+template <typename T>
+__device__ __forceinline__ void decode8(std::uint32_t q, std::uint32_t (&out)[4]);
+
+template <>
+__device__ __forceinline__ void decode8<__nv_bfloat16>(std::uint32_t q, std::uint32_t (&out)[4]) {
+  // bf16: sign in bit 15, the three magnitude bits in 8..6.
+  std::uint32_t const sign = 0x80008000u, magnitude = 0x01C001C0u;
+  out[0] = ((q << 12) & sign) | ((q << 6) & magnitude);
+  out[1] = ((q << 8) & sign) | ((q << 2) & magnitude);
+  out[2] = ((q << 4) & sign) | ((q >> 2) & magnitude);
+  out[3] = (q & sign) | ((q >> 6) & magnitude);
+}
+
+template <>
+__device__ __forceinline__ void decode8<__half>(std::uint32_t q, std::uint32_t (&out)[4]) {
+  // f16: sign in bit 15, the magnitude in 11..9, all in the upper byte: four codes a step, then one byte permute a pair.
+  std::uint32_t const sign = 0x80808080u, magnitude = 0x0E0E0E0Eu;
+  std::uint32_t const even = ((q << 4) & sign) | ((q << 1) & magnitude);
+  std::uint32_t const odd = (q & sign) | ((q >> 3) & magnitude);
+  out[0] = __byte_perm(even, 0, 0x2404);
+  out[1] = __byte_perm(odd, 0, 0x2404);
+  out[2] = even & 0xFF00FF00u;
+  out[3] = odd & 0xFF00FF00u;
+}
+
+// The same as multiply() wants it. Targets with the instruction decode two neighbours at a time into f16, to their plain value:
+// word p holds codes 2p and 2p + 1.
+template <typename T>
+inline constexpr bool kNaturalOrder = GB10_HW_E2M1 && __is_same(T, __half);
+
+template <typename T>
+__device__ __forceinline__ void operands8(std::uint32_t q, std::uint32_t (&out)[4]) {
+#if GB10_HW_E2M1
+  if constexpr (kNaturalOrder<T>) {
+    asm("{\n"
+        ".reg .b8 b0, b1, b2, b3;\n"
+        "mov.b32 {b0, b1, b2, b3}, %4;\n"
+        "cvt.rn.f16x2.e2m1x2 %0, b0;\n"
+        "cvt.rn.f16x2.e2m1x2 %1, b1;\n"
+        "cvt.rn.f16x2.e2m1x2 %2, b2;\n"
+        "cvt.rn.f16x2.e2m1x2 %3, b3;\n"
+        "}"
+        : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+        : "r"(q));
+    return;
+  }
+#endif
+  decode8<T>(q, out);
+}
+
+// Block scales 2 i and 2 i + 1 of a word of four, in the two halves. Their product with a decoded code is 2^-7 of the weight.
+template <typename T>
+__device__ __forceinline__ std::uint32_t scale_pair(std::uint32_t scales, int i, bool natural = false) {
+  std::uint32_t const both = __byte_perm(scales, 0, i == 0 ? 0x4140 : 0x4342);
+  if constexpr (__is_same(T, __nv_bfloat16)) {
+    // As bf16 bits the byte is 2^-120 of the scale, subnormals too; two exact multiplications.
+    return mul2<T>(mul2<T>(both << 4, twice(0x7B80)), twice(0x7B00));
+  } else {
+    // As f16 bits it is 2^-8 of the scale.
+    return mul2<T>(both << 7, twice(natural ? 0x4000 : 0x7800));
+  }
+}
+
+// The lower or the upper half twice. (The multiplication that follows takes it as an operand modifier.)
+template <typename T>
+__device__ __forceinline__ std::uint32_t spread(std::uint32_t pair, int half) {
+  if constexpr (__is_same(T, __nv_bfloat16)) {
+    __nv_bfloat162 const v = *reinterpret_cast<__nv_bfloat162 const*>(&pair);
+    __nv_bfloat162 const out = half == 0 ? __low2bfloat162(v) : __high2bfloat162(v);
+    return *reinterpret_cast<std::uint32_t const*>(&out);
+  } else {
+    __half2 const v = *reinterpret_cast<__half2 const*>(&pair);
+    __half2 const out = half == 0 ? __low2half2(v) : __high2half2(v);
+    return *reinterpret_cast<std::uint32_t const*>(&out);
+  }
+}
+
+// Block scale number `index` (0..3) of a word of four, in both halves, for codes of decode8().
+template <typename T>
+__device__ __forceinline__ std::uint32_t scale2(std::uint32_t scales, int index) {
+  return spread<T>(scale_pair<T>(scales, index / 2), index % 2);
+}
+
+__device__ __forceinline__ uint4 load_weights(void const* address) {
+  uint4 v;
+  asm("ld.global.nc.L1::evict_first.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "l"(address));
+  return v;
+}
+
+__device__ __forceinline__ std::uint32_t load_scales(void const* address) {
+  std::uint32_t v;
+  asm("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(address));
+  return v;
+}
+
+// Offset in bytes of the four scales of (row, scale columns column .. column + 3), column a multiple of 4.
+template <bool kSwizzled>
+__device__ __forceinline__ std::size_t scale_offset(int row, int column, int scale_columns) {
+  if constexpr (kSwizzled) {
+    int const tiles = (scale_columns + 3) / 4;
+    std::size_t const tile = static_cast<std::size_t>(row / 128) * tiles + column / 4;
+    return tile * 512 + (row % 32) * 16 + (row % 128) / 32 * 4;
+  } else {
+    return static_cast<std::size_t>(row) * scale_columns + column;
+  }
+}
+
+// What a thread holds of one tile: 64 codes and 4 scales of each of two rows.
+struct Tile {
+  uint4 codes[2][2];
+  std::uint32_t scales[2];
+};
+
+// row_codes[i], row_scales[i]: this thread's first code byte and scale word of row g (i = 0) and g + 8 (i = 1).
+__device__ __forceinline__ void load(Tile& tile, std::uint8_t const* const (&row_codes)[2],
+                                     std::uint8_t const* const (&row_scales)[2]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    tile.codes[i][0] = load_weights(row_codes[i]);
+    tile.codes[i][1] = load_weights(row_codes[i] + 16);
+    tile.scales[i] = load_scales(row_scales[i]);
+  }
+}
+
+// A tile by way of shared memory, so that a warp has many in flight without registers for them. Each warp owns a ring of places
+// of kTileBytes: 16 rows of 128 bytes of codes (the 16-byte pieces of odd rows exchanged in pairs, so that 8 threads that read
+// together meet different banks), then 16 rows of 16 bytes of scales.
+inline constexpr int kTileBytes = kTileRows * (kTileK / 2 + kTileK / 16);
+
+__device__ __forceinline__ void copy_16(std::uint32_t to, void const* from) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+__device__ __forceinline__ void copy_4(std::uint32_t to, void const* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
+}
+__device__ __forceinline__ void end_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kNewer>
+__device__ __forceinline__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kNewer) : "memory");
+}
+
+// What a lane copies: the 16-byte piece `lane % 8` of rows lane / 8 + 4 i, and the scale word t of rows g + 8 i.
+__device__ __forceinline__ std::uint32_t code_target(int lane) {
+  int const row = lane / 8;
+  return row * 128 + (lane % 8 ^ row % 2) * 16;
+}
+__device__ __forceinline__ std::uint32_t scale_target(int lane) { return kTileRows * 128 + lane * 4; }
+
+// The tile at `place` (complete, and seen by the warp) into registers.
+__device__ __forceinline__ void read(Tile& tile, std::byte const* place, int lane) {
+  int const g = lane / 4, t = lane % 4;
+  int const first = g * 128 + (2 * t ^ g % 2) * 16;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    tile.codes[i][0] = *reinterpret_cast<uint4 const*>(place + i * 1024 + first);
+    tile.codes[i][1] = *reinterpret_cast<uint4 const*>(place + i * 1024 + (first ^ 16));
+    tile.scales[i] = *reinterpret_cast<std::uint32_t const*>(place + scale_target(lane) + i * 128);
+  }
+}
+
+// Activations in shared memory: a token's k in chunks of 64 with 8 numbers of padding, so that the four t of a quad read
+// different banks. A token's stride leaves two tokens half a bank row apart.
+__device__ __host__ __forceinline__ constexpr int chunk_stride() { return kThreadK + 8; }
+__device__ __host__ __forceinline__ constexpr int token_stride(int k) {
+  int const plain = (k + kThreadK - 1) / kThreadK * chunk_stride();
+  return plain + (96 - plain % 64) % 64;  // 32 numbers past a multiple of 64: 64 bytes past a multiple of 128
+}
+
+// Eight consecutive activations as they come from memory, put into the order of operands8<T>().
+template <typename T>
+__device__ __forceinline__ uint4 in_k_order(uint4 v) {
+  if constexpr (kNaturalOrder<T>) return v;
+  return {__byte_perm(v.x, v.z, 0x5410), __byte_perm(v.x, v.z, 0x7632), __byte_perm(v.y, v.w, 0x5410),
+          __byte_perm(v.y, v.w, 0x7632)};
+}
+
+// Activations are multiplied in f16, whose decode is the cheapest. bf16 has more range, so a token's bf16 numbers are first
+// multiplied by a power of two that puts the largest magnitude into [2^14, 2^15). That is exact for all numbers down to 2^-32 of
+// the largest (bf16 has 8 significant bits, f16 reaches down to 2^-24); below, the error is at most 2^-40 of the largest. The
+// caller divides the sum by the same power. Infinities and NaN stay what they are.
+
+// The largest magnitude of eight numbers, as the bits of a bf16 (0 where no scaling is needed).
+template <typename T>
+__device__ __forceinline__ std::uint32_t magnitude(uint4 v) {
+  if constexpr (__is_same(T, __nv_bfloat16)) {
+    std::uint32_t const mask = 0x7FFF7FFFu;
+    std::uint32_t const pair = __vmaxu2(__vmaxu2(v.x & mask, v.y & mask), __vmaxu2(v.z & mask, v.w & mask));
+    return max(pair >> 16, pair & 0xFFFFu);
+  } else {
+    return 0;
+  }
+}
+
+// The power of two for numbers up to this magnitude, and its inverse.
+struct Factor {
+  float scale;
+  float inverse;
+};
+
+template <typename T>
+__device__ __forceinline__ Factor factor_for(std::uint32_t magnitude) {
+  if constexpr (__is_same(T, __nv_bfloat16)) {
+    // Exponent field e: scale 2^(14 - (e - 127)), kept where both powers are normal floats.
+    std::uint32_t const e = min(max(magnitude >> 7, 16u), 254u);
+    return {__uint_as_float((268u - e) << 23), __uint_as_float((e - 14u) << 23)};
+  } else {
+    return {1.0f, 1.0f};
+  }
+}
+
+// Eight consecutive activations as they come from memory, to f16 and into the order of operands8<__half>().
+template <typename T>
+__device__ __forceinline__ uint4 staged(uint4 v, float scale) {
+  if constexpr (__is_same(T, __nv_bfloat16)) {
+    auto const convert = [scale](std::uint32_t word) {
+      __half2 const pair = __floats2half2_rn(__uint_as_float(word << 16) * scale, __uint_as_float(word & 0xFFFF0000u) * scale);
+      return *reinterpret_cast<std::uint32_t const*>(&pair);
+    };
+    v = {convert(v.x), convert(v.y), convert(v.z), convert(v.w)};
+  }
+  return in_k_order<__half>(v);
+}
+
+// c[i] += tile * x[i] for groups of 8 tokens; the weights are decoded once. x[i]: this thread's first number in shared memory,
+// that is the chunk of this tile that belongs to t, of token g of group i. With one group the sum is kept in two parts, so that
+// the matrix instructions wait less for each other.
+template <typename T, int kGroups>
+__device__ __forceinline__ void multiply(float (&c)[kGroups][4], Tile const& tile, T const* const (&x)[kGroups]) {
+  float second[kGroups][4] = {};
+#pragma unroll
+  for (int block = 0; block < 4; ++block) {
+    std::uint32_t const scale[2] = {spread<T>(scale_pair<T>(tile.scales[0], block / 2, kNaturalOrder<T>), block % 2),
+                                    spread<T>(scale_pair<T>(tile.scales[1], block / 2, kNaturalOrder<T>), block % 2)};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int const word = 2 * block + half;
+      uint4 const& quad0 = tile.codes[0][word / 4];
+      uint4 const& quad1 = tile.codes[1][word / 4];
+      int const lane = word % 4;
+      std::uint32_t a0[4], a1[4];
+      operands8<T>(lane == 0 ? quad0.x : lane == 1 ? quad0.y : lane == 2 ? quad0.z : quad0.w, a0);
+      operands8<T>(lane == 0 ? quad1.x : lane == 1 ? quad1.y : lane == 2 ? quad1.z : quad1.w, a1);
+#pragma unroll
+      for (int p = 0; p < 4; ++p) {
+        a0[p] = mul2<T>(a0[p], scale[0]);
+        a1[p] = mul2<T>(a1[p], scale[1]);
+      }
+#pragma unroll
+      for (int i = 0; i < kGroups; ++i) {
+        uint4 const b = *reinterpret_cast<uint4 const*>(x[i] + 8 * word);
+        mma_m16n8k16<T>(c[i], a0[0], a1[0], a0[1], a1[1], b.x, b.y);
+        mma_m16n8k16<T>(kGroups == 1 ? second[i] : c[i], a0[2], a1[2], a0[3], a1[3], b.z, b.w);
+      }
+    }
+  }
+  if constexpr (kGroups == 1) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) c[0][j] += second[0][j];
+  }
+}
+
+// The same for one group of 8 tokens.
+template <typename T>
+__device__ __forceinline__ void multiply(float (&c)[4], Tile const& tile, T const* x) {
+  T const* const group[1] = {x};
+  multiply<T, 1>(reinterpret_cast<float (&)[1][4]>(c), tile, group);
+}
+
+}  // namespace gb10::w4a16

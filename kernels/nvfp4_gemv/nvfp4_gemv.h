@@ -1,0 +1,15 @@
+// The launch of the W4A16 GEMV, for ops.cpp.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "plan.h"
+
+namespace gb10::nvfp4_gemv {
+
+enum class Type { kBfloat16, kHalf };
+
+// Runs on the current device. Everything in `problem` has been checked.
+cudaError_t launch(Problem const& problem, Type type, bool swizzled, int device, cudaStream_t stream);
+
+}  // namespace gb10::nvfp4_gemv

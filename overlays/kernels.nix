@@ -1,0 +1,21 @@
+# The project's own CUDA kernels, built by the toolkit of cccl.nix against torch's stable ABI (kernels/Makefile).
+final: prev:
+
+let
+  build = import ../nix/kernels.nix { pkgs = final; };
+  vllmFp4 = import ../nix/vllm-fp4.nix { pkgs = final; };
+in
+{
+  gb10 = prev.gb10 // {
+    # Machine code for sm_90 and the 12.x family, with the FP4 instructions where the GPU has them.
+    kernels = build { route = "hardware"; };
+    # Machine code for generic sm_121: the software route, for comparison and for its check.
+    kernels-software = build { route = "software"; };
+
+    # vLLM's CUDA sources, patched, and what is built of them.
+    vllm-source = import ../nix/vllm-source.nix { pkgs = final; };
+    vllm-fp4 = vllmFp4.hardware;
+    vllm-fp4-software = vllmFp4.software;
+    vllm-fp4-gemm = vllmFp4.gemm;
+  };
+}

@@ -1,0 +1,68 @@
+"""`python -m gb10.sparse24 FILE.safetensors`: what keeping 2 of 4 would drop of each weight in a file.
+
+NVFP4 weights (`NAME.weight`, `NAME.weight_scale`, `NAME.weight_scale_2`) are measured as they are.
+Floating point matrices whose rows are a multiple of 16 long are quantised first. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from gb10.errors import UserError
+from gb10.nvfp4 import BLOCK_SIZE, NvFp4Tensor, quantize
+from gb10.sparse24.report import Loss, measure, table
+
+
+def losses_of(file: Path) -> list[Loss]:
+    """The losses of all weights in `file`, by name. Raises UserError when it holds none or cannot be read."""
+    try:
+        with safe_open(str(file), framework="pt") as tensors:
+            names = sorted(tensors.keys())
+            losses = []
+            for name in names:
+                weight = _read(tensors, name, names)
+                if weight is not None:
+                    losses.append(measure(weight, name))
+    except Exception as error:
+        if isinstance(error, UserError | MemoryError):
+            raise
+        raise UserError(f"{file} cannot be read as safetensors: {error}") from error
+    if not losses:
+        raise UserError(f"{file} holds no NVFP4 weight and no matrix with rows of a multiple of {BLOCK_SIZE}")
+    return losses
+
+
+def _read(tensors: Any, name: str, names: list[str]) -> NvFp4Tensor | None:
+    scale, global_scale = f"{name}_scale", f"{name}_scale_2"
+    if scale in names and global_scale in names:
+        return NvFp4Tensor(*(tensors.get_tensor(part) for part in (name, scale, global_scale)))
+    tensor: torch.Tensor = tensors.get_tensor(name)
+    fits = tensor.ndim == 2 and tensor.shape[1] % BLOCK_SIZE == 0
+    # One byte a number is another quantised format, whose scales lie elsewhere.
+    if not fits or not tensor.is_floating_point() or tensor.element_size() == 1:
+        return None
+    return quantize(tensor)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the table; the exit status is 0, or 2 for a file that does not do."""
+    parser = argparse.ArgumentParser(prog="python -m gb10.sparse24", description="what keeping 2 of 4 drops")
+    parser.add_argument("file", type=Path, help="a safetensors file")
+    file: Path = parser.parse_args(arguments).file
+    try:
+        print(table(losses_of(file), shutil.get_terminal_size().columns))
+    except UserError as error:
+        print(f"gb10.sparse24: error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

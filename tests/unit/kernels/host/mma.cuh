@@ -1,0 +1,14 @@
+// In place of gb10/mma.cuh.
+#pragma once
+
+#include "block.h"
+
+namespace gb10 {
+
+template <typename T>
+void mma_m16n8k16(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
+                  std::uint32_t b1) {
+  host::mma<T>(c, {{a0, a1, a2, a3}, {b0, b1}});
+}
+
+}  // namespace gb10
