@@ -3,7 +3,7 @@
 #
 # usage: bench/gpu-session.sh OUT [--quick] [--steps load,tests,sanitize,bench] [--only NAME ...]
 #
-# OUT gets session.log, results.json, table.txt and roofline.png. Each step has its own time limit (8 minutes in all, or
+# OUT gets session.log, results.json, table.txt and roofline.png. Each step has its own time limit (10 minutes in all, or
 # 3.5 with --quick) and a failing step does not stop the next. The exit status is the number of steps that failed.
 #   GB10_KERNELS     the folder with libgb10_kernels.so
 #   GB10_STOCK       optional: a .tar.xz with vLLM's Python files and kernels, unpacked once into GB10_STOCK_DIR
@@ -82,7 +82,7 @@ if [ -n "${GB10_STOCK:-}" ] && [ ! -d "$stock/vllm" ]; then
 fi
 export stock OUT_FOLDER=$out
 export -f load with_stock sanitize bench
-if [ ${#quick[@]} = 0 ]; then limits=(30 110 90 240); else limits=(30 50 60 60); fi
+if [ ${#quick[@]} = 0 ]; then limits=(30 180 90 250); else limits=(30 50 60 60); fi
 step load "${limits[0]}" bash -c load
 parallel=()
 python3 -c 'import xdist' 2>/dev/null && parallel=(-n 8)
