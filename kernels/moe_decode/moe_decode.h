@@ -60,7 +60,8 @@ constexpr std::int64_t workspace_bytes(std::int64_t tokens, std::int64_t topk, s
   return 2 * values + values / 8;
 }
 
-// x and out: bfloat16, else float16. The two launches of one call, on one stream.
+// x and out: bfloat16, else float16. The two launches of one call, on one stream; more such pairs, for some of the tokens each,
+// when the activations of all do not fit in shared memory.
 cudaError_t launch(Arguments const& arguments, bool bfloat16, bool swizzled, cudaStream_t stream, Tuning tuning = {});
 
 }  // namespace gb10::moe_decode

@@ -77,8 +77,9 @@ inline Plan choose(int tokens, int rows, int k, std::size_t token_bytes, Device 
         if (resident == 0) continue;
         bool const many = todo >= 2 * resident * warps;
         int const steps = divide_up(todo, resident * most_teams) * (divide_up(tiles, slices) + (slices > 1));
-        // With fewer tiles than warps: smaller blocks, as long as there is one for every SM.
-        int const teams = std::min(std::max(divide_up(todo, resident), todo / device.sms), most_teams);
+        // With few tiles: smaller blocks, when large ones would leave SMs idle for more than a third of the time.
+        int teams = most_teams;
+        while (teams > divide_up(todo, resident) && 10LL * divide_up(divide_up(todo, teams), device.sms) * teams * device.sms > 14LL * todo) --teams;
         if (best_steps == 0 || (many ? 8 * slices <= tiles : steps <= best_steps)) {
           best_steps = steps;
           best = {part, slices, teams, std::min(divide_up(todo, teams), resident), shared_bytes(part, token_bytes, slices, teams)};

@@ -234,7 +234,8 @@ class GateUp {
 };
 
 template <typename T, int kGroups, int kSlices>
-__global__ void __launch_bounds__(kMoeThreads, 2) gate_up(__grid_constant__ MoeArguments const p) {
+// With two groups x alone leaves room for one block an SM.
+__global__ void __launch_bounds__(kMoeThreads, kGroups == 1 ? 2 : 1) gate_up(__grid_constant__ MoeArguments const p) {
   extern __shared__ __align__(16) unsigned char shared[];
   int const pairs = p.tokens * p.topk;
   auto* const peak = reinterpret_cast<std::uint32_t*>(shared + gate_up_sum_bytes<kGroups, kSlices>());

@@ -113,8 +113,13 @@ class Loop {
 #pragma unroll
       for (int j = 0; j < kSums; ++j) set[(slice_ * kSums + j) * 32] = {sum_[j][0], sum_[j][1], sum_[j][2], sum_[j][3]};
       int const barrier = 1 + team_ * (kTurns ? kSlices : 1) + (kTurns ? turn_ : 0);
-      if (turn_ == slice_) {
+      // With turns only the warp that adds waits. Without, all warps meet at the same two places.
+      if (!kTurns || turn_ == slice_) {
         barrier_sync(barrier, kThreads);
+      } else {
+        barrier_arrive(barrier, kThreads);
+      }
+      if (turn_ == slice_) {
 #pragma unroll
         for (int j = 0; j < kSums; ++j) {
           float4 total = set[j * 32];
@@ -125,14 +130,9 @@ class Loop {
           }
           sum_[j][0] = total.x, sum_[j][1] = total.y, sum_[j][2] = total.z, sum_[j][3] = total.w;
         }
-        if constexpr (!kTurns) barrier_sync(barrier, kThreads);
-        weights_.store(tile, sum_);
-      } else if constexpr (kTurns) {
-        barrier_arrive(barrier, kThreads);
-      } else {
-        barrier_sync(barrier, kThreads);
-        barrier_sync(barrier, kThreads);
       }
+      if constexpr (!kTurns) barrier_sync(barrier, kThreads);
+      if (turn_ == slice_) weights_.store(tile, sum_);
       if constexpr (kTurns) turn_ = turn_ + 1 == kSlices ? 0 : turn_ + 1;
     }
   }

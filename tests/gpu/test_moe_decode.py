@@ -17,7 +17,7 @@ SCALES = (0x20, 0x48)
 
 
 def near(relative_l2: Any, out: Any, exact: Any) -> bool:
-    """Within the limit. Few results can lose more than that by rounding alone: then hardly more than they do."""
+    """Within the limit. Few results can lose more by rounding alone: then hardly more than that."""
     least = relative_l2(exact.to(out.dtype), exact)
     return bool(relative_l2(out, exact) <= max(LIMIT[out.dtype], least + MARGIN))
 

@@ -14,6 +14,13 @@ from gb10.kernels.nvfp4_gemv import nvfp4_gemv  # noqa: E402
 BF16, F16 = torch.bfloat16, torch.float16
 LIMIT = {BF16: 2e-3, F16: 5e-4}
 
+
+def limit(reference: torch.Tensor, dtype: torch.dtype) -> float:
+    """The limit; where few results lose more by rounding alone (64 of them can), hardly more than that."""
+    rounding = (reference.to(dtype).double() - reference).norm() / reference.norm()
+    return max(LIMIT[dtype], float(rounding) + 5e-5)
+
+
 MODEL_SHAPES = [
     (12288, 2048),  # Qwen3-Next GDN in_proj_qkvz
     (64, 2048),  # in_proj_ba
@@ -63,7 +70,8 @@ def test_the_models_shapes(
     x *= 0.01 if dtype == F16 else 1  # keep sums of large weights within float16
     out = poisoned(m, n, dtype=dtype)
     nvfp4_gemv(x, weight.packed, weight.scales, weight.global_scale, swizzled=swizzled, out=out)
-    assert relative_l2(out, expected(x, weight)) <= LIMIT[dtype]
+    reference = expected(x, weight)
+    assert relative_l2(out, reference) <= limit(reference, dtype)
 
 
 @pytest.mark.parametrize("swizzled", [False, True], ids=["linear", "swizzled"])

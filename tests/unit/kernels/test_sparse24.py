@@ -483,4 +483,8 @@ def test_machine_code(route: str, toolkit: Path, request: pytest.FixtureRequest)
         groups = int(re.findall(r"I(?:6__half|13__nv_bfloat16)Li(\d+)E", name)[0])
         assert selectors.count("0x0") == selectors.count("0x1") == 16 * groups, name
     targets = 2 if route == "hardware_library" else 1
-    assert found == {"8sparse244gemv": 14 * targets, "8sparse247gate_up": 6 * targets, "8sparse244down": 4 * targets}
+    assert found == {
+        "8sparse244gemv": 14 * targets,
+        "8sparse247gate_up": 6 * targets,
+        "8sparse244down": 4 * targets,
+    }

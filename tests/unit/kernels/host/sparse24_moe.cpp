@@ -2,7 +2,6 @@
 // layer the numbers experts, hidden, intermediate (int32), then for w13 and for w2 values, positions, scales (the packed bytes)
 // and the kept weight [experts, rows, k] without global scales (float64).
 #include "mma_sp.h"
-#include "moe_host.h"
 #include "split_k.h"
 
 #include "sparse24/moe.cuh"

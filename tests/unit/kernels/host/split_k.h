@@ -7,49 +7,31 @@
 
 namespace host {
 
-// To a barrier without waiting there. A kernel that lets a barrier complete again before those who wait have gone on would be
-// seen as a hang or a wrong sum.
-inline void arrive(int number, int threads) {
-  Barrier& barrier = barriers[number];
-  ++steps;
-  if (++barrier.arrived == threads) {
-    barrier.arrived = 0;
-    ++barrier.round;
-  }
-}
-
-inline std::uint32_t reduce_max(std::uint32_t value) {
-  static std::uint32_t values[32 * 32];
-  values[32 * warp() + lane()] = value;
+inline std::uint32_t ballot(bool vote) {
+  static std::uint32_t votes[32];
+  std::uint32_t& mine = votes[warp()];
   meet_warp();
-  std::uint32_t largest = 0;
-  for (int i = 0; i < 32; ++i) largest = std::max(largest, values[32 * warp() + i]);
+  if (lane() == 0) mine = 0;
   meet_warp();
-  return largest;
+  mine |= std::uint32_t{vote} << lane();
+  meet_warp();
+  std::uint32_t const all = mine;
+  meet_warp();
+  return all;
 }
 
 }  // namespace host
 
-#define __reduce_max_sync(mask, value) host::reduce_max(value)
+#define __ballot_sync(mask, vote) host::ballot(vote)
 #undef __grid_constant__
 #define __grid_constant__
 
+inline int __popc(std::uint32_t v) { return __builtin_popcount(v); }
 inline void atomicMax(std::uint32_t* address, std::uint32_t value) { *address = std::max(*address, value); }
-inline std::uint32_t min(std::uint32_t a, std::uint32_t b) { return a < b ? a : b; }
-inline std::uint32_t max(std::uint32_t a, std::uint32_t b) { return a > b ? a : b; }
-inline float __uint_as_float(std::uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
 inline std::uint32_t __float_as_uint(float value) {
   std::uint32_t bits;
   std::memcpy(&bits, &value, 4);
   return bits;
-}
-
-inline std::uint32_t __vmaxu2(std::uint32_t a, std::uint32_t b) {
-  return max(a & 0xFFFF0000u, b & 0xFFFF0000u) | max(a & 0xFFFFu, b & 0xFFFFu);
 }
 
 template <typename T>
