@@ -10,6 +10,7 @@
 #   GB10_STOCK_DIR   optional: the folder that goes onto PYTHONPATH (default: a folder beside TMPDIR)
 #   GB10_JIT_CACHE   optional: a .tar.gz of the driver's compile cache from an earlier run; OUT/jit-cache.tar.gz is the next
 #   GB10_COMMIT      optional: what is measured
+#   GB10_TESTS       optional: the test files (default: tests/gpu)
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 root=$PWD
@@ -68,7 +69,7 @@ sanitize() {
   local tool filter status=0
   for tool in memcheck racecheck synccheck initcheck; do
     filter=(--kernel-name kns=gb10)
-    [ $tool != initcheck ] || filter=()
+    [ "$tool" != initcheck ] || filter=()
     echo "-- $tool"
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 45 compute-sanitizer --tool $tool "${filter[@]}" --error-exitcode 9 \
       --print-limit 5 python3 -m bench.kernels.smoke || status=$?
@@ -86,7 +87,7 @@ if [ ${#quick[@]} = 0 ]; then limits=(30 180 90 250); else limits=(30 50 60 60);
 step load "${limits[0]}" bash -c load
 parallel=()
 python3 -c 'import xdist' 2>/dev/null && parallel=(-n 8)
-step tests "${limits[1]}" python3 -m pytest -q -p no:cacheprovider -c python/pyproject.toml --rootdir . "${parallel[@]}" tests/gpu
+step tests "${limits[1]}" python3 -m pytest -q -p no:cacheprovider -c python/pyproject.toml --rootdir . "${parallel[@]}" ${GB10_TESTS:-tests/gpu}
 step sanitize "${limits[2]}" bash -c sanitize
 step bench "${limits[3]}" bash -c 'bench "$@"' bench "${quick[@]}" "${only[@]}"
 

@@ -262,5 +262,16 @@ def test_moe_opcheck(device: Any, make_weight: Any, check_operator: Any) -> None
     parts = [(w.values, w.positions, w.scales, w.global_scale) for w in (w13.weight, w2.weight)]
     workspace = torch.full((16,), 7.0, device=device)
     numbers = ("silu", float("inf"), 1.0, 0.0, False, False)
-    arguments = (x, *parts[0], *parts[1], 16, ids, weights, None, *numbers, workspace, torch.full_like(x, 7.0))
+    arguments = (
+        x,
+        *parts[0],
+        *parts[1],
+        16,
+        ids,
+        weights,
+        None,
+        *numbers,
+        workspace,
+        torch.full_like(x, 7.0),
+    )
     check_operator(torch.ops.gb10.sparse24_moe.default, arguments)

@@ -25,8 +25,7 @@ OURS = frozenset(
         "GB10_VLLM_FP4",
     }
 )
-"""GB10_* variables with a meaning. GB10_SERVE_COMMAND is read by the end-to-end tests, GB10_KERNELS and GB10_VLLM_FP4 by
-gb10.kernels."""
+"""GB10_* variables with a meaning, here or for gb10.kernels and the end-to-end tests."""
 
 PROFILES = ("cpu", "cuda")
 EXTRA_ARGS = "VLLM_EXTRA_ARGS"
