@@ -121,8 +121,8 @@ in
     GB10_VLLM_FP4 = "${vllm-fp4}/lib";
     GB10_VLLM_FP4_OBJECTS = pkgs.runCommand "gb10-vllm-fp4-objects" { } ''
       mkdir -p "$out/hardware" "$out/software"
-      ln -s ${vllm-fp4}/objects/* ${vllm-fp4-gemm}/objects/* "$out/hardware/"
-      ln -s ${vllm-fp4-software}/objects/* "$out/software/"
+      ln -s ${vllm-fp4}/objects/* ${vllm-fp4}/lib/* ${vllm-fp4-gemm}/objects/* "$out/hardware/"
+      ln -s ${vllm-fp4-software}/objects/* ${vllm-fp4-software}/lib/* "$out/software/"
     '';
   };
 
