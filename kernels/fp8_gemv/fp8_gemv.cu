@@ -8,8 +8,8 @@ namespace {
 
 template <typename T, int kTokenTiles, bool kBlockScales>
 cudaError_t launch_tokens(Arguments const& p, cudaStream_t stream) {
-  split_k::Device device{};
-  cudaError_t status = split_k::current_device(device);
+  Device device{};
+  cudaError_t status = current_device(device);
   if (status != cudaSuccess) return status;
   int const tiles = (p.rows + split_k::kTileRows - 1) / split_k::kTileRows;
   bool launched = false;

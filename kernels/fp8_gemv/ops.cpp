@@ -1,5 +1,6 @@
 // torch.ops.gb10.fp8_gemv
 #include "fp8_gemv.h"
+#include "gb10/op_checks.h"
 #include "gb10/torch_op.h"
 
 namespace {
@@ -13,20 +14,17 @@ void fp8_gemv(Tensor x, Tensor weight, Tensor scales, std::optional<Tensor> bias
   using namespace gb10::torch_op;
   namespace gemv = gb10::fp8_gemv;
 
-  check_dtype(kOp, "x", x, {ScalarType::BFloat16, ScalarType::Half});
-  check_dtype(kOp, "weight", weight, {ScalarType::Float8_e4m3fn});
-  check_dtype(kOp, "scales", scales, {ScalarType::Float});
-  if (bias) check_dtype(kOp, "bias", *bias, {x.scalar_type()});
-  check_dtype(kOp, "out", out, {x.scalar_type()});
+  Argument const arguments[] = {{"x", &x, {ScalarType::BFloat16, ScalarType::Half}, 16},
+                                {"weight", &weight, {ScalarType::Float8_e4m3fn}, 16},
+                                {"scales", &scales, {ScalarType::Float}, 4},
+                                {"bias", given(bias), {x.scalar_type()}, 2},
+                                {"out", &out, {x.scalar_type()}, 2}};
+  check_dtypes(kOp, arguments);
 
-  check_shape(kOp, "x", x, {-1, -1});
+  std::int64_t const tokens = check_tokens(kOp, x, gemv::kMaxTokens);
+  std::int64_t const columns = check_columns(kOp, x, gemv::kColumnUnit, gemv::kMaxColumns);
   check_shape(kOp, "weight", weight, {-1, -1});
-  std::int64_t const tokens = x.size(0), columns = x.size(1), rows = weight.size(0);
-  require(tokens >= 1 && tokens <= gemv::kMaxTokens, kOp,
-          "x has " + std::to_string(tokens) + " rows (tokens); it must have 1 to " + std::to_string(gemv::kMaxTokens));
-  require(columns >= gemv::kColumnUnit && columns % gemv::kColumnUnit == 0 && columns <= gemv::kMaxColumns, kOp,
-          "x has " + std::to_string(columns) + " columns (K); K must be a multiple of " + std::to_string(gemv::kColumnUnit) +
-              ", at most " + std::to_string(gemv::kMaxColumns));
+  std::int64_t const rows = weight.size(0);
   require(rows >= 1 && rows <= gemv::kMaxRows, kOp,
           "weight has " + std::to_string(rows) + " rows (N); N must be 1 to " + std::to_string(gemv::kMaxRows));
   check_shape(kOp, "weight", weight, {rows, columns});
@@ -42,30 +40,20 @@ void fp8_gemv(Tensor x, Tensor weight, Tensor scales, std::optional<Tensor> bias
   if (bias) check_shape(kOp, "bias", *bias, {rows});
   check_shape(kOp, "out", out, {tokens, rows});
 
-  check_layout(kOp, "x", x, 16);
-  check_layout(kOp, "weight", weight, 16);
-  check_layout(kOp, "scales", scales, 4);
-  if (bias) check_layout(kOp, "bias", *bias, 2);
-  check_layout(kOp, "out", out, 2);
+  check_layouts_and_devices(kOp, arguments);
 
-  check_device(kOp, "x", x, x);
-  check_device(kOp, "weight", weight, x);
-  check_device(kOp, "scales", scales, x);
-  if (bias) check_device(kOp, "bias", *bias, x);
-  check_device(kOp, "out", out, x);
-
-  gemv::Arguments arguments{};
-  arguments.x = x.data_ptr();
-  arguments.weight = weight.data_ptr();
-  arguments.scales = static_cast<float const*>(scales.data_ptr());
-  arguments.bias = bias ? bias->data_ptr() : nullptr;
-  arguments.out = out.data_ptr();
-  arguments.tokens = static_cast<int>(tokens);
-  arguments.rows = static_cast<int>(rows);
-  arguments.columns = static_cast<int>(columns);
+  gemv::Arguments a{};
+  a.x = x.data_ptr();
+  a.weight = weight.data_ptr();
+  a.scales = static_cast<float const*>(scales.data_ptr());
+  a.bias = bias ? bias->data_ptr() : nullptr;
+  a.out = out.data_ptr();
+  a.tokens = static_cast<int>(tokens);
+  a.rows = static_cast<int>(rows);
+  a.columns = static_cast<int>(columns);
 
   OnDeviceOf const device(kOp, x);
-  device.check(gemv::launch(arguments, x.scalar_type() == ScalarType::Half ? gemv::Number::kFloat16 : gemv::Number::kBFloat16,
+  device.check(gemv::launch(a, x.scalar_type() == ScalarType::Half ? gemv::Number::kFloat16 : gemv::Number::kBFloat16,
                             per_row ? gemv::Scaling::kRow : gemv::Scaling::kBlock, device.stream()));
 }
 

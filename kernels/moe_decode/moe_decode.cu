@@ -1,22 +1,12 @@
 // Instantiations and launch of moe_decode.cuh.
 #include "cut.h"
+#include "gb10/device.h"
 #include "moe_decode.cuh"
 
 #include <algorithm>
 
 namespace gb10::moe_decode {
 namespace {
-
-struct Gpu {
-  int processors = 0, shared_limit = 0;
-};
-
-cudaError_t query(Gpu& gpu) {
-  int device = 0;
-  if (cudaError_t const e = cudaGetDevice(&device); e != cudaSuccess) return e;
-  if (cudaError_t const e = cudaDeviceGetAttribute(&gpu.processors, cudaDevAttrMultiProcessorCount, device); e != cudaSuccess) return e;
-  return cudaDeviceGetAttribute(&gpu.shared_limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-}
 
 // Lets a kernel have that much shared memory, and gives the number of its blocks that an SM holds.
 cudaError_t prepare(void const* kernel, int threads, int bytes, int& blocks) {
@@ -29,38 +19,39 @@ cudaError_t prepare(void const* kernel, int threads, int bytes, int& blocks) {
 }
 
 template <bool kSwizzled, int kDepth>
-cudaError_t launch_gate_up(Arguments const& a, Sizes const& s, Gpu const& gpu, bool bfloat16, cudaStream_t stream, Tuning const& tuning,
-                           int warps) {
+cudaError_t launch_gate_up(Arguments const& a, Sizes const& s, Device const& device, bool bfloat16, cudaStream_t stream,
+                           Tuning const& tuning, int warps) {
   auto* const kernel = &gate_up<kSwizzled, kDepth>;
   int const bytes = gate_up_bytes(a, s, warps, kDepth);
   int per_sm = 0;
   if (cudaError_t const e = prepare(reinterpret_cast<void const*>(kernel), 32 * warps, bytes, per_sm); e != cudaSuccess) return e;
-  return launch_dependent(kernel, dim3(gpu.processors), dim3(32 * warps), bytes, stream, tuning.overlap, a, gate_up_plan(a, s, bfloat16));
+  return launch_dependent(kernel, dim3(device.sms), dim3(32 * warps), bytes, stream, tuning.overlap, a, gate_up_plan(a, s, bfloat16));
 }
 
 template <bool kSwizzled, int kDepth>
-cudaError_t launch_down(Arguments const& a, Sizes const& s, Gpu const& gpu, bool bfloat16, cudaStream_t stream, Tuning const& tuning,
-                        int warps, int columns) {
+cudaError_t launch_down(Arguments const& a, Sizes const& s, Device const& device, bool bfloat16, cudaStream_t stream,
+                        Tuning const& tuning, int warps, int columns) {
   auto* const kernel = &down<kSwizzled, kDepth>;
   int const bytes = down_bytes(a, s, warps, kDepth, columns);
   int per_sm = 0;
   if (cudaError_t const e = prepare(reinterpret_cast<void const*>(kernel), 32 * warps, bytes, per_sm); e != cudaSuccess) return e;
-  int const blocks = std::min(a.w2.rows / w4a16::kTileRows, gpu.processors * std::max(per_sm, 1));
+  int const blocks = std::min(a.w2.rows / w4a16::kTileRows, device.sms * std::max(per_sm, 1));
   return launch_dependent(kernel, dim3(blocks), dim3(32 * warps), bytes, stream, tuning.overlap, a, down_plan(s, columns, bfloat16));
 }
 
 template <bool kSwizzled>
-cudaError_t launch_tokens(Arguments const& a, Gpu const& gpu, bool bfloat16, cudaStream_t stream, Tuning const& tuning) {
+cudaError_t launch_tokens(Arguments const& a, Device const& device, bool bfloat16, cudaStream_t stream, Tuning const& tuning) {
   Sizes const s = sizes_of(a);
+  int const limit = static_cast<int>(device.block_shared_bytes);
   if (tuning.launches & 1) {
     // With little work the warps' own beginnings cost more than they bring.
     int depth = tuning.gate_up_depth ? tuning.gate_up_depth : 2;
-    int warps = tuning.gate_up_warps ? tuning.gate_up_warps : s.pairs * s.channel_tiles < 8 * gpu.processors ? 8 : 16;
-    while (warps > 8 && gate_up_bytes(a, s, warps, depth) > gpu.shared_limit) --warps;
-    while (depth > 2 && gate_up_bytes(a, s, warps, depth) > gpu.shared_limit) --depth;
-    while (warps > 1 && gate_up_bytes(a, s, warps, depth) > gpu.shared_limit) --warps;
+    int warps = tuning.gate_up_warps ? tuning.gate_up_warps : s.pairs * s.channel_tiles < 8 * device.sms ? 8 : 16;
+    while (warps > 8 && gate_up_bytes(a, s, warps, depth) > limit) --warps;
+    while (depth > 2 && gate_up_bytes(a, s, warps, depth) > limit) --depth;
+    while (warps > 1 && gate_up_bytes(a, s, warps, depth) > limit) --warps;
     auto* const first = depth == 2 ? &launch_gate_up<kSwizzled, 2> : depth == 3 ? &launch_gate_up<kSwizzled, 3> : &launch_gate_up<kSwizzled, 4>;
-    if (cudaError_t const e = first(a, s, gpu, bfloat16, stream, tuning, warps); e != cudaSuccess) return e;
+    if (cudaError_t const e = first(a, s, device, bfloat16, stream, tuning, warps); e != cudaSuccess) return e;
   }
   if (tuning.launches & 2) {
     int columns = tuning.down_columns ? tuning.down_columns : 2;
@@ -69,11 +60,11 @@ cudaError_t launch_tokens(Arguments const& a, Gpu const& gpu, bool bfloat16, cud
     // At least two parts to a warp.
     int const items = s.pairs * s.k_tiles + divide_up(s.tokens, columns) * s.shared_k_tiles;
     int warps = tuning.down_warps ? tuning.down_warps : items < 4 * kDownThreads / 32 ? std::clamp(divide_up(items, 2), 1, 8) : kDownThreads / 32;
-    while (warps > 8 && down_bytes(a, s, warps, depth, columns) > gpu.shared_limit) --warps;
-    while (depth > 2 && down_bytes(a, s, warps, depth, columns) > gpu.shared_limit) --depth;
-    while (warps > 1 && down_bytes(a, s, warps, depth, columns) > gpu.shared_limit) --warps;
+    while (warps > 8 && down_bytes(a, s, warps, depth, columns) > limit) --warps;
+    while (depth > 2 && down_bytes(a, s, warps, depth, columns) > limit) --depth;
+    while (warps > 1 && down_bytes(a, s, warps, depth, columns) > limit) --warps;
     auto* const second = depth == 2 ? &launch_down<kSwizzled, 2> : depth == 3 ? &launch_down<kSwizzled, 3> : &launch_down<kSwizzled, 4>;
-    if (cudaError_t const e = second(a, s, gpu, bfloat16, stream, tuning, warps, columns); e != cudaSuccess) return e;
+    if (cudaError_t const e = second(a, s, device, bfloat16, stream, tuning, warps, columns); e != cudaSuccess) return e;
   }
   return cudaSuccess;
 }
@@ -81,14 +72,15 @@ cudaError_t launch_tokens(Arguments const& a, Gpu const& gpu, bool bfloat16, cud
 }  // namespace
 
 cudaError_t launch(Arguments const& a, bool bfloat16, bool swizzled, cudaStream_t stream, Tuning tuning) {
-  Gpu gpu;
-  if (cudaError_t const e = query(gpu); e != cudaSuccess) return e;
+  Device device{};
+  if (cudaError_t const e = current_device(device); e != cudaSuccess) return e;
+  int const limit = static_cast<int>(device.block_shared_bytes);
   // All tokens at once, unless their activations do not fit in shared memory.
   int step = a.tokens;
   for (;; step = divide_up(step, 2)) {
     Arguments part = a;
     part.tokens = step;
-    if (step == 1 || gate_up_bytes(part, sizes_of(part), 8, 2) <= gpu.shared_limit) break;
+    if (step == 1 || gate_up_bytes(part, sizes_of(part), 8, 2) <= limit) break;
   }
   for (int begin = 0; begin < a.tokens; begin += step) {
     Arguments part = a;
@@ -100,8 +92,8 @@ cudaError_t launch(Arguments const& a, bool bfloat16, bool swizzled, cudaStream_
     if (a.shared_multiplier) {
       part.shared_multiplier = static_cast<std::uint8_t const*>(a.shared_multiplier) + begin * (a.multiplier_as_x ? 2 : 4);
     }
-    cudaError_t const e = swizzled ? launch_tokens<true>(part, gpu, bfloat16, stream, tuning)
-                                   : launch_tokens<false>(part, gpu, bfloat16, stream, tuning);
+    cudaError_t const e = swizzled ? launch_tokens<true>(part, device, bfloat16, stream, tuning)
+                                   : launch_tokens<false>(part, device, bfloat16, stream, tuning);
     if (e != cudaSuccess) return e;
   }
   return cudaSuccess;

@@ -379,7 +379,7 @@ __device__ __forceinline__ float power_back(std::uint32_t exponent) { return __u
 __host__ __device__ __forceinline__ int channels_of(bool gated) { return gated ? 8 : 16; }
 
 // Where channel `i` of a group of 8 lies in a row of act.
-__device__ __forceinline__ int act_place(int i) { return w4a16::kNaturalOrder<__half> ? i : i < 4 ? 2 * i : 2 * i - 7; }
+__device__ __forceinline__ int act_place(int i) { return w4a16::kNaturalOrder ? i : i < 4 ? 2 * i : 2 * i - 7; }
 
 // The sums of a tile to act. c: this thread's rows g and g + 8, columns 2t and 2t + 1; all lanes of a warp together.
 __device__ __forceinline__ void store_act(Arguments const& a, Entry const& e, std::uint32_t const* items, std::uint32_t const* same,
@@ -573,7 +573,7 @@ gate_up(__grid_constant__ Arguments const a, __grid_constant__ GateUpPlan const 
   for_parts([&](int token, int, __half* to) {
     uint4& v = *reinterpret_cast<uint4*>(to);
     if (plan.bfloat16) v = w4a16::staged<__nv_bfloat16>(v, w4a16::factor_for<__nv_bfloat16>(magnitude[token]).scale);
-    else v = w4a16::in_k_order<__half>(v);
+    else v = w4a16::in_k_order(v);
   });
   if (thread < a.tokens) inverse[thread] = plan.bfloat16 ? w4a16::factor_for<__nv_bfloat16>(magnitude[thread]).inverse : 1.0f;
   __syncthreads();
@@ -596,7 +596,7 @@ gate_up(__grid_constant__ Arguments const a, __grid_constant__ GateUpPlan const 
     end_copies();
     if (now.flags & kTile) {
       std::uint32_t const item = l.items[now.entry * kColumns + g];
-      w4a16::multiply<__half>(c, held, x_thread + (place_of(item) * 32 + now.part * (4 * w4a16::chunk_stride())));
+      w4a16::multiply(c, held, x_thread + (place_of(item) * 32 + now.part * (4 * w4a16::chunk_stride())));
     }
     if (now.flags & kPieceEnd) {
       float4 const sum{c[0], c[1], c[2], c[3]};
@@ -818,7 +818,7 @@ down(__grid_constant__ Arguments const a, __grid_constant__ DownPlan const plan)
       w4a16::Tile held;
       read_tile(held, slot, lane, g, t);
       float c[4] = {};
-      w4a16::multiply<__half>(c, held, reinterpret_cast<__half const*>(stage) + (g < count ? g : 0) * kStageStride + t * w4a16::chunk_stride());
+      w4a16::multiply(c, held, reinterpret_cast<__half const*>(stage) + (g < count ? g : 0) * kStageStride + t * w4a16::chunk_stride());
       float const global = w4a16::kUnscale * e.globals[0];
 #pragma unroll
       for (int j = 0; j < 2; ++j) {

@@ -1,8 +1,8 @@
 // torch.ops.gb10.moe_decode
 #include <array>
-#include <cmath>
 #include <limits>
 
+#include "gb10/op_checks.h"
 #include "gb10/torch_op.h"
 #include "moe_decode.h"
 
@@ -54,7 +54,7 @@ moe::Matrix matrix_of(std::string const& name, Tensor const& codes, Tensor const
                       std::int64_t rows, std::int64_t k, bool stacked, bool swizzled, bool two_globals) {
   using namespace gb10::torch_op;
   std::string const scales_name = name + "_scales", globals_name = name + "_global";
-  std::int64_t const scale_rows = swizzled ? (rows + 127) / 128 * 128 : rows;
+  std::int64_t const scale_rows = swizzled ? round_up(rows, 128) : rows;
   if (stacked) {
     check_shape(kOp, name.c_str(), codes, {count, rows, k / 2});
     check_shape(kOp, scales_name.c_str(), scales, {count, scale_rows, k / 16});
@@ -70,9 +70,6 @@ moe::Matrix matrix_of(std::string const& name, Tensor const& codes, Tensor const
     if (two_globals) wanted.append(" or [").append(std::to_string(count)).append(", 2]: gate, up");
   }
   require(one || two, kOp, globals_name + " has shape " + shape_of(globals) + "; it must be " + wanted);
-  check_layout(kOp, name.c_str(), codes, 16);
-  check_layout(kOp, scales_name.c_str(), scales, 16);
-  check_layout(kOp, globals_name.c_str(), globals, 4);
   moe::Matrix m{};
   m.codes = static_cast<std::uint8_t const*>(codes.data_ptr());
   m.scales = static_cast<std::uint8_t const*>(scales.data_ptr());
@@ -82,12 +79,6 @@ moe::Matrix matrix_of(std::string const& name, Tensor const& codes, Tensor const
   m.k = static_cast<int>(k);
   m.global_columns = two ? 2 : 1;
   return m;
-}
-
-void check_width(char const* what, std::int64_t width) {
-  gb10::torch_op::require(width >= kUnit && width % kUnit == 0 && width <= moe::kMaxWidth, kOp,
-                          std::string(what) + " is " + std::to_string(width) + "; it must be a multiple of " + std::to_string(kUnit) +
-                              ", at most " + std::to_string(moe::kMaxWidth));
 }
 
 void moe_decode(Tensor x, Tensor w13, Tensor w13_scales, Tensor w13_global, Tensor w2, Tensor w2_scales, Tensor w2_global,
@@ -104,40 +95,38 @@ void moe_decode(Tensor x, Tensor w13, Tensor w13_scales, Tensor w13_global, Tens
               has_shared == shared_w2_global.has_value(),
           kOp, "of the shared expert's six tensors some are given and some are not; give all or none");
   require(has_shared || !shared_multiplier, kOp, "shared_multiplier is given without a shared expert; give both or neither");
-  require(!std::isnan(limit) && limit > 0, kOp, "limit is " + std::to_string(limit) + "; it must be positive (infinity: no limit)");
-  require(std::isfinite(alpha) && std::isfinite(beta), kOp, "alpha or beta is not finite");
+  check_activation_numbers(kOp, limit, alpha, beta);
   require(named.activation != moe::Activation::kSitu || alpha > 0, kOp, "alpha is " + std::to_string(alpha) + "; situ needs a positive one");
   require(!(named.interleaved && up_first), kOp, "up_first is true; swigluoai has gate and up rows interleaved, gate first");
 
-  check_dtype(kOp, "x", x, {ScalarType::BFloat16, ScalarType::Half});
-  check_dtype(kOp, "w13", w13, {ScalarType::Byte});
-  check_dtype(kOp, "w13_scales", w13_scales, {ScalarType::Float8_e4m3fn});
-  check_dtype(kOp, "w13_global", w13_global, {ScalarType::Float});
-  check_dtype(kOp, "w2", w2, {ScalarType::Byte});
-  check_dtype(kOp, "w2_scales", w2_scales, {ScalarType::Float8_e4m3fn});
-  check_dtype(kOp, "w2_global", w2_global, {ScalarType::Float});
-  check_dtype(kOp, "topk_ids", topk_ids, {ScalarType::Int, ScalarType::Long});
-  check_dtype(kOp, "topk_weights", topk_weights, {ScalarType::Float});
-  if (expert_map) check_dtype(kOp, "expert_map", *expert_map, {ScalarType::Int});
-  if (has_shared) {
-    check_dtype(kOp, "shared_w13", *shared_w13, {ScalarType::Byte});
-    check_dtype(kOp, "shared_w13_scales", *shared_w13_scales, {ScalarType::Float8_e4m3fn});
-    check_dtype(kOp, "shared_w13_global", *shared_w13_global, {ScalarType::Float});
-    check_dtype(kOp, "shared_w2", *shared_w2, {ScalarType::Byte});
-    check_dtype(kOp, "shared_w2_scales", *shared_w2_scales, {ScalarType::Float8_e4m3fn});
-    check_dtype(kOp, "shared_w2_global", *shared_w2_global, {ScalarType::Float});
-    if (shared_multiplier) check_dtype(kOp, "shared_multiplier", *shared_multiplier, {ScalarType::Float, x.scalar_type()});
-  }
-  check_dtype(kOp, "workspace", workspace, {ScalarType::Byte});
-  check_dtype(kOp, "out", out, {x.scalar_type()});
+  bool const wide_ids = topk_ids.scalar_type() == ScalarType::Long;
+  std::size_t const id_bytes = wide_ids ? 8 : 4;
+  Argument const arguments[] = {{"x", &x, {ScalarType::BFloat16, ScalarType::Half}, 16},
+                                {"w13", &w13, {ScalarType::Byte}, 16},
+                                {"w13_scales", &w13_scales, {ScalarType::Float8_e4m3fn}, 16},
+                                {"w13_global", &w13_global, {ScalarType::Float}, 4},
+                                {"w2", &w2, {ScalarType::Byte}, 16},
+                                {"w2_scales", &w2_scales, {ScalarType::Float8_e4m3fn}, 16},
+                                {"w2_global", &w2_global, {ScalarType::Float}, 4},
+                                {"topk_ids", &topk_ids, {ScalarType::Int, ScalarType::Long}, id_bytes},
+                                {"topk_weights", &topk_weights, {ScalarType::Float}, 4},
+                                {"expert_map", given(expert_map), {ScalarType::Int}, 4},
+                                {"shared_w13", given(shared_w13), {ScalarType::Byte}, 16},
+                                {"shared_w13_scales", given(shared_w13_scales), {ScalarType::Float8_e4m3fn}, 16},
+                                {"shared_w13_global", given(shared_w13_global), {ScalarType::Float}, 4},
+                                {"shared_w2", given(shared_w2), {ScalarType::Byte}, 16},
+                                {"shared_w2_scales", given(shared_w2_scales), {ScalarType::Float8_e4m3fn}, 16},
+                                {"shared_w2_global", given(shared_w2_global), {ScalarType::Float}, 4},
+                                {"shared_multiplier", given(shared_multiplier), {ScalarType::Float, x.scalar_type()}, 2},
+                                {"workspace", &workspace, {ScalarType::Byte}, 16},
+                                {"out", &out, {x.scalar_type()}, 2}};
+  check_dtypes(kOp, arguments);
 
-  check_shape(kOp, "x", x, {-1, -1});
+  std::int64_t const tokens = check_tokens(kOp, x, moe::kMaxTokens), hidden = x.size(1);
   check_shape(kOp, "w2", w2, {-1, -1, -1});
-  std::int64_t const tokens = x.size(0), hidden = x.size(1), experts = w2.size(0), intermediate = w2.size(2) * 2;
-  require(tokens >= 1 && tokens <= moe::kMaxTokens, kOp,
-          "x has " + std::to_string(tokens) + " rows (tokens); it must have 1 to " + std::to_string(moe::kMaxTokens));
-  check_width("hidden (the columns of x)", hidden);
-  check_width("intermediate (twice the last size of w2)", intermediate);
+  std::int64_t const experts = w2.size(0), intermediate = w2.size(2) * 2;
+  check_width(kOp, "hidden (the columns of x)", hidden, kUnit, moe::kMaxWidth);
+  check_width(kOp, "intermediate (twice the last size of w2)", intermediate, kUnit, moe::kMaxWidth);
   require(experts >= 1 && experts <= moe::kMaxExperts, kOp,
           "w2 holds " + std::to_string(experts) + " experts; it must hold 1 to " + std::to_string(moe::kMaxExperts));
   std::int64_t const gate_up = named.gated ? 2 : 1;
@@ -148,7 +137,7 @@ void moe_decode(Tensor x, Tensor w13, Tensor w13_scales, Tensor w13_global, Tens
   if (has_shared) {
     check_shape(kOp, "shared_w2", *shared_w2, {-1, -1});
     shared_intermediate = shared_w2->size(1) * 2;
-    check_width("the shared intermediate (twice the last size of shared_w2)", shared_intermediate);
+    check_width(kOp, "the shared intermediate (twice the last size of shared_w2)", shared_intermediate, kUnit, moe::kMaxWidth);
     a.shared_w13 = matrix_of("shared_w13", *shared_w13, *shared_w13_scales, *shared_w13_global, 1, gate_up * shared_intermediate, hidden,
                              false, swizzled, named.gated);
     a.shared_w2 = matrix_of("shared_w2", *shared_w2, *shared_w2_scales, *shared_w2_global, 1, hidden, shared_intermediate, false,
@@ -156,59 +145,23 @@ void moe_decode(Tensor x, Tensor w13, Tensor w13_scales, Tensor w13_global, Tens
     if (shared_multiplier) {
       if (shared_multiplier->dim() == 2) check_shape(kOp, "shared_multiplier", *shared_multiplier, {tokens, 1});
       else check_shape(kOp, "shared_multiplier", *shared_multiplier, {tokens});
-      check_layout(kOp, "shared_multiplier", *shared_multiplier, 2);
       a.shared_multiplier = shared_multiplier->data_ptr();
       a.multiplier_as_x = shared_multiplier->scalar_type() != ScalarType::Float;
     }
   }
-  check_shape(kOp, "topk_ids", topk_ids, {tokens, -1});
-  std::int64_t const topk = topk_ids.size(1);
-  require(topk >= 1 && topk <= moe::kMaxTopk, kOp,
-          "topk_ids has " + std::to_string(topk) + " columns (topk); it must have 1 to " + std::to_string(moe::kMaxTopk));
-  check_shape(kOp, "topk_weights", topk_weights, {tokens, topk});
-  if (expert_map) {
-    check_shape(kOp, "expert_map", *expert_map, {-1});
-    require(expert_map->numel() >= 1 && expert_map->numel() <= std::numeric_limits<std::int32_t>::max(), kOp,
-            "expert_map has " + std::to_string(expert_map->numel()) + " entries; it must have at least one");
-  }
+  std::int64_t const topk = check_topk(kOp, topk_ids, topk_weights, tokens, moe::kMaxTopk);
+  if (expert_map) check_expert_map(kOp, *expert_map);
   check_shape(kOp, "out", out, {tokens, hidden});
   check_shape(kOp, "workspace", workspace, {-1});
   std::int64_t const needed = moe::workspace_bytes(tokens, topk, intermediate, shared_intermediate);
   require(workspace.numel() >= needed, kOp,
           "workspace has " + std::to_string(workspace.numel()) + " bytes; it must have at least " + std::to_string(needed));
 
-  check_layout(kOp, "x", x, 16);
-  check_layout(kOp, "topk_ids", topk_ids, topk_ids.scalar_type() == ScalarType::Long ? 8 : 4);
-  check_layout(kOp, "topk_weights", topk_weights, 4);
-  if (expert_map) check_layout(kOp, "expert_map", *expert_map, 4);
-  check_layout(kOp, "workspace", workspace, 16);
-  check_layout(kOp, "out", out, 2);
-
-  check_device(kOp, "x", x, x);
-  check_device(kOp, "w13", w13, x);
-  check_device(kOp, "w13_scales", w13_scales, x);
-  check_device(kOp, "w13_global", w13_global, x);
-  check_device(kOp, "w2", w2, x);
-  check_device(kOp, "w2_scales", w2_scales, x);
-  check_device(kOp, "w2_global", w2_global, x);
-  check_device(kOp, "topk_ids", topk_ids, x);
-  check_device(kOp, "topk_weights", topk_weights, x);
-  if (expert_map) check_device(kOp, "expert_map", *expert_map, x);
-  if (has_shared) {
-    check_device(kOp, "shared_w13", *shared_w13, x);
-    check_device(kOp, "shared_w13_scales", *shared_w13_scales, x);
-    check_device(kOp, "shared_w13_global", *shared_w13_global, x);
-    check_device(kOp, "shared_w2", *shared_w2, x);
-    check_device(kOp, "shared_w2_scales", *shared_w2_scales, x);
-    check_device(kOp, "shared_w2_global", *shared_w2_global, x);
-    if (shared_multiplier) check_device(kOp, "shared_multiplier", *shared_multiplier, x);
-  }
-  check_device(kOp, "workspace", workspace, x);
-  check_device(kOp, "out", out, x);
+  check_layouts_and_devices(kOp, arguments);
 
   a.x = x.data_ptr();
   a.ids = topk_ids.data_ptr();
-  a.wide_ids = topk_ids.scalar_type() == ScalarType::Long;
+  a.wide_ids = wide_ids;
   a.weights = static_cast<float const*>(topk_weights.data_ptr());
   if (expert_map) {
     a.expert_map = static_cast<std::int32_t const*>(expert_map->data_ptr());

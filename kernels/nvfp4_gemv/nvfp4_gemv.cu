@@ -22,18 +22,13 @@ Kernel choose_kernel(Type type, bool many, bool swizzled) {
 
 // What a device has, and leave for every kernel to use all of its shared memory.
 cudaError_t prepare(int index, Device& device) {
-  auto const attribute = [&](cudaDeviceAttr name, int& value) { return cudaDeviceGetAttribute(&value, name, index); };
-  int per_block = 0, per_sm = 0;
-  cudaError_t status = attribute(cudaDevAttrMultiProcessorCount, device.sms);
-  if (status == cudaSuccess) status = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, per_block);
-  if (status == cudaSuccess) status = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, per_sm);
-  device.shared_per_block = per_block;
-  device.shared_per_sm = per_sm;
+  cudaError_t status = device_at(index, device);
+  int const most = static_cast<int>(device.block_shared_bytes);
   for (Type type : {Type::kBfloat16, Type::kHalf}) {
     for (bool many : {false, true}) {
       for (bool swizzled : {false, true}) {
         if (status != cudaSuccess) return status;
-        status = cudaFuncSetAttribute(choose_kernel(type, many, swizzled), cudaFuncAttributeMaxDynamicSharedMemorySize, per_block);
+        status = cudaFuncSetAttribute(choose_kernel(type, many, swizzled), cudaFuncAttributeMaxDynamicSharedMemorySize, most);
       }
     }
   }

@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(32 * kBlockWarps, kBlocksPerSm) gemv(Problem c
       w4a16::read(tile, ring + d * w4a16::kTileBytes, lane);
       __syncwarp();
       prefetch(d);
-      w4a16::multiply<__half, kGroups>(c, tile, at);
+      w4a16::multiply<kGroups>(c, tile, at);
 
       now.k_tile += slices;
       if (now.k_tile >= tiles) {

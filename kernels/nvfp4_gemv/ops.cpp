@@ -1,6 +1,7 @@
 // torch.ops.gb10.nvfp4_gemv
 #include <limits>
 
+#include "gb10/op_checks.h"
 #include "gb10/torch_op.h"
 #include "nvfp4_gemv.h"
 
@@ -11,25 +12,22 @@ using gb10::torch_op::Tensor;
 
 constexpr char kOp[] = "nvfp4_gemv";
 
-std::int64_t round_up(std::int64_t value, std::int64_t step) { return (value + step - 1) / step * step; }
-
 void nvfp4_gemv(Tensor x, Tensor weight, Tensor scales, Tensor global_scale, std::optional<Tensor> bias, bool swizzled,
                 Tensor out) {
   using namespace gb10::torch_op;
   namespace gemv = gb10::nvfp4_gemv;
 
-  check_dtype(kOp, "x", x, {ScalarType::BFloat16, ScalarType::Half});
-  check_dtype(kOp, "weight", weight, {ScalarType::Byte});
-  check_dtype(kOp, "scales", scales, {ScalarType::Float8_e4m3fn});
-  check_dtype(kOp, "global_scale", global_scale, {ScalarType::Float});
-  if (bias) check_dtype(kOp, "bias", *bias, {x.scalar_type()});
-  check_dtype(kOp, "out", out, {x.scalar_type()});
+  Argument const arguments[] = {{"x", &x, {ScalarType::BFloat16, ScalarType::Half}, 16},
+                                {"weight", &weight, {ScalarType::Byte}, 16},
+                                {"scales", &scales, {ScalarType::Float8_e4m3fn}, 4},
+                                {"global_scale", &global_scale, {ScalarType::Float}, 4},
+                                {"bias", given(bias), {x.scalar_type()}, 2},
+                                {"out", &out, {x.scalar_type()}, 2}};
+  check_dtypes(kOp, arguments);
 
-  check_shape(kOp, "x", x, {-1, -1});
+  std::int64_t const tokens = check_tokens(kOp, x, gemv::kMaxTokens);
   check_shape(kOp, "weight", weight, {-1, -1});
-  std::int64_t const tokens = x.size(0), k = x.size(1), rows = weight.size(0);
-  require(tokens >= 1 && tokens <= gemv::kMaxTokens, kOp,
-          "x has " + std::to_string(tokens) + " rows (tokens); it must have 1 to " + std::to_string(gemv::kMaxTokens));
+  std::int64_t const k = x.size(1), rows = weight.size(0);
   require(k >= 64 && k % 64 == 0 && k <= gemv::kMaxK, kOp,
           "x has " + std::to_string(k) + " columns (K); K must be a multiple of 64, and 64 to " + std::to_string(gemv::kMaxK));
   require(rows >= 1 && (rows + 127) * (k / 2) <= std::numeric_limits<std::uint32_t>::max(), kOp,
@@ -41,23 +39,11 @@ void nvfp4_gemv(Tensor x, Tensor weight, Tensor scales, Tensor global_scale, std
   } else {
     check_shape(kOp, "scales", scales, {rows, k / 16});
   }
-  require(global_scale.numel() == 1, kOp, "global_scale has shape " + shape_of(global_scale) + "; it must have one element");
+  check_one(kOp, "global_scale", global_scale);
   if (bias) check_shape(kOp, "bias", *bias, {rows});
   check_shape(kOp, "out", out, {tokens, rows});
 
-  check_layout(kOp, "x", x, 16);
-  check_layout(kOp, "weight", weight, 16);
-  check_layout(kOp, "scales", scales, 4);
-  check_layout(kOp, "global_scale", global_scale, 4);
-  if (bias) check_layout(kOp, "bias", *bias, 2);
-  check_layout(kOp, "out", out, 2);
-
-  check_device(kOp, "x", x, x);
-  check_device(kOp, "weight", weight, x);
-  check_device(kOp, "scales", scales, x);
-  check_device(kOp, "global_scale", global_scale, x);
-  if (bias) check_device(kOp, "bias", *bias, x);
-  check_device(kOp, "out", out, x);
+  check_layouts_and_devices(kOp, arguments);
 
   gemv::Problem problem{};
   problem.x = x.data_ptr();

@@ -1,9 +1,11 @@
-// What the operator asks of the kernel, and how the work is cut for a GPU. Host code, without CUDA.
+// What the operator asks of the kernel, and how the work is cut for a GPU. Host code.
 #pragma once
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+
+#include "gb10/device.h"
 
 namespace gb10::nvfp4_gemv {
 
@@ -27,12 +29,6 @@ struct Problem {
   int k;
 };
 
-struct Device {
-  int sms;
-  std::size_t shared_per_block;
-  std::size_t shared_per_sm;
-};
-
 struct Plan {
   int tokens;  // of one launch; more tokens take more launches
   int slices;  // warps that share a tile of rows
@@ -53,13 +49,6 @@ constexpr std::size_t shared_bytes(int tokens, std::size_t token_bytes, int slic
   return std::size_t(slices) * teams * kDepth * kTileBytes + tokens * token_bytes + std::size_t{4} * kMaxTokens * slices + sums;
 }
 
-// How many blocks of so many warps and bytes of shared memory an SM holds; none, if one block is too much.
-constexpr int blocks_per_sm(Device const& device, int warps, std::size_t bytes) {
-  if (bytes > device.shared_per_block) return 0;
-  int const by_shared = static_cast<int>(device.shared_per_sm / (bytes + 1024));
-  return std::min(kBlocksPerSm * kBlockWarps / warps, by_shared);
-}
-
 // The rule: as many tokens in a launch and as many warps in a block as fit shared memory, tokens first. Then, with two or more
 // tiles of rows for every warp, slices of about 8 tiles of k each (measured: docs/negative-results.md); else the cut whose last
 // warp is done first. A warp is done after its steps: one for each tile of 16 rows x 256 k, and one for a meeting of its team.
@@ -73,7 +62,8 @@ inline Plan choose(int tokens, int rows, int k, std::size_t token_bytes, Device 
     for (int warps = kBlockWarps; best_steps == 0 && warps >= 1; warps /= 2) {
       for (int slices = 1; slices <= std::min(warps, tiles); slices *= 2) {
         int const most_teams = warps / slices;
-        int const resident = device.sms * blocks_per_sm(device, warps, shared_bytes(part, token_bytes, slices, most_teams));
+        std::size_t const bytes = shared_bytes(part, token_bytes, slices, most_teams);
+        int const resident = device.sms * blocks_per_sm(device, bytes, kBlocksPerSm * kBlockWarps / warps);
         if (resident == 0) continue;
         bool const many = todo >= 2 * resident * warps;
         int const steps = divide_up(todo, resident * most_teams) * (divide_up(tiles, slices) + (slices > 1));

@@ -1,6 +1,7 @@
 // torch.ops.gb10.quantize_nvfp4, silu_mul_quantize_nvfp4, quantize_nvfp4_experts
 #include <limits>
 
+#include "gb10/op_checks.h"
 #include "gb10/torch_op.h"
 #include "quantize.h"
 
@@ -13,21 +14,12 @@ using gb10::torch_op::Tensor;
 constexpr std::int64_t kMaximumK = 1 << 24;
 constexpr std::int64_t kMaximumRows = std::numeric_limits<std::int32_t>::max() - 256;
 
-std::int64_t round_up(std::int64_t value, std::int64_t step) { return (value + step - 1) / step * step; }
-
 quantize::Type type_of(Tensor const& x) {
   switch (x.scalar_type()) {
     case ScalarType::BFloat16: return quantize::Type::kBfloat16;
     case ScalarType::Half: return quantize::Type::kHalf;
     default: return quantize::Type::kFloat;
   }
-}
-
-void check_dtypes(char const* op, Tensor const& x, Tensor const& packed, Tensor const& scales) {
-  using namespace gb10::torch_op;
-  check_dtype(op, "x", x, {ScalarType::BFloat16, ScalarType::Half, ScalarType::Float});
-  check_dtype(op, "packed", packed, {ScalarType::Byte});
-  check_dtype(op, "scales", scales, {ScalarType::Float8_e4m3fn});
 }
 
 // K of x, whose last dimension is `parts` times K.
@@ -60,29 +52,19 @@ void check_like(char const* op, char const* name, Tensor const& tensor, Tensor c
   require(same, op, std::string(name) + " has shape " + shape_of(tensor) + "; it must be [" + wanted.str() + "]");
 }
 
-void check_layouts(char const* op, Tensor const& x, Tensor const& packed, Tensor const& scales, bool swizzled) {
-  using namespace gb10::torch_op;
-  check_layout(op, "x", x, 16);
-  check_layout(op, "packed", packed, 8);
-  check_layout(op, "scales", scales, swizzled ? 4 : 1);
-}
-
-void check_devices(char const* op, Tensor const& x, Tensor const& packed, Tensor const& scales) {
-  using namespace gb10::torch_op;
-  check_device(op, "x", x, x);
-  check_device(op, "packed", packed, x);
-  check_device(op, "scales", scales, x);
-}
-
 void quantize_any(char const* op, bool gated, Tensor const& x, Tensor const& global_scale, bool swizzled, Tensor const& packed,
                   Tensor const& scales) {
   using namespace gb10::torch_op;
-  check_dtypes(op, x, packed, scales);
-  check_dtype(op, "global_scale", global_scale, {ScalarType::Float});
+  std::size_t const scale_alignment = swizzled ? 4 : 1;
+  Argument const arguments[] = {{"x", &x, {ScalarType::BFloat16, ScalarType::Half, ScalarType::Float}, 16},
+                                {"global_scale", &global_scale, {ScalarType::Float}, 4},
+                                {"packed", &packed, {ScalarType::Byte}, 8},
+                                {"scales", &scales, {ScalarType::Float8_e4m3fn}, scale_alignment}};
+  check_dtypes(op, arguments);
   std::int64_t const k = check_k(op, x, gated ? 2 : 1);
   std::int64_t const rows = x.numel() / x.size(x.dim() - 1);
   check_rows(op, rows);
-  require(global_scale.numel() == 1, op, "global_scale has shape " + shape_of(global_scale) + "; it must have one element");
+  check_one(op, "global_scale", global_scale);
   check_like(op, "packed", packed, x, k / 2);
   std::int64_t const scale_rows = swizzled ? round_up(rows, 128) : rows;
   if (swizzled) {
@@ -90,10 +72,7 @@ void quantize_any(char const* op, bool gated, Tensor const& x, Tensor const& glo
   } else {
     check_like(op, "scales", scales, x, k / 16);
   }
-  check_layouts(op, x, packed, scales, swizzled);
-  check_layout(op, "global_scale", global_scale, 4);
-  check_devices(op, x, packed, scales);
-  check_device(op, "global_scale", global_scale, x);
+  check_layouts_and_devices(op, arguments);
   if (rows == 0) return;
 
   quantize::Problem problem{};
@@ -121,10 +100,13 @@ void quantize_nvfp4_experts(Tensor x, Tensor global_scales, Tensor expert_offset
                             Tensor scales) {
   using namespace gb10::torch_op;
   constexpr char op[] = "quantize_nvfp4_experts";
-  check_dtypes(op, x, packed, scales);
-  check_dtype(op, "global_scales", global_scales, {ScalarType::Float});
-  check_dtype(op, "expert_offsets", expert_offsets, {ScalarType::Int});
-  check_dtype(op, "scale_offsets", scale_offsets, {ScalarType::Int});
+  Argument const arguments[] = {{"x", &x, {ScalarType::BFloat16, ScalarType::Half, ScalarType::Float}, 16},
+                                {"global_scales", &global_scales, {ScalarType::Float}, 4},
+                                {"expert_offsets", &expert_offsets, {ScalarType::Int}, 4},
+                                {"scale_offsets", &scale_offsets, {ScalarType::Int}, 4},
+                                {"packed", &packed, {ScalarType::Byte}, 8},
+                                {"scales", &scales, {ScalarType::Float8_e4m3fn}, 4}};
+  check_dtypes(op, arguments);
   check_shape(op, "x", x, {-1, -1});
   std::int64_t const k = check_k(op, x, 1), rows = x.size(0);
   check_rows(op, rows);
@@ -140,14 +122,7 @@ void quantize_nvfp4_experts(Tensor x, Tensor global_scales, Tensor expert_offset
   require(scale_rows % 128 == 0 && scale_rows <= kMaximumRows, op,
           "scales has " + std::to_string(scale_rows) + " rows; it must have a multiple of 128, at most " +
               std::to_string(kMaximumRows));
-  check_layouts(op, x, packed, scales, true);
-  check_layout(op, "global_scales", global_scales, 4);
-  check_layout(op, "expert_offsets", expert_offsets, 4);
-  check_layout(op, "scale_offsets", scale_offsets, 4);
-  check_devices(op, x, packed, scales);
-  check_device(op, "global_scales", global_scales, x);
-  check_device(op, "expert_offsets", expert_offsets, x);
-  check_device(op, "scale_offsets", scale_offsets, x);
+  check_layouts_and_devices(op, arguments);
   if (scale_rows == 0) return;
 
   quantize::Problem problem{};

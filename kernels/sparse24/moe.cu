@@ -3,22 +3,22 @@
 
 #include <algorithm>
 
-#include "teams_launch.cuh"
+#include "gb10/device.h"
 
 namespace gb10::sparse24 {
 namespace {
 
 template <typename Kernel>
-cudaError_t start(Kernel* kernel, MoeArguments const& p, teams::Device const& device, std::size_t bytes, int tiles_per_block,
-                  int tiles, cudaStream_t stream) {
-  if (cudaError_t const status = teams::allow_shared(kernel, device, bytes); status != cudaSuccess) return status;
-  int const per_sm = teams::blocks_per_sm(device, bytes, 2);
+cudaError_t start(Kernel* kernel, MoeArguments const& p, Device const& device, std::size_t bytes, int tiles_per_block, int tiles,
+                  cudaStream_t stream) {
+  if (cudaError_t const status = allow_shared(kernel, device, bytes); status != cudaSuccess) return status;
+  int const per_sm = blocks_per_sm(device, bytes, 2);
   int const blocks = std::min((tiles + tiles_per_block - 1) / tiles_per_block, device.sms * per_sm);
   return launch_dependent(kernel, dim3(blocks), dim3(kMoeThreads), bytes, stream, true, p);
 }
 
 template <typename T, int kGroups>
-cudaError_t launch_groups(MoeArguments const& p, teams::Device const& device, cudaStream_t stream) {
+cudaError_t launch_groups(MoeArguments const& p, Device const& device, cudaStream_t stream) {
   // As many entries as there can be; a team without work leaves at once. Few tiles are each shared by all warps of a block.
   int const tiles = p.tokens * p.topk * (p.intermediate / kTileRows);
   bool const few = kGroups == 1 && tiles <= 4 * device.sms;
@@ -39,8 +39,8 @@ std::size_t most_bytes(int tokens, int topk, int hidden, int intermediate) {
 
 template <typename T>
 cudaError_t launch_typed(MoeArguments p, cudaStream_t stream) {
-  teams::Device device{};
-  cudaError_t status = teams::current_device(device);
+  Device device{};
+  cudaError_t status = current_device(device);
   // Tokens whose activations fit into shared memory; more than that take two more launches.
   int most = p.tokens;
   while (most > 1 && most_bytes(most, p.topk, p.hidden, p.intermediate) > device.block_shared_bytes) most = (most + 1) / 2;
@@ -62,8 +62,8 @@ cudaError_t launch_typed(MoeArguments p, cudaStream_t stream) {
 std::size_t moe_token_bytes(int topk, int hidden, int intermediate) { return most_bytes(1, topk, hidden, intermediate); }
 
 cudaError_t moe_shared_limit(std::size_t& bytes) {
-  teams::Device device{};
-  cudaError_t const status = teams::current_device(device);
+  Device device{};
+  cudaError_t const status = current_device(device);
   bytes = device.block_shared_bytes;
   return status;
 }

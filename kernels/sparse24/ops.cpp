@@ -1,7 +1,7 @@
 // torch.ops.gb10.sparse24_gemv and torch.ops.gb10.sparse24_moe
-#include <cmath>
 #include <limits>
 
+#include "gb10/op_checks.h"
 #include "gb10/torch_op.h"
 #include "moe.h"
 #include "sparse24.h"
@@ -18,21 +18,17 @@ void sparse24_gemv(Tensor x, Tensor values, Tensor positions, Tensor scales, Ten
   using namespace gb10::torch_op;
   namespace gemv = gb10::sparse24;
 
-  check_dtype(kOp, "x", x, {ScalarType::BFloat16, ScalarType::Half});
-  check_dtype(kOp, "values", values, {ScalarType::Byte});
-  check_dtype(kOp, "positions", positions, {ScalarType::Byte});
-  check_dtype(kOp, "scales", scales, {ScalarType::Float8_e4m3fn});
-  check_dtype(kOp, "global_scale", global_scale, {ScalarType::Float});
-  if (bias) check_dtype(kOp, "bias", *bias, {x.scalar_type()});
-  check_dtype(kOp, "out", out, {x.scalar_type()});
+  Argument const arguments[] = {{"x", &x, {ScalarType::BFloat16, ScalarType::Half}, 16},
+                                {"values", &values, {ScalarType::Byte}, 16},
+                                {"positions", &positions, {ScalarType::Byte}, 8},
+                                {"scales", &scales, {ScalarType::Float8_e4m3fn}, 8},
+                                {"global_scale", &global_scale, {ScalarType::Float}, 4},
+                                {"bias", given(bias), {x.scalar_type()}, 2},
+                                {"out", &out, {x.scalar_type()}, 2}};
+  check_dtypes(kOp, arguments);
 
-  check_shape(kOp, "x", x, {-1, -1});
-  std::int64_t const tokens = x.size(0), columns = x.size(1);
-  require(tokens >= 1 && tokens <= gemv::kMaxTokens, kOp,
-          "x has " + std::to_string(tokens) + " rows (tokens); it must have 1 to " + std::to_string(gemv::kMaxTokens));
-  require(columns >= gemv::kColumnUnit && columns % gemv::kColumnUnit == 0 && columns <= gemv::kMaxColumns, kOp,
-          "x has " + std::to_string(columns) + " columns (K); K must be a multiple of " + std::to_string(gemv::kColumnUnit) +
-              ", at most " + std::to_string(gemv::kMaxColumns));
+  std::int64_t const tokens = check_tokens(kOp, x, gemv::kMaxTokens);
+  std::int64_t const columns = check_columns(kOp, x, gemv::kColumnUnit, gemv::kMaxColumns);
   check_shape(kOp, "out", out, {tokens, -1});
   std::int64_t const rows = out.size(1);
   require(rows >= 1 && rows <= gemv::kMaxRows, kOp,
@@ -42,38 +38,24 @@ void sparse24_gemv(Tensor x, Tensor values, Tensor positions, Tensor scales, Ten
   check_shape(kOp, "values", values, {row_tiles, column_tiles, gemv::kTileValueBytes});
   check_shape(kOp, "positions", positions, {row_tiles, column_tiles, gemv::kTilePositionBytes});
   check_shape(kOp, "scales", scales, {row_tiles, column_tiles, gemv::kTileScaleBytes});
-  require(global_scale.numel() == 1, kOp, "global_scale has shape " + shape_of(global_scale) + "; it must have one element");
+  check_one(kOp, "global_scale", global_scale);
   if (bias) check_shape(kOp, "bias", *bias, {rows});
 
-  check_layout(kOp, "x", x, 16);
-  check_layout(kOp, "values", values, 16);
-  check_layout(kOp, "positions", positions, 8);
-  check_layout(kOp, "scales", scales, 8);
-  check_layout(kOp, "global_scale", global_scale, 4);
-  if (bias) check_layout(kOp, "bias", *bias, 2);
-  check_layout(kOp, "out", out, 2);
+  check_layouts_and_devices(kOp, arguments);
 
-  check_device(kOp, "x", x, x);
-  check_device(kOp, "values", values, x);
-  check_device(kOp, "positions", positions, x);
-  check_device(kOp, "scales", scales, x);
-  check_device(kOp, "global_scale", global_scale, x);
-  if (bias) check_device(kOp, "bias", *bias, x);
-  check_device(kOp, "out", out, x);
-
-  gemv::Arguments arguments{};
-  arguments.x = x.data_ptr();
-  arguments.weight = {static_cast<std::uint8_t const*>(values.data_ptr()), static_cast<std::uint8_t const*>(positions.data_ptr()),
-                      static_cast<std::uint8_t const*>(scales.data_ptr())};
-  arguments.global_scale = static_cast<float const*>(global_scale.data_ptr());
-  arguments.bias = bias ? bias->data_ptr() : nullptr;
-  arguments.out = out.data_ptr();
-  arguments.tokens = static_cast<int>(tokens);
-  arguments.rows = static_cast<int>(rows);
-  arguments.columns = static_cast<int>(columns);
+  gemv::Arguments a{};
+  a.x = x.data_ptr();
+  a.weight = {static_cast<std::uint8_t const*>(values.data_ptr()), static_cast<std::uint8_t const*>(positions.data_ptr()),
+              static_cast<std::uint8_t const*>(scales.data_ptr())};
+  a.global_scale = static_cast<float const*>(global_scale.data_ptr());
+  a.bias = bias ? bias->data_ptr() : nullptr;
+  a.out = out.data_ptr();
+  a.tokens = static_cast<int>(tokens);
+  a.rows = static_cast<int>(rows);
+  a.columns = static_cast<int>(columns);
 
   OnDeviceOf const device(kOp, x);
-  device.check(gemv::launch(arguments, x.scalar_type() == ScalarType::Half ? gemv::Number::kFloat16 : gemv::Number::kBFloat16,
+  device.check(gemv::launch(a, x.scalar_type() == ScalarType::Half ? gemv::Number::kFloat16 : gemv::Number::kBFloat16,
                             device.stream()));
 }
 
@@ -94,9 +76,6 @@ sparse::Packed stack_of(std::string const& name, Tensor const& values, Tensor co
   check_shape(kMoe, (name + "_scales").c_str(), scales, {count, row_tiles, column_tiles, sparse::kTileScaleBytes});
   require(count * row_tiles * column_tiles <= std::numeric_limits<std::int32_t>::max(), kMoe,
           name + " has " + std::to_string(count * row_tiles * column_tiles) + " tiles; it must have fewer than 2^31");
-  check_layout(kMoe, (name + "_values").c_str(), values, 16);
-  check_layout(kMoe, (name + "_positions").c_str(), positions, 8);
-  check_layout(kMoe, (name + "_scales").c_str(), scales, 8);
   return {static_cast<std::uint8_t const*>(values.data_ptr()), static_cast<std::uint8_t const*>(positions.data_ptr()),
           static_cast<std::uint8_t const*>(scales.data_ptr())};
 }
@@ -109,12 +88,6 @@ sparse::Activation activation_of(std::string const& name) {
   gb10::torch_op::refuse(kMoe, "activation is '" + name + "'; it must be one of silu, gelu, gelu_tanh, swigluoai_uninterleave");
 }
 
-void check_width(char const* what, std::int64_t width) {
-  gb10::torch_op::require(width >= sparse::kTileRows && width % sparse::kTileRows == 0 && width <= sparse::kMaxWidth, kMoe,
-                          std::string(what) + " is " + std::to_string(width) + "; it must be a multiple of " +
-                              std::to_string(sparse::kTileRows) + ", at most " + std::to_string(sparse::kMaxWidth));
-}
-
 void sparse24_moe(Tensor x, Tensor w13_values, Tensor w13_positions, Tensor w13_scales, Tensor w13_global, Tensor w2_values,
                   Tensor w2_positions, Tensor w2_scales, Tensor w2_global, std::int64_t intermediate, Tensor topk_ids,
                   Tensor topk_weights, std::optional<Tensor> expert_map, std::string activation, double limit, double alpha,
@@ -122,30 +95,29 @@ void sparse24_moe(Tensor x, Tensor w13_values, Tensor w13_positions, Tensor w13_
   using namespace gb10::torch_op;
   sparse::MoeArguments a{};
   a.activation = activation_of(activation);
-  require(!std::isnan(limit) && limit > 0, kMoe, "limit is " + std::to_string(limit) + "; it must be positive (infinity: no limit)");
-  require(std::isfinite(alpha) && std::isfinite(beta), kMoe, "alpha or beta is not finite");
+  check_activation_numbers(kMoe, limit, alpha, beta);
 
-  check_dtype(kMoe, "x", x, {ScalarType::BFloat16, ScalarType::Half});
-  check_dtype(kMoe, "w13_values", w13_values, {ScalarType::Byte});
-  check_dtype(kMoe, "w13_positions", w13_positions, {ScalarType::Byte});
-  check_dtype(kMoe, "w13_scales", w13_scales, {ScalarType::Float8_e4m3fn});
-  check_dtype(kMoe, "w13_global", w13_global, {ScalarType::Float});
-  check_dtype(kMoe, "w2_values", w2_values, {ScalarType::Byte});
-  check_dtype(kMoe, "w2_positions", w2_positions, {ScalarType::Byte});
-  check_dtype(kMoe, "w2_scales", w2_scales, {ScalarType::Float8_e4m3fn});
-  check_dtype(kMoe, "w2_global", w2_global, {ScalarType::Float});
-  check_dtype(kMoe, "topk_ids", topk_ids, {ScalarType::Int, ScalarType::Long});
-  check_dtype(kMoe, "topk_weights", topk_weights, {ScalarType::Float});
-  if (expert_map) check_dtype(kMoe, "expert_map", *expert_map, {ScalarType::Int});
-  check_dtype(kMoe, "workspace", workspace, {ScalarType::Float});
-  check_dtype(kMoe, "out", out, {x.scalar_type()});
+  bool const wide_ids = topk_ids.scalar_type() == ScalarType::Long;
+  std::size_t const id_bytes = wide_ids ? 8 : 4;
+  Argument const arguments[] = {{"x", &x, {ScalarType::BFloat16, ScalarType::Half}, 16},
+                                {"w13_values", &w13_values, {ScalarType::Byte}, 16},
+                                {"w13_positions", &w13_positions, {ScalarType::Byte}, 8},
+                                {"w13_scales", &w13_scales, {ScalarType::Float8_e4m3fn}, 8},
+                                {"w13_global", &w13_global, {ScalarType::Float}, 4},
+                                {"w2_values", &w2_values, {ScalarType::Byte}, 16},
+                                {"w2_positions", &w2_positions, {ScalarType::Byte}, 8},
+                                {"w2_scales", &w2_scales, {ScalarType::Float8_e4m3fn}, 8},
+                                {"w2_global", &w2_global, {ScalarType::Float}, 4},
+                                {"topk_ids", &topk_ids, {ScalarType::Int, ScalarType::Long}, id_bytes},
+                                {"topk_weights", &topk_weights, {ScalarType::Float}, 4},
+                                {"expert_map", given(expert_map), {ScalarType::Int}, 4},
+                                {"workspace", &workspace, {ScalarType::Float}, 16},
+                                {"out", &out, {x.scalar_type()}, 2}};
+  check_dtypes(kMoe, arguments);
 
-  check_shape(kMoe, "x", x, {-1, -1});
-  std::int64_t const tokens = x.size(0), hidden = x.size(1);
-  require(tokens >= 1 && tokens <= sparse::kMaxTokens, kMoe,
-          "x has " + std::to_string(tokens) + " rows (tokens); it must have 1 to " + std::to_string(sparse::kMaxTokens));
-  check_width("hidden (the columns of x)", hidden);
-  check_width("intermediate", intermediate);
+  std::int64_t const tokens = check_tokens(kMoe, x, sparse::kMaxTokens), hidden = x.size(1);
+  check_width(kMoe, "hidden (the columns of x)", hidden, sparse::kTileRows, sparse::kMaxWidth);
+  check_width(kMoe, "intermediate", intermediate, sparse::kTileRows, sparse::kMaxWidth);
   check_shape(kMoe, "w2_values", w2_values, {-1, -1, -1, -1});
   std::int64_t const experts = w2_values.size(0);
   require(experts >= 1 && experts <= sparse::kMaxExperts, kMoe,
@@ -156,45 +128,15 @@ void sparse24_moe(Tensor x, Tensor w13_values, Tensor w13_positions, Tensor w13_
   if (two) check_shape(kMoe, "w13_global", w13_global, {experts, 2});
   else check_shape(kMoe, "w13_global", w13_global, {experts});
   check_shape(kMoe, "w2_global", w2_global, {experts});
-  check_shape(kMoe, "topk_ids", topk_ids, {tokens, -1});
-  std::int64_t const topk = topk_ids.size(1);
-  require(topk >= 1 && topk <= sparse::kMaxTopk, kMoe,
-          "topk_ids has " + std::to_string(topk) + " columns (topk); it must have 1 to " + std::to_string(sparse::kMaxTopk));
-  check_shape(kMoe, "topk_weights", topk_weights, {tokens, topk});
-  if (expert_map) {
-    check_shape(kMoe, "expert_map", *expert_map, {-1});
-    require(expert_map->numel() >= 1 && expert_map->numel() <= std::numeric_limits<std::int32_t>::max(), kMoe,
-            "expert_map has " + std::to_string(expert_map->numel()) + " entries; it must have at least one");
-  }
+  std::int64_t const topk = check_topk(kMoe, topk_ids, topk_weights, tokens, sparse::kMaxTopk);
+  if (expert_map) check_expert_map(kMoe, *expert_map);
   check_shape(kMoe, "workspace", workspace, {-1});
   std::int64_t const needed = tokens * topk * intermediate;
   require(workspace.numel() >= needed, kMoe,
           "workspace has " + std::to_string(workspace.numel()) + " elements; it must have at least " + std::to_string(needed));
   check_shape(kMoe, "out", out, {tokens, hidden});
 
-  check_layout(kMoe, "x", x, 16);
-  check_layout(kMoe, "w13_global", w13_global, 4);
-  check_layout(kMoe, "w2_global", w2_global, 4);
-  check_layout(kMoe, "topk_ids", topk_ids, topk_ids.scalar_type() == ScalarType::Long ? 8 : 4);
-  check_layout(kMoe, "topk_weights", topk_weights, 4);
-  if (expert_map) check_layout(kMoe, "expert_map", *expert_map, 4);
-  check_layout(kMoe, "workspace", workspace, 16);
-  check_layout(kMoe, "out", out, 2);
-
-  check_device(kMoe, "x", x, x);
-  check_device(kMoe, "w13_values", w13_values, x);
-  check_device(kMoe, "w13_positions", w13_positions, x);
-  check_device(kMoe, "w13_scales", w13_scales, x);
-  check_device(kMoe, "w13_global", w13_global, x);
-  check_device(kMoe, "w2_values", w2_values, x);
-  check_device(kMoe, "w2_positions", w2_positions, x);
-  check_device(kMoe, "w2_scales", w2_scales, x);
-  check_device(kMoe, "w2_global", w2_global, x);
-  check_device(kMoe, "topk_ids", topk_ids, x);
-  check_device(kMoe, "topk_weights", topk_weights, x);
-  if (expert_map) check_device(kMoe, "expert_map", *expert_map, x);
-  check_device(kMoe, "workspace", workspace, x);
-  check_device(kMoe, "out", out, x);
+  check_layouts_and_devices(kMoe, arguments);
 
   a.x = x.data_ptr();
   a.w13_globals = static_cast<float const*>(w13_global.data_ptr());
@@ -214,7 +156,7 @@ void sparse24_moe(Tensor x, Tensor w13_values, Tensor w13_positions, Tensor w13_
   a.intermediate = static_cast<int>(intermediate);
   a.global_columns = two ? 2 : 1;
   a.up_first = up_first;
-  a.wide_ids = topk_ids.scalar_type() == ScalarType::Long;
+  a.wide_ids = wide_ids;
   a.router_weight_on_input = router_weight_on_input;
   bool const plain = activation == "silu" || activation == "swigluoai_uninterleave";
   a.limit = plain ? static_cast<float>(limit) : std::numeric_limits<float>::infinity();

@@ -3,25 +3,25 @@
 
 #include <algorithm>
 
-#include "teams_launch.cuh"
+#include "gb10/device.h"
 
 namespace gb10::sparse24 {
 namespace {
 
 template <typename T, int kGroups, int kSlices, int kTeams>
-cudaError_t start(Arguments const& p, teams::Device const& device, int tiles, cudaStream_t stream) {
+cudaError_t start(Arguments const& p, Device const& device, int tiles, cudaStream_t stream) {
   constexpr int kMost = 16 / (kSlices * kTeams);  // blocks of an SM: 16 warps, 128 registers a thread
   constexpr bool kTurns = kSlices * kTeams < 16;
   auto* const kernel = gemv<T, kGroups, kSlices, kTeams, kTurns, kMost>;
   std::size_t const bytes = shared_bytes<kGroups, kSlices, kTeams, kTurns>(p.tokens, p.columns);
-  if (cudaError_t const status = teams::allow_shared(kernel, device, bytes); status != cudaSuccess) return status;
-  int const blocks = std::min((tiles + kTeams - 1) / kTeams, device.sms * teams::blocks_per_sm(device, bytes, kMost));
+  if (cudaError_t const status = allow_shared(kernel, device, bytes); status != cudaSuccess) return status;
+  int const blocks = std::min((tiles + kTeams - 1) / kTeams, device.sms * blocks_per_sm(device, bytes, kMost));
   return launch_dependent(kernel, dim3(blocks), dim3(32 * kSlices * kTeams), bytes, stream, true, p);
 }
 
 // The fewer tiles there are for the warps of the GPU, the more warps share one. Measured on an H200 (docs/sparse24.md).
 template <typename T>
-cudaError_t launch_tokens(Arguments const& p, teams::Device const& device, cudaStream_t stream) {
+cudaError_t launch_tokens(Arguments const& p, Device const& device, cudaStream_t stream) {
   int const tiles = (p.rows + kTileRows - 1) / kTileRows, warps = 16 * device.sms;
   if (p.tokens > 8) {
     if (tiles >= warps) return start<T, 2, 1, 8>(p, device, tiles, stream);
@@ -36,8 +36,8 @@ cudaError_t launch_tokens(Arguments const& p, teams::Device const& device, cudaS
 
 template <typename T>
 cudaError_t launch_typed(Arguments p, cudaStream_t stream) {
-  teams::Device device{};
-  cudaError_t status = teams::current_device(device);
+  Device device{};
+  cudaError_t status = current_device(device);
   // Tokens whose activations fit into shared memory; more than that take the weight once more.
   std::size_t const sums = std::max(sum_bytes<2, 4, 2, true>(), sum_bytes<1, 8, 1, true>());
   std::size_t const token_bytes = sizeof(__half) * row_stride(p.columns);

@@ -94,6 +94,36 @@ inline void check_device(char const* op, char const* name, Tensor const& tensor,
               "; all tensors must be on device " + std::to_string(like.get_device_index()));
 }
 
+// A tensor of an operator, with what it must be apart from its shape.
+struct Argument {
+  char const* name;
+  Tensor const* tensor;                      // null: an optional one that is not given
+  std::initializer_list<ScalarType> dtypes;  // lives as long as the array of arguments it is written in
+  std::size_t alignment;                     // of its first byte
+};
+
+inline Tensor const* given(std::optional<Tensor> const& tensor) { return tensor ? &*tensor : nullptr; }
+
+// An operator lists its arguments once: Argument const arguments[] = {{"x", &x, {ScalarType::Half}, 16}, ...}. It checks their
+// dtypes, then what it wants of the shapes, then the rest.
+template <std::size_t kCount>
+void check_dtypes(char const* op, Argument const (&arguments)[kCount]) {
+  for (Argument const& a : arguments) {
+    if (a.tensor) check_dtype(op, a.name, *a.tensor, a.dtypes);
+  }
+}
+
+// The first argument is always given; the others must be on its device.
+template <std::size_t kCount>
+void check_layouts_and_devices(char const* op, Argument const (&arguments)[kCount]) {
+  for (Argument const& a : arguments) {
+    if (a.tensor) check_layout(op, a.name, *a.tensor, a.alignment);
+  }
+  for (Argument const& a : arguments) {
+    if (a.tensor) check_device(op, a.name, *a.tensor, *arguments[0].tensor);
+  }
+}
+
 // Makes the device of a tensor the current one for as long as it lives, and knows torch's current stream there.
 class OnDeviceOf {
  public:

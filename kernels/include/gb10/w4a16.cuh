@@ -4,7 +4,7 @@
 //
 // Weight in its native layout: packed uint8 [N, K / 2], the even k in the low nibble; block scales float8_e4m3fn, finite and
 // not negative. The caller multiplies by 128 * global_scale at the end. e2m1 * block_scale has at most 6 significant bits:
-// the product below is exact in bf16 and in f16, so the only roundings are those of the FP32 accumulation.
+// the product below is exact in f16, so the only roundings are those of the FP32 accumulation.
 //
 // A warp takes tiles of 16 rows x 256 k. With g = lane / 4 and t = lane % 4 a thread owns rows g and g + 8 and the 64
 // consecutive k that begin at 64 t: two 16-byte loads and one 4-byte scale load a row, in linear and in swizzled scales alike.
@@ -18,6 +18,7 @@
 #include <cuda_fp16.h>
 
 #include "arch.cuh"
+#include "e2m1.cuh"
 #include "mma.cuh"
 
 namespace gb10::w4a16 {
@@ -27,9 +28,10 @@ inline constexpr int kTileK = 256;
 inline constexpr int kThreadK = 64;  // consecutive k of one thread in a tile: four block scales
 inline constexpr float kUnscale = 128.0f;
 
-// Two 16-bit numbers in a word, a at the bottom.
+// The same 16 bits in both halves of a word.
 __device__ __forceinline__ std::uint32_t twice(std::uint16_t bits) { return bits * 0x00010001u; }
 
+// The products of the lower and of the upper halves.
 template <typename T>
 __device__ __forceinline__ std::uint32_t mul2(std::uint32_t a, std::uint32_t b) {
   std::uint32_t out;
@@ -44,88 +46,38 @@ __device__ __forceinline__ std::uint32_t mul2(std::uint32_t a, std::uint32_t b) 
   return out;
 }
 
-// Eight codes to four operand words: word p holds codes p and p + 4, each 2^-126 (bf16) or 2^-14 (f16) of the value.
-template <typename T>
-__device__ __forceinline__ void decode8(std::uint32_t q, std::uint32_t (&out)[4]);
+// Targets with the instruction decode two neighbours at a time, and to their plain value.
+inline constexpr bool kNaturalOrder = GB10_HW_E2M1;
 
-template <>
-__device__ __forceinline__ void decode8<__nv_bfloat16>(std::uint32_t q, std::uint32_t (&out)[4]) {
-  // bf16: sign in bit 15, the three magnitude bits in 8..6.
-  std::uint32_t const sign = 0x80008000u, magnitude = 0x01C001C0u;
-  out[0] = ((q << 12) & sign) | ((q << 6) & magnitude);
-  out[1] = ((q << 8) & sign) | ((q << 2) & magnitude);
-  out[2] = ((q << 4) & sign) | ((q >> 2) & magnitude);
-  out[3] = (q & sign) | ((q >> 6) & magnitude);
-}
-
-template <>
-__device__ __forceinline__ void decode8<__half>(std::uint32_t q, std::uint32_t (&out)[4]) {
-  // f16: sign in bit 15, the magnitude in 11..9, all in the upper byte: four codes a step, then one byte permute a pair.
-  std::uint32_t const sign = 0x80808080u, magnitude = 0x0E0E0E0Eu;
-  std::uint32_t const even = ((q << 4) & sign) | ((q << 1) & magnitude);
-  std::uint32_t const odd = (q & sign) | ((q >> 3) & magnitude);
-  out[0] = __byte_perm(even, 0, 0x2404);
-  out[1] = __byte_perm(odd, 0, 0x2404);
-  out[2] = even & 0xFF00FF00u;
-  out[3] = odd & 0xFF00FF00u;
-}
-
-// The same as multiply() wants it. Targets with the instruction decode two neighbours at a time into f16, to their plain value:
-// word p holds codes 2p and 2p + 1.
-template <typename T>
-inline constexpr bool kNaturalOrder = GB10_HW_E2M1 && __is_same(T, __half);
-
-template <typename T>
+// Eight codes to four operand words of f16. In natural order word p holds codes 2p and 2p + 1, as their values; else codes p and
+// p + 4, as 2^-14 of their values.
 __device__ __forceinline__ void operands8(std::uint32_t q, std::uint32_t (&out)[4]) {
-#if GB10_HW_E2M1
-  if constexpr (kNaturalOrder<T>) {
-    asm("{\n"
-        ".reg .b8 b0, b1, b2, b3;\n"
-        "mov.b32 {b0, b1, b2, b3}, %4;\n"
-        "cvt.rn.f16x2.e2m1x2 %0, b0;\n"
-        "cvt.rn.f16x2.e2m1x2 %1, b1;\n"
-        "cvt.rn.f16x2.e2m1x2 %2, b2;\n"
-        "cvt.rn.f16x2.e2m1x2 %3, b3;\n"
-        "}"
-        : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-        : "r"(q));
-    return;
+  if constexpr (kNaturalOrder) {
+    e2m1::decode8_f16(q, out);
+  } else {
+    // Sign in bit 15, the magnitude in 11..9, all in the upper byte: four codes a step, then one byte permute a pair.
+    std::uint32_t const sign = 0x80808080u, magnitude = 0x0E0E0E0Eu;
+    std::uint32_t const even = ((q << 4) & sign) | ((q << 1) & magnitude);
+    std::uint32_t const odd = (q & sign) | ((q >> 3) & magnitude);
+    out[0] = __byte_perm(even, 0, 0x2404);
+    out[1] = __byte_perm(odd, 0, 0x2404);
+    out[2] = even & 0xFF00FF00u;
+    out[3] = odd & 0xFF00FF00u;
   }
-#endif
-  decode8<T>(q, out);
 }
 
-// Block scales 2 i and 2 i + 1 of a word of four, in the two halves. Their product with a decoded code is 2^-7 of the weight.
-template <typename T>
-__device__ __forceinline__ std::uint32_t scale_pair(std::uint32_t scales, int i, bool natural = false) {
+// Block scales 2 i and 2 i + 1 of a word of four, in the two halves. Their product with an operand is 2^-7 of the weight.
+__device__ __forceinline__ std::uint32_t scale_pair(std::uint32_t scales, int i) {
+  // As f16 bits the byte is 2^-8 of the scale.
   std::uint32_t const both = __byte_perm(scales, 0, i == 0 ? 0x4140 : 0x4342);
-  if constexpr (__is_same(T, __nv_bfloat16)) {
-    // As bf16 bits the byte is 2^-120 of the scale, subnormals too; two exact multiplications.
-    return mul2<T>(mul2<T>(both << 4, twice(0x7B80)), twice(0x7B00));
-  } else {
-    // As f16 bits it is 2^-8 of the scale.
-    return mul2<T>(both << 7, twice(natural ? 0x4000 : 0x7800));
-  }
+  return mul2<__half>(both << 7, twice(kNaturalOrder ? 0x4000 : 0x7800));
 }
 
 // The lower or the upper half twice. (The multiplication that follows takes it as an operand modifier.)
-template <typename T>
 __device__ __forceinline__ std::uint32_t spread(std::uint32_t pair, int half) {
-  if constexpr (__is_same(T, __nv_bfloat16)) {
-    __nv_bfloat162 const v = *reinterpret_cast<__nv_bfloat162 const*>(&pair);
-    __nv_bfloat162 const out = half == 0 ? __low2bfloat162(v) : __high2bfloat162(v);
-    return *reinterpret_cast<std::uint32_t const*>(&out);
-  } else {
-    __half2 const v = *reinterpret_cast<__half2 const*>(&pair);
-    __half2 const out = half == 0 ? __low2half2(v) : __high2half2(v);
-    return *reinterpret_cast<std::uint32_t const*>(&out);
-  }
-}
-
-// Block scale number `index` (0..3) of a word of four, in both halves, for codes of decode8().
-template <typename T>
-__device__ __forceinline__ std::uint32_t scale2(std::uint32_t scales, int index) {
-  return spread<T>(scale_pair<T>(scales, index / 2), index % 2);
+  __half2 const v = *reinterpret_cast<__half2 const*>(&pair);
+  __half2 const out = half == 0 ? __low2half2(v) : __high2half2(v);
+  return *reinterpret_cast<std::uint32_t const*>(&out);
 }
 
 __device__ __forceinline__ uint4 load_weights(void const* address) {
@@ -159,17 +111,6 @@ struct Tile {
   uint4 codes[2][2];
   std::uint32_t scales[2];
 };
-
-// row_codes[i], row_scales[i]: this thread's first code byte and scale word of row g (i = 0) and g + 8 (i = 1).
-__device__ __forceinline__ void load(Tile& tile, std::uint8_t const* const (&row_codes)[2],
-                                     std::uint8_t const* const (&row_scales)[2]) {
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    tile.codes[i][0] = load_weights(row_codes[i]);
-    tile.codes[i][1] = load_weights(row_codes[i] + 16);
-    tile.scales[i] = load_scales(row_scales[i]);
-  }
-}
 
 // A tile by way of shared memory, so that a warp has many in flight without registers for them. Each warp owns a ring of places
 // of kTileBytes: 16 rows of 128 bytes of codes (the 16-byte pieces of odd rows exchanged in pairs, so that 8 threads that read
@@ -215,10 +156,9 @@ __device__ __host__ __forceinline__ constexpr int token_stride(int k) {
   return plain + (96 - plain % 64) % 64;  // 32 numbers past a multiple of 64: 64 bytes past a multiple of 128
 }
 
-// Eight consecutive activations as they come from memory, put into the order of operands8<T>().
-template <typename T>
+// Eight consecutive activations as they come from memory, put into the order of operands8().
 __device__ __forceinline__ uint4 in_k_order(uint4 v) {
-  if constexpr (kNaturalOrder<T>) return v;
+  if constexpr (kNaturalOrder) return v;
   return {__byte_perm(v.x, v.z, 0x5410), __byte_perm(v.x, v.z, 0x7632), __byte_perm(v.y, v.w, 0x5410),
           __byte_perm(v.y, v.w, 0x7632)};
 }
@@ -257,7 +197,7 @@ __device__ __forceinline__ Factor factor_for(std::uint32_t magnitude) {
   }
 }
 
-// Eight consecutive activations as they come from memory, to f16 and into the order of operands8<__half>().
+// Eight consecutive activations as they come from memory, to f16 and into the order of operands8().
 template <typename T>
 __device__ __forceinline__ uint4 staged(uint4 v, float scale) {
   if constexpr (__is_same(T, __nv_bfloat16)) {
@@ -267,19 +207,19 @@ __device__ __forceinline__ uint4 staged(uint4 v, float scale) {
     };
     v = {convert(v.x), convert(v.y), convert(v.z), convert(v.w)};
   }
-  return in_k_order<__half>(v);
+  return in_k_order(v);
 }
 
 // c[i] += tile * x[i] for groups of 8 tokens; the weights are decoded once. x[i]: this thread's first number in shared memory,
 // that is the chunk of this tile that belongs to t, of token g of group i. With one group the sum is kept in two parts, so that
 // the matrix instructions wait less for each other.
-template <typename T, int kGroups>
-__device__ __forceinline__ void multiply(float (&c)[kGroups][4], Tile const& tile, T const* const (&x)[kGroups]) {
+template <int kGroups>
+__device__ __forceinline__ void multiply(float (&c)[kGroups][4], Tile const& tile, __half const* const (&x)[kGroups]) {
   float second[kGroups][4] = {};
 #pragma unroll
   for (int block = 0; block < 4; ++block) {
-    std::uint32_t const scale[2] = {spread<T>(scale_pair<T>(tile.scales[0], block / 2, kNaturalOrder<T>), block % 2),
-                                    spread<T>(scale_pair<T>(tile.scales[1], block / 2, kNaturalOrder<T>), block % 2)};
+    std::uint32_t const scale[2] = {spread(scale_pair(tile.scales[0], block / 2), block % 2),
+                                    spread(scale_pair(tile.scales[1], block / 2), block % 2)};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       int const word = 2 * block + half;
@@ -287,18 +227,18 @@ __device__ __forceinline__ void multiply(float (&c)[kGroups][4], Tile const& til
       uint4 const& quad1 = tile.codes[1][word / 4];
       int const lane = word % 4;
       std::uint32_t a0[4], a1[4];
-      operands8<T>(lane == 0 ? quad0.x : lane == 1 ? quad0.y : lane == 2 ? quad0.z : quad0.w, a0);
-      operands8<T>(lane == 0 ? quad1.x : lane == 1 ? quad1.y : lane == 2 ? quad1.z : quad1.w, a1);
+      operands8(lane == 0 ? quad0.x : lane == 1 ? quad0.y : lane == 2 ? quad0.z : quad0.w, a0);
+      operands8(lane == 0 ? quad1.x : lane == 1 ? quad1.y : lane == 2 ? quad1.z : quad1.w, a1);
 #pragma unroll
       for (int p = 0; p < 4; ++p) {
-        a0[p] = mul2<T>(a0[p], scale[0]);
-        a1[p] = mul2<T>(a1[p], scale[1]);
+        a0[p] = mul2<__half>(a0[p], scale[0]);
+        a1[p] = mul2<__half>(a1[p], scale[1]);
       }
 #pragma unroll
       for (int i = 0; i < kGroups; ++i) {
         uint4 const b = *reinterpret_cast<uint4 const*>(x[i] + 8 * word);
-        mma_m16n8k16<T>(c[i], a0[0], a1[0], a0[1], a1[1], b.x, b.y);
-        mma_m16n8k16<T>(kGroups == 1 ? second[i] : c[i], a0[2], a1[2], a0[3], a1[3], b.z, b.w);
+        mma_m16n8k16<__half>(c[i], a0[0], a1[0], a0[1], a1[1], b.x, b.y);
+        mma_m16n8k16<__half>(kGroups == 1 ? second[i] : c[i], a0[2], a1[2], a0[3], a1[3], b.z, b.w);
       }
     }
   }
@@ -309,10 +249,9 @@ __device__ __forceinline__ void multiply(float (&c)[kGroups][4], Tile const& til
 }
 
 // The same for one group of 8 tokens.
-template <typename T>
-__device__ __forceinline__ void multiply(float (&c)[4], Tile const& tile, T const* x) {
-  T const* const group[1] = {x};
-  multiply<T, 1>(reinterpret_cast<float (&)[1][4]>(c), tile, group);
+__device__ __forceinline__ void multiply(float (&c)[4], Tile const& tile, __half const* x) {
+  __half const* const group[1] = {x};
+  multiply<1>(reinterpret_cast<float (&)[1][4]>(c), tile, group);
 }
 
 }  // namespace gb10::w4a16

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,25 @@ def hardware_library() -> Path:
 @pytest.fixture(scope="session")
 def software_library() -> Path:
     return folder("GB10_KERNELS_SOFTWARE") / "lib" / "libgb10_kernels.so"
+
+
+@pytest.fixture(scope="session", params=["hardware", "software"])
+def machine_code(request: pytest.FixtureRequest, toolkit: Path) -> dict[str, list[str]]:
+    """The instructions of each kernel of a route's library, by target and mangled name."""
+    library = request.getfixturevalue(f"{request.param}_library")
+    command = [toolkit / "bin" / "cuobjdump", "-sass", library]
+    listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found: dict[str, list[str]] = {}
+    target = name = ""
+    for line in listing.splitlines():
+        if arch := re.search(r"arch = (\w+)", line):
+            target = arch[1]
+        elif function := re.search(r"Function : (\S+)", line):
+            name = f"{target} {function[1]}"
+            found[name] = []
+        elif code := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", line):
+            found[name].append(code[1])
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,8 @@ _REPLACED = {
 def build(kernel: str, folder: Path, toolkit: Path) -> Path:
     """Compile ``host/<kernel>.cpp`` in ``folder`` and give the program."""
     files = ("fp8_gemv.cuh", "fp8_gemv.h", "split_k.cuh")
-    sources = ["include/gb10/arch.cuh", "include/gb10/w4a16.cuh", *(f"fp8_gemv/{name}" for name in files)]
+    sources = [f"include/gb10/{name}" for name in ("arch.cuh", "e2m1.cuh", "w4a16.cuh")]
+    sources += [f"fp8_gemv/{name}" for name in files]
     sources += [
         f"sparse24/{name}"
         for name in ("sparse24.cuh", "sparse24.h", "moe.cuh", "moe.h", "teams.cuh", "tile.cuh")

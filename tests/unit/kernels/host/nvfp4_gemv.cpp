@@ -96,14 +96,14 @@ int main() {
                         {8, 33, 512, true, false},   {16, 130, 512, false, true}, {9, 48, 768, true, false},
                         {1, 1, 64, false, false},    {2, 17, 320, true, true},   {16, 5, 448, false, true},
                         {4, 70, 2304, false, false}, {5, 31, 2880, true, true},  {11, 16, 4096, true, false}};
-  gemv::Device const h200{132, 232448, 233472}, gb10{48, 101376, 102400}, tiny{2, 20000, 20000};
+  gb10::Device const h200{132, 232448, 233472}, spark{48, 101376, 102400}, tiny{2, 20000, 20000};
   int runs = 0, wrong = 0;
   for (Case const& c : cases) {
     std::size_t const token_bytes = gemv::x_stride(c.k) * std::size_t{2};
     std::vector<gemv::Plan> plans;
-    for (gemv::Device const& device : {h200, gb10, tiny}) {
+    for (gb10::Device const& device : {h200, spark, tiny}) {
       plans.push_back(gemv::choose(c.tokens, c.rows, c.k, token_bytes, device));
-      if (plans.back().shared_bytes > device.shared_per_block) plans.pop_back();
+      if (plans.back().shared_bytes > device.block_shared_bytes) plans.pop_back();
     }
     for (int slices : {1, 2, 3, 5, 8}) {
       for (int teams : {1, 2, 4}) {
