@@ -1,0 +1,49 @@
+"""Command line of the recipe: `python -m gb10.testbed {corpus,tokenizer,train,quantize} ...`."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from gb10.errors import UserError
+
+_COMMANDS = {
+    "corpus": "make the training or the held-out text from pinned packages",
+    "tokenizer": "train the tokenizer",
+    "train": "train the model and its draft head, and calibrate it",
+    "quantize": "make the NVFP4 checkpoint",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the options")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0, or 2 for input that the user can mend."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        parser = _Parser(prog="python -m gb10.testbed", description="Make the small trained model.")
+        commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+        for name, summary in _COMMANDS.items():
+            command = commands.add_parser(name, help=summary, description=summary)
+            # Only the module of the command at hand is imported: train needs torch, the others do not all.
+            if arguments[:1] == [name]:
+                module = importlib.import_module(f"gb10.testbed.{name}")
+                module.add_arguments(command)
+        status: int = 0
+        if arguments:
+            options = parser.parse_args(arguments)
+            status = importlib.import_module(f"gb10.testbed.{options.command}").run(options)
+        else:
+            parser.print_help()
+    except UserError as error:
+        print(f"gb10: error: {error}", file=sys.stderr)
+        return error.exit_code
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
