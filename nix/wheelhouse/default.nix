@@ -9,9 +9,21 @@
 
 let
   defaultChanges = changes;
-  tag = "cp" + builtins.replaceStrings [ "." ] [ "" ] python.pythonVersion;
+  tagOf = pythonVersion: "cp" + builtins.replaceStrings [ "." ] [ "" ] pythonVersion;
   fetchWheel = import ./fetch.nix { inherit pkgs; };
   unpackWheel = import ./unpack.nix { inherit pkgs python; };
+
+  # The lock's entries for a profile on one system.
+  entriesOf =
+    {
+      profile,
+      system,
+      pythonVersion,
+    }:
+    map (file: lock.wheels.${file}) (
+      lock.profiles.${profile}.${system}.${tagOf pythonVersion}
+      or (throw "gb10: profile ${profile} has no wheels for Python ${pythonVersion} on ${system}; see python/profiles.toml")
+    );
 
   # The wheels of a profile for one system, by project name. Only what is asked for is fetched.
   wheelsOf =
@@ -21,30 +33,38 @@ let
       changes ? defaultChanges,
     }:
     let
-      files =
-        lock.profiles.${profile}.${system}.${tag}
-          or (throw "gb10: profile ${profile} has no wheels for Python ${python.pythonVersion} on ${system}; see python/profiles.toml");
       native = system == pkgs.stdenv.hostPlatform.system;
     in
     builtins.listToAttrs (
-      map (
-        file:
-        let
-          wheel = lock.wheels.${file};
-        in
-        {
+      map
+        (wheel: {
           inherit (wheel) name;
           value = unpackWheel {
             inherit wheel native;
-            src = fetchWheel { inherit wheel python; };
+            src = fetchWheel {
+              inherit wheel;
+              inherit (python) pythonVersion;
+            };
             change = changes.${wheel.name} or { };
           };
-        }
-      ) files
+        })
+        (entriesOf {
+          inherit profile system;
+          inherit (python) pythonVersion;
+        })
     );
+
+  # The files of a profile as the index has them, to be read: the same on every base and machine.
+  filesOf =
+    {
+      profile,
+      system,
+      pythonVersion,
+    }@environment:
+    map (wheel: fetchWheel { inherit wheel pythonVersion; }) (entriesOf environment);
 in
 {
-  inherit wheelsOf;
+  inherit wheelsOf filesOf;
 
   # An environment: a virtual environment's layout whose site-packages link to the wheels' files.
   mkEnvironment = import ./environment.nix { inherit pkgs python; };

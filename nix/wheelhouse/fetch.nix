@@ -1,7 +1,7 @@
 # A wheel of the lock by its hash.
 { pkgs }:
 
-{ wheel, python }:
+{ wheel, pythonVersion }:
 
 let
   inherit (pkgs) lib;
@@ -31,7 +31,7 @@ else
     pipArguments = [
       "--only-binary :all:"
       "--implementation cp"
-      "--python-version ${python.pythonVersion}"
+      "--python-version ${pythonVersion}"
       "--abi ${abi}"
     ]
     ++ map (platform: "--platform ${platform}") platforms;

@@ -178,3 +178,17 @@ def test_duplicates_exit_code(tools: FakeTools, capsys: pytest.CaptureFixture[st
     assert run(tools, "--duplicates") == 0
     assert capsys.readouterr().out.count("allowed") == 2
     assert not tools.lock.exists()
+
+
+def test_files_that_are_only_read_are_no_duplicates(
+    tools: FakeTools, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for item in tools.table["files"].values():  # type: ignore[attr-defined]
+        with zipfile.ZipFile(item["url"].removeprefix("file://"), "w") as wheel:
+            wheel.writestr("shared/__init__.py", b"")
+    tools.profiles.write_text(
+        tools.profiles.read_text().replace("[profiles.cpu]", "[profiles.cpu]\ndependencies = false")
+    )
+    assert run(tools, "--duplicates", "--only", "cpu") == 0
+    assert capsys.readouterr().out == ""
+    assert run(tools, "--duplicates", "--only", "test") == 1

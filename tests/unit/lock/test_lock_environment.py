@@ -52,6 +52,7 @@ def test_digest_follows_the_inputs_and_not_their_order() -> None:
         replace(env, profile=replace(env.profile, overrides=("x==1",))),
         replace(env, profile=replace(env.profile, exclusions=("x==1",))),
         replace(env, profile=replace(env.profile, glibc="2.39")),
+        replace(env, profile=replace(env.profile, dependencies=False)),
     ]
     digests = {environment.digest(item, []) for item in variants}
     digests.add(environment.digest(env, [Pin("a", "1", ())]))
@@ -67,6 +68,14 @@ def test_resolve_tells_uv_everything(tools: FakeTools) -> None:
     assert log["torch.in"] == "sums>=1\n"
     assert log["overrides.txt"] == "heavy-thing; python_version < '3'\ntorch; python_version < '3'\n"
     assert "x86_64-manylinux_2_36" in log["args"]
+
+
+def test_a_profile_may_leave_out_what_its_projects_depend_on(tools: FakeTools) -> None:
+    environment.resolve(cpu(), [], None)
+    assert "--no-deps" not in tools.uv_log()["args"]
+    env = replace(cpu(), profile=replace(cpu().profile, dependencies=False))
+    environment.resolve(env, [], None)
+    assert "--no-deps" in tools.uv_log()["args"]
 
 
 def test_what_the_base_has_is_left_out(tools: FakeTools) -> None:

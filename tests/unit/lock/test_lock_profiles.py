@@ -12,6 +12,9 @@ def test_everything_is_read() -> None:
     assert (cpu.base, test.base) == (None, "cpu")
     assert cpu.requirements == ("engine==1.0",)
     assert cpu.exclusions == ("heavy-thing",)
+    assert cpu.dependencies
+    without = PROFILES.replace("[profiles.cpu]", "[profiles.cpu]\ndependencies = false")
+    assert not parse(without).profiles["cpu"].dependencies
     fixed = inputs.fixed["torch-cpu"]
     assert (fixed.name, fixed.version, fixed.index) == ("torch", "2.0+cpu", "elsewhere")
     assert fixed.wheels[("x86_64-linux", "3.11")].size is None
@@ -32,6 +35,7 @@ def test_everything_is_read() -> None:
         ('reason = "not on the index"', 'reason = " "', "`reason` must be a text"),
         ('fixed = ["torch-cpu"]', 'fixed = ["jax"]', "there is no [fixed.jax]"),
         ('fixed = ["torch-cpu"]', 'fixd = ["torch-cpu"]', "unknown key `fixd`"),
+        ('base = "cpu"', 'dependencies = "no"', "`dependencies` must be true or false"),
         ('base = "cpu"', 'base = "test"', "must be a profile without a base"),
         ('base = "cpu"', 'base = "gpu"', "base 'gpu' must be a profile"),
         ("a" * 64, "A" * 64, "`sha256` is"),

@@ -207,7 +207,8 @@ def show_duplicates(args: argparse.Namespace, paths: Paths) -> int:
     bad = 0
     for env in envs:
         writer.resolve(env)
-        if env not in chosen:
+        # Wheels without what they depend on are only read: nothing of theirs is unpacked over another's.
+        if env not in chosen or not env.profile.dependencies:
             continue
         say(f"{env.label}: reading the wheels' lists of files ...")
         for wheel in fixed_wheels(env):

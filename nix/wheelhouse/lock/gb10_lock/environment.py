@@ -102,7 +102,7 @@ def format_pins(pins: list[Pin], digest: str) -> str:
 def digest(env: Environment, base: list[Pin]) -> str:
     """SHA-256 over everything that decides an environment's resolution, except time."""
     profile = env.profile
-    inputs = {
+    inputs: dict[str, object] = {
         "system": env.system,
         "machine": env.machine,
         "python": env.python,
@@ -114,6 +114,8 @@ def digest(env: Environment, base: list[Pin]) -> str:
         "fixed": {name: [fixed.version, sorted(fixed.requires)] for name, fixed in env.fixed.items()},
         "base": [f"{pin.name}=={pin.version}" for pin in base],
     }
+    if not profile.dependencies:
+        inputs["dependencies"] = False
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
@@ -156,6 +158,8 @@ def resolve(env: Environment, base: list[Pin], old: str | None) -> list[Pin]:
             "--output-file",
             "out.txt",
         ]
+        if not profile.dependencies:
+            command.append("--no-deps")
         tool([*command, *(f"{source}.in" for source in sources)], doing=f"resolving {env.label}", cwd=work)
         pins = parse_pins(out.read_text(encoding="utf-8"), env.label)
     pins = [Pin(pin.name, pin.version, _reasons(pin.why, profile.name)) for pin in pins]

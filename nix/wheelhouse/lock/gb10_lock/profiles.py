@@ -50,7 +50,10 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Profile:
-    """What one environment is made of, before resolution."""
+    """What one environment is made of, before resolution.
+
+    Without `dependencies` it is the required wheels alone: a set of files to read, which nothing is run from.
+    """
 
     name: str
     base: str | None
@@ -62,6 +65,7 @@ class Profile:
     overrides: tuple[str, ...]
     exclusions: tuple[str, ...]
     fixed: tuple[str, ...]
+    dependencies: bool
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,12 @@ class _Table:
             raise LockError(f"{self.where}: `{key}` must not be empty")
         return tuple(value)
 
+    def flag(self, key: str, *, default: bool) -> bool:
+        value = self.rest.pop(key, default)
+        if not isinstance(value, bool):
+            raise LockError(f"{self.where}: `{key}` must be true or false")
+        return value
+
     def tables(self, key: str) -> list["_Table"]:
         value = self.rest.pop(key, [])
         if not isinstance(value, list):
@@ -138,6 +148,7 @@ def _profile(name: str, table: _Table) -> Profile:
         overrides=tuple(_with_reason(item, "requirement") for item in table.tables("overrides")),
         exclusions=tuple(canonical(_with_reason(item, "name")) for item in table.tables("exclusions")),
         fixed=table.texts("fixed"),
+        dependencies=table.flag("dependencies", default=True),
     )
     table.end()
     for requirement in (*profile.requirements, *profile.constraints, *profile.overrides):
