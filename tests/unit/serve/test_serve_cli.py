@@ -1,6 +1,8 @@
 """The command line as a user meets it: exit status 2 and one line, before vLLM starts."""
 
+import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -126,6 +128,17 @@ def test_curl_line_is_ready_to_paste() -> None:
     assert words[1] == "http://127.0.0.1:1/v1/chat/completions"
     assert "Authorization: Bearer k" in words
     assert '"model": "it\'s"' in words[-1]
+
+
+def test_curl_line_of_the_demo_model_completes_code() -> None:
+    line = curl_line("https://127.0.0.1:1", "gb10-demo", key=False, demo=True)
+    words = shlex.split(line)
+    assert words[:3] == ["curl", "-s", "https://127.0.0.1:1/v1/completions"]
+    assert "-k" in words
+    request = json.loads(words[words.index("-d") + 1])
+    assert request["prompt"].startswith("def connect(host, port, timeout=None):\n")
+    assert request["prompt"].endswith(" host:")
+    assert (request["model"], request["temperature"]) == ("gb10-demo", 0)
 
 
 def test_nvidia_smi_output() -> None:

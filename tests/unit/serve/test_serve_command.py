@@ -16,6 +16,7 @@ H200 = Gpu("NVIDIA H200", (9, 0), 141 * GIB, unified=False)
 Make = Callable[..., Path]
 Plan = Callable[..., command.Plan]
 NVFP4 = {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}, "num_experts": 512}
+DRAFTS = ("--speculative-config", '{"method": "mtp", "num_speculative_tokens": 2}')
 
 
 @pytest.fixture
@@ -24,11 +25,16 @@ def plan(make_checkpoint: Make, clean_environment: pytest.MonkeyPatch) -> Plan:
     clean_environment.setattr(memory, "available", lambda: memory.Available(64 * GIB, "MemAvailable"))
 
     def build(
-        argv: Sequence[str] = (), gpus: Sequence[Gpu] = (), flashinfer: bool = True, **made: object
+        argv: Sequence[str] = (),
+        gpus: Sequence[Gpu] = (),
+        flashinfer: bool = True,
+        demo: bool = False,
+        **made: object,
     ) -> command.Plan:
         folder = make_checkpoint(**made)
         asked = options.parse([str(folder), *argv], {})
-        return command.build(asked, checkpoint.locate(str(folder)), gpus, flashinfer=flashinfer)
+        found = checkpoint.locate(str(folder))
+        return command.build(asked, found, gpus, flashinfer=flashinfer, demo=demo)
 
     return build
 
@@ -40,6 +46,12 @@ def value(found: command.Plan, option: str) -> str:
 
 def names(found: command.Plan) -> list[str]:
     return [name for token in found.arguments if (name := options.option_name(token)) is not None]
+
+
+def test_the_demo_model_is_called_by_its_own_name(plan: Plan) -> None:
+    found = plan(demo=True)
+    assert found.demo
+    assert value(found, "--served-model-name") == "gb10-demo"
 
 
 def test_cpu_defaults(plan: Plan) -> None:
@@ -232,3 +244,56 @@ def test_fp8_kv_cache_is_seen(plan: Plan) -> None:
 def test_malformed_cache_size(plan: Plan, text: str) -> None:
     with pytest.raises(UserError, match=r"--kv-cache-memory-bytes .* is not a number of bytes"):
         plan([f"--kv-cache-memory-bytes={text}"])
+
+
+@pytest.mark.parametrize(
+    ("content", "count", "message"),
+    [
+        ("[0, 5, 99]", "", None),
+        ("[0, 5, 100]", ":2", None),
+        ("[0, 5, 100]", "", "has token id 100, but the model has 100 tokens"),
+        ("[0, 5]", ":3", "N must be 1 to 2"),
+        ("{}", "", "must be a JSON list of token ids"),
+        (None, "", "cannot read the draft vocabulary"),
+    ],
+)
+def test_a_draft_vocabulary_must_fit_the_model(
+    tmp_path: Path,
+    plan: Plan,
+    clean_environment: pytest.MonkeyPatch,
+    content: str | None,
+    count: str,
+    message: str | None,
+) -> None:
+    file = tmp_path / "ids.json"
+    if content is not None:
+        file.write_text(content, encoding="utf-8")
+    clean_environment.setenv("GB10_DRAFT_VOCABULARY", f"{file}{count}")
+    model = {"vocab_size": 100, "model_type": "qwen3_next"}
+    if message is None:
+        assert plan(DRAFTS, config=model).arguments
+    else:
+        with pytest.raises(UserError, match=message):
+            plan(DRAFTS, config=model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ((), "qwen3_next", "add --speculative-config"),
+        (DRAFTS, "qwen3_moe", "not with qwen3_moe; unset it"),
+    ],
+)
+def test_a_draft_vocabulary_that_would_do_nothing_is_refused(
+    tmp_path: Path,
+    plan: Plan,
+    clean_environment: pytest.MonkeyPatch,
+    arguments: Sequence[str],
+    kind: str,
+    message: str,
+) -> None:
+    file = tmp_path / "ids.json"
+    file.write_text("[0, 5]", encoding="utf-8")
+    clean_environment.setenv("GB10_DRAFT_VOCABULARY", str(file))
+    with pytest.raises(UserError, match=message):
+        plan(arguments, config={"model_type": kind})

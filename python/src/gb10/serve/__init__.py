@@ -16,6 +16,17 @@ from gb10.serve import checkpoint, command, environment, options
 from gb10.serve.progress import Progress
 from gb10.serve.supervise import Server, check_port
 
+DEMO_PROMPT = """\
+def connect(host, port, timeout=None):
+    \"""Connect to a server.
+
+    Args:
+        host:"""
+"""What the demo model is asked to complete: the rest of the docstring, and code.
+
+It must not end with a line end, which the model knows only together with the blanks that follow it.
+"""
+
 _INTERRUPTED = 130
 
 
@@ -28,8 +39,8 @@ def _model(given: str | None, gpus: Sequence[device.Gpu]) -> tuple[str, bool]:
     demo = os.environ.get("GB10_DEMO_MODEL")
     if not demo:
         raise UserError(
-            "no model given and GB10_DEMO_MODEL is not set; give a model, or make the demo one with: "
-            "python -m gb10.demo --out DIR"
+            "no model given and GB10_DEMO_MODEL is not set; give a model, or make the demo one of "
+            "models/testbed with: python -m gb10.testbed quantize --model models/testbed --out DIR"
         )
     return demo, True
 
@@ -63,15 +74,24 @@ def _plan(asked: options.Options) -> command.Plan:
     return command.build(asked, found, gpus, flashinfer=device.flashinfer_usable(), demo=demo)
 
 
-def curl_line(url: str, model: str, key: bool) -> str:
-    """A command that asks the server something, ready to paste. With ``key`` it reads VLLM_API_KEY."""
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32})
-    parts = [f"curl -s {url}/v1/chat/completions -H 'Content-Type: application/json'"]
+def curl_line(url: str, model: str, key: bool, *, demo: bool = False) -> str:
+    """A command that asks the server something, ready to paste. With ``key`` it reads VLLM_API_KEY.
+
+    The ``demo`` model completes Python and cannot chat, so it gets the start of a function.
+    """
+    request: dict[str, object] = {"model": model}
+    if demo:
+        path = "completions"
+        request |= {"prompt": DEMO_PROMPT, "max_tokens": 65, "temperature": 0}
+    else:
+        path = "chat/completions"
+        request |= {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}
+    parts = [f"curl -s {url}/v1/{path} -H 'Content-Type: application/json'"]
     if key:
         parts.append('-H "Authorization: Bearer $VLLM_API_KEY"')
     if url.startswith("https"):
         parts.append("-k")
-    return " ".join([*parts, "-d", shlex.quote(body)])
+    return " ".join([*parts, "-d", shlex.quote(json.dumps(request))])
 
 
 def _announce(plan: command.Plan) -> None:
@@ -109,7 +129,9 @@ def run(argv: Sequence[str]) -> int:
         name = server.wait_ready(asked.base_url, key, progress)
         if name is not None:
             print(f"ready after {progress.seconds:.0f} s: {asked.base_url}/v1  (model name: {name})")
-            print(f"try it:\n  {curl_line(asked.base_url, name, key is not None)}", flush=True)
+            print(
+                f"try it:\n  {curl_line(asked.base_url, name, key is not None, demo=plan.demo)}", flush=True
+            )
             server.wait()
     finally:
         server.stop()

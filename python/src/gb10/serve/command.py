@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from gb10.errors import UserError
 from gb10.serve.checkpoint import Checkpoint
 from gb10.serve.environment import package_folder
 from gb10.serve.options import Options, is_loopback
+from gb10.vllm_plugin.draft_ids import ENV_NAME as DRAFT_VOCABULARY
+from gb10.vllm_plugin.draft_ids import DraftVocabulary
 
 CPU_CONTEXT_LIMIT = 4096
 """Default for --max-model-len on the CPU engine: the model's own limit, at most this."""
@@ -36,6 +38,8 @@ class Plan:
     environment: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     served_name: str = ""
+    demo: bool = False
+    """Whether the model is the one that gb10 brings along."""
 
     @property
     def command(self) -> list[str]:
@@ -57,6 +61,23 @@ def check_speculative_config(options: Options) -> None:
             ) from None
         if not isinstance(config, dict):
             raise UserError(f"{name} is not a JSON object: {text}")
+
+
+def check_draft_vocabulary(
+    options: Options, checkpoint: Checkpoint, variables: Mapping[str, str] = os.environ
+) -> None:
+    """Raise UserError when GB10_DRAFT_VOCABULARY is set and would do nothing, or does not fit the model."""
+    vocabulary = DraftVocabulary.from_env(variables)
+    if vocabulary is None:
+        return
+    if not options.passed_on.has("--speculative-config"):
+        raise UserError(f"{DRAFT_VOCABULARY} is for drafts, and there are none; add --speculative-config")
+    kind = checkpoint.text.get("model_type")
+    if kind is not None and kind != "qwen3_next":
+        raise UserError(f"{DRAFT_VOCABULARY} works with Qwen3-Next's MTP head, not with {kind}; unset it")
+    tokens = checkpoint.text.get("vocab_size")
+    if isinstance(tokens, int):
+        vocabulary.check(tokens)
 
 
 def _check_listening(options: Options) -> None:
@@ -117,12 +138,12 @@ def _route(
     return plan, overrides
 
 
-def _served_name(options: Options, plan: Plan, demo: bool) -> None:
+def _served_name(options: Options, plan: Plan) -> None:
     given = options.passed_on.value("--served-model-name")
     if given is not None:
         plan.served_name = given
     else:
-        plan.served_name = "gb10-demo" if demo else plan.checkpoint.label
+        plan.served_name = "gb10-demo" if plan.demo else plan.checkpoint.label
         plan.arguments += ["--served-model-name", plan.served_name]
 
 
@@ -271,8 +292,10 @@ def build(
     if gpus and ranks > len(gpus):
         raise UserError(f"--tensor-parallel-size {ranks} needs {ranks} GPUs and {len(gpus)} can be seen")
     free = memory.available()
-    _served_name(options, plan, demo)
+    plan.demo = demo
+    _served_name(options, plan)
     check_speculative_config(options)
+    check_draft_vocabulary(options, checkpoint)
     if gpus:
         _gpu_defaults(options, plan, gpus)
     else:

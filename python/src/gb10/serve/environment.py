@@ -14,18 +14,22 @@ from pathlib import Path
 
 from gb10.errors import UserError
 from gb10.routing import CPU_MODE_VARIABLE, CPU_MODES
+from gb10.vllm_plugin.draft_ids import ENV_NAME as DRAFT_VOCABULARY
 
 OURS = frozenset(
     {
         "GB10_DEMO_MODEL",
+        DRAFT_VOCABULARY,
+        "GB10_HELDOUT",
         "GB10_KERNELS",
         "GB10_PROFILE",
         CPU_MODE_VARIABLE,
         "GB10_SERVE_COMMAND",
+        "GB10_TESTBED",
         "GB10_VLLM_FP4",
     }
 )
-"""GB10_* variables with a meaning, here or for gb10.kernels and the end-to-end tests."""
+"""GB10_* variables with a meaning, here or for gb10.kernels, gb10.testbed and the end-to-end tests."""
 
 PROFILES = ("cpu", "cuda")
 EXTRA_ARGS = "VLLM_EXTRA_ARGS"

@@ -1,17 +1,24 @@
-"""NVFP4 (ModelOpt checkpoints) for vLLM's CPU platform.
+"""NVFP4 (ModelOpt checkpoints) for vLLM's CPU platform, and a reduced draft vocabulary on every platform.
 
 vLLM calls `register` in each of its processes, through the entry point group `vllm.general_plugins`.
-The heavy imports wait until the platform is known to be a CPU: on a GPU the plugin costs nothing.
+The heavy imports wait until they are needed: on a GPU, without a draft vocabulary, the plugin costs nothing.
 """
+
+from gb10.vllm_plugin.draft_ids import DraftVocabulary
 
 
 def register() -> None:
-    """Make NVFP4 linear and MoE layers available on vLLM's CPU platform; do nothing on other platforms.
+    """Make NVFP4 linear and MoE layers available on vLLM's CPU platform, and GB10_DRAFT_VOCABULARY on all.
 
     It may be called many times, in many processes.
 
-    Raises UserError for a wrong GB10_CPU_NVFP4_MODE, IncompatibleVllmError when vLLM's internals moved.
+    Raises UserError for a wrong GB10_CPU_NVFP4_MODE or GB10_DRAFT_VOCABULARY, IncompatibleVllmError when
+    vLLM's internals moved.
     """
+    if DraftVocabulary.from_env() is not None:
+        from gb10.vllm_plugin import draft_vocabulary
+
+        draft_vocabulary.install()
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():

