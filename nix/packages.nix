@@ -3,14 +3,17 @@
 
 {
   inherit (pkgs.gb10)
+    corpus
     cpu-env
     cuda-aarch64-unpacked
     cuda-env
     cuda-toolkit
     test-env
     demo-model
+    heldout
     kernels
     kernels-software
+    report-env
     serve
     serve-cuda
     vllm-fp4

@@ -11,7 +11,8 @@ let
     shellHook = ''
       # The checkout's package, not the one in the store.
       if [ -d python/src/gb10 ]; then export PYTHONPATH="$PWD/python/src''${PYTHONPATH:+:$PYTHONPATH}"; fi
-      export GB10_DEMO_MODEL=${pkgs.gb10.demo-model}
+      export GB10_DEMO_MODEL=${pkgs.gb10.demo-model} GB10_HELDOUT=${pkgs.gb10.heldout}/heldout.jsonl
+      if [ -d models/testbed ]; then export GB10_TESTBED=$PWD/models/testbed; fi
     '';
   };
 in

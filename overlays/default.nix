@@ -8,6 +8,7 @@ let
     flashinfer = import ./flashinfer.nix;
     vllm = import ./vllm.nix;
     kernels = import ./kernels.nix;
+    testbed = import ./testbed.nix;
   };
 in
 overlays
@@ -18,5 +19,6 @@ overlays
     overlays.flashinfer
     overlays.vllm
     overlays.kernels
+    overlays.testbed
   ];
 }

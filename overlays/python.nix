@@ -31,12 +31,12 @@ in
       cpu = final.gb10.wheelhouse.wheelsOf { profile = "cpu"; };
       cuda = final.gb10.wheelhouse.wheelsOf { profile = "cuda"; };
       test = final.gb10.wheelhouse.wheelsOf { profile = "test"; };
+      report = final.gb10.wheelhouse.wheelsOf { profile = "report"; };
       lock = final.gb10.wheelhouse.wheelsOf { profile = "lock"; };
       cuda-toolkit = final.gb10.wheelhouse.wheelsOf { profile = "cuda-toolkit"; };
     };
 
     package = import ../nix/package.nix { pkgs = final; };
-    demo-model = import ../nix/demo-model.nix { pkgs = final; };
     inherit (import ../nix/serve.nix { pkgs = final; }) serve serve-cuda;
     lock = import ../nix/lock.nix { pkgs = final; };
     formatter = import ../nix/formatter.nix { pkgs = final; };
@@ -61,6 +61,13 @@ in
       extra = [ final.gb10.package ];
     };
 
+    # The CPU environment with what draws plots.
+    report-env = final.gb10.environment {
+      name = "gb10-report-env";
+      wheels = final.gb10.wheels.report // final.gb10.wheels.cpu;
+      extra = [ final.gb10.package ];
+    };
+
     cuda-env = final.gb10.environment {
       name = "gb10-cuda-env";
       wheels = final.gb10.wheels.cuda;
@@ -77,11 +84,14 @@ in
       };
     };
 
-    # What the tests and the linters run in: the CPU profile and the tools.
+    # What the tests and the linters run in: the CPU profile, plots and the tools.
     test-env = final.gb10.environment {
       name = "gb10-test-env";
       # Not Triton: the CPU profile has none, and vLLM looks whether it is there.
-      wheels = removeAttrs final.gb10.wheels.test [ "triton" ] // final.gb10.wheels.cpu;
+      wheels =
+        removeAttrs final.gb10.wheels.test [ "triton" ]
+        // final.gb10.wheels.report
+        // final.gb10.wheels.cpu;
       extra = [ final.gb10.package ];
     };
   };

@@ -8,11 +8,13 @@ let
     cuda-toolkit
     cutlass
     demo-model
+    heldout
     kernels
     kernels-software
     python
     serve
     test-env
+    testbed
     vllm-fp4
     vllm-fp4-gemm
     vllm-fp4-software
@@ -87,6 +89,12 @@ let
       python3 -m pytest -c python/pyproject.toml --rootdir . -p no:cacheprovider --durations=8 --timeout=900 --junitxml="$out/junit.xml" ${folders}
     '';
 
+  # The trained model and the text that it is measured on.
+  trained = {
+    GB10_TESTBED = testbed;
+    GB10_HELDOUT = "${heldout}/heldout.jsonl";
+  };
+
   lint =
     name: command:
     check name { } ''
@@ -110,7 +118,7 @@ in
   unit =
     pytest "unit"
       "tests/unit tests/nix --ignore=tests/unit/patches --ignore=tests/unit/kernels --ignore=tests/unit/bench"
-      { };
+      trained;
 
   # The kernels without a GPU: host builds of their headers, their machine code, what the operators refuse. tests/gpu skips
   # here and says why.
@@ -138,10 +146,13 @@ in
     );
   };
 
-  e2e = pytest "e2e" "tests/e2e" {
-    GB10_DEMO_MODEL = demo-model;
-    GB10_SERVE_COMMAND = lib.getExe serve;
-  };
+  e2e = pytest "e2e" "tests/e2e" (
+    trained
+    // {
+      GB10_DEMO_MODEL = demo-model;
+      GB10_SERVE_COMMAND = lib.getExe serve;
+    }
+  );
 
   cpu-env-imports =
     pkgs.runCommand "gb10-check-cpu-env-imports" { nativeBuildInputs = [ pkgs.util-linux ]; }

@@ -1,7 +1,8 @@
 """Start `gb10 serve` as a user does and keep what it prints.
 
-GB10_SERVE_COMMAND (for example "nix run .#serve --") replaces ``python -m gb10 serve``. GB10_DEMO_MODEL
-names the demo model; without it the model is made first.
+GB10_SERVE_COMMAND (for example "nix run .#serve --") replaces ``python -m gb10 serve``. GB10_TESTBED names
+the trained model in BF16; without it that is ``models/testbed`` of the checkout. GB10_DEMO_MODEL names its
+NVFP4 form; without it that is made first.
 """
 
 import importlib.util
@@ -19,6 +20,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from gb10.testbed.quantize import quantize_checkpoint
 
 START_LIMIT = 240.0
 """Seconds that a start may take on a busy machine. How long it took is in ``Serve.seconds``."""
@@ -89,6 +91,8 @@ class Serve:
             self.lines.append(line.rstrip("\n"))
             if line.startswith("ready after"):
                 self.seconds = time.monotonic() - self._began
+            elif line.startswith("  curl "):
+                # The last line of a start.
                 self._ready.set()
         self._ready.set()
 
@@ -103,8 +107,8 @@ class Serve:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def wait_ready(self) -> None:
-        """Wait for the "ready" line; fail the test with the output when it does not come."""
-        if not self._ready.wait(START_LIMIT) or self.process.poll() is not None:
+        """Wait until all of a start is printed; fail the test with the output when that does not come."""
+        if not self._ready.wait(START_LIMIT) or self.seconds == 0:
             log = re.search(r"^log +(\S+)", self.text, re.MULTILINE)
             tail = Path(log[1]).expanduser().read_text(errors="replace")[-3000:] if log else ""
             self.kill()
@@ -121,7 +125,25 @@ class Serve:
 
 
 @pytest.fixture(scope="session")
-def serve_variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def testbed() -> Path:
+    """The trained model in BF16."""
+    given = os.environ.get("GB10_TESTBED")
+    return Path(given) if given else Path(__file__).resolve().parents[2] / "models" / "testbed"
+
+
+@pytest.fixture(scope="session")
+def demo_model(testbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained model in NVFP4."""
+    given = os.environ.get("GB10_DEMO_MODEL")
+    if given:
+        return Path(given)
+    folder = tmp_path_factory.mktemp("model") / "demo"
+    quantize_checkpoint(testbed, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def serve_variables(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Environment for `gb10 serve`: the CPU engine, the demo model, logs in a temporary folder."""
     variables = {
         name: value
@@ -129,6 +151,7 @@ def serve_variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         if name not in _SEED and not name.startswith("VLLM_")
     }
     variables["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+    variables["GB10_DEMO_MODEL"] = str(demo_model)
     if "GB10_SERVE_COMMAND" in os.environ:
         return variables
     if importlib.util.find_spec("vllm") is None:
@@ -136,10 +159,6 @@ def serve_variables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     if not any(point.name == "gb10" for point in entry_points(group="vllm.general_plugins")):
         pytest.skip("gb10 is not installed: its entry point vllm.general_plugins is missing")
     variables["GB10_PROFILE"] = "cpu"
-    if "GB10_DEMO_MODEL" not in variables:
-        folder = tmp_path_factory.mktemp("model") / "demo"
-        subprocess.run([sys.executable, "-m", "gb10.demo", "--out", folder], check=True, timeout=300)
-        variables["GB10_DEMO_MODEL"] = str(folder)
     return variables
 
 

@@ -1,7 +1,7 @@
 """The reference itself against transformers, in float32, over the whole vocabulary.
 
-Both read the same weights: the NVFP4 ones of the demo, dequantised. This makes the reference a reference,
-above all for the gated delta net, which the CPU kernels of vLLM run in bfloat16 only.
+Both read the same NVFP4 weights, dequantised: those of the demo model and of a random Qwen3-MoE. That makes
+the reference a reference, above all for the gated delta net, which vLLM's CPU kernels run in bfloat16 only.
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gb10.demo import ARCHITECTURES, write_checkpoint
+from gb10.testbed.quantize import quantize_checkpoint
 from safetensors.torch import save_file
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -21,6 +21,7 @@ sys.path.insert(0, str(TESTS))
 
 from reference.checkpoint import Checkpoint  # noqa: E402
 from reference.model import Model  # noqa: E402
+from reference.random_moe import UNQUANTIZED, write_random_moe  # noqa: E402
 
 LENGTHS = (1, 5, 70, 130)
 TOLERANCE = 1e-4
@@ -51,10 +52,17 @@ def _write_dequantized(checkpoint: Checkpoint, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}), encoding="utf-8")
 
 
-@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
-def test_reference_equals_transformers(architecture: str, tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "packed", ARCHITECTURES[architecture])
-    checkpoint = Checkpoint(tmp_path / "packed")
+@pytest.mark.parametrize("architecture", ["qwen3_moe", "qwen3_next"])
+def test_reference_equals_transformers(
+    architecture: str, testbed: Path, demo_model: Path, tmp_path: Path
+) -> None:
+    packed = demo_model
+    if architecture == "qwen3_moe":
+        packed = tmp_path / "packed"
+        write_random_moe(tmp_path / "original", testbed)
+        quantize_checkpoint(tmp_path / "original", packed, UNQUANTIZED)
+    checkpoint = Checkpoint(packed)
+    assert checkpoint.config["model_type"] == architecture
     _write_dequantized(checkpoint, tmp_path / "plain")
     theirs, loading = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "plain", dtype=torch.float32, attn_implementation="eager", output_loading_info=True

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from reference.activations import Recorder, Site
 
-Substitute = Callable[[str, tuple[int, int]], torch.Tensor]
-"""Gives another float32 weight for a quantised one, from its name and its shape."""
+Substitute = Callable[[str], torch.Tensor]
+"""Gives another float32 weight `[out, in]` for a quantised one, by its name."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,16 @@ class Checkpoint:
         scale_name = f"{name}_scale"
         if scale_name not in self._tensors:
             return Linear(self.tensor(name))
-        weight = dequantize(
-            self._tensors[name], self._tensors[scale_name], self._tensors[f"{scale_name}_2"], torch.float32
-        )
         if self._substitute is not None:
-            rows, columns = weight.shape
-            weight = self._substitute(name, (rows, columns))
-        return Linear(weight)
+            return Linear(self._substitute(name))
+        return Linear(
+            dequantize(
+                self._tensors[name],
+                self._tensors[scale_name],
+                self._tensors[f"{scale_name}_2"],
+                torch.float32,
+            )
+        )
 
     def site(self, prefixes: Sequence[str]) -> Site:
         """Give the place where activations enter these modules, which share one input scale or have none."""

@@ -14,7 +14,7 @@ import re
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from email.message import Message
 from email.parser import BytesParser
@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from gb10.errors import UserError
+from gb10.testbed.documents import Document, read_documents
 
 SEED = 20261122
 """Decides which documents stay where a limit cuts."""
@@ -105,29 +106,6 @@ _MAX_DIGITS, _MAX_NOT_ASCII, _MIN_DISTINCT_LINES = 0.12, 0.05, 0.4
 _MIN_LINE = 16
 
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class Document:
-    """One file of a package; line ends are `\\n`, and no line ends with spaces."""
-
-    package: str
-    path: str
-    text: str
-
-    @property
-    def size(self) -> int:
-        """Bytes of the text in UTF-8."""
-        return len(self.text.encode())
-
-    def line(self) -> bytes:
-        """The document as a line of JSON."""
-        fields = {"package": self.package, "path": self.path, "text": self.text}
-        return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
-
-    def key(self, seed: int) -> bytes:
-        """The place in a random order: it depends on the seed and the name, not on other documents."""
-        return hashlib.sha256(f"{seed}\0{self.package}\0{self.path}".encode()).digest()
 
 
 @dataclass
@@ -427,17 +405,6 @@ def summary(corpus: Corpus) -> dict[str, object]:
             for package in corpus.packages
         ],
     }
-
-
-def read_documents(path: Path) -> Iterator[Document]:
-    """Read a file of documents, packed (`.xz`) or not. Raises UserError when it is not such a file."""
-    try:
-        with lzma.open(path) if path.suffix == ".xz" else path.open("rb") as lines:
-            for line in lines:
-                fields = json.loads(line)
-                yield Document(fields["package"], fields["path"], fields["text"])
-    except (OSError, EOFError, lzma.LZMAError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read documents from {path}: {error}") from error
 
 
 def write_documents(path: Path, documents: Sequence[Document]) -> None:

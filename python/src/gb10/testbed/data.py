@@ -1,10 +1,7 @@
 """Corpus files, tokens and batches."""
 
 import hashlib
-import json
-import lzma
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,29 +11,9 @@ from torch import Tensor
 
 from gb10.errors import UserError
 from gb10.testbed.architecture import END_OF_TEXT
+from gb10.testbed.documents import Document
 
 _DOCUMENTS_PER_CALL = 2048
-
-
-@dataclass(frozen=True)
-class Document:
-    """One document of a corpus."""
-
-    package: str
-    path: str
-    text: str
-
-
-def read_documents(path: Path) -> list[Document]:
-    """Read a JSON-lines file, or one compressed as .xz, of {"package", "path", "text"}.
-
-    Raises UserError when it cannot be read or a line is not of that form.
-    """
-    try:
-        with (lzma.open if path.suffix == ".xz" else open)(path, "rt", encoding="utf-8") as lines:
-            return [Document(**json.loads(line)) for line in lines]
-    except (OSError, EOFError, lzma.LZMAError, ValueError, TypeError) as error:
-        raise UserError(f"cannot read the corpus {path}: {error}") from error
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -54,7 +31,11 @@ def sha256(path: Path) -> str:
 
 
 def encode(tokenizer: Tokenizer, documents: Iterable[Document]) -> Tensor:
-    """Give all documents as one row of token ids, int32 [n], each after an end-of-text token."""
+    """Give all documents as one row of token ids, int32 [n], each after an end-of-text token.
+
+    The names of special tokens inside a text are encoded as the text that they are.
+    """
+    tokenizer.encode_special_tokens = True
     texts = [document.text for document in documents]
     parts: list[np.ndarray[tuple[int], np.dtype[np.int32]]] = [np.empty(0, np.int32)]
     for start in range(0, len(texts), _DOCUMENTS_PER_CALL):

@@ -10,7 +10,8 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gb10.errors import UserError
-from gb10.testbed.corpus import read_documents, write_whole
+from gb10.testbed.corpus import write_whole
+from gb10.testbed.documents import read_documents
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 """Ids 0, 1, 2. The first one stands before each document. Training text never has the others."""

@@ -18,6 +18,7 @@ from torch.nn import functional
 from gb10.errors import UserError
 from gb10.testbed import calibrate, checkpoint, data, train_draft
 from gb10.testbed.architecture import TESTBED
+from gb10.testbed.documents import Document, read_documents
 from gb10.testbed.loop import Plan, Progress, optimise
 from gb10.testbed.model import Model, initialise, linear
 
@@ -120,14 +121,14 @@ class _Job:
         return record
 
     def _encode(self, path: Path, seed: int) -> Tensor:
-        documents = data.shuffled(data.read_documents(path), seed)
+        documents = data.shuffled(list(read_documents(path)), seed)
         stream = data.encode(self._tokenizer, documents)
         print(f"corpus: {len(documents)} documents, {len(stream)} tokens", flush=True)
         return stream
 
     def _encode_heldout(self, path: Path) -> dict[str, Tensor]:
-        packages: dict[str, list[data.Document]] = {}
-        for document in data.read_documents(path):
+        packages: dict[str, list[Document]] = {}
+        for document in read_documents(path):
             packages.setdefault(document.package, []).append(document)
         sets = {}
         for package, documents in sorted(packages.items()):
