@@ -13,6 +13,7 @@
     heldout
     kernels
     kernels-software
+    quality
     report-env
     serve
     serve-cuda

@@ -13,5 +13,6 @@ final: prev: {
     # The model in NVFP4: what `serve` serves where there is no GPU and no other model.
     demo-model = import ../nix/demo-model.nix { pkgs = final; };
 
+    inherit (import ../nix/quality.nix { pkgs = final; }) quality quality-check;
   };
 }

@@ -12,6 +12,7 @@ let
     kernels
     kernels-software
     python
+    quality-check
     serve
     test-env
     testbed
@@ -153,6 +154,9 @@ in
       GB10_SERVE_COMMAND = lib.getExe serve;
     }
   );
+
+  # The quality figures of models/testbed/expectation.json.
+  quality = quality-check;
 
   cpu-env-imports =
     pkgs.runCommand "gb10-check-cpu-env-imports" { nativeBuildInputs = [ pkgs.util-linux ]; }
