@@ -17,6 +17,7 @@
     report-env
     serve
     serve-cuda
+    speculative
     vllm-fp4
     vllm-fp4-software
     ;

@@ -14,5 +14,6 @@ final: prev: {
     demo-model = import ../nix/demo-model.nix { pkgs = final; };
 
     inherit (import ../nix/quality.nix { pkgs = final; }) quality quality-check;
+    speculative = import ../nix/speculative.nix { pkgs = final; };
   };
 }

@@ -1,0 +1,1 @@
+"""Measure speculative decoding in vLLM: acceptance, speed, and that it changes nothing in the output."""
