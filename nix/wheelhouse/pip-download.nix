@@ -45,7 +45,9 @@ pkgs.stdenv.mkDerivation (
       for bundle in /etc/ssl/certs/ca-certificates.crt "''${NIX_SSL_CERT_FILE:-}"; do
         if [ -s "$bundle" ]; then export PIP_CERT=$bundle; break; fi
       done
-      export HOME=$PWD PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
+      # The hash alone decides. A site's constraints have no say, and the file that its pip.conf names is not in the sandbox.
+      # nixw shows the user's pip settings there.
+      export HOME=/etc/pip-home PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_CONSTRAINT=/dev/null
       echo "$requirement" >requirement.txt
       pip download --quiet --no-deps --ignore-requires-python --require-hashes $pipArguments --dest fetched -r requirement.txt
       mv fetched/* "$out"

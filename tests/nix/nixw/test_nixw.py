@@ -516,4 +516,16 @@ def test_folders_of_the_users_pip_settings_are_visible_to_builds(with_nix: Machi
     with_nix.run("build", NIXW_BASE="debian")
     paths = with_nix.settings()["sandbox-paths"].split()
     assert str(wheels) in paths
-    assert f"/etc/pip.conf={with_nix.home}/.config/pip/pip.conf" in paths
+    assert f"/etc/pip-home/.config/pip/pip.conf={with_nix.home}/.config/pip/pip.conf" in paths
+
+
+def test_builds_see_all_files_of_the_users_pip_settings(with_nix: Machine) -> None:
+    for name in (".pip/pip.conf", ".config/pip/pip.conf"):
+        (with_nix.home / name).parent.mkdir(parents=True)
+        (with_nix.home / name).write_text("[global]\n")
+    with_nix.run("build", NIXW_BASE="debian")
+    paths = with_nix.settings()["sandbox-paths"].split()
+    seen = [path for path in paths if path.startswith("/etc/pip-home/")]
+    assert seen == [
+        f"/etc/pip-home/{name}={with_nix.home}/{name}" for name in (".pip/pip.conf", ".config/pip/pip.conf")
+    ]
