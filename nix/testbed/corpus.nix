@@ -20,7 +20,9 @@ let
       builtins.elem (pkgs.lib.removePrefix (toString ../../python/src + "/") path) [
         "gb10"
         "gb10/__init__.py"
+        "gb10/arguments.py"
         "gb10/errors.py"
+        "gb10/files.py"
         "gb10/testbed"
         "gb10/testbed/__init__.py"
         "gb10/testbed/__main__.py"

@@ -5,15 +5,10 @@ import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import NoReturn
 
 from gb10 import device, routing
+from gb10.arguments import Parser
 from gb10.errors import UserError
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see: {self.prog} --help)")
 
 
 def parse_capability(text: str) -> routing.Capability | None:
@@ -30,7 +25,7 @@ def parse_capability(text: str) -> routing.Capability | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="gb10 routing", allow_abbrev=False, description="Print which backend runs each operation."
     )
     parser.add_argument(

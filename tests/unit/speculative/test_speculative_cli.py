@@ -47,7 +47,7 @@ def _error(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["--draft-ids", "/nonexistent/ids.json"], "cannot read the draft vocabulary"),
         (["--held-out", "/nonexistent/text.jsonl"], "cannot read documents from"),
         (["--model", "/nonexistent"], "is no model folder"),
-        (["--surprise"], "--help lists the options"),
+        (["--surprise"], "(see: python -m gb10.speculative --help)"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from gb10.errors import UserError
+from gb10.files import replacing
 from gb10.testbed import checkpoint
 from safetensors import safe_open
 from small_model import SMALL, make_model, make_tokens
@@ -92,7 +93,7 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
     checkpoint.write_json(target, {"a": 1})
     with pytest.raises(TypeError):
         checkpoint.write_json(target, {"a": object()})
-    with pytest.raises(RuntimeError), checkpoint.replacing(target) as part:
+    with pytest.raises(RuntimeError), replacing(target) as part:
         part.write_text("half")
         raise RuntimeError
     assert json.loads(target.read_text()) == {"a": 1}

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from gb10.errors import UserError
+from gb10.files import sha256
 from gb10.testbed import data, train, train_draft
 from gb10.testbed.__main__ import main
 from gb10.testbed.documents import Document, read_documents
 from gb10.testbed.loop import Plan, optimise, rate_factor
 from gb10.testbed.model import Model, initialise
 from gb10.testbed.muon import Optimiser, orthogonalise
+from gb10.testbed.tokenizer import read_tokenizer
 from small_model import SMALL, make_model, make_tokens
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -52,13 +54,13 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def stream(text: Path) -> torch.Tensor:
-    tokenizer = data.read_tokenizer(text / "tokenizer.json")
+    tokenizer = read_tokenizer(text / "tokenizer.json")
     return data.encode(tokenizer, list(read_documents(text / "corpus.jsonl.xz")))
 
 
 def test_documents_become_tokens_and_back(text: Path, stream: torch.Tensor) -> None:
     documents = list(read_documents(text / "corpus.jsonl.xz"))
-    tokenizer = data.read_tokenizer(text / "tokenizer.json")
+    tokenizer = read_tokenizer(text / "tokenizer.json")
     assert stream.dtype == torch.int32
     ends = (stream == 0).nonzero()[:, 0].tolist()
     assert len(ends) == len(documents), "a special token's name inside a text is text"
@@ -248,7 +250,7 @@ def test_command_runs_all_stages(text: Path, tmp_path: Path, monkeypatch: pytest
     assert record["pretrain"]["steps"] == 4
     assert set(record["pretrain"]["heldout"]["packages"]) == {"a", "b"}
     assert len(record["draft"]["acceptance"]["all"]["accepted"]) == 4
-    assert record["data"]["corpus_sha256"] == data.sha256(text / "corpus.jsonl.xz")
+    assert record["data"]["corpus_sha256"] == sha256(text / "corpus.jsonl.xz")
     assert record["draft"]["commit"] == "abc"
 
     weights = (out / "model.safetensors").read_bytes()

@@ -1,24 +1,23 @@
 """Command line of the quality gate: `python -m gb10.quality --model DIR --held-out FILE`."""
 
 import argparse
-import hashlib
 import math
 import os
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from tokenizers import Tokenizer
-
+from gb10.arguments import Parser
 from gb10.errors import EXIT_FAILED, UserError
+from gb10.files import replacing, sha256
 from gb10.quality import expectation, report
 from gb10.quality.evaluate import cores, evaluate, one_thread
 from gb10.quality.figures import Figures
 from gb10.quality.text import Sample, sample
 from gb10.quality.variants import REFERENCE, Variant, make_variants
 from gb10.testbed import checkpoint
+from gb10.testbed.tokenizer import read_tokenizer
 
 TOKENS = 40960
 WINDOW = 1024
@@ -28,11 +27,6 @@ _DEFAULT_OUT = Path("gb10-quality")
 _CALIBRATION = "calibration.json"
 _PLOT = "quality.svg"
 _FIGURES = "quality.json"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists the options")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +49,7 @@ def _run(options: argparse.Namespace) -> int:
     began = time.monotonic()
     text = sample(
         options.held_out,
-        _tokenizer(options.model / "tokenizer.json"),
+        read_tokenizer(options.model / "tokenizer.json"),
         tokens=options.tokens,
         window=options.window,
         seed=options.seed,
@@ -71,8 +65,8 @@ def _run(options: argparse.Namespace) -> int:
         tokens=text.tokens.numel(),
         window=options.window,
         seed=options.seed,
-        model_sha256=_sha256(options.model / checkpoint.WEIGHTS),
-        calibration_sha256=_sha256(options.model / _CALIBRATION),
+        model_sha256=sha256(options.model / checkpoint.WEIGHTS),
+        calibration_sha256=sha256(options.model / _CALIBRATION),
         text_sha256=text.sha256,
     )
     if out:
@@ -108,7 +102,7 @@ def _summary(text: Sample, variants: Sequence[Variant], figures: dict[str, Figur
 def _write_out(
     folder: Path, source: expectation.Source, names: dict[str, str], figures: dict[str, Figures]
 ) -> None:
-    with checkpoint.replacing(folder / _PLOT) as part:
+    with replacing(folder / _PLOT) as part:
         report.plot(
             names, figures, part, "svg", "What a number format costs: the testbed model, held-out text"
         )
@@ -124,19 +118,8 @@ def _read_amax(file: Path) -> dict[str, float]:
     return amax
 
 
-def _tokenizer(file: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise UserError(f"cannot read {file}: {error}") from error
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m gb10.quality",
         description="What NVFP4, FP8 and 2:4 do to the answers of the testbed model, on held-out text.",
     )

@@ -11,8 +11,9 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
+from gb10.arguments import Parser
 from gb10.errors import UserError
 from gb10.serve.environment import EXTRA_ARGS
 
@@ -153,14 +154,9 @@ that is not listed here is passed on to vLLM. Without MODEL and without a GPU th
 served on the CPU. Flags win over variables."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see: gb10 serve --help)")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The parser of gb10's own flags; it leaves the rest for vLLM."""
-    parser = _Parser(
+    parser = Parser(
         prog="gb10 serve",
         usage="gb10 serve [MODEL] [options] [vLLM arguments...]",
         description=_DESCRIPTION,

@@ -13,27 +13,23 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from tokenizers import Tokenizer
-
+from gb10.arguments import Parser
 from gb10.errors import EXIT_FAILED, UserError
+from gb10.files import replacing
 from gb10.speculative import report
 from gb10.speculative.engine import Settings, prepare
 from gb10.speculative.equality import NEAR_TIE
 from gb10.speculative.measure import FULL, Plan, Results, measure
 from gb10.speculative.prompts import LONGEST, read_prompts
+from gb10.testbed.tokenizer import read_tokenizer
 from gb10.vllm_plugin.draft_ids import read_ids
 
 _DRAFT_IDS = "draft_vocabulary.json"
 _FIGURES = "speculative.json"
 _PLOT = "speculative.svg"
 _TABLE = "speculative.txt"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists the options")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +55,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         limit=options.limit,
     )
     prompts = read_prompts(
-        options.held_out, _tokenizer(options.model / "tokenizer.json"), options.prompts, options.seed
+        options.held_out, read_tokenizer(options.model / "tokenizer.json"), options.prompts, options.seed
     )
     if options.out:
         _make_folder(options.out)
@@ -114,16 +110,11 @@ def _write(folder: Path, figures: dict[str, Any], text: str, results: Results) -
         (_TABLE, lambda part: part.write_text(text + "\n", encoding="utf-8")),
         (_PLOT, lambda part: report.plot(results, part, f"MTP drafts, {figures['device']['name']}")),
     ):
-        part = folder / f".part-{os.getpid()}-{name}"
         try:
-            writer(part)
-            part.replace(folder / name)
+            with replacing(folder / name) as part:
+                writer(part)
         except ImportError:
             print(f"no {_PLOT}: matplotlib is not installed", file=sys.stderr)
-        except OSError as error:
-            raise UserError(f"cannot write {folder / name}: {error.strerror or error}") from error
-        finally:
-            part.unlink(missing_ok=True)
 
 
 def _device() -> dict[str, Any]:
@@ -158,13 +149,6 @@ def _config(model: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("model_type") != "qwen3_next":
         raise UserError(f"{model} is no Qwen3-Next model; the MTP drafts of others are not measured here")
     return config
-
-
-def _tokenizer(file: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise UserError(f"cannot read the tokenizer {file}: {error}") from error
 
 
 def _vocabularies(options: argparse.Namespace, size: int) -> tuple[tuple[str, tuple[int, ...] | None], ...]:
@@ -233,7 +217,7 @@ def _engine_arguments(text: str) -> dict[str, Any]:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m gb10.speculative",
         description="Measure drafts of a multi-token prediction (MTP) head: how many are accepted, how fast "
         "decoding gets, and that the output stays what it is without them.",

@@ -1,11 +1,10 @@
 """Command line of the recipe: `python -m gb10.testbed {corpus,tokenizer,train,quantize} ...`."""
 
-import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
+from gb10.arguments import Parser
 from gb10.errors import UserError
 
 _COMMANDS = {
@@ -16,16 +15,11 @@ _COMMANDS = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; --help lists the options")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0, or 2 for input that the user can mend."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        parser = _Parser(prog="python -m gb10.testbed", description="Make the small trained model.")
+        parser = Parser(prog="python -m gb10.testbed", description="Make the small trained model.")
         commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
         for name, summary in _COMMANDS.items():
             command = commands.add_parser(name, help=summary, description=summary)

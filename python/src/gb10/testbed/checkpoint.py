@@ -1,10 +1,7 @@
 """Model folders in Hugging Face's form: BF16 safetensors, config.json, generation_config.json."""
 
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gb10.errors import UserError
+from gb10.files import replacing
 from gb10.testbed.architecture import END_OF_TEXT, END_OF_TURN, Architecture, from_config, to_config
 from gb10.testbed.model import Model
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
-_FILE_MODE = 0o644
 _STACKED = {f"experts.{part}": f"{part}_proj" for part in ("gate", "up", "down")}
 
 
@@ -124,25 +121,3 @@ def write_json(path: Path, content: object, *, indent: int | None = 2) -> None:
     """Write a JSON file with mode 0644, all or nothing. Raises UserError when it cannot be written."""
     with replacing(path) as part:
         part.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """Give a temporary file beside `target`, which takes its name (mode 0644) when the block ends well.
-
-    Raises UserError when it cannot be written.
-    """
-    part = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        os.close(handle)
-        part = Path(name)
-        yield part
-        part.chmod(_FILE_MODE)
-        part.rename(target)
-    except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        if part is not None:
-            part.unlink(missing_ok=True)

@@ -9,10 +9,8 @@ import hashlib
 import io
 import json
 import lzma
-import os
 import re
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from gb10.errors import UserError
+from gb10.files import replacing
 from gb10.testbed.documents import Document, read_documents
 
 SEED = 20261122
@@ -414,24 +413,8 @@ def write_documents(path: Path, documents: Sequence[Document]) -> None:
     packer = lzma.LZMACompressor(preset=2) if path.suffix == ".xz" else None
     lines = (document.line() for document in _progress(documents, f"writing {path.name}"))
     parts = [packer.compress(line) for line in lines] + [packer.flush()] if packer else list(lines)
-    write_whole(path, b"".join(parts))
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace `path` in one step. Raises UserError when it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        part = Path(name)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            part.chmod(0o644)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    with replacing(path) as part:
+        part.write_bytes(b"".join(parts))
 
 
 def _progress(items: Sequence[Item], what: str) -> Iterable[Item]:
@@ -473,7 +456,8 @@ def run(options: argparse.Namespace) -> int:
     write_documents(options.out, corpus.documents)
     if options.summary is not None:
         content = json.dumps(summary(corpus), indent=2) + "\n"
-        write_whole(options.summary, content.encode())
+        with replacing(options.summary) as part:
+            part.write_text(content, encoding="utf-8")
     size = sum(package.size for package in corpus.packages)
     counts = f"{len(corpus.documents)} documents of {len(corpus.packages)} packages"
     print(f"{options.out}: {counts}, {size} bytes")

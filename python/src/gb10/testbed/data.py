@@ -1,8 +1,6 @@
 """Corpus files, tokens and batches."""
 
-import hashlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,20 +12,6 @@ from gb10.testbed.architecture import END_OF_TEXT
 from gb10.testbed.documents import Document
 
 _DOCUMENTS_PER_CALL = 2048
-
-
-def read_tokenizer(path: Path) -> Tokenizer:
-    """Read a tokenizer.json. Raises UserError when it is none."""
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises no narrower one
-        raise UserError(f"cannot read the tokenizer {path}: {error}") from error
-
-
-def sha256(path: Path) -> str:
-    """Give the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def encode(tokenizer: Tokenizer, documents: Iterable[Document]) -> Tensor:

@@ -22,10 +22,10 @@ import torch
 from safetensors.torch import save_file
 
 from gb10.errors import UserError
+from gb10.files import new_folder
 from gb10.nvfp4 import global_scale_for, quantize
 from gb10.testbed import modelopt
 from gb10.testbed.checkpoint import CONFIG, GENERATION, WEIGHTS, read_json, read_tensors, write_json
-from gb10.testbed.folder import new_folder
 
 Tensors = dict[str, torch.Tensor]
 

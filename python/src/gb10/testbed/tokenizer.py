@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gb10.errors import UserError
-from gb10.testbed.corpus import write_whole
+from gb10.files import replacing
 from gb10.testbed.documents import read_documents
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -54,6 +54,14 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
 )
 """The messages' text and nothing else: the model continues text and knows no turns."""
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Read a tokenizer.json. Raises UserError when it is none."""
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises no narrower one
+        raise UserError(f"cannot read the tokenizer {path}: {error}") from error
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = VOCABULARY) -> Tokenizer:
@@ -129,7 +137,8 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
         "tokenizer_config.json": json.dumps(tokenizer_config(), indent=2) + "\n",
     }
     for name, text in files.items():
-        write_whole(folder / name, text.encode())
+        with replacing(folder / name) as part:
+            part.write_text(text, encoding="utf-8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,11 +16,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from gb10.errors import UserError
+from gb10.files import sha256
 from gb10.testbed import calibrate, checkpoint, data, train_draft
 from gb10.testbed.architecture import TESTBED
 from gb10.testbed.documents import Document, read_documents
 from gb10.testbed.loop import Plan, Progress, optimise
 from gb10.testbed.model import Model, initialise, linear
+from gb10.testbed.tokenizer import read_tokenizer
 
 STAGES = ("pretrain", "draft", "calibrate")
 RECORD = "training.json"
@@ -84,7 +86,7 @@ class _Job:
         self._out: Path = options.out
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         folder: Path = options.tokenizer or options.out
-        self._tokenizer = data.read_tokenizer(folder / TOKENIZER)
+        self._tokenizer = read_tokenizer(folder / TOKENIZER)
         self._arch = dataclasses.replace(TESTBED, vocabulary=self._tokenizer.get_vocab_size())
         self._out.mkdir(parents=True, exist_ok=True)
         if folder != self._out:
@@ -113,10 +115,10 @@ class _Job:
         record: dict[str, Any] = checkpoint.read_json(path) if path.is_file() else {}
         record["seed"] = self._options.seed
         record["data"] = {
-            "corpus_sha256": data.sha256(self._options.corpus),
+            "corpus_sha256": sha256(self._options.corpus),
             "corpus_tokens": len(self._stream),
-            "heldout_sha256": data.sha256(self._options.heldout),
-            "tokenizer_sha256": data.sha256(self._out / TOKENIZER),
+            "heldout_sha256": sha256(self._options.heldout),
+            "tokenizer_sha256": sha256(self._out / TOKENIZER),
         }
         return record
 

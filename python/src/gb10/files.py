@@ -1,5 +1,7 @@
-"""Make a folder all at once: with everything in it, or not at all."""
+"""Write files and folders whole or not at all, and hash files."""
 
+import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +12,36 @@ from gb10.errors import UserError
 
 _FILE_MODE = 0o644
 _FOLDER_MODE = 0o755
+
+
+def sha256(path: Path) -> str:
+    """Give the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Give a temporary file beside `target`, which takes its name (mode 0644) when the block ends well.
+
+    It has the ending of `target`: some writers choose the format by it.
+
+    Raises UserError when it cannot be written.
+    """
+    part = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
+        os.close(handle)
+        part = Path(name)
+        yield part
+        part.chmod(_FILE_MODE)
+        part.rename(target)
+    except OSError as error:
+        raise UserError(f"cannot write {target}: {error.strerror or error}") from error
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)
 
 
 @contextmanager
