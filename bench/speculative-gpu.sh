@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Speculative decoding on a GPU, in one command and under thirteen minutes.
+# Speculative decoding on a GPU, in one command and under fifteen minutes.
 #
 # usage: bench/speculative-gpu.sh OUT MODEL HELD_OUT DRAFT_IDS
 #
 # MODEL is the NVFP4 demo model, HELD_OUT a file of JSON lines, DRAFT_IDS the draft_vocabulary.json of the trained model.
 # Eager engines first: acceptance, equality and distributions for 0 to 4 drafts and three draft vocabularies. Their Triton
 # kernels are not tuned, for a quick start: read no speed there. Then tuned and compiled ones, with CUDA graphs: the speed of
-# 0 to 4 drafts. OUT gets speculative.{json,txt,svg}, the same with "graphs-" in front, and the logs. The exit status is the
-# number of steps that failed.
+# 0 to 4 drafts, and of reduced draft vocabularies. OUT gets STEP.{json,txt,svg,log} of each step. The exit status is the number
+# of steps that failed.
 #   GB10_SITE     optional: a folder with a vLLM wheel unpacked, for PYTHONPATH; it gets patches/vllm where it lacks them
 #   GB10_COMMIT   optional: what is measured
-#   GB10_STEPS    optional: eager, graphs, or both with a comma (the default)
+#   GB10_STEPS    optional: some of eager,graphs,graphs-vocabulary (the default: all)
 set -uo pipefail
 [ $# = 4 ] || { sed -n '4p' "$0" >&2 && exit 2; }
 mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
@@ -38,7 +38,7 @@ failed=0
 step() { # NAME SECONDS ARGUMENTS...
   local name=$1 limit=$2 status=0
   shift 2
-  case ,${GB10_STEPS:-eager,graphs}, in *",$name,"*) ;; *) return 0 ;; esac
+  case ,${GB10_STEPS:-eager,graphs,graphs-vocabulary}, in *",$name,"*) ;; *) return 0 ;; esac
   echo "== $name"
   # --limit ends a slow run in good order, with what it has; timeout ends one that hangs.
   timeout -k 5 "$limit" python3 -m gb10.speculative --model "$model" --held-out "$held_out" --draft-ids "$ids" \
@@ -50,15 +50,17 @@ step() { # NAME SECONDS ARGUMENTS...
   else
     grep ' s  ' "$out/$name.log"
   fi
+  # Flat: few files, each with a name of its own.
+  local file
+  for file in "$out/$name"/*; do [ ! -f "$file" ] || mv "$file" "$out/$name.${file##*.}"; done
+  rmdir "$out/$name" 2>/dev/null
 }
 
 # Four drafts first: their rates by position tell most of what fewer would.
 VLLM_TRITON_FORCE_FIRST_CONFIG=1 step eager 420 --draft 4 2 1 3 --draft-vocabulary full 1/2 1/4 --prompts 32 --tokens 96 \
   --concurrency 64 --timed 2 --alone 16
-step graphs 330 --draft 2 4 1 3 --draft-vocabulary full --prompts 8 --timed 8 --alone 8 --tokens 128 --concurrency 8 \
+step graphs 330 --draft 4 2 1 3 --draft-vocabulary full --prompts 8 --timed 8 --alone 8 --tokens 128 --concurrency 8 \
   --samples 0 --graphs
-# Flat: few files, each with a name of its own.
-for file in "$out"/eager/*; do [ ! -f "$file" ] || mv "$file" "$out/"; done
-for file in "$out"/graphs/*; do [ ! -f "$file" ] || mv "$file" "$out/graphs-${file##*/}"; done
-rmdir "$out/eager" "$out/graphs" 2>/dev/null
+step graphs-vocabulary 150 --draft 4 --draft-vocabulary full 1/2 1/4 --prompts 8 --timed 8 --alone 8 --tokens 128 \
+  --concurrency 8 --samples 0 --graphs
 exit $failed

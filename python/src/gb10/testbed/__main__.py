@@ -1,4 +1,4 @@
-"""Command line of the recipe: `python -m gb10.testbed {corpus,tokenizer,train,quantize} ...`."""
+"""Command line of the recipe: `python -m gb10.testbed {corpus,tokenizer,train,compare,quantize} ...`."""
 
 import importlib
 import sys
@@ -11,6 +11,7 @@ _COMMANDS = {
     "corpus": "make the training or the held-out text from pinned packages",
     "tokenizer": "train the tokenizer",
     "train": "train the model and its draft head, and calibrate it",
+    "compare": "hold a training run against the recorded one",
     "quantize": "make the NVFP4 checkpoint",
 }
 
