@@ -18,6 +18,7 @@ from gb10.testbed.model import Model
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
+RECORD = "training.json"
 _STACKED = {f"experts.{part}": f"{part}_proj" for part in ("gate", "up", "down")}
 
 

@@ -2,8 +2,8 @@
 
 Seeds fix the first weights and the order of the text, but GPU kernels add in another order each time, so a
 second run gives other bits. What must be equal is the recipe: text, tokenizer, sizes, steps, rates. What may
-differ, by no more than a tolerance, is what came of it. The model card has the runs that the
-tolerances are from.
+differ, by no more than a tolerance, is what came of it. The model card has the runs that the tolerances come
+from.
 """
 
 import argparse
@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gb10.errors import EXIT_FAILED, UserError
-from gb10.testbed.checkpoint import read_json
-
-RECORD = "training.json"
+from gb10.testbed.checkpoint import RECORD, read_json
 
 LOSS = 0.02
 """Nats a token of held-out text. Runs again differed by 0.0003 and 0.011, half the text makes 0.046."""

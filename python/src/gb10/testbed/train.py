@@ -25,7 +25,6 @@ from gb10.testbed.model import Model, initialise, linear
 from gb10.testbed.tokenizer import read_tokenizer
 
 STAGES = ("pretrain", "draft", "calibrate")
-RECORD = "training.json"
 TOKENIZER = "tokenizer.json"
 _TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json")
 _BALANCE_WEIGHT = 0.01
@@ -108,10 +107,10 @@ class _Job:
             record[stage] = stages[stage]()
             record[stage]["machine"] = _machine(self._device)
             record[stage]["commit"] = self._options.commit
-            checkpoint.write_json(self._out / RECORD, record)
+            checkpoint.write_json(self._out / checkpoint.RECORD, record)
 
     def _record(self) -> dict[str, Any]:
-        path = self._out / RECORD
+        path = self._out / checkpoint.RECORD
         record: dict[str, Any] = checkpoint.read_json(path) if path.is_file() else {}
         record["seed"] = self._options.seed
         record["data"] = {
