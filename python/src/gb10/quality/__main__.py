@@ -24,7 +24,6 @@ WINDOW = 1024
 SEED = 0
 
 _DEFAULT_OUT = Path("gb10-quality")
-_CALIBRATION = "calibration.json"
 _PLOT = "quality.svg"
 _FIGURES = "quality.json"
 
@@ -56,7 +55,11 @@ def _run(options: argparse.Namespace) -> int:
     )
     arch = checkpoint.read_architecture(options.model)
     tensors = checkpoint.read_tensors(options.model)
-    variants = list(make_variants(tensors, _read_amax(options.model / _CALIBRATION), arch.experts_per_token))
+    variants = list(
+        make_variants(
+            tensors, checkpoint.read_amax(options.model / checkpoint.CALIBRATION), arch.experts_per_token
+        )
+    )
     figures = evaluate(arch, variants, text.tokens)
     names = {variant.key: variant.name for variant in variants}
     print(report.table(names, figures))
@@ -66,7 +69,7 @@ def _run(options: argparse.Namespace) -> int:
         window=options.window,
         seed=options.seed,
         model_sha256=sha256(options.model / checkpoint.WEIGHTS),
-        calibration_sha256=sha256(options.model / _CALIBRATION),
+        calibration_sha256=sha256(options.model / checkpoint.CALIBRATION),
         text_sha256=text.sha256,
     )
     if out:
@@ -108,14 +111,6 @@ def _write_out(
         )
     checkpoint.write_json(folder / _FIGURES, expectation.content(source, figures))
     print(f"wrote {folder / _PLOT} and {folder / _FIGURES}")
-
-
-def _read_amax(file: Path) -> dict[str, float]:
-    content = checkpoint.read_json(file)
-    amax = content.get("amax") if isinstance(content, dict) else None
-    if not isinstance(amax, dict):
-        raise UserError(f"{file} has no object 'amax'; calibrate again")
-    return amax
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -10,7 +10,6 @@ from gb10.testbed.model import Model
 from gb10.testbed.mtp import unroll
 from gb10.testbed.train_draft import STEPS
 
-CALIBRATION = "calibration.json"
 DRAFT_VOCABULARY = "draft_vocabulary.json"
 
 

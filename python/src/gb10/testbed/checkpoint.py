@@ -18,6 +18,7 @@ from gb10.testbed.model import Model
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 GENERATION = "generation_config.json"
+CALIBRATION = "calibration.json"
 RECORD = "training.json"
 _STACKED = {f"experts.{part}": f"{part}_proj" for part in ("gate", "up", "down")}
 
@@ -116,6 +117,18 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
+
+
+def read_amax(path: Path) -> dict[str, float]:
+    """Read the largest activations by site from a calibration file. Raises UserError when it is none."""
+    content = read_json(path)
+    amax = content.get("amax") if isinstance(content, dict) else None
+    if not isinstance(amax, dict):
+        raise UserError(f"{path} has no object 'amax'; calibrate again")
+    for site, value in amax.items():
+        if not isinstance(value, int | float) or not 0 < value < float("inf"):
+            raise UserError(f"{path}: the amax of {site} is {value}, not a positive number; calibrate again")
+    return amax
 
 
 def write_json(path: Path, content: object, *, indent: int | None = 2) -> None:

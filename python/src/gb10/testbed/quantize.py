@@ -16,7 +16,6 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -25,7 +24,16 @@ from gb10.errors import UserError
 from gb10.files import new_folder
 from gb10.nvfp4 import global_scale_for, quantize
 from gb10.testbed import modelopt
-from gb10.testbed.checkpoint import CONFIG, GENERATION, WEIGHTS, read_json, read_tensors, write_json
+from gb10.testbed.checkpoint import (
+    CALIBRATION,
+    CONFIG,
+    GENERATION,
+    WEIGHTS,
+    read_amax,
+    read_json,
+    read_tensors,
+    write_json,
+)
 
 Tensors = dict[str, torch.Tensor]
 
@@ -70,10 +78,12 @@ def quantize_checkpoint(model: Path, out: Path, exclude: Sequence[str] = modelop
 
     Raises UserError when a file is missing or does not fit the others, and when `out` is taken.
     """
-    config = _read_object(model / CONFIG)
+    config = read_json(model / CONFIG)
+    if not isinstance(config, dict):
+        raise UserError(f"{model / CONFIG} is not a JSON object")
     if "quantization_config" in config:
         raise UserError(f"{model} is quantised already; give the BF16 checkpoint it was made from")
-    tensors = quantize_tensors(read_tensors(model), _read_amax(model / "calibration.json"), exclude)
+    tensors = quantize_tensors(read_tensors(model), read_amax(model / CALIBRATION), exclude)
     with new_folder(out) as part:
         write_json(part / CONFIG, config | {"quantization_config": modelopt.config_section(exclude)})
         write_json(part / "hf_quant_config.json", modelopt.side_file(exclude))
@@ -135,20 +145,3 @@ def _input_amax(module: str, amax: Mapping[str, float]) -> float:
     if site not in amax:
         raise UserError(f"calibration.json has no amax of {site}, the input of {module}; calibrate again")
     return amax[site]
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return content
-
-
-def _read_amax(path: Path) -> dict[str, float]:
-    amax = _read_object(path).get("amax")
-    if not isinstance(amax, dict):
-        raise UserError(f"{path} has no object 'amax'; calibrate again")
-    for site, value in amax.items():
-        if not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise UserError(f"{path}: the amax of {site} is {value}, not a positive number; calibrate again")
-    return amax

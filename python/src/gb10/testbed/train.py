@@ -202,7 +202,7 @@ class _Job:
             self._stream.to(self._device), options.length, _EVALUATION_BATCH, options.seed + _CALIBRATION_SEED
         )
         found = calibrate.calibrate(self._load(), data_of, options.calibration_tokens)
-        checkpoint.write_json(self._out / calibrate.CALIBRATION, found)
+        checkpoint.write_json(self._out / checkpoint.CALIBRATION, found)
         return {"tokens": found["tokens"], "sites": len(found["amax"])}
 
 
