@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gb10.files import read_json
 from gb10.quality.evaluate import one_thread
 from gb10.quality.text import sample
 from gb10.quality.variants import Variant, make_variants
@@ -88,7 +89,7 @@ def served(demo_model: Path, tokens: torch.Tensor, tmp_path_factory: pytest.Temp
 def rows(testbed: Path, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
     """The gate's log probabilities of the same tokens, by row."""
     arch = checkpoint.read_architecture(testbed)
-    amax = checkpoint.read_json(testbed / "calibration.json")["amax"]
+    amax = read_json(testbed / "calibration.json")["amax"]
     variants = make_variants(checkpoint.read_tensors(testbed), amax, arch.experts_per_token)
     with one_thread():
         return {variant.key: logprobs(arch, variant, tokens) for variant in variants}

@@ -1,12 +1,14 @@
-"""Write files and folders whole or not at all, and hash files."""
+"""Write files and folders whole or not at all, read JSON, hash files."""
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from gb10.errors import UserError
 
@@ -42,6 +44,20 @@ def replacing(target: Path) -> Iterator[Path]:
     finally:
         if part is not None:
             part.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file. Raises UserError when that is not possible."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def write_json(path: Path, content: object, *, indent: int | None = 2) -> None:
+    """Write a JSON file with mode 0644, all or nothing. Raises UserError when it cannot be written."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from gb10.files import write_json
 from gb10.quality.evaluate import evaluate, one_thread
 from gb10.quality.figures import Figures
 from gb10.quality.text import SEPARATOR
@@ -106,7 +107,7 @@ def model_folder(small_model: SmallModel, byte_tokenizer: Tokenizer, tmp_path: P
     folder = tmp_path / "model"
     checkpoint.save(checkpoint.from_tensors(SMALL, small_model.tensors), folder)
     byte_tokenizer.save(str(folder / "tokenizer.json"))
-    checkpoint.write_json(folder / "calibration.json", {"tokens": 582, "amax": small_model.amax})
+    write_json(folder / "calibration.json", {"tokens": 582, "amax": small_model.amax})
     return folder
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from gb10.files import write_json
 from gb10.quality.__main__ import main
 from gb10.testbed import checkpoint
 
@@ -103,10 +104,10 @@ def test_bad_input_is_one_line_and_exit_code_2(
 def test_a_missing_site_names_the_file_to_make_again(
     run: Run, model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint.write_json(model_folder / "calibration.json", {"tokens": 1, "amax": {"lm_head": 2.0}})
+    write_json(model_folder / "calibration.json", {"tokens": 1, "amax": {"lm_head": 2.0}})
     assert run() == 2
     assert "calibration.json has no amax of" in capsys.readouterr().err
-    checkpoint.write_json(model_folder / "calibration.json", [1])
+    write_json(model_folder / "calibration.json", [1])
     assert run() == 2
     assert "has no object 'amax'" in capsys.readouterr().err
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from gb10.errors import UserError
-from gb10.files import replacing
+from gb10.files import replacing, write_json
 from gb10.testbed import checkpoint
 from safetensors import safe_open
 from small_model import SMALL, make_model, make_tokens
@@ -90,9 +90,9 @@ def test_bad_folders(tmp_path: Path) -> None:
 
 def test_a_failure_leaves_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "kept.json"
-    checkpoint.write_json(target, {"a": 1})
+    write_json(target, {"a": 1})
     with pytest.raises(TypeError):
-        checkpoint.write_json(target, {"a": object()})
+        write_json(target, {"a": object()})
     with pytest.raises(RuntimeError), replacing(target) as part:
         part.write_text("half")
         raise RuntimeError

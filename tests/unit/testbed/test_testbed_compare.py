@@ -109,6 +109,12 @@ def test_what_may_differ(run: Run, path: str, value: object) -> None:
             [0.6549, 0.4540],
             "not the same model: accepted at 1, accepted at 2 beyond tolerance",
         ),
+        ("draft acceptance all accepted", [0.66], "not the same model: accepted at 2 beyond tolerance"),
+        (
+            "draft acceptance all accepted",
+            [0.66, 0.4485, 0.3],
+            "not the same model: accepted at 3 beyond tolerance",
+        ),
     ],
 )
 def test_what_may_not(
@@ -126,6 +132,8 @@ def test_what_may_not(
         ("[]", "is no record"),
         (json.dumps({key: value for key, value in RECORD.items() if key != "draft"}), "it has no 'draft'"),
         (json.dumps(changed("draft acceptance all accepted", 5)), "is no record"),
+        (json.dumps(changed("draft acceptance all accepted", ["a", "b"])), "is no record"),
+        (json.dumps(changed("pretrain heldout loss", None)), "is no record"),
     ],
 )
 def test_no_record(
@@ -145,6 +153,9 @@ def test_the_recorded_model_is_the_default(
 ) -> None:
     (tmp_path / "training.json").write_text(json.dumps(RECORD))
     monkeypatch.delenv("GB10_TESTBED", raising=False)
+    assert main(["compare", "--model", str(tmp_path)]) == 2
+    assert "--recorded" in capsys.readouterr().err
+    monkeypatch.setenv("GB10_TESTBED", "")
     assert main(["compare", "--model", str(tmp_path)]) == 2
     assert "--recorded" in capsys.readouterr().err
     monkeypatch.setenv("GB10_TESTBED", str(tmp_path))

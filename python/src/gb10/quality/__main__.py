@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gb10.arguments import Parser
 from gb10.errors import EXIT_FAILED, UserError
-from gb10.files import replacing, sha256
+from gb10.files import replacing, sha256, write_json
 from gb10.quality import expectation, report
 from gb10.quality.evaluate import cores, evaluate, one_thread
 from gb10.quality.figures import Figures
@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace) -> int:
     if out:
         _write_out(out, source, names, figures)
     if options.record:
-        checkpoint.write_json(options.record, expectation.content(source, figures))
+        write_json(options.record, expectation.content(source, figures))
     if recorded is None:
         return 0
     different = expectation.differences(recorded, source, figures)
@@ -109,7 +109,7 @@ def _write_out(
         report.plot(
             names, figures, part, "svg", "What a number format costs: the testbed model, held-out text"
         )
-    checkpoint.write_json(folder / _FIGURES, expectation.content(source, figures))
+    write_json(folder / _FIGURES, expectation.content(source, figures))
     print(f"wrote {folder / _PLOT} and {folder / _FIGURES}")
 
 

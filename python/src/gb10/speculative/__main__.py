@@ -17,7 +17,7 @@ from typing import Any
 
 from gb10.arguments import Parser
 from gb10.errors import EXIT_FAILED, UserError
-from gb10.files import replacing
+from gb10.files import replacing, write_json
 from gb10.speculative import report
 from gb10.speculative.engine import Settings, prepare
 from gb10.speculative.equality import NEAR_TIE
@@ -105,16 +105,14 @@ def _heading(options: argparse.Namespace, device: dict[str, Any], prompts: int) 
 
 
 def _write(folder: Path, figures: dict[str, Any], text: str, results: Results) -> None:
-    for name, writer in (
-        (_FIGURES, lambda part: part.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")),
-        (_TABLE, lambda part: part.write_text(text + "\n", encoding="utf-8")),
-        (_PLOT, lambda part: report.plot(results, part, f"MTP drafts, {figures['device']['name']}")),
-    ):
-        try:
-            with replacing(folder / name) as part:
-                writer(part)
-        except ImportError:
-            print(f"no {_PLOT}: matplotlib is not installed", file=sys.stderr)
+    write_json(folder / _FIGURES, figures, indent=1)
+    with replacing(folder / _TABLE) as part:
+        part.write_text(text + "\n", encoding="utf-8")
+    try:
+        with replacing(folder / _PLOT) as part:
+            report.plot(results, part, f"MTP drafts, {figures['device']['name']}")
+    except ImportError:
+        print(f"no {_PLOT}: matplotlib is not installed", file=sys.stderr)
 
 
 def _device() -> dict[str, Any]:

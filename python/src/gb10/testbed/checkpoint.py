@@ -1,9 +1,7 @@
 """Model folders in Hugging Face's form: BF16 safetensors, config.json, generation_config.json."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -11,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gb10.errors import UserError
-from gb10.files import replacing
+from gb10.files import read_json, replacing, write_json
 from gb10.testbed.architecture import END_OF_TEXT, END_OF_TURN, Architecture, from_config, to_config
 from gb10.testbed.model import Model
 
@@ -111,14 +109,6 @@ def save(model: Model, folder: Path) -> None:
         save_file(tensors, part, metadata={"format": "pt"})
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises UserError when that is not possible."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-
-
 def read_amax(path: Path) -> dict[str, float]:
     """Read the largest activations by site from a calibration file. Raises UserError when it is none."""
     content = read_json(path)
@@ -129,9 +119,3 @@ def read_amax(path: Path) -> dict[str, float]:
         if not isinstance(value, int | float) or not 0 < value < float("inf"):
             raise UserError(f"{path}: the amax of {site} is {value}, not a positive number; calibrate again")
     return amax
-
-
-def write_json(path: Path, content: object, *, indent: int | None = 2) -> None:
-    """Write a JSON file with mode 0644, all or nothing. Raises UserError when it cannot be written."""
-    with replacing(path) as part:
-        part.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")

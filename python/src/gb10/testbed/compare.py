@@ -7,14 +7,17 @@ from.
 """
 
 import argparse
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from gb10.errors import EXIT_FAILED, UserError
-from gb10.testbed.checkpoint import RECORD, read_json
+from gb10.files import read_json
+from gb10.testbed.checkpoint import RECORD
 
 LOSS = 0.02
 """Nats a token of held-out text. Runs again differed by 0.0003 and 0.011, half the text makes 0.046."""
@@ -48,12 +51,13 @@ class Figure:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `compare`."""
+    recorded = os.environ.get("GB10_TESTBED")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the model that was trained")
     parser.add_argument(
         "--recorded",
         type=Path,
-        default=os.environ.get("GB10_TESTBED"),
-        required="GB10_TESTBED" not in os.environ,
+        default=recorded,
+        required=not recorded,
         metavar="DIR",
         help="the model to hold it against (default: $GB10_TESTBED)",
     )
@@ -86,14 +90,17 @@ def differences(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> Iterat
 
 
 def figures(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> list[Figure]:
-    """Give the results of two records side by side: held-out loss, accepted drafts by position."""
+    """Give the results of two records side by side: held-out loss, accepted drafts by position.
+
+    A position that only one of them has is not a number in the other.
+    """
     losses = [record["pretrain"]["heldout"]["loss"] for record in (recorded, found)]
     accepted = [record["draft"]["acceptance"]["all"]["accepted"] for record in (recorded, found)]
     return [
         Figure("held-out loss", losses[0], losses[1], LOSS),
         *(
             Figure(f"accepted at {position}", one, other, ACCEPTANCE)
-            for position, (one, other) in enumerate(zip(*accepted, strict=True), start=1)
+            for position, (one, other) in enumerate(zip_longest(*accepted, fillvalue=math.nan), start=1)
         ),
     ]
 
@@ -114,8 +121,8 @@ def _read(path: Path) -> dict[str, Any]:
     record: dict[str, Any] = read_json(path)
     try:
         list(differences(record, record))
-        figures(record, record)
-    except (KeyError, TypeError, AttributeError) as error:
+        table(figures(record, record))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{path} is no record of text, pretraining and draft head: {what}") from error
     return record

@@ -7,7 +7,6 @@ give the same bytes, whatever the order of the arguments. Needs the standard lib
 import argparse
 import hashlib
 import io
-import json
 import lzma
 import re
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from gb10.errors import UserError
-from gb10.files import replacing
+from gb10.files import replacing, write_json
 from gb10.testbed.documents import Document, read_documents
 
 SEED = 20261122
@@ -455,9 +454,7 @@ def run(options: argparse.Namespace) -> int:
         raise UserError("no document of these wheels passed the filters")
     write_documents(options.out, corpus.documents)
     if options.summary is not None:
-        content = json.dumps(summary(corpus), indent=2) + "\n"
-        with replacing(options.summary) as part:
-            part.write_text(content, encoding="utf-8")
+        write_json(options.summary, summary(corpus))
     size = sum(package.size for package in corpus.packages)
     counts = f"{len(corpus.documents)} documents of {len(corpus.packages)} packages"
     print(f"{options.out}: {counts}, {size} bytes")

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from gb10.errors import UserError
-from gb10.files import new_folder
+from gb10.files import new_folder, read_json, write_json
 from gb10.nvfp4 import global_scale_for, quantize
 from gb10.testbed import modelopt
 from gb10.testbed.checkpoint import (
@@ -30,9 +30,7 @@ from gb10.testbed.checkpoint import (
     GENERATION,
     WEIGHTS,
     read_amax,
-    read_json,
     read_tensors,
-    write_json,
 )
 
 Tensors = dict[str, torch.Tensor]

@@ -2,7 +2,6 @@
 
 import argparse
 import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from gb10.errors import UserError
-from gb10.files import replacing
+from gb10.files import replacing, write_json
 from gb10.testbed.documents import read_documents
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -132,13 +131,9 @@ def tokenizer_config() -> dict[str, Any]:
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json`. Raises UserError when they cannot be written."""
-    files = {
-        "tokenizer.json": tokenizer.to_str(pretty=True),
-        "tokenizer_config.json": json.dumps(tokenizer_config(), indent=2) + "\n",
-    }
-    for name, text in files.items():
-        with replacing(folder / name) as part:
-            part.write_text(text, encoding="utf-8")
+    with replacing(folder / "tokenizer.json") as part:
+        part.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", tokenizer_config())
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

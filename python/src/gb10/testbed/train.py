@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gb10.errors import UserError
-from gb10.files import sha256
+from gb10.files import read_json, sha256, write_json
 from gb10.testbed import calibrate, checkpoint, data, train_draft
 from gb10.testbed.architecture import TESTBED
 from gb10.testbed.documents import Document, read_documents
@@ -107,11 +107,11 @@ class _Job:
             record[stage] = stages[stage]()
             record[stage]["machine"] = _machine(self._device)
             record[stage]["commit"] = self._options.commit
-            checkpoint.write_json(self._out / checkpoint.RECORD, record)
+            write_json(self._out / checkpoint.RECORD, record)
 
     def _record(self) -> dict[str, Any]:
         path = self._out / checkpoint.RECORD
-        record: dict[str, Any] = checkpoint.read_json(path) if path.is_file() else {}
+        record: dict[str, Any] = read_json(path) if path.is_file() else {}
         record["seed"] = self._options.seed
         record["data"] = {
             "corpus_sha256": sha256(self._options.corpus),
@@ -197,12 +197,12 @@ class _Job:
     def _calibrate(self) -> dict[str, Any]:
         options = self._options
         counts = calibrate.draft_vocabulary(self._stream, self._arch.vocabulary)
-        checkpoint.write_json(self._out / calibrate.DRAFT_VOCABULARY, counts, indent=None)
+        write_json(self._out / calibrate.DRAFT_VOCABULARY, counts, indent=None)
         data_of = data.batches(
             self._stream.to(self._device), options.length, _EVALUATION_BATCH, options.seed + _CALIBRATION_SEED
         )
         found = calibrate.calibrate(self._load(), data_of, options.calibration_tokens)
-        checkpoint.write_json(self._out / checkpoint.CALIBRATION, found)
+        write_json(self._out / checkpoint.CALIBRATION, found)
         return {"tokens": found["tokens"], "sites": len(found["amax"])}
 
 
