@@ -20,8 +20,8 @@
     in
     {
       inherit overlays;
-      packages = forAllSystems (pkgs: import ./nix/packages.nix { inherit pkgs; });
-      apps = forAllSystems (pkgs: import ./nix/apps.nix { inherit pkgs; });
+      packages = forAllSystems (pkgs: import ./nix/packages { inherit pkgs; });
+      apps = forAllSystems (pkgs: import ./nix/apps { inherit pkgs; });
       devShells = forAllSystems (pkgs: import ./nix/shells.nix { inherit pkgs; });
       checks = forAllSystems (pkgs: import ./nix/checks { inherit pkgs; });
       formatter = forAllSystems (pkgs: pkgs.gb10.formatter);

@@ -8,7 +8,7 @@ final: prev: {
       nvidia-cutlass.patches = [ ../patches/cccl/0002-cutlass-generic-target.patch ];
     };
 
-    cuda-toolkit = import ../nix/cuda-toolkit.nix { pkgs = final; };
+    cuda-toolkit = import ../nix/packages/cuda-toolkit.nix { pkgs = final; };
     # CUTLASS's headers, from the wheel that carries its sources.
     cutlass = final.gb10.wheels.cuda-toolkit.nvidia-cutlass;
   };

@@ -3,22 +3,22 @@
 
 let
   overlays = {
-    python = import ./python.nix;
+    wheels = import ./wheels.nix;
     cccl = import ./cccl.nix;
     flashinfer = import ./flashinfer.nix;
     vllm = import ./vllm.nix;
     kernels = import ./kernels.nix;
-    testbed = import ./testbed.nix;
+    lab = import ./lab.nix;
   };
 in
 overlays
 // {
   default = lib.composeManyExtensions [
-    overlays.python
+    overlays.wheels
     overlays.cccl
     overlays.flashinfer
     overlays.vllm
     overlays.kernels
-    overlays.testbed
+    overlays.lab
   ];
 }

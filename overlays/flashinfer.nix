@@ -1,6 +1,6 @@
 # FlashInfer with modules that were compiled ahead of time: it loads data/aot/NAME/NAME.so where that exists and calls no
 # compiler. 0.7.0.post1 itself needs no patch: for 12.0 and 12.1 it builds for 120f and 121a, never for a generic target
-# (tests/unit/patches/test_flashinfer.py says when that changes).
+# (tests/patches/test_flashinfer.py says when that changes).
 final: prev: {
   gb10 = prev.gb10 // {
     # NAME -> a derivation that holds NAME.so. The kernels' overlay adds to it.

@@ -2,8 +2,8 @@
 final: prev:
 
 let
-  build = import ../nix/kernels.nix { pkgs = final; };
-  vllmFp4 = import ../nix/vllm-fp4.nix { pkgs = final; };
+  build = import ../nix/packages/kernels.nix { pkgs = final; };
+  vllmFp4 = import ../nix/packages/vllm-fp4.nix { pkgs = final; };
 in
 {
   gb10 = prev.gb10 // {
@@ -13,7 +13,7 @@ in
     kernels-software = build { route = "software"; };
 
     # vLLM's CUDA sources, patched, and what is built of them.
-    vllm-source = import ../nix/vllm-source.nix { pkgs = final; };
+    vllm-source = import ../nix/packages/vllm-source.nix { pkgs = final; };
     vllm-fp4 = vllmFp4.hardware;
     vllm-fp4-software = vllmFp4.software;
     vllm-fp4-gemm = vllmFp4.gemm;

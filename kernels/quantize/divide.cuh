@@ -4,7 +4,7 @@
 // 1 / s is kept as high + low, where high is not above 1 / s. The quotient is fma(x, high, x * low). It is not the correctly
 // rounded quotient in each last bit. But against every number with five significant bits (k / 16 times a power of two) it
 // compares as the correctly rounded quotient does, less, equal or greater, for each x and each s that is not `awkward`. The
-// places where E2M1 and UE4M3 round from one code to the next are such numbers. tests/unit/kernels checks this for all 2^23
+// places where E2M1 and UE4M3 round from one code to the next are such numbers. tests/kernels checks this for all 2^23
 // mantissas of s, all 16 mantissas of the number and each x within three units of the product, for any estimate of 1 / s that is
 // within one unit of the last place (rcp.approx is). For a larger distance the error of 2^-22 at most cannot change an order.
 //

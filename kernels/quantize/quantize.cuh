@@ -27,7 +27,7 @@
 //                and each stores one word. With linear scales: 32 columns of four rows that follow each other.
 //
 // Needs: any GPU from sm_80 on. What bounds it: memory. 2 K + K / 2 + K / 16 bytes a row for 16-bit inputs; the code for a block
-// must stay well below 376 instructions to keep up with an H200's memory (tests/unit/kernels counts them). Single bytes of
+// must stay well below 376 instructions to keep up with an H200's memory (tests/kernels counts them). Single bytes of
 // swizzled scales would cost as many sectors as the codes: 75 % of a copy's speed, where whole sectors give 93 %.
 #pragma once
 

@@ -112,18 +112,18 @@ let
   probe = check "flashinfer-probe" { } ''
     mkdir -p "$out"
     ffi=${wheels.cpu.apache-tvm-ffi}/${python.sitePackages}/tvm_ffi
-    cc -shared -fPIC $(find "$ffi" -type d -name include -printf '-I%p ') -o "$out/gb10_probe.so" ${../../tests/unit/patches/probe.c}
+    cc -shared -fPIC $(find "$ffi" -type d -name include -printf '-I%p ') -o "$out/gb10_probe.so" ${../../tests/patches/probe.c}
   '';
 in
 {
   unit =
     pytest "unit"
-      "tests/unit tests/nix --ignore=tests/unit/patches --ignore=tests/unit/kernels --ignore=tests/unit/bench"
+      "tests/unit tests/nix --ignore=tests/patches --ignore=tests/kernels --ignore=tests/lab/kernel_bench"
       trained;
 
   # The kernels without a GPU: host builds of their headers, their machine code, what the operators refuse. tests/gpu skips
   # here and says why.
-  kernels = pytestIn wholeSource "kernels" "tests/unit/kernels tests/unit/bench tests/gpu" {
+  kernels = pytestIn wholeSource "kernels" "tests/kernels tests/lab/kernel_bench tests/gpu" {
     GB10_CUDA_TOOLKIT = cuda-toolkit;
     GB10_KERNELS = kernels;
     GB10_KERNELS_SOFTWARE = kernels-software;
@@ -136,7 +136,7 @@ in
   };
 
   # The patches' tests need what the CPU environment leaves out: Triton's interpreter, FlashInfer's build code, nvcc.
-  patches = pytest "patches" "tests/unit/patches" {
+  patches = pytest "patches" "tests/patches" {
     GB10_CUDA_TOOLKIT = cuda-toolkit;
     GB10_CUTLASS_INCLUDE = "${cutlass}/${python.sitePackages}/cutlass_library/source/include";
     PYTHONPATH = builtins.concatStringsSep ":" (

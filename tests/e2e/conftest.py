@@ -20,7 +20,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
-from gb10.testbed.quantize import quantize_checkpoint
+from gb10_lab.testbed.quantize import quantize_checkpoint
 
 START_LIMIT = 240.0
 """Seconds that a start may take on a busy machine. How long it took is in ``Serve.seconds``."""

@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from gb10.testbed.quantize import quantize_checkpoint
+from gb10_lab.testbed.quantize import quantize_checkpoint
 
 SHA256 = {
     "config.json": "82a7d720fa332ee71592f0c92fe9327b0545c5cfd7514d985dc0054d080aac4e",

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 import torch
 from gb10.nvfp4 import quantize
-from gb10.testbed.quantize import quantize_checkpoint
-from gb10.vllm_plugin.mode import ENV_NAME
+from gb10.vllm_plugin.cpu.mode import ENV_NAME
+from gb10_lab.testbed.quantize import quantize_checkpoint
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gb10.testbed.quantize import quantize_checkpoint
+from gb10_lab.testbed.quantize import quantize_checkpoint
 from safetensors.torch import save_file
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gb10.speculative.equality import NEAR_TIE
-from gb10.testbed.documents import Document
+from gb10_lab.speculative.equality import NEAR_TIE
+from gb10_lab.text.documents import Document
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
@@ -58,7 +58,7 @@ def figures(
 ) -> dict[str, Any]:
     """One run of the program; it exits with 0 only when greedy output and distributions are right."""
     out = tmp_path_factory.mktemp("speculative")
-    command = [sys.executable, "-m", "gb10.speculative", "--model", demo_model, "--held-out", held_out]
+    command = [sys.executable, "-m", "gb10_lab.speculative", "--model", demo_model, "--held-out", held_out]
     command += ["--draft-ids", draft_ids, "--draft", *map(str, DRAFTS), "--draft-vocabulary", "full", "1/8"]
     command += ["--prompts", str(PROMPTS), "--tokens", str(TOKENS), "--timed", "1", "--concurrency", "32"]
     command += ["--samples", str(SAMPLES), "--out", out]
@@ -114,10 +114,10 @@ def test_sampling_keeps_the_distribution(figures: dict[str, Any]) -> None:
 ENGINES = """
 import dataclasses, json, os, sys
 from pathlib import Path
-import gb10.speculative.engine as engines
-from gb10.speculative.distribution import corrected, same_distribution
-from gb10.speculative.equality import compare
-from gb10.speculative.prompts import read_prompts
+import gb10_lab.speculative.engine as engines
+from gb10_lab.speculative.distribution import corrected, same_distribution
+from gb10_lab.speculative.equality import compare
+from gb10_lab.speculative.prompts import read_prompts
 from tokenizers import Tokenizer
 
 model, held_out, draft_ids, shuffled, samples = sys.argv[1:]
@@ -213,7 +213,7 @@ def test_a_sampler_that_takes_every_draft_is_found_out(answer: dict[str, Any]) -
 
 
 def test_nonsense_is_one_line(demo_model: Path, held_out: Path, variables: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "gb10.speculative", "--model", demo_model, "--held-out", held_out]
+    command = [sys.executable, "-m", "gb10_lab.speculative", "--model", demo_model, "--held-out", held_out]
     command += ["--draft-ids", str(held_out)]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2

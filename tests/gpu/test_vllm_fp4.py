@@ -26,8 +26,8 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from gb10.kernels import vllm_fp4
 from gb10.nvfp4 import e2m1, layout, packing, ue4m3
+from gb10.vllm_plugin.cuda import fp4_ops as vllm_fp4
 
 LIBRARY = os.environ.get("GB10_VLLM_FP4")
 STOCK = os.environ.get("GB10_STOCK_VLLM")
@@ -404,7 +404,7 @@ def test_bad_arguments_are_refused_by_name() -> None:
 
 STOCK_SCRIPT = """
 import os, pathlib, torch
-from gb10.kernels import vllm_fp4
+from gb10.vllm_plugin.cuda import fp4_ops as vllm_fp4
 
 x = torch.randn(130, 256, device="cuda").to(torch.bfloat16)
 scale = torch.tensor([100.0], device="cuda")

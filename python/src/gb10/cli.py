@@ -25,7 +25,7 @@ class Subcommand:
 
 SUBCOMMANDS = (
     Subcommand("serve", "gb10.serve", "serve a model with an OpenAI-compatible API"),
-    Subcommand("routing", "gb10.routing_command", "print what runs where, and why"),
+    Subcommand("routing", "gb10.routing.command", "print what runs where, and why"),
 )
 
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gb10 import cli, device
+from gb10 import cli
+from gb10.machine import gpu as device
 from gb10.serve import curl_line
 
 Make = Callable[..., Path]

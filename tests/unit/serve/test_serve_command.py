@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from gb10 import memory
-from gb10.device import Gpu
+from gb10.checkpoint import hub as checkpoint
 from gb10.errors import UserError
-from gb10.serve import checkpoint, command, options
+from gb10.machine import memory
+from gb10.machine.gpu import Gpu
+from gb10.serve import command, options
 
 GIB = memory.GIB
 GB10 = Gpu("NVIDIA GB10", (12, 1), 120 * GIB, unified=True)

@@ -15,8 +15,8 @@ from gb10.errors import UserError
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from gb10.vllm_plugin.draft_ids import ENV_NAME, DraftVocabulary
-from gb10.vllm_plugin.draft_vocabulary import NEEDS, draft_logits, restrict
+from gb10.vllm_plugin.draft.ids import ENV_NAME, DraftVocabulary
+from gb10.vllm_plugin.draft.vocabulary import NEEDS, draft_logits, restrict
 
 VOCABULARY, HIDDEN = 96, 32
 

@@ -17,7 +17,7 @@ if not current_platform.is_cpu():
 
 import vllm.model_executor.layers.fused_moe.modular_kernel as mk
 from gb10.nvfp4 import dequantize, fake_quantize_activations, quantize
-from gb10.vllm_plugin.experts import EmulateExperts, PackedExperts, VectorDequantExperts, local_expert_ids
+from gb10.vllm_plugin.cpu.experts import EmulateExperts, PackedExperts, VectorDequantExperts, local_expert_ids
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
 from vllm.model_executor.layers.fused_moe.config import (
     FusedMoEConfig,

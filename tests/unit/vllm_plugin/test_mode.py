@@ -2,7 +2,7 @@
 
 import pytest
 from gb10.errors import UserError
-from gb10.vllm_plugin.mode import ENV_NAME, Mode
+from gb10.vllm_plugin.cpu.mode import ENV_NAME, Mode
 
 
 @pytest.mark.parametrize(

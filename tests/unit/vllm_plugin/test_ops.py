@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from gb10.nvfp4 import NvFp4Tensor, dequantize, fake_quantize_activations, quantize
-from gb10.vllm_plugin.ops import gated_activation, nvfp4_experts, nvfp4_linear
+from gb10.vllm_plugin.cpu.ops import gated_activation, nvfp4_experts, nvfp4_linear
 
 EXPERTS, HIDDEN, INTERMEDIATE, TOKENS, TOP = 4, 64, 32, 7, 2
 

@@ -69,7 +69,7 @@ wrapped = modelopt.init_nvfp4_linear_kernel
 plugin.register()
 assert cpu_kernels() == [], cpu_kernels()
 assert modelopt.init_nvfp4_linear_kernel is wrapped
-assert "gb10.vllm_plugin.install" not in sys.modules
+assert "gb10.vllm_plugin.cpu.install" not in sys.modules
 """,
         GB10_CPU_NVFP4_MODE="nonsense",
     )

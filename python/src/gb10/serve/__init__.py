@@ -10,9 +10,11 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from gb10 import device, routing
+from gb10 import routing
+from gb10.checkpoint import hub as checkpoint
 from gb10.errors import UserError
-from gb10.serve import checkpoint, command, environment, options
+from gb10.machine import gpu as device
+from gb10.serve import command, environment, options
 from gb10.serve.progress import Progress
 from gb10.serve.supervise import Server, check_port
 
@@ -40,7 +42,7 @@ def _model(given: str | None, gpus: Sequence[device.Gpu]) -> tuple[str, bool]:
     if not demo:
         raise UserError(
             "no model given and GB10_DEMO_MODEL is not set; give a model, or make the demo one of "
-            "models/testbed with: python -m gb10.testbed quantize --model models/testbed --out DIR"
+            "models/testbed with: python -m gb10_lab.testbed quantize --model models/testbed --out DIR"
         )
     return demo, True
 

@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gb10 import memory, routing
-from gb10.device import Gpu
+from gb10 import routing
+from gb10.checkpoint.hub import Checkpoint
 from gb10.errors import UserError
-from gb10.serve.checkpoint import Checkpoint
+from gb10.machine import memory
+from gb10.machine.gpu import Gpu
 from gb10.serve.environment import package_folder
 from gb10.serve.options import Options, is_loopback
-from gb10.vllm_plugin.draft_ids import ENV_NAME as DRAFT_VOCABULARY
-from gb10.vllm_plugin.draft_ids import DraftVocabulary
+from gb10.vllm_plugin.draft.ids import ENV_NAME as DRAFT_VOCABULARY
+from gb10.vllm_plugin.draft.ids import DraftVocabulary
 
 CPU_CONTEXT_LIMIT = 4096
 """Default for --max-model-len on the CPU engine: the model's own limit, at most this."""

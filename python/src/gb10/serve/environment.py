@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gb10.errors import UserError
 from gb10.routing import CPU_MODE_VARIABLE, CPU_MODES
-from gb10.vllm_plugin.draft_ids import ENV_NAME as DRAFT_VOCABULARY
+from gb10.vllm_plugin.draft.ids import ENV_NAME as DRAFT_VOCABULARY
 
 OURS = frozenset(
     {
@@ -29,7 +29,7 @@ OURS = frozenset(
         "GB10_VLLM_FP4",
     }
 )
-"""GB10_* variables with a meaning, here or for gb10.kernels, gb10.testbed and the end-to-end tests."""
+"""GB10_* variables with a meaning, here or for gb10.kernels, gb10_lab.testbed and the end-to-end tests."""
 
 PROFILES = ("cpu", "cuda")
 EXTRA_ARGS = "VLLM_EXTRA_ARGS"

@@ -4,7 +4,7 @@ vLLM calls `register` in each of its processes, through the entry point group `v
 The heavy imports wait until they are needed: on a GPU, without a draft vocabulary, the plugin costs nothing.
 """
 
-from gb10.vllm_plugin.draft_ids import DraftVocabulary
+from gb10.vllm_plugin.draft.ids import DraftVocabulary
 
 
 def register() -> None:
@@ -16,14 +16,14 @@ def register() -> None:
     vLLM's internals moved.
     """
     if DraftVocabulary.from_env() is not None:
-        from gb10.vllm_plugin import draft_vocabulary
+        from gb10.vllm_plugin.draft import vocabulary
 
-        draft_vocabulary.install()
+        vocabulary.install()
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
         return
-    from gb10.vllm_plugin.install import install
-    from gb10.vllm_plugin.mode import Mode
+    from gb10.vllm_plugin.cpu.install import install
+    from gb10.vllm_plugin.cpu.mode import Mode
 
     install(Mode.from_env())

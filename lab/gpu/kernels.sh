@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one command and a bounded time: load, tests, sanitizer, benchmark.
+#
+# usage: lab/gpu/kernels.sh OUT [--quick] [--steps load,tests,sanitize,bench] [--only NAME ...]
+#
+# OUT gets session.log, results.json, table.txt and roofline.png. Each step has its own time limit (10 minutes in all, or
+# 3.5 with --quick) and a failing step does not stop the next. The exit status is the number of steps that failed.
+#   GB10_KERNELS     the folder with libgb10_kernels.so
+#   GB10_STOCK       optional: a .tar.xz with vLLM's Python files and kernels, unpacked once into GB10_STOCK_DIR
+#   GB10_STOCK_DIR   optional: the folder that goes onto PYTHONPATH (default: a folder beside TMPDIR)
+#   GB10_JIT_CACHE   optional: a .tar.gz of the driver's compile cache from an earlier run; OUT/jit-cache.tar.gz is the next
+#   GB10_COMMIT      optional: what is measured
+#   GB10_TESTS       optional: the test files (default: tests/gpu)
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 2
+root=$PWD
+mkdir -p "$1" && out=$(cd "$1" && pwd)
+shift
+steps=load,tests,sanitize,bench quick=() only=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --quick) quick=(--quick) ;;
+    --steps) steps=$2 && shift ;;
+    --only) shift && only=(--only "$@") && break ;;
+    *) echo "gpu-session: unknown argument $1" >&2 && exit 2 ;;
+  esac
+  shift
+done
+
+scratch=${TMPDIR:-/tmp}
+stock=${GB10_STOCK_DIR:-$scratch/gb10-stock}
+export CUDA_CACHE_PATH=$scratch/gb10-jit-cache CUDA_CACHE_MAXSIZE=4294967296 PYTHONUNBUFFERED=1
+mkdir -p "$CUDA_CACHE_PATH"
+unpack() { python3 -c 'import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2], filter="tar")' "$1" "$2"; }
+[ -z "${GB10_JIT_CACHE:-}" ] || [ ! -f "$GB10_JIT_CACHE" ] || unpack "$GB10_JIT_CACHE" "$CUDA_CACHE_PATH"
+export PYTHONPATH=$root/python/src:$root
+
+summary=() failed=0
+step() { # NAME SECONDS COMMAND...
+  local name=$1 limit=$2 began=$SECONDS status=0
+  shift 2
+  case ,$steps, in *",$name,"*) ;; *) return 0 ;; esac
+  echo "== $name"
+  timeout -k 10 "$limit" "$@" >"$scratch/gb10-$name.log" 2>&1 || status=$?
+  [ $status = 0 ] || failed=$((failed + 1))
+  tail -n "$([ $status = 0 ] && echo 3 || echo 25)" "$scratch/gb10-$name.log" | cut -c1-200
+  { echo "== $name" && cat "$scratch/gb10-$name.log"; } >>"$out/session.log"
+  summary+=("$(printf '%-10s %-12s %4d s' "$name" "$(verdict $status)" $((SECONDS - began)))")
+}
+verdict() {
+  case $1 in 0) echo passed ;; 124 | 137) echo "out of time" ;; *) echo "failed ($1)" ;; esac
+}
+
+load() {
+  nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,temperature.gpu --format=csv
+  python3 - <<'P'
+import torch
+
+from gb10.kernels import bandwidth, load
+
+load()
+x = torch.ones(1 << 20, dtype=torch.uint8, device="cuda")
+print("ours:", sorted(name for name in dir(torch.ops.gb10) if not name.startswith("_")), int(bandwidth.read(x).sum()))
+P
+}
+with_stock() { PYTHONPATH=$PYTHONPATH:$stock VLLM_CONFIGURE_LOGGING=0 "$@"; }
+sanitize() {
+  # initcheck must see the writes of torch's kernels too; the others look at ours alone.
+  local tool filter status=0
+  for tool in memcheck racecheck synccheck initcheck; do
+    filter=(--kernel-name kns=gb10)
+    [ "$tool" != initcheck ] || filter=()
+    echo "-- $tool"
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 45 compute-sanitizer --tool $tool "${filter[@]}" --error-exitcode 9 \
+      --print-limit 5 python3 -m gb10_lab.kernel_bench.smoke || status=$?
+  done
+  return $status
+}
+bench() { with_stock python3 -m gb10_lab.kernel_bench --out "$OUT_FOLDER" --commit "${GB10_COMMIT:-unknown}" "$@"; }
+
+if [ -n "${GB10_STOCK:-}" ] && [ ! -d "$stock/vllm" ]; then
+  unpack "$GB10_STOCK" "$stock" || echo "gpu-session: $GB10_STOCK cannot be unpacked" >&2
+fi
+export stock OUT_FOLDER=$out
+export -f load with_stock sanitize bench
+if [ ${#quick[@]} = 0 ]; then limits=(30 180 90 250); else limits=(30 50 60 60); fi
+step load "${limits[0]}" bash -c load
+parallel=()
+python3 -c 'import xdist' 2>/dev/null && parallel=(-n 8)
+step tests "${limits[1]}" python3 -m pytest -q -p no:cacheprovider -c python/pyproject.toml --rootdir . "${parallel[@]}" ${GB10_TESTS:-tests/gpu}
+step sanitize "${limits[2]}" bash -c sanitize
+step bench "${limits[3]}" bash -c 'bench "$@"' bench "${quick[@]}" "${only[@]}"
+
+tar cz -C "$CUDA_CACHE_PATH" . >"$out/jit-cache.tar.gz" 2>/dev/null || rm -f "$out/jit-cache.tar.gz"
+[ ! -f "$out/table.txt" ] || cat "$out/table.txt"
+printf '%s\n' "== summary" "${summary[@]}" | tee -a "$out/session.log"
+exit $failed

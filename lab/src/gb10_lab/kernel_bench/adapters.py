@@ -1,0 +1,121 @@
+"""Calls of our operators on the benchmark's data: the one place that knows their arguments."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+import torch
+
+from gb10_lab.kernel_bench.data import Fp8, MoeWeights, Nvfp4, Routing, Sparse24
+from gb10_lab.kernel_bench.timing import Version
+
+OPERATORS = (
+    "nvfp4_gemv",
+    "fp8_gemv",
+    "moe_decode",
+    "sparse24_gemv",
+    "quantize_nvfp4",
+    "silu_mul_quantize_nvfp4",
+)
+
+QUANTIZE_SCALE = 4.0 / (6 * 448)
+"""Global scale for normal activations: amax 4."""
+
+
+def load() -> list[str]:
+    """Load our library and give the names of the measured operators that it holds.
+
+    Raises ``gb10.errors.UserError`` when there is no library.
+    """
+    importlib.import_module("gb10.kernels").load()
+    return held()
+
+
+def held() -> list[str]:
+    """The measured operators that are loaded."""
+    return [name for name in OPERATORS if hasattr(torch.ops.gb10, name)]
+
+
+def nvfp4_gemv(x: torch.Tensor, copies: list[Nvfp4]) -> Version:
+    """The product of ``x`` with an NVFP4 weight, linear scales."""
+    call = torch.ops.gb10.nvfp4_gemv.default
+
+    def run(i: int, out: torch.Tensor) -> None:
+        weight = copies[i]
+        call(x, weight.packed, weight.scales, weight.global_scale, None, False, out)
+
+    return _into(x, copies[0].packed.shape[0], run, len(copies))
+
+
+def fp8_gemv(x: torch.Tensor, copies: list[Fp8]) -> Version:
+    """The product of ``x`` with an FP8 weight, one scale a row."""
+    call = torch.ops.gb10.fp8_gemv.default
+
+    def run(i: int, out: torch.Tensor) -> None:
+        call(x, copies[i].weight, copies[i].scales, None, out)
+
+    return _into(x, copies[0].weight.shape[0], run, len(copies))
+
+
+def sparse24_gemv(x: torch.Tensor, rows: int, copies: list[Sparse24]) -> Version:
+    """The product of ``x`` with a weight of ``rows`` rows of which 2 of 4 are kept."""
+    call = torch.ops.gb10.sparse24_gemv.default
+
+    def run(i: int, out: torch.Tensor) -> None:
+        call(x, *copies[i], None, out)
+
+    return _into(x, rows, run, len(copies))
+
+
+def moe_decode(x: torch.Tensor, copies: list[MoeWeights], routed: list[Routing]) -> Version:
+    """The layer after routing; call ``i`` takes copy ``i`` and ``routed[i]``."""
+    call = torch.ops.gb10.moe_decode.default
+    tokens, topk = routed[0].ids.shape
+    act = topk * copies[0].w2.packed.shape[2] * 2
+    shared_w2 = copies[0].shared_w2
+    if shared_w2 is not None:
+        act += shared_w2.packed.shape[1] * 2
+    workspace = torch.empty(tokens * act * 4, dtype=torch.uint8, device=x.device)
+    silu = (None, "silu", float("inf"), 1.0, 0.0, False, False, False)
+
+    def run(i: int, out: torch.Tensor) -> None:
+        weights = copies[i]
+        shared = (*(weights.shared_w13 or (None,) * 3), *(weights.shared_w2 or (None,) * 3))
+        call(x, *weights.w13, *weights.w2, *routed[i], None, *shared, *silu, workspace, out)
+
+    return _into(x, x.shape[1], run, len(copies))
+
+
+def quantize(x: list[torch.Tensor], fused_silu: bool) -> Version:
+    """Quantise the rows of each ``x`` in turn, swizzled scales; the output is the packed codes."""
+    name = "silu_mul_quantize_nvfp4" if fused_silu else "quantize_nvfp4"
+    call = getattr(torch.ops.gb10, name).default
+    rows, columns = x[0].shape[0], x[0].shape[1] // (2 if fused_silu else 1)
+    device = x[0].device
+    scale = torch.full((1,), QUANTIZE_SCALE, dtype=torch.float32, device=device)
+    scale_shape = (-(-rows // 128) * 128, -(-(columns // 16) // 4) * 4)
+    outs = [
+        (
+            torch.empty((rows, columns // 2), dtype=torch.uint8, device=device),
+            torch.empty(scale_shape, dtype=torch.float8_e4m3fn, device=device),
+        )
+        for _ in x
+    ]
+
+    def run(i: int) -> torch.Tensor:
+        call(x[i], scale, True, *outs[i])
+        return outs[i][0]
+
+    return Version("ours", run, len(x))
+
+
+def _into(x: torch.Tensor, rows: int, call: Callable[[int, torch.Tensor], None], copies: int) -> Version:
+    """A version that writes into an output of its own, ``[tokens, rows]``, which begins as NaN."""
+    out = torch.full((x.shape[0], rows), float("nan"), dtype=x.dtype, device=x.device)
+
+    def run(i: int) -> torch.Tensor:
+        call(i, out)
+        return out
+
+    return Version("ours", run, copies)

@@ -1,0 +1,95 @@
+"""Each operator once on small, awkward shapes, checked and not timed.
+
+`python -m gb10_lab.kernel_bench.smoke`. Small enough to run under compute-sanitizer.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+from gb10.errors import UserError
+
+from gb10_lab.kernel_bench import adapters, data
+from gb10_lab.kernel_bench.shapes import Dense, Moe
+from gb10_lab.kernel_bench.suite import FUSED_LIMIT, LIMIT
+from gb10_lab.kernel_bench.timing import Version
+
+DENSE = (Dense("small", "narrow", 40, 320), Dense("small", "tall", 1000, 2048))
+MOE = (Moe("small", "moe", 16, 4, 256, 128), Moe("small", "moe", 16, 4, 320, 192, shared=64))
+TOKENS = (1, 3, 16)
+
+Check = Callable[[torch.Tensor], tuple[float, float]]
+"""An output's error, and the largest that is right."""
+
+
+def main() -> int:
+    """Run all; the exit status is 1 when one was wrong, 2 when there is no GPU or no library."""
+    if not torch.cuda.is_available():
+        print("gb10_lab.kernel_bench.smoke: error: there is no CUDA GPU here", file=sys.stderr)
+        return 2
+    try:
+        held = adapters.load()
+    except UserError as error:
+        print(f"gb10_lab.kernel_bench.smoke: error: {error}", file=sys.stderr)
+        return 2
+    torch.manual_seed(7)
+    wrong = 0
+    for operator, what, version, check in _calls(held, torch.device("cuda")):
+        torch.cuda.synchronize()
+        version.run(0).fill_(float("nan") if operator.endswith(("gemv", "decode")) else 0xAA)
+        found, limit = check(version.run(0))
+        torch.cuda.synchronize()
+        right = found <= limit
+        wrong += not right
+        print(f"{operator:<26}{what:<28}{found:9.1e}  {'ok' if right else 'WRONG'}", flush=True)
+    return 1 if wrong else 0
+
+
+def _calls(held: list[str], device: torch.device) -> Iterator[tuple[str, str, Version, Check]]:
+    for tokens in TOKENS:
+        for shape in DENSE:
+            what = f"{shape.label}, {tokens} tokens"
+            x = data.activations(tokens, shape.columns, device)
+            if "nvfp4_gemv" in held:
+                nvfp4 = data.nvfp4(shape.rows, shape.columns, device)
+                yield (
+                    "nvfp4_gemv",
+                    what,
+                    adapters.nvfp4_gemv(x, [nvfp4]),
+                    _near(data.product(x, nvfp4)),
+                )
+            if "fp8_gemv" in held:
+                fp8 = data.fp8(shape, device)
+                yield "fp8_gemv", what, adapters.fp8_gemv(x, [fp8]), _near(data.product(x, fp8))
+            if "sparse24_gemv" in held:
+                packed, kept = data.sparse24(shape, device)
+                version = adapters.sparse24_gemv(x, shape.rows, [packed])
+                yield "sparse24_gemv", what, version, _near(data.product(x, kept))
+        if "moe_decode" in held:
+            for layer in MOE:
+                weights, routed = data.moe(layer, device), data.routing(layer, tokens, False, device)
+                x = data.activations(tokens, layer.hidden, device)
+                version = adapters.moe_decode(x, [weights], [routed])
+                near = _near(data.moe_reference(x, weights, routed))
+                yield "moe_decode", f"{layer.label}, {tokens} tokens", version, near
+    for operator, fused in (("quantize_nvfp4", False), ("silu_mul_quantize_nvfp4", True)):
+        if operator in held:
+            x = data.activations(130, 96 * (2 if fused else 1), device)
+            version = adapters.quantize([x], fused)
+            wanted = data.quantized(x, fused, adapters.QUANTIZE_SCALE)
+            yield operator, "130x96", version, _same(wanted, FUSED_LIMIT if fused else 0.0)
+
+
+def _near(wanted: torch.Tensor) -> Check:
+    limit = data.limit_for(wanted, LIMIT)
+    return lambda out: (data.relative_error(out, wanted), limit)
+
+
+def _same(wanted: torch.Tensor, limit: float) -> Check:
+    return lambda out: (data.differing(out, wanted), limit)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Text to train and to measure on: made from pinned packages, and its tokenizer."""

@@ -1,0 +1,1 @@
+"""Training of the small model and of its draft head, calibration, and the comparison of two runs."""

@@ -1,0 +1,16 @@
+# `nix run .#lock`: writes python/wheels.lock.json of the checkout that it is called in.
+{ pkgs }:
+
+let
+  environment = pkgs.gb10.environment {
+    name = "gb10-lock-env";
+    wheels = pkgs.gb10.wheels.lock;
+  };
+in
+pkgs.writeShellApplication {
+  name = "lock";
+  runtimeInputs = [ environment ];
+  text = ''
+    PYTHONPATH=${../wheelhouse/lock} exec python3 -m gb10_lock "$@"
+  '';
+}

@@ -1,0 +1,22 @@
+# `nix run .#speculative`: how many MTP drafts are accepted, and that they change nothing in the output.
+{ pkgs }:
+
+let
+  inherit (pkgs.gb10)
+    demo-model
+    heldout
+    report-env
+    testbed
+    ;
+in
+pkgs.writeShellApplication {
+  name = "speculative";
+  # vLLM's CPU platform asks lscpu for the cores.
+  runtimeInputs = [ pkgs.util-linux ];
+  text = ''
+    export GB10_DEMO_MODEL=''${GB10_DEMO_MODEL-${demo-model}}
+    export GB10_HELDOUT=''${GB10_HELDOUT-${heldout}/heldout.jsonl}
+    export GB10_TESTBED=''${GB10_TESTBED-${testbed}}
+    exec ${report-env}/bin/python3 -m gb10_lab.speculative "$@"
+  '';
+}

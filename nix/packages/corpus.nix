@@ -1,0 +1,68 @@
+# The text that the testbed model is trained on and the text that it is measured on, out of wheels of the lock. The wheels
+# are only read, so they are the same ones on every system: the text does not depend on the machine that makes it.
+{ pkgs }:
+
+let
+  filesOf =
+    profile:
+    pkgs.gb10.wheelhouse.filesOf {
+      inherit profile;
+      system = "x86_64-linux";
+      pythonVersion = "3.11";
+    };
+
+  # The modules that make it, and no others: a change elsewhere in the package does not make the text anew.
+  source = builtins.path {
+    name = "gb10-corpus-source";
+    path = ../../python/src;
+    filter =
+      path: _:
+      builtins.elem (pkgs.lib.removePrefix (toString ../../python/src + "/") path) [
+        "gb10"
+        "gb10/__init__.py"
+        "gb10/arguments.py"
+        "gb10/errors.py"
+        "gb10/files.py"
+        "gb10/testbed"
+        "gb10/testbed/__init__.py"
+        "gb10/testbed/__main__.py"
+        "gb10/testbed/corpus.py"
+        "gb10/testbed/documents.py"
+      ];
+  };
+
+  make =
+    {
+      name,
+      profile,
+      file,
+      heldOut ? null,
+    }:
+    pkgs.runCommand name
+      {
+        nativeBuildInputs = [ pkgs.gb10.python ];
+        wheels = filesOf profile;
+      }
+      ''
+        export PYTHONPATH=${source} PYTHONDONTWRITEBYTECODE=1
+        python3 -m gb10_lab corpus --wheels $wheels --out "$out/${file}" --summary "$out/${profile}.json" ${
+          if heldOut == null then "" else "--held-out ${heldOut}"
+        }
+      '';
+in
+rec {
+  # heldout.jsonl, and heldout.json: its packages.
+  heldout = make {
+    name = "gb10-heldout";
+    profile = "heldout";
+    file = "heldout.jsonl";
+  };
+
+  # corpus.jsonl.xz, and corpus.json: its packages.
+  corpus = make {
+    name = "gb10-corpus";
+    profile = "corpus";
+    file = "corpus.jsonl.xz";
+    heldOut = "${heldout}/heldout.jsonl";
+  };
+}

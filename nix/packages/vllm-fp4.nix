@@ -1,0 +1,61 @@
+# vLLM's NVFP4 quantisation operators as one small library, for one route; `gemm`: its block-scaled GEMM units, objects only.
+{ pkgs }:
+
+let
+  inherit (pkgs.gb10)
+    cuda-toolkit
+    cutlass
+    python
+    vllm-source
+    wheels
+    ;
+  build =
+    {
+      name,
+      route,
+      target,
+      install,
+    }:
+    pkgs.stdenv.mkDerivation {
+      inherit name;
+      src = builtins.path {
+        name = "gb10-kernels-source";
+        path = ../../kernels;
+      };
+      nativeBuildInputs = [ pkgs.patchelf ];
+      dontConfigure = true;
+      buildPhase = ''
+        make -j"$NIX_BUILD_CORES" -f vllm_fp4/build.mk OUT="$PWD/build" ROUTE=${route} \
+          CUDA=${cuda-toolkit} TORCH=${wheels.cpu.torch}/${python.sitePackages}/torch VLLM=${vllm-source} \
+          CUTLASS=${cutlass}/${python.sitePackages}/cutlass_library/source/include ${target}
+      '';
+      installPhase = install;
+    };
+  library =
+    route:
+    build {
+      name = "gb10-vllm-fp4-${route}";
+      inherit route;
+      target = "library";
+      # The objects stay beside the library: the checks look at each unit's machine code.
+      install = ''
+        install -D build/libgb10_vllm_fp4.so "$out/lib/libgb10_vllm_fp4.so"
+        patchelf --remove-rpath "$out/lib/libgb10_vllm_fp4.so"
+        mkdir "$out/objects"
+        cp build/*.cu.o "$out/objects/"
+      '';
+    };
+in
+{
+  hardware = library "hardware";
+  software = library "software";
+  gemm = build {
+    name = "gb10-vllm-fp4-gemm";
+    route = "hardware";
+    target = "gemm";
+    install = ''
+      mkdir -p "$out/objects"
+      cp build/*.cu.o "$out/objects/"
+    '';
+  };
+}

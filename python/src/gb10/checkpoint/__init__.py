@@ -1,0 +1,1 @@
+"""Looks at a checkpoint without loading it."""

@@ -1,0 +1,1 @@
+"""What the machine has: its GPU and its free memory."""

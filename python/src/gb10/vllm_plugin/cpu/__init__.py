@@ -1,0 +1,1 @@
+"""What vLLM's CPU platform lacks: NVFP4 linear and MoE layers."""

@@ -1,0 +1,286 @@
+"""NVFP4 mixture-of-experts layers for vLLM's modular MoE kernels.
+
+mypy sees vLLM's classes as Any. Hence the `type: ignore[misc]` where they are subclassed.
+"""
+
+from typing import Any
+
+import torch
+import vllm.model_executor.layers.fused_moe.modular_kernel as mk
+from vllm.model_executor.layers.fused_moe.activation import MoEActivation
+from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEParallelConfig
+from vllm.model_executor.layers.fused_moe.experts.cpu_moe import (
+    ArmCPUUnquantizedExperts,
+    CPUUnquantizedExperts,
+    PowerCPUUnquantizedExperts,
+    X86CPUUnquantizedExperts,
+)
+from vllm.model_executor.layers.fused_moe.topk_weight_and_reduce import TopKWeightAndReduceNoOP
+from vllm.model_executor.layers.quantization.utils.quant_utils import QuantKey, kNvfp4Dynamic, kNvfp4Static
+from vllm.model_executor.utils import replace_parameter
+from vllm.platforms import current_platform
+
+from gb10.nvfp4.quantize import dequantize
+from gb10.vllm_plugin.cpu.mode import Mode
+from gb10.vllm_plugin.cpu.ops import GATED_ACTIVATIONS, nvfp4_experts
+
+
+def _supports_nvfp4(weight_key: QuantKey | None, activation_key: QuantKey | None) -> bool:
+    return weight_key == kNvfp4Static and activation_key in (None, kNvfp4Dynamic)
+
+
+def _refusal(moe_config: FusedMoEConfig) -> str | None:
+    """Return why no mode can run this MoE, or None."""
+    if moe_config.activation.value not in GATED_ACTIVATIONS:
+        return f"gb10's NVFP4 experts on CPU have no {moe_config.activation.value} activation"
+    if moe_config.swiglu_limit is not None:
+        return "gb10's NVFP4 experts on CPU do not clamp SwiGLU (swiglu_limit)"
+    if moe_config.has_bias:
+        return "gb10's NVFP4 experts on CPU have no expert biases"
+    return None
+
+
+def local_expert_ids(topk_ids: torch.Tensor, expert_map: torch.Tensor | None) -> torch.Tensor:
+    """Turn the router's expert numbers into this rank's; -1 where another rank has the expert.
+
+    topk_ids: [T, K] integer, -1 allowed; expert_map: [global experts] integer, or None with one rank only.
+    """
+    if expert_map is None:
+        return topk_ids
+    local = expert_map[topk_ids.clamp(min=0).long()]
+    return torch.where(topk_ids < 0, -1, local).to(topk_ids.dtype)
+
+
+class _DequantExperts(CPUUnquantizedExperts):  # type: ignore[misc]
+    """Mode `dequant`: weights in the model's dtype after load, then vLLM's own fused MoE in C++."""
+
+    @staticmethod
+    def _supports_quant_scheme(weight_key: QuantKey | None, activation_key: QuantKey | None) -> bool:
+        return _supports_nvfp4(weight_key, activation_key)
+
+    @staticmethod
+    def is_supported_config(
+        cls: type[mk.FusedMoEExperts],
+        moe_config: FusedMoEConfig,
+        weight_key: QuantKey | None,
+        activation_key: QuantKey | None,
+        activation_format: mk.FusedMoEActivationFormat,
+    ) -> tuple[bool, str | None]:
+        if (reason := _refusal(moe_config)) is not None:
+            return False, reason
+        # vLLM declares this a static method and passes `cls` by hand; `super()` takes it from there.
+        base: Any = super()
+        supported: tuple[bool, str | None] = base.is_supported_config(
+            cls, moe_config, weight_key, activation_key, activation_format
+        )
+        return supported
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        """Replace the packed weights by their values, one expert at a time, and let vLLM prepack them.
+
+        layer.w13_weight: [E, 2 I, H/2] uint8 -> [E, 2 I, H]; layer.w2_weight: [E, H, I/2] uint8 -> [E, H, I].
+        """
+        dtype = self.moe_config.in_dtype
+        for name, global_scales in (("w13", self.g1_alphas), ("w2", self.g2_alphas)):
+            packed = getattr(layer, f"{name}_weight").data
+            scales = getattr(layer, f"{name}_weight_scale").data
+            experts, rows, half = packed.shape
+            weight = torch.empty(experts, rows, 2 * half, dtype=dtype)
+            for expert in range(experts):
+                weight[expert] = dequantize(packed[expert], scales[expert], global_scales[expert], dtype)
+            replace_parameter(layer, f"{name}_weight", weight)
+            replace_parameter(layer, f"{name}_weight_scale", torch.empty(0))
+        # The quant config holds the only other reference to the block scales.
+        self.quant_config._w1.scale = self.quant_config._w2.scale = None
+        super().process_weights_after_loading(layer)
+
+    def apply(
+        self,
+        output: torch.Tensor,
+        hidden_states: torch.Tensor,
+        w1: torch.Tensor,
+        w2: torch.Tensor,
+        topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor,
+        activation: MoEActivation,
+        global_num_experts: int,
+        expert_map: torch.Tensor | None,
+        a1q_scale: torch.Tensor | None,
+        a2_scale: torch.Tensor | None,
+        workspace13: torch.Tensor,
+        workspace2: torch.Tensor,
+        expert_tokens_meta: mk.ExpertTokensMetadata | None,
+        apply_router_weight_on_input: bool,
+    ) -> None:
+        # vLLM's C++ kernel takes local ids only and has no "skip". A foreign expert becomes expert 0 with
+        # weight 0. A weight that is on the input already cannot be zeroed: then (top-1) the row is cleared.
+        ids = local_expert_ids(topk_ids, expert_map)
+        foreign = ids < 0 if expert_map is not None else None
+        if foreign is not None:
+            ids = ids.masked_fill(foreign, 0)
+            topk_weights = topk_weights.masked_fill(foreign, 0.0)
+        super().apply(
+            output,
+            hidden_states,
+            w1,
+            w2,
+            topk_weights,
+            ids,
+            activation,
+            global_num_experts,
+            None,
+            a1q_scale,
+            a2_scale,
+            workspace13,
+            workspace2,
+            expert_tokens_meta,
+            apply_router_weight_on_input,
+        )
+        if foreign is not None and apply_router_weight_on_input:
+            output.masked_fill_(foreign, 0.0)
+
+
+class X86DequantExperts(_DequantExperts, X86CPUUnquantizedExperts):  # type: ignore[misc]
+    """`dequant` on x86 with AMX (bfloat16 only)."""
+
+
+class ArmDequantExperts(_DequantExperts, ArmCPUUnquantizedExperts):  # type: ignore[misc]
+    """`dequant` on Arm with NEON (bfloat16 only)."""
+
+
+class PowerDequantExperts(_DequantExperts, PowerCPUUnquantizedExperts):  # type: ignore[misc]
+    """`dequant` on POWER with VSX (bfloat16 only)."""
+
+
+class VectorDequantExperts(_DequantExperts):
+    """`dequant` on any CPU and dtype: vLLM's portable vector kernel."""
+
+
+class PackedExperts(mk.FusedMoEExpertsModular):  # type: ignore[misc]
+    """Mode `packed`: weights stay packed; each expert that a batch uses is dequantised for that call."""
+
+    quantize_activations = False
+    _input_scales: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @property
+    def expects_unquantized_inputs(self) -> bool:
+        return True
+
+    @staticmethod
+    def activation_format() -> mk.FusedMoEActivationFormat:
+        return mk.FusedMoEActivationFormat.Standard
+
+    @staticmethod
+    def _supports_current_device() -> bool:
+        return bool(current_platform.is_cpu())
+
+    @staticmethod
+    def _supports_no_act_and_mul() -> bool:
+        return False
+
+    @staticmethod
+    def _supports_activation(activation: MoEActivation) -> bool:
+        return activation.value in GATED_ACTIVATIONS
+
+    @staticmethod
+    def _supports_quant_scheme(weight_key: QuantKey | None, activation_key: QuantKey | None) -> bool:
+        return _supports_nvfp4(weight_key, activation_key)
+
+    @staticmethod
+    def _supports_parallel_config(moe_parallel_config: FusedMoEParallelConfig) -> bool:
+        return True
+
+    @staticmethod
+    def is_supported_config(
+        cls: type[mk.FusedMoEExperts],
+        moe_config: FusedMoEConfig,
+        weight_key: QuantKey | None,
+        activation_key: QuantKey | None,
+        activation_format: mk.FusedMoEActivationFormat,
+    ) -> tuple[bool, str | None]:
+        if (reason := _refusal(moe_config)) is not None:
+            return False, reason
+        supported: tuple[bool, str | None] = mk.FusedMoEExperts.is_supported_config(
+            cls, moe_config, weight_key, activation_key, activation_format
+        )
+        return supported
+
+    def workspace_shapes(
+        self,
+        M: int,
+        N: int,
+        K: int,
+        topk: int,
+        global_num_experts: int,
+        local_num_experts: int,
+        expert_tokens_meta: mk.ExpertTokensMetadata | None,
+        activation: MoEActivation,
+    ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """No scratch tensors; the output has one row per token, [M, K]."""
+        return (0,), (0,), (M, K)
+
+    def finalize_weight_and_reduce_impl(self) -> mk.TopKWeightAndReduce:
+        return TopKWeightAndReduceNoOP()
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        """Keep the checkpoint's layout; in `emulate` fetch the input scales of a W4A4 checkpoint."""
+        if not self.quantize_activations or layer.quant_config.quant_method == "W4A16_NVFP4":
+            return
+        # vLLM's loader has turned the scale into its reciprocal.
+        scales = (1.0 / self.a1_gscale, 1.0 / self.a2_gscale)
+        for name, scale in zip(("w13", "w2"), scales, strict=True):
+            if not (torch.isfinite(scale).all() and (scale > 0).all()):
+                raise ValueError(
+                    f"NVFP4 experts: {name}_input_scale is {scale.tolist()}, expected a positive number. "
+                    "The checkpoint has no usable input scales: declare it W4A16_NVFP4."
+                )
+        self._input_scales = scales
+
+    def apply(
+        self,
+        output: torch.Tensor,
+        hidden_states: torch.Tensor,
+        w1: torch.Tensor,
+        w2: torch.Tensor,
+        topk_weights: torch.Tensor,
+        topk_ids: torch.Tensor,
+        activation: MoEActivation,
+        global_num_experts: int,
+        expert_map: torch.Tensor | None,
+        a1q_scale: torch.Tensor | None,
+        a2_scale: torch.Tensor | None,
+        workspace13: torch.Tensor,
+        workspace2: torch.Tensor,
+        expert_tokens_meta: mk.ExpertTokensMetadata | None,
+        apply_router_weight_on_input: bool,
+    ) -> None:
+        w13_input_scale, w2_input_scale = self._input_scales or (None, None)
+        result = nvfp4_experts(
+            hidden_states,
+            w1,
+            self.w1_scale,
+            self.g1_alphas,
+            w2,
+            self.w2_scale,
+            self.g2_alphas,
+            w13_input_scale,
+            w2_input_scale,
+            local_expert_ids(topk_ids, expert_map),
+            None if apply_router_weight_on_input else topk_weights,
+            activation.value,
+        )
+        output.copy_(result)
+
+
+class EmulateExperts(PackedExperts):
+    """Mode `emulate`: as `packed`, with the activations of W4A4 checkpoints quantised and dequantised."""
+
+    quantize_activations = True
+
+
+# In the order in which vLLM should try them.
+EXPERTS: dict[Mode, list[type[mk.FusedMoEExperts]]] = {
+    Mode.DEQUANT: [X86DequantExperts, ArmDequantExperts, PowerDequantExperts, VectorDequantExperts],
+    Mode.PACKED: [PackedExperts],
+    Mode.EMULATE: [EmulateExperts],
+}

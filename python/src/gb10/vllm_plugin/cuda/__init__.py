@@ -1,0 +1,1 @@
+"""What replaces vLLM's own on a GPU."""

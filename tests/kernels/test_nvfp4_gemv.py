@@ -1,0 +1,203 @@
+"""gb10::nvfp4_gemv without a GPU: schema, refusals, fake tensors, machine code, the kernel on the CPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+KERNELS = HERE.parents[1] / "kernels"
+
+SCHEMA = (
+    "gb10::nvfp4_gemv(Tensor x, Tensor weight, Tensor scales, Tensor global_scale, Tensor? bias, "
+    "bool swizzled, Tensor(a!) out) -> ()"
+)
+
+Arguments = dict[str, Any]
+
+
+@pytest.fixture
+def good(operators: None) -> Arguments:
+    """Arguments that only their device speaks against."""
+    import torch
+
+    return {
+        "x": torch.zeros(2, 128, dtype=torch.bfloat16),
+        "weight": torch.zeros(24, 64, dtype=torch.uint8),
+        "scales": torch.zeros(24, 8, dtype=torch.float8_e4m3fn),
+        "global_scale": torch.ones(1),
+        "bias": torch.zeros(24, dtype=torch.bfloat16),
+        "swizzled": False,
+        "out": torch.zeros(2, 24, dtype=torch.bfloat16),
+    }
+
+
+def refusal(arguments: Arguments) -> str:
+    import torch
+
+    with pytest.raises(RuntimeError) as caught:
+        torch.ops.gb10.nvfp4_gemv(*arguments.values())
+    lines: list[str] = str(caught.value).splitlines()
+    return next(line for line in lines if "gb10::nvfp4_gemv:" in line)
+
+
+def test_schema(operators: None) -> None:
+    import torch
+
+    assert str(torch.ops.gb10.nvfp4_gemv.default._schema) == SCHEMA
+
+
+def test_a_cpu_tensor_is_refused_last(good: Arguments) -> None:
+    assert "x is not on a CUDA device" in refusal(good)
+    assert "x is not on a CUDA device" in refusal({**good, "bias": None})
+
+
+def aside(tensor: Any) -> Any:
+    """The same values, two bytes away from a multiple of 16."""
+    import torch
+
+    memory = torch.zeros(tensor.numel() * tensor.element_size() + 16, dtype=torch.uint8)
+    start = (2 - memory.data_ptr()) % 16
+    piece = memory[start : start + tensor.numel() * tensor.element_size()]
+    return piece.view(tensor.dtype).view(tensor.shape)
+
+
+BAD: list[tuple[str, Callable[[Any], Any], str]] = [
+    ("x", lambda t: t.float(), "x is float32; it must be bfloat16 or float16"),
+    ("x", lambda t: t.half(), "bias is bfloat16; it must be float16"),
+    ("weight", lambda t: t.int(), "weight is int32; it must be uint8"),
+    (
+        "scales",
+        lambda t: t.view(dtype=t.float().bfloat16().dtype),
+        "scales is bfloat16; it must be float8_e4m3fn",
+    ),
+    ("global_scale", lambda t: t.double(), "global_scale is float64; it must be float32"),
+    ("out", lambda t: t.half(), "out is float16; it must be bfloat16"),
+    ("x", lambda t: t[0], "x has shape [128]; it must be [any, any]"),
+    ("x", lambda t: t[:0], "x has 0 rows (tokens); it must have 1 to 16"),
+    ("x", lambda t: t.repeat(9, 1), "x has 18 rows (tokens); it must have 1 to 16"),
+    ("x", lambda t: t[:, :96].contiguous(), "x has 96 columns (K); K must be a multiple of 64"),
+    ("x", lambda t: t[:, :0], "x has 0 columns (K); K must be a multiple of 64"),
+    ("x", lambda t: t.repeat(1, 321), "x has 41088 columns (K); K must be a multiple of 64, and 64 to 32768"),
+    ("x", lambda t: t[:, :64].contiguous(), "weight has shape [24, 64]; it must be [24, 32]"),
+    ("weight", lambda t: t[:0], "weight has 0 rows (N) of 64 bytes; N must be at least 1"),
+    ("weight", lambda t: t[None], "weight has shape [1, 24, 64]; it must be [any, any]"),
+    ("scales", lambda t: t[:23], "scales has shape [23, 8]; it must be [24, 8]"),
+    ("swizzled", lambda t: True, "scales has shape [24, 8]; it must be [128, 8]"),
+    ("global_scale", lambda t: t.repeat(2), "global_scale has shape [2]; it must have one element"),
+    ("bias", lambda t: t[:-1], "bias has shape [23]; it must be [24]"),
+    ("out", lambda t: t[:1], "out has shape [1, 24]; it must be [2, 24]"),
+    ("x", lambda t: t.T.contiguous().T, "x is not contiguous"),
+    ("weight", lambda t: t.T.contiguous().T, "weight is not contiguous"),
+    ("out", lambda t: t.T.contiguous().T, "out is not contiguous"),
+    ("x", aside, "x does not begin at a multiple of 16 bytes"),
+    ("weight", aside, "weight does not begin at a multiple of 16 bytes"),
+    ("scales", aside, "scales does not begin at a multiple of 4 bytes"),
+]
+
+
+@pytest.mark.parametrize(("name", "spoil", "said"), BAD, ids=[said for _, _, said in BAD])
+def test_refuses_by_name(good: Arguments, name: str, spoil: Callable[[Any], Any], said: str) -> None:
+    assert said in refusal({**good, name: spoil(good[name])})
+
+
+def test_fake_tensors_pass_and_give_the_shape(good: Arguments) -> None:
+    from gb10.kernels.nvfp4_gemv import nvfp4_gemv
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with pytest.raises(RuntimeError, match="not on a CUDA device"):
+        nvfp4_gemv(good["x"], good["weight"], good["scales"], good["global_scale"])
+    with FakeTensorMode() as mode:
+        fake = {name: mode.from_tensor(good[name]) for name in ("x", "weight", "scales", "global_scale")}
+        y = nvfp4_gemv(**fake)
+    assert tuple(y.shape) == (2, 24) and y.dtype == good["x"].dtype
+
+
+def test_machine_code(machine_code: dict[str, list[str]]) -> None:
+    """Wide copies of weights, all of the first tiles before the wait, no local memory, matrix instructions.
+
+    E2M1 is decoded by the instruction where the target has it.
+    """
+    kernels = {name: code for name, code in machine_code.items() if "nvfp4_gemv4gemv" in name}
+    assert len(kernels) % 8 == 0 and kernels
+    for name, code in kernels.items():
+        wide = [i for i, line in enumerate(code) if "LDGSTS.E" in line and ".128" in line]
+        wait = next(i for i, line in enumerate(code) if "ACQBULK" in line)
+        assert len([i for i in wide if i < wait]) == 4 * DEPTH and len(wide) == 8 * DEPTH, name
+        assert not [line for line in code if re.search(r"\b(LDL|STL)\b", line)], name
+        groups = 2 if "Li2E" in name else 1
+        assert len([line for line in code if "HMMA.16816.F32" in line]) == DEPTH * 16 * groups, name
+        decoded = [line for line in code if "E2M1.UNPACK_B" in line]
+        assert len(decoded) == (DEPTH * 64 if name.startswith("sm_120") else 0), name
+
+
+DEPTH = 3
+"""``kDepth`` of plan.h: the loop is unrolled that often."""
+
+ON_THE_HOST = {
+    "arch.cuh": [
+        (r"#define GB10_HW_E2M1 0", "#define GB10_HW_E2M1 GB10_TEST_HW_E2M1"),
+    ],
+    "e2m1.cuh": [
+        # The block that decodes; the other one, which encodes, is not used here.
+        (
+            r"asm\(\"\{\\n\"\s*\"\.reg \.b8 b0, b1, b2, b3;\\n\"\s*\"mov\.b32 \{b0.*?\);",
+            "host::unpack_e2m1(word, out);",
+        ),
+    ],
+    "w4a16.cuh": [
+        (r"asm\(\"ld\.global\S*\.v4\.u32.*?\);", "std::memcpy(&v, address, 16);"),
+        (r"asm\(\"ld\.global\S*\.u32.*?\);", "std::memcpy(&v, address, 4);"),
+        (r"asm volatile\(\"cp\.async\.cg.*?\);", "host::copy(to, from, 16);"),
+        (r"asm volatile\(\"cp\.async\.ca.*?\);", "host::copy(to, from, 4);"),
+        (r"asm volatile\(\"cp\.async\.commit_group.*?\);", "host::end_of_copies();"),
+        (r"asm volatile\(\"cp\.async\.wait_group.*?\);", "host::wait_for_copies(kNewer);"),
+    ],
+    "nvfp4_gemv.cuh": [
+        (r"asm volatile\(\"bar\.arrive.*?\);", "host::arrive(barrier, 32 * slices);"),
+        (r"asm volatile\(\"bar\.sync.*?\);", "host::meet(barrier, 32 * slices);"),
+        (r"extern __shared__ uint4 shared\[\];", "uint4* const shared = host::shared_memory;"),
+    ],
+}
+"""The PTX of the kernel, and what stands for it on the CPU."""
+
+
+@pytest.mark.parametrize("instruction", [0, 1])
+def test_the_kernel_on_the_cpu(tmp_path: Path, toolkit: Path, instruction: int) -> None:
+    """The kernel's own source, thread by thread (host/block.h): all indices, splits, barriers and tails.
+
+    For targets without and with the instruction that decodes E2M1.
+    """
+    include = tmp_path / "gb10"
+    include.mkdir()
+    for header in ("arch.cuh", "device.h", "e2m1.cuh", "w4a16.cuh"):
+        shutil.copy(KERNELS / "include/gb10" / header, include)
+    for replacement in ("block.h", "mma.cuh", "launch.cuh"):
+        shutil.copy(HERE / "host" / replacement, include)
+    for source in (KERNELS / "nvfp4_gemv/nvfp4_gemv.cuh", KERNELS / "nvfp4_gemv/plan.h"):
+        shutil.copy(source, tmp_path)
+    for path in (
+        *(include / name for name in ("arch.cuh", "e2m1.cuh", "w4a16.cuh")),
+        tmp_path / "nvfp4_gemv.cuh",
+    ):
+        text = path.read_text()
+        for pattern, replacement in ON_THE_HOST[path.name]:
+            text, times = re.subn(pattern, replacement, text, flags=re.DOTALL)
+            assert times == 1, pattern
+        path.write_text(text)
+    program = tmp_path / "nvfp4_gemv"
+    headers = [f"-I{tmp_path}", f"-I{toolkit}/include", f"-I{toolkit}/include/cccl"]
+    headers += [f"-DGB10_TEST_HW_E2M1={instruction}", "-include", "gb10/block.h"]
+    compiler = os.environ.get("CXX", "g++")
+    source = HERE / "host" / "nvfp4_gemv.cpp"
+    subprocess.run([compiler, "-std=c++20", "-O2", *headers, "-o", program, source], check=True)
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"[1-9]\d* runs, 0 wrong", done.stdout)

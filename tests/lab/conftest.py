@@ -1,0 +1,1 @@
+"""Puts this folder on the path: `small_model` serves the tests of several rooms."""

@@ -1,0 +1,308 @@
+"""The routing table: its own logic, and that vLLM's selectors agree with it."""
+
+import importlib.util
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gb10 import routing
+from gb10.errors import UserError
+from gb10.routing import OPERATIONS, Target, parse_overrides, route, table
+from gb10.routing import command as routing_command
+from hypothesis import given
+from hypothesis import strategies as st
+
+CAPABILITIES = [None, (8, 0), (8, 9), (9, 0), (10, 0), (12, 0), (12, 1)]
+ALL = [
+    Target(capability, flashinfer)
+    for capability in CAPABILITIES
+    for flashinfer in (False, True)
+    if capability or not flashinfer
+]
+
+# operation -> backend, without and with FlashInfer
+EXPECTED = {
+    (8, 0): ("MarlinNvFp4", "MARLIN", "MarlinFP8ScaledMM", "FLASH_ATTN", "Triton", "none"),
+    (8, 9): ("MarlinNvFp4", "MARLIN", "CutlassFP8ScaledMM", "FLASH_ATTN", "Triton", "none"),
+    (9, 0): ("MarlinNvFp4", "MARLIN", "CutlassFP8ScaledMM", "FLASH_ATTN", "Triton", "none"),
+    (10, 0): ("CutlassNvFp4", "VLLM_CUTLASS", "CutlassFP8ScaledMM", "FLASH_ATTN", "Triton", "hardware E2M1"),
+    (12, 0): ("CutlassNvFp4", "VLLM_CUTLASS", "CutlassFP8ScaledMM", "FLASH_ATTN", "Triton", "hardware E2M1"),
+    (12, 1): ("CutlassNvFp4", "VLLM_CUTLASS", "CutlassFP8ScaledMM", "FLASH_ATTN", "Triton", "hardware E2M1"),
+}
+EXPECTED_FLASHINFER = {
+    (8, 0): ("MarlinNvFp4", "MARLIN", "MarlinFP8ScaledMM", "FLASH_ATTN", "Triton", "none"),
+    (8, 9): ("MarlinNvFp4", "MARLIN", "CutlassFP8ScaledMM", "FLASH_ATTN", "Triton", "none"),
+    (9, 0): ("MarlinNvFp4", "MARLIN", "CutlassFP8ScaledMM", "FLASH_ATTN", "FlashInfer", "none"),
+    (10, 0): (
+        "FlashInferCuteDslNvFp4",
+        "FLASHINFER_TRTLLM",
+        "FlashInferFP8ScaledMM",
+        "FLASHINFER",
+        "FlashInfer",
+        "hardware E2M1",
+    ),
+    (12, 0): (
+        "FlashInferCutlassNvFp4",
+        "FLASHINFER_CUTLASS",
+        "FlashInferFP8ScaledMM",
+        "FLASH_ATTN",
+        "FlashInfer",
+        "hardware E2M1",
+    ),
+    (12, 1): (
+        "FlashInferCutlassNvFp4",
+        "FLASHINFER_CUTLASS",
+        "FlashInferFP8ScaledMM",
+        "FLASH_ATTN",
+        "FlashInfer",
+        "hardware E2M1",
+    ),
+}
+COLUMNS = ("nvfp4_linear", "nvfp4_moe", "fp8_linear", "attention_prefill", "gdn_prefill", "activation_quant")
+
+
+@pytest.mark.parametrize("capability", EXPECTED)
+@pytest.mark.parametrize("flashinfer", [False, True])
+def test_backends_of_every_gpu(capability: routing.Capability, flashinfer: bool) -> None:
+    expected = (EXPECTED_FLASHINFER if flashinfer else EXPECTED)[capability]
+    found = tuple(route(operation, Target(capability, flashinfer)).backend for operation in COLUMNS)
+    assert found == expected
+
+
+@pytest.mark.parametrize("mode", routing.CPU_MODES)
+def test_cpu_runs_the_plugin_in_its_mode(mode: str) -> None:
+    target = Target(cpu_mode=mode)
+    assert route("nvfp4_linear", target).backend == f"gb10 {mode}"
+    assert route("nvfp4_moe", target).backend == f"gb10 {mode}"
+    assert route("activation_quant", target).backend == ("software E2M1" if mode == "emulate" else "none")
+    assert route("attention_decode", target).backend == "CPU_ATTN"
+
+
+@pytest.mark.parametrize("target", ALL, ids=str)
+def test_every_operation_has_a_route_for_every_batch(target: Target) -> None:
+    rows = table(target)
+    for operation in OPERATIONS:
+        ranges = [row.batch for row in rows if row.operation == operation.name]
+        assert ranges[0][0] == 1
+        assert ranges[-1][1] is None
+        for before, after in itertools.pairwise(ranges):
+            assert before[1] is not None
+            assert after[0] == before[1] + 1
+
+
+@given(batch=st.integers(1, 1 << 20), index=st.integers(0, len(ALL) - 1))
+def test_table_and_route_agree(batch: int, index: int) -> None:
+    for row in table(ALL[index]):
+        low, high = row.batch
+        if low <= batch and (high is None or batch <= high):
+            assert route(row.operation, ALL[index], batch).backend == row.backend
+
+
+def test_decode_attention_depends_on_the_batch_on_sm100() -> None:
+    target = Target((10, 0), True)
+    assert route("attention_decode", target, 256).backend == "FLASHINFER (TRTLLM)"
+    assert route("attention_decode", target, 257).backend == "FLASHINFER"
+
+
+@pytest.mark.parametrize(
+    ("capability", "flashinfer", "prefill", "decode"),
+    [
+        ((12, 1), True, "FLASHINFER", "FLASHINFER (XQA)"),
+        ((12, 1), False, "TRITON_ATTN", "TRITON_ATTN"),
+        ((9, 0), True, "FLASH_ATTN", "FLASH_ATTN"),
+        ((8, 9), True, "FLASHINFER", "FLASHINFER"),
+    ],
+)
+def test_fp8_kv_cache_moves_attention(
+    capability: routing.Capability, flashinfer: bool, prefill: str, decode: str
+) -> None:
+    target = Target(capability, flashinfer, fp8_kv_cache=True)
+    assert route("attention_prefill", target).backend == prefill
+    assert route("attention_decode", target).backend == decode
+    assert route("kv_cache", target).backend == "fp8_e4m3"
+
+
+def test_generic_build_takes_the_software_route() -> None:
+    assert route("activation_quant", Target((12, 1), generic_build=True)).backend == "software E2M1"
+    assert route("activation_quant", Target((9, 0), generic_build=True)).backend == "none"
+
+
+@pytest.mark.parametrize("capability", [(9, 0), (10, 0), (12, 0), (12, 1)])
+def test_gdn_prefill_is_forced_to_triton_without_flashinfer(capability: routing.Capability) -> None:
+    assert route("gdn_prefill", Target(capability)).forces == ("--gdn-prefill-backend", "triton")
+    assert route("gdn_prefill", Target(capability, True)).forces == ()
+
+
+def test_gpu_that_is_too_old_is_refused() -> None:
+    with pytest.raises(UserError, match=r"no NVFP4 kernels for compute capability 6\.1"):
+        table(Target((6, 1)))
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+@pytest.mark.parametrize("target", ALL, ids=str)
+def test_render_fits_its_width(target: Target, width: int) -> None:
+    text = routing.render(table(target), width)
+    assert max(len(line) for line in text.splitlines()) <= width
+    assert all(row.backend in text for row in table(target))
+
+
+def test_render_joins_attention_rows_that_agree() -> None:
+    text = routing.render(table(Target()))
+    assert "attention  " in text
+    assert "attention prefill" not in text
+    assert "attention prefill" in routing.render(table(Target((10, 0), True)))
+
+
+GB10 = Target((12, 1), True)
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        ("nvfp4_moe=marlin", ("--moe-backend", "marlin")),
+        ("nvfp4-moe = MARLIN", ("--moe-backend", "marlin")),
+        ("attention=flashinfer", ("--attention-backend", "FLASHINFER")),
+        ("attention_decode=triton_attn", ("--attention-backend", "TRITON_ATTN")),
+        ("gdn_prefill=triton", ("--gdn-prefill-backend", "triton")),
+        ("kv_cache=fp8", ("--kv-cache-dtype", "fp8")),
+        ("fp8_linear=torch", ("--kernel-config.linear_backend_per_quant.fp8_w8a8", "torch")),
+        (
+            "nvfp4_linear=marlin",
+            (
+                "--kernel-config.linear_backend_per_quant.nvfp4_w4a4",
+                "marlin",
+                "--kernel-config.linear_backend_per_quant.nvfp4_w4a16",
+                "marlin",
+            ),
+        ),
+    ],
+)
+def test_override_becomes_vllm_arguments(text: str, arguments: tuple[str, ...]) -> None:
+    assert parse_overrides([text], GB10).arguments == arguments
+
+
+def test_override_by_variable() -> None:
+    assert parse_overrides(["sampling=torch"], GB10).variables == {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
+    overrides = parse_overrides(["nvfp4_linear=packed"], Target())
+    assert overrides.cpu_mode == "packed"
+    assert overrides.arguments == ()
+
+
+@pytest.mark.parametrize(
+    ("texts", "target", "experts", "message"),
+    [
+        (["nvfp4_moe"], GB10, None, "is not OPERATION=BACKEND"),
+        (["=marlin"], GB10, None, "is not OPERATION=BACKEND"),
+        (["moe=marlin"], GB10, None, "no operation 'moe'; known: nvfp4_linear, nvfp4_moe"),
+        (["nvfp4_moe=marlni"], GB10, None, "no backend 'marlni' for nvfp4_moe; known: cutlass, .*marlin"),
+        (
+            ["nvfp4_moe=marlin"],
+            Target(),
+            None,
+            "no backend 'marlin' for nvfp4_moe; known: dequant, packed, emulate",
+        ),
+        (["attention=flash_attn"], Target(), None, "has one route on CPU"),
+        (["lm_head=marlin"], GB10, None, "has one route on compute capability 12.1"),
+        (["nvfp4_moe=b12x"], GB10, 512, "reads out of bounds with 512 experts"),
+        (["nvfp4_moe=flashinfer_b12x"], GB10, 512, "use flashinfer_cutlass or marlin"),
+        (["nvfp4_moe=marlin", "nvfp4_moe=cutlass"], GB10, None, "disagrees with an earlier one"),
+        (["nvfp4_linear=packed", "nvfp4_moe=emulate"], Target(), None, "disagrees with an earlier one"),
+    ],
+)
+def test_bad_overrides_are_refused(
+    texts: list[str], target: Target, experts: int | None, message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        parse_overrides(texts, target, experts)
+    assert "\n" not in str(caught.value)
+
+
+def test_b12x_is_allowed_with_fewer_experts() -> None:
+    assert parse_overrides(["nvfp4_moe=b12x"], GB10, 128).arguments == ("--moe-backend", "b12x")
+
+
+def test_override_changes_the_table_and_joins_batches() -> None:
+    target = Target((10, 0), True)
+    rows = routing.apply_overrides(table(target), parse_overrides(["attention=triton_attn"], target))
+    found = [row for row in rows if row.operation == "attention_decode"]
+    assert [(row.batch, row.backend, row.reason) for row in found] == [
+        ((1, None), "triton_attn", "set by --route")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "capability"),
+    [("cpu", None), ("12.1", (12, 1)), ("sm_121", (12, 1)), ("sm_90a", (9, 0)), ("121f", (12, 1))],
+)
+def test_capability_spellings(text: str, capability: routing.Capability | None) -> None:
+    assert routing_command.parse_capability(text) == capability
+
+
+def test_routing_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert routing_command.run(["--capability", "12.1", "--no-flashinfer", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    backends = {row["operation"]: row["backend"] for row in document["routes"]}
+    assert backends["nvfp4_moe"] == "VLLM_CUTLASS"
+    assert document["target"]["capability"] == [12, 1]
+
+
+@pytest.mark.parametrize("argv", [["--capability", "big"], ["--cpu-mode", "fast"], ["--nonsense"]])
+def test_routing_command_refuses_bad_arguments(argv: list[str]) -> None:
+    with pytest.raises(UserError):
+        routing_command.run(argv)
+
+
+@pytest.fixture(scope="module")
+def vllm_rows() -> Iterator[list[dict[str, Any]]]:
+    if importlib.util.find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    program = Path(__file__).with_name("vllm_selection.py")
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    yield json.loads(done.stdout.splitlines()[-1])
+
+
+def test_vllm_selectors_agree_with_the_table(vllm_rows: list[dict[str, Any]]) -> None:
+    assert len(vllm_rows) == 12
+    for row in vllm_rows:
+        major, minor = row["capability"]
+        target = Target((major, minor), bool(row["flashinfer"]))
+        assert route("nvfp4_linear", target).backend + "LinearKernel" == row["nvfp4_linear"], target
+        assert route("nvfp4_moe", target).backend == row["nvfp4_moe"], target
+        forced = route("gdn_prefill", target).forces
+        assert forced[1:] or (route("gdn_prefill", target).backend.lower() == row["gdn_prefill"]), target
+        order = [name for name in row["attention"] if name != "FLASHINFER" or target.flashinfer]
+        assert route("attention_prefill", target).backend == order[0], target
+
+
+def test_vllm_knows_every_backend_that_route_accepts() -> None:
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.submodule_search_locations is None:
+        pytest.skip("vLLM is not installed")
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    kernel = (folder / "config/kernel.py").read_text()
+    moe = kernel.split("MoEBackend = Literal[", 1)[1].split("]", 1)[0]
+    linear = kernel.split("LinearBackend = Literal[", 1)[1].split("]", 1)[0]
+    cache = (folder / "config/cache.py").read_text().split("CacheDType = Literal[", 1)[1].split("]", 1)[0]
+    arguments = (folder / "engine/arg_utils.py").read_text()
+    by_name = routing.BY_NAME
+    assert all(f'"{name}"' in moe for name in by_name["nvfp4_moe"].choices)
+    assert all(f'"{name}"' in linear for name in by_name["nvfp4_linear"].choices)
+    assert all(f'"{name}"' in linear for name in by_name["fp8_linear"].choices)
+    assert all(f'"{name}"' in cache for name in by_name["kv_cache"].choices)
+    options = {
+        pair[0].partition(".")[0] for o in OPERATIONS for pairs in o.choices.values() for pair in pairs
+    }
+    assert options == {
+        "--attention-backend",
+        "--gdn-prefill-backend",
+        "--kernel-config",
+        "--kv-cache-dtype",
+        "--moe-backend",
+    }
+    assert all(f'"{option}"' in arguments for option in options)
