@@ -9,6 +9,7 @@ let
     vllm = import ./vllm.nix;
     kernels = import ./kernels.nix;
     lab = import ./lab.nix;
+    apps = import ./apps.nix;
   };
 in
 overlays
@@ -20,5 +21,6 @@ overlays
     overlays.vllm
     overlays.kernels
     overlays.lab
+    overlays.apps
   ];
 }

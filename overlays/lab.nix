@@ -1,19 +1,29 @@
-# The small trained model of models/testbed, the text it learned and is measured on, and what measures it.
+# The laboratory, the small trained model of models/testbed, the text it learned and is measured on, and what measures it.
 final: prev: {
   gb10 = prev.gb10 // {
-    testbed = builtins.path {
-      name = "gb10-testbed";
-      path = ../models/testbed;
-      # Not the model card, whose words change nothing.
-      filter = path: _: baseNameOf path != "README.md";
+    # What the lab builds on of gb10. A change of what serves changes nothing here.
+    library = import ../nix/packages/gb10-library.nix { pkgs = final; };
+    lab = import ../nix/packages/gb10-lab.nix { pkgs = final; };
+
+    # The CPU environment with the lab and what draws plots.
+    lab-env = final.gb10.environment {
+      name = "gb10-lab-env";
+      wheels = final.gb10.wheels.report // final.gb10.wheels.cpu;
+      extra = [
+        final.gb10.library
+        final.gb10.lab
+      ];
     };
+
+    # Not the model card, whose words change nothing.
+    testbed = import ../nix/packages/testbed.nix { pkgs = final; };
 
     inherit (import ../nix/packages/corpus.nix { pkgs = final; }) corpus heldout;
 
     # The model in NVFP4: what `serve` serves where there is no GPU and no other model.
     demo-model = import ../nix/packages/demo-model.nix { pkgs = final; };
 
-    inherit (import ../nix/apps/quality.nix { pkgs = final; }) quality quality-check;
+    quality = import ../nix/apps/quality.nix { pkgs = final; };
     speculative = import ../nix/apps/speculative.nix { pkgs = final; };
   };
 }

@@ -1,4 +1,4 @@
-# pkgs.gb10: the interpreter, the wheels of python/wheels.lock.json, the environments and the project's own package.
+# pkgs.gb10: the interpreter, the wheels of python/wheels.lock.json, and environments of them.
 final: prev:
 
 let
@@ -34,12 +34,18 @@ in
       report = final.gb10.wheelhouse.wheelsOf { profile = "report"; };
       lock = final.gb10.wheelhouse.wheelsOf { profile = "lock"; };
       cuda-toolkit = final.gb10.wheelhouse.wheelsOf { profile = "cuda-toolkit"; };
+      # What the tests and the linters run in: the CPU profile, plots and the tools. Not Triton: the CPU profile has none,
+      # and vLLM looks whether it is there.
+      tools =
+        removeAttrs final.gb10.wheels.test [ "triton" ] // final.gb10.wheels.report // final.gb10.wheels.cpu;
     };
 
-    package = import ../nix/packages/gb10.nix { pkgs = final; };
-    inherit (import ../nix/apps/serve.nix { pkgs = final; }) serve serve-cuda;
-    lock = import ../nix/apps/lock.nix { pkgs = final; };
-    formatter = import ../nix/apps/formatter.nix { pkgs = final; };
+    # Wheels as a PYTHONPATH, for a build that runs once and needs no environment.
+    pythonPath =
+      wheels:
+      builtins.concatStringsSep ":" (
+        map (wheel: "${wheel}/${final.gb10.python.sitePackages}") (builtins.attrValues wheels)
+      );
 
     environment =
       {
@@ -55,44 +61,10 @@ in
         ) profiles.allowed-duplicates;
       };
 
-    cpu-env = final.gb10.environment {
-      name = "gb10-cpu-env";
-      wheels = final.gb10.wheels.cpu;
-      extra = [ final.gb10.package ];
-    };
-
-    # The CPU environment with what draws plots.
-    report-env = final.gb10.environment {
-      name = "gb10-report-env";
-      wheels = final.gb10.wheels.report // final.gb10.wheels.cpu;
-      extra = [ final.gb10.package ];
-    };
-
-    cuda-env = final.gb10.environment {
-      name = "gb10-cuda-env";
-      wheels = final.gb10.wheels.cuda;
-      extra = [ final.gb10.package ];
-    };
-
-    # The CUDA wheels for aarch64 unpacked and patched on any machine: shows that they exist, apply and do not collide.
-    # Nothing of it runs where it is built.
-    cuda-aarch64-unpacked = final.gb10.environment {
-      name = "gb10-cuda-aarch64-unpacked";
-      wheels = final.gb10.wheelhouse.wheelsOf {
-        profile = "cuda";
-        system = "aarch64-linux";
-      };
-    };
-
-    # What the tests and the linters run in: the CPU profile, plots and the tools.
+    # The wheels of `tools` alone: a check puts the sources that it reads on PYTHONPATH.
     test-env = final.gb10.environment {
       name = "gb10-test-env";
-      # Not Triton: the CPU profile has none, and vLLM looks whether it is there.
-      wheels =
-        removeAttrs final.gb10.wheels.test [ "triton" ]
-        // final.gb10.wheels.report
-        // final.gb10.wheels.cpu;
-      extra = [ final.gb10.package ];
+      wheels = final.gb10.wheels.tools;
     };
   };
 }

@@ -25,7 +25,7 @@ gemm_objects := $(OUT)/nvfp4_scaled_mm_sm120_kernels.cu.o $(OUT)/nvfp4_blockwise
 targets.hardware := -gencode arch=compute_90,code=sm_90 -gencode arch=compute_120f,code=sm_120f
 targets.software := -gencode arch=compute_121,code=sm_121 -DGB10_FP4_SOFTWARE
 gemm_targets := -gencode arch=compute_120f,code=sm_120f
-headers := -I$(here)../include -I$(VLLM)/csrc -isystem $(TORCH)/include -isystem $(here)shim -isystem $(CUTLASS) \
+headers := -I$(here)../kernels/include -I$(VLLM)/csrc -isystem $(TORCH)/include -isystem $(here)shim -isystem $(CUTLASS) \
   -isystem $(CUTLASS)/../tools/util/include -isystem $(CUDA)/include/cccl
 # vLLM sets the same: stable ABI of torch 2.11 and newer.
 defines := -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020b000000000000 -DENABLE_NVFP4_SM120=1 -DENABLE_NVFP4_SOFTWARE=1

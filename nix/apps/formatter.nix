@@ -1,4 +1,4 @@
-# `nix fmt`: ruff for Python; nixfmt for Nix where the base has it, else the layout check, which rewrites nothing.
+# `nix fmt`: ruff for Python, and nixfmt for Nix where the base has it.
 { pkgs }:
 
 pkgs.writeShellApplication {
@@ -6,21 +6,22 @@ pkgs.writeShellApplication {
   runtimeInputs = [ pkgs.gb10.test-env ] ++ pkgs.lib.optionals (pkgs ? nixfmt) [ pkgs.nixfmt ];
   text = ''
     files=("$@")
-    [ "$#" -gt 0 ] || mapfile -t files < <(git ls-files '*.nix' '*.py')
-    nix=() python=()
+    [ "$#" -gt 0 ] || mapfile -t files < <(git ls-files '*.nix' '*.py' 'kernels/*.cu*' 'kernels/*.h' 'vllm_fp4/*.cpp')
+    nix=() python=() cuda=()
     for file in "''${files[@]}"; do
       case $file in
         *.nix) nix+=("$file") ;;
         *.py) python+=("$file") ;;
+        *.cu | *.cuh | *.h | *.cpp) cuda+=("$file") ;;
       esac
     done
     [ "''${#python[@]}" -eq 0 ] || ruff format --config python/pyproject.toml "''${python[@]}"
+    [ "''${#cuda[@]}" -eq 0 ] || clang-format -i --style=file "''${cuda[@]}"
     if [ "''${#nix[@]}" -eq 0 ]; then exit 0; fi
     if command -v nixfmt >/dev/null; then
       nixfmt "''${nix[@]}"
     else
-      echo "no nixfmt on this base: checking the layout of Nix files only" >&2
-      python3 ${./checks/lint}/layout.py "''${nix[@]}"
+      echo "no nixfmt on this base: Nix files stay as they are" >&2
     fi
   '';
 }

@@ -1,6 +1,8 @@
-# The part of nixpkgs' lib that nix/CONTRACT.md lists, with the same meaning.
+# The part of nixpkgs' lib that the flake uses, with the same meaning.
 let
   inherit (builtins)
+    any
+    concatMap
     filter
     foldl'
     listToAttrs
@@ -8,12 +10,44 @@ let
     stringLength
     substring
     ;
+
+  hasPrefix = prefix: text: substring 0 (stringLength prefix) text == prefix;
 in
 {
+  # overlays.default
   composeManyExtensions =
     extensions: final: prev:
     foldl' (done: extension: done // extension final (prev // done)) { } extensions;
 
+  # The files that a derivation reads. A set of files is a list of paths here; a folder stands for all that is in it.
+  fileset = {
+    unions = concatMap (part: if builtins.isList part then part else [ part ]);
+
+    toSource =
+      { root, fileset }:
+      let
+        names = map (
+          path:
+          if builtins.pathExists path then toString path else throw "fileset: ${toString path} does not exist"
+        ) (if builtins.isList fileset then fileset else [ fileset ]);
+        # A named file, what is below a named folder, or a folder on the way to either.
+        wanted =
+          path: type:
+          any (
+            name:
+            path == name || hasPrefix "${name}/" path || (type == "directory" && hasPrefix "${path}/" name)
+          ) names;
+      in
+      {
+        outPath = builtins.path {
+          name = "source";
+          path = root;
+          filter = path: type: baseNameOf path != "__pycache__" && wanted path type;
+        };
+      };
+  };
+
+  # Outputs for each system.
   genAttrs =
     names: make:
     listToAttrs (
@@ -23,9 +57,10 @@ in
       }) names
     );
 
+  # Apps.
   getExe = package: "${package}/bin/${package.meta.mainProgram or package.pname or package.name}";
 
-  # Each folder once: here one package stands for several.
+  # Folders of the system's libraries, each once: here one package stands for several.
   makeLibraryPath =
     packages:
     builtins.concatStringsSep ":" (
@@ -34,15 +69,10 @@ in
       )
     );
 
+  # Lists with conditions.
   optionals = condition: values: if condition then values else [ ];
 
-  removePrefix =
-    prefix: text:
-    let
-      length = stringLength prefix;
-    in
-    if substring 0 length text == prefix then substring length (-1) text else text;
-
+  # Wheel file names.
   removeSuffix =
     suffix: text:
     let
@@ -50,7 +80,11 @@ in
     in
     if length >= 0 && substring length (-1) text == suffix then substring 0 length text else text;
 
-  # The separator is taken literally.
+  # Paths relative to a folder.
+  removePrefix =
+    prefix: text: if hasPrefix prefix text then substring (stringLength prefix) (-1) text else text;
+
+  # Wheel file names. The separator is taken literally.
   splitString =
     separator: text:
     filter builtins.isString (

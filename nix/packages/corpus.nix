@@ -3,6 +3,8 @@
 { pkgs }:
 
 let
+  inherit (pkgs.lib.fileset) toSource unions;
+
   filesOf =
     profile:
     pkgs.gb10.wheelhouse.filesOf {
@@ -11,24 +13,18 @@ let
       pythonVersion = "3.11";
     };
 
-  # The modules that make it, and no others: a change elsewhere in the package does not make the text anew.
-  source = builtins.path {
-    name = "gb10-corpus-source";
-    path = ../../python/src;
-    filter =
-      path: _:
-      builtins.elem (pkgs.lib.removePrefix (toString ../../python/src + "/") path) [
-        "gb10"
-        "gb10/__init__.py"
-        "gb10/arguments.py"
-        "gb10/errors.py"
-        "gb10/files.py"
-        "gb10/testbed"
-        "gb10/testbed/__init__.py"
-        "gb10/testbed/__main__.py"
-        "gb10/testbed/corpus.py"
-        "gb10/testbed/documents.py"
-      ];
+  # The modules that make it, and no others: a change elsewhere in the packages does not make the text anew.
+  source = toSource {
+    root = ../..;
+    fileset = unions [
+      ../../python/src/gb10/__init__.py
+      ../../python/src/gb10/arguments.py
+      ../../python/src/gb10/errors.py
+      ../../python/src/gb10/files.py
+      ../../lab/src/gb10_lab/__init__.py
+      ../../lab/src/gb10_lab/__main__.py
+      ../../lab/src/gb10_lab/text
+    ];
   };
 
   make =
@@ -42,9 +38,10 @@ let
       {
         nativeBuildInputs = [ pkgs.gb10.python ];
         wheels = filesOf profile;
+        PYTHONPATH = "${source}/python/src:${source}/lab/src";
+        PYTHONDONTWRITEBYTECODE = true;
       }
       ''
-        export PYTHONPATH=${source} PYTHONDONTWRITEBYTECODE=1
         python3 -m gb10_lab corpus --wheels $wheels --out "$out/${file}" --summary "$out/${profile}.json" ${
           if heldOut == null then "" else "--held-out ${heldOut}"
         }

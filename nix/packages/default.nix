@@ -8,16 +8,17 @@
     cuda-aarch64-unpacked
     cuda-env
     cuda-toolkit
-    test-env
     demo-model
+    dev-env
     heldout
     kernels
     kernels-software
+    lab-env
     quality
-    report-env
     serve
     serve-cuda
     speculative
+    test-env
     vllm-fp4
     vllm-fp4-software
     ;

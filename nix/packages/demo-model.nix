@@ -2,22 +2,54 @@
 { pkgs }:
 
 let
+  inherit (pkgs.gb10) python pythonPath wheels;
+  inherit (pkgs.lib.fileset) toSource unions;
   # What the quantiser reads, so that another figure or word beside it makes no new model.
-  testbed = builtins.path {
-    name = "gb10-testbed";
-    path = ../../models/testbed;
-    filter =
-      path: _:
-      builtins.elem (baseNameOf path) [
-        "calibration.json"
-        "config.json"
-        "generation_config.json"
-        "model.safetensors"
-        "tokenizer.json"
-        "tokenizer_config.json"
-      ];
+  source = toSource {
+    root = ../..;
+    fileset = unions [
+      ../../models/testbed/calibration.json
+      ../../models/testbed/config.json
+      ../../models/testbed/generation_config.json
+      ../../models/testbed/model.safetensors
+      ../../models/testbed/tokenizer.json
+      ../../models/testbed/tokenizer_config.json
+      ../../python/src/gb10/__init__.py
+      ../../python/src/gb10/arguments.py
+      ../../python/src/gb10/checkpoint/__init__.py
+      ../../python/src/gb10/checkpoint/modelopt.py
+      ../../python/src/gb10/errors.py
+      ../../python/src/gb10/files.py
+      ../../python/src/gb10/nvfp4
+      ../../lab/src/gb10_lab/__init__.py
+      ../../lab/src/gb10_lab/__main__.py
+      ../../lab/src/gb10_lab/testbed
+    ];
+  };
+  # torch and safetensors, with what they import: not vLLM, whose patches change nothing here.
+  needed = {
+    inherit (wheels.cpu)
+      filelock
+      fsspec
+      jinja2
+      markupsafe
+      mpmath
+      networkx
+      numpy
+      safetensors
+      sympy
+      torch
+      typing-extensions
+      ;
   };
 in
-pkgs.runCommand "gb10-demo-model" { nativeBuildInputs = [ pkgs.gb10.cpu-env ]; } ''
-  python3 -m gb10_lab quantize --model ${testbed} --out "$out"
-''
+pkgs.runCommand "gb10-demo-model"
+  {
+    nativeBuildInputs = [ python ];
+    PYTHONPATH = "${source}/python/src:${source}/lab/src:${pythonPath needed}";
+    PYTHONDONTWRITEBYTECODE = true;
+    passthru = { inherit source; };
+  }
+  ''
+    python3 -m gb10_lab quantize --model ${source}/models/testbed --out "$out"
+  ''

@@ -1,17 +1,27 @@
-# kernels/ -> lib/libgb10_kernels.so, for one route (kernels/include/gb10/arch.cuh).
+# The CUDA kernels -> lib/libgb10_kernels.so, for one route (kernels/include/gb10/arch.cuh).
 { pkgs }:
 
 { route }:
 
 let
   inherit (pkgs.gb10) cuda-toolkit python wheels;
+  inherit (pkgs.lib.fileset) toSource unions;
 in
 pkgs.stdenv.mkDerivation {
   pname = "gb10-kernels-${route}";
   version = (builtins.fromTOML (builtins.readFile ../../python/pyproject.toml)).project.version;
-  src = builtins.path {
-    name = "gb10-kernels-source";
-    path = ../../kernels;
+  src = toSource {
+    root = ../../kernels;
+    fileset = unions [
+      ../../kernels/Makefile
+      ../../kernels/include
+      ../../kernels/bandwidth
+      ../../kernels/fp8_gemv
+      ../../kernels/moe_decode
+      ../../kernels/nvfp4_gemv
+      ../../kernels/quantize
+      ../../kernels/sparse24
+    ];
   };
   dontConfigure = true;
   # Only torch's headers and its libraries' names are used, and those are the same for CPU and CUDA.

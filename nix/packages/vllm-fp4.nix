@@ -18,9 +18,12 @@ let
     }:
     pkgs.stdenv.mkDerivation {
       inherit name;
-      src = builtins.path {
-        name = "gb10-kernels-source";
-        path = ../../kernels;
+      src = pkgs.lib.fileset.toSource {
+        root = ../..;
+        fileset = pkgs.lib.fileset.unions [
+          ../../kernels/include
+          ../../vllm_fp4
+        ];
       };
       nativeBuildInputs = [ pkgs.patchelf ];
       dontConfigure = true;

@@ -1,0 +1,47 @@
+# tests/lab: a check for each folder, and the quality figures.
+{
+  pkgs,
+  room,
+  sets,
+}:
+
+let
+  inherit (pkgs.gb10) heldout lab-env testbed;
+
+  lab =
+    folder: sources:
+    room {
+      name = "lab-${folder}";
+      tests = [
+        (../../tests/lab + "/${folder}")
+        ../../tests/lab/conftest.py
+        ../../tests/lab/small_model.py
+      ];
+      sources = sets.formats ++ sets.lab-base ++ sources;
+      # The trained model and the text that it is measured on.
+      variables = {
+        GB10_TESTBED = testbed;
+        GB10_HELDOUT = "${heldout}/heldout.jsonl";
+      };
+    };
+  reference = ../../tests/reference;
+in
+{
+  lab-kernel-bench = lab "kernel_bench" (
+    sets.gb10 [ "kernels" ]
+    ++ sets.lab [ "kernel_bench" ]
+    ++ [ ../../lab/floors.md ]
+  );
+  lab-quality = lab "quality" (sets.lab [ "quality" ] ++ [ reference ]);
+  lab-speculative = lab "speculative" (sets.plugin ++ sets.lab [ "speculative" ]);
+  lab-testbed = lab "testbed" [ reference ];
+  lab-text = lab "text" [ ../../python/wheels.lock.json ../../models/testbed/corpus.json ];
+  lab-training = lab "training" (sets.lab [ "training" ]);
+
+  # The quality figures of models/testbed/expectation.json: fails when a figure is not the recorded one.
+  quality = pkgs.runCommand "gb10-check-quality" { nativeBuildInputs = [ lab-env ]; } ''
+    export HOME=$PWD
+    python3 -m gb10_lab.quality --model ${testbed} --held-out ${heldout}/heldout.jsonl \
+      --check ${testbed}/expectation.json --out "$out"
+  '';
+}

@@ -1,0 +1,39 @@
+# The linters of what is built; each room of the tests lints itself (room.nix).
+{ pkgs, sets, ... }:
+
+let
+  inherit (pkgs.lib.fileset) toSource unions;
+
+  lint =
+    name: files: command:
+    pkgs.runCommand "gb10-check-${name}" { nativeBuildInputs = [ pkgs.gb10.test-env ]; } ''
+      export HOME=$PWD RUFF_NO_CACHE=true
+      cd ${
+        toSource {
+          root = ../..;
+          fileset = unions ([ ../../python/pyproject.toml ] ++ files);
+        }
+      }
+      ${command}
+      touch "$out"
+    '';
+
+  python =
+    name: folders: files: path:
+    lint name files ''
+      ruff check --config python/pyproject.toml ${folders}
+      ruff format --check --config python/pyproject.toml ${folders}
+      MYPYPATH=${path} mypy --config-file python/pyproject.toml --cache-dir "$HOME/mypy" ${folders}
+    '';
+in
+{
+  lint-gb10 = python "lint-gb10" "python/src" [ ../../python/src ] "python/src";
+  lint-lab = python "lint-lab" "lab/src" (
+    [ ../../lab/src ] ++ sets.plugin ++ sets.gb10 [ "kernels" ]
+  ) "lab/src:python/src";
+  lint-wheelhouse = python "lint-wheelhouse" "nix/wheelhouse" [ ../../nix/wheelhouse ] "nix/wheelhouse";
+
+  dead-python = lint "dead-python" [ ../../python/src ../../lab/src ../../nix/wheelhouse ] ''
+    vulture --config python/pyproject.toml python/src lab/src nix/wheelhouse
+  '';
+}

@@ -1,0 +1,43 @@
+# What builds: nixw and the lock, and that a derivation reads what it should and nothing else.
+{ pkgs, room, ... }:
+
+let
+  inherit (pkgs.gb10) demo-model package;
+in
+{
+  nixw = room {
+    name = "nixw";
+    tests = [ ../../tests/nix/nixw ];
+    sources = [
+      ../../nixw
+      ../../flake.lock
+      ../../nix/debian
+      ../../python/wheels.lock.json
+    ];
+  };
+
+  cpu-env-imports =
+    pkgs.runCommand "gb10-check-cpu-env-imports" { nativeBuildInputs = [ pkgs.util-linux ]; }
+      ''
+        export HOME=$PWD
+        ${pkgs.gb10.cpu-env}/bin/python3 -c '
+        import torch, vllm, vllm._C, gb10
+        from vllm.platforms import current_platform
+        assert current_platform.is_cpu(), current_platform
+        assert (torch.__version__, vllm.__version__) == ("2.13.0+cpu", "0.32.0"), (torch.__version__, vllm.__version__)
+        ' 2>&1 | tee "$out"
+      '';
+
+  # Two rows of tests/nix/derivations, which compares derivations before and after a comment in a file: one in
+  # serve/options.py makes another `serve` and the same demo model; one in the lab's training makes neither anew.
+  source-sets = pkgs.runCommand "gb10-check-source-sets" { } ''
+    serve=${package.src} demo=${demo-model.source}
+    [ -e "$serve/src/gb10/serve/options.py" ]
+    [ -e "$demo/lab/src/gb10_lab/testbed/quantize.py" ]
+    for file in python/src/gb10/serve lab/src/gb10_lab/training; do
+      [ ! -e "$demo/$file" ] || { echo "the demo model reads $file" && exit 1; }
+    done
+    [ ! -e "$serve/lab" ]
+    touch "$out"
+  '';
+}

@@ -1,0 +1,59 @@
+# A check of one room: its tests typed, formatted and run, over the files that it names and no others.
+{ pkgs }:
+
+{
+  name,
+  # Test files and folders, in the repository.
+  tests,
+  # What they read beside themselves.
+  sources ? [ ],
+  # The environment that they run in.
+  environment ? pkgs.gb10.test-env,
+  variables ? { },
+  arguments ? "",
+}:
+
+let
+  root = toString ../..;
+  relative = path: pkgs.lib.removePrefix "${root}/" (toString path);
+  words = builtins.concatStringsSep " " (map relative tests);
+  source = pkgs.lib.fileset.toSource {
+    root = ../..;
+    fileset = pkgs.lib.fileset.unions (
+      [
+        ../../python/pyproject.toml
+        ../../tests/conftest.py
+      ]
+      ++ tests
+      ++ sources
+    );
+  };
+in
+pkgs.runCommand "gb10-check-${name}"
+  (
+    {
+      nativeBuildInputs = [
+        environment
+        pkgs.util-linux
+        # The curl line that serve prints is run as it stands.
+        pkgs.curl
+        # nvcc preprocesses with it; nixpkgs' runCommand has none.
+        pkgs.stdenv.cc
+      ];
+      passthru = { inherit source; };
+    }
+    // variables
+  )
+  ''
+    export HOME=$PWD XDG_CACHE_HOME=$PWD/cache PYTHONDONTWRITEBYTECODE=1 RUFF_NO_CACHE=true
+    cp -r ${source} source
+    chmod -R u+w source
+    cd source
+    mkdir -p "$out"
+    export PYTHONPATH="$PWD/python/src:$PWD/lab/src''${PYTHONPATH:+:$PYTHONPATH}"
+    ruff check --config python/pyproject.toml ${words}
+    ruff format --check --config python/pyproject.toml ${words}
+    MYPYPATH=python/src:lab/src:tests:tests/lab mypy --config-file python/pyproject.toml --cache-dir "$HOME/mypy" ${words}
+    python3 -m pytest -c python/pyproject.toml --rootdir . -p no:cacheprovider --durations=8 --timeout=900 \
+      --junitxml="$out/junit.xml" ${arguments} ${words}
+  ''

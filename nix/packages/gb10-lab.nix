@@ -1,0 +1,16 @@
+# The laboratory: the small trained model, and what measures quality, drafts and kernels.
+{ pkgs }:
+
+let
+  inherit (pkgs.lib.fileset) toSource unions;
+in
+import ./python-package.nix { inherit pkgs; } {
+  pname = "gb10-lab";
+  src = toSource {
+    root = ../../lab;
+    fileset = unions [
+      ../../lab/pyproject.toml
+      ../../lab/src
+    ];
+  };
+}

@@ -1,0 +1,29 @@
+# What the lab and the demo model take of gb10: the formats, the kernels' bindings and the vLLM plug-in, without what serves.
+{ pkgs }:
+
+let
+  inherit (pkgs.lib.fileset) toSource unions;
+in
+import ./python-package.nix { inherit pkgs; } {
+  pname = "gb10-library";
+  commands = false;
+  src = toSource {
+    root = ../../python;
+    fileset = unions (
+      [ ../../python/pyproject.toml ]
+      ++ map (name: ../../python/src/gb10 + "/${name}") [
+        "__init__.py"
+        "arguments.py"
+        "checkpoint"
+        "errors.py"
+        "files.py"
+        "kernels"
+        "nvfp4"
+        "py.typed"
+        "routing"
+        "sparse24"
+        "vllm_plugin"
+      ]
+    );
+  };
+}

@@ -1,0 +1,42 @@
+# The package that serves, its environments, and what `nix run`, `nix fmt` and `nix develop` start.
+final: prev: {
+  gb10 = prev.gb10 // {
+    package = import ../nix/packages/gb10.nix { pkgs = final; };
+
+    cpu-env = final.gb10.environment {
+      name = "gb10-cpu-env";
+      wheels = final.gb10.wheels.cpu;
+      extra = [ final.gb10.package ];
+    };
+
+    cuda-env = final.gb10.environment {
+      name = "gb10-cuda-env";
+      wheels = final.gb10.wheels.cuda;
+      extra = [ final.gb10.package ];
+    };
+
+    # The CUDA wheels for aarch64 unpacked and patched on any machine: shows that they exist, apply and do not collide.
+    # Nothing of it runs where it is built.
+    cuda-aarch64-unpacked = final.gb10.environment {
+      name = "gb10-cuda-aarch64-unpacked";
+      wheels = final.gb10.wheelhouse.wheelsOf {
+        profile = "cuda";
+        system = "aarch64-linux";
+      };
+    };
+
+    # The tests' tools beside both packages: what `nix develop` gives.
+    dev-env = final.gb10.environment {
+      name = "gb10-dev-env";
+      wheels = final.gb10.wheels.tools;
+      extra = [
+        final.gb10.package
+        final.gb10.lab
+      ];
+    };
+
+    inherit (import ../nix/apps/serve.nix { pkgs = final; }) serve serve-cuda;
+    lock = import ../nix/apps/lock.nix { pkgs = final; };
+    formatter = import ../nix/apps/formatter.nix { pkgs = final; };
+  };
+}
