@@ -16,7 +16,6 @@ pkgs.stdenv.mkDerivation {
         name = baseNameOf path;
       in
       !(builtins.elem name [
-        "wheels.lock.json"
         "profiles.toml"
         "locks"
         "__pycache__"
