@@ -1,8 +1,7 @@
-# pkgs.gb10: the interpreter, the wheels of python/wheels.lock.json, and environments of them.
+# pkgs.gb10: the interpreter, the wheels of python/locks/, and environments of them.
 final: prev:
 
 let
-  lock = builtins.fromJSON (builtins.readFile ../python/wheels.lock.json);
   profiles = builtins.fromTOML (builtins.readFile ../python/profiles.toml);
 in
 {
@@ -22,7 +21,7 @@ in
 
     wheelhouse = import ../nix/wheelhouse {
       pkgs = final;
-      inherit lock;
+      locks = ../python/locks;
       inherit (final.gb10) python;
       changes = final.gb10.wheelChanges;
     };

@@ -1,4 +1,4 @@
-# `nix run .#lock`: writes python/wheels.lock.json of the checkout that it is called in.
+# `nix run .#lock`: writes python/locks/ of the checkout that it is called in.
 { pkgs }:
 
 let

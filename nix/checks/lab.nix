@@ -35,7 +35,7 @@ in
   lab-quality = lab "quality" (sets.lab [ "quality" ] ++ [ reference ]);
   lab-speculative = lab "speculative" (sets.plugin ++ sets.lab [ "speculative" ]);
   lab-testbed = lab "testbed" [ reference ];
-  lab-text = lab "text" [ ../../python/wheels.lock.json ../../models/testbed/corpus.json ];
+  lab-text = lab "text" [ ../../python/locks ../../models/testbed/corpus.json ];
   lab-training = lab "training" (sets.lab [ "training" ]);
 
   # The quality figures of models/testbed/expectation.json: fails when a figure is not the recorded one.

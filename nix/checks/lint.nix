@@ -36,4 +36,31 @@ in
   dead-python = lint "dead-python" [ ../../python/src ../../lab/src ../../nix/wheelhouse ] ''
     vulture --config python/pyproject.toml python/src lab/src nix/wheelhouse
   '';
+
+  # Every shell script; what writeShellApplication makes, nixpkgs' own checks.
+  shell = lint "shell" [
+    ../../.ci
+    ../../nixw
+    ../../lab/gpu
+    ../../nix/apps/driver-libraries.sh
+    ../../nix/debian
+    ../../nix/wheelhouse/patch-elf.sh
+    ../../tests/nix/fresh-machine
+  ] ''
+    shellcheck --version | sed -n 's/^version: //p'
+    grep -rlE '^#!.*sh$|^# shellcheck shell=' . | sort | xargs -t shellcheck --external-sources
+  '';
 }
+# The Debian base has no linter of Nix; its own evaluation says what the flake takes of a base that it lacks.
+// (
+  if pkgs ? statix then
+    {
+      nix = lint "nix" [ ../../flake.nix ../../nix ../../overlays ] ''
+        find . -name '*.nix' -exec ${pkgs.lib.getExe pkgs.nixfmt} --check {} +
+        ${pkgs.lib.getExe pkgs.statix} check .
+        ${pkgs.lib.getExe pkgs.deadnix} --fail .
+      '';
+    }
+  else
+    { }
+)

@@ -12,7 +12,7 @@ in
       ../../nixw
       ../../flake.lock
       ../../nix/debian
-      ../../python/wheels.lock.json
+      ../../python/locks
     ];
   };
 

@@ -11,12 +11,15 @@
   environment ? pkgs.gb10.test-env,
   variables ? { },
   arguments ? "",
+  # Folders of CUDA that clang-format looks at.
+  cuda ? [ ],
 }:
 
 let
   root = toString ../..;
   relative = path: pkgs.lib.removePrefix "${root}/" (toString path);
-  words = builtins.concatStringsSep " " (map relative tests);
+  toWords = paths: builtins.concatStringsSep " " (map relative paths);
+  words = toWords tests;
   source = pkgs.lib.fileset.toSource {
     root = ../..;
     fileset = pkgs.lib.fileset.unions (
@@ -26,6 +29,8 @@ let
       ]
       ++ tests
       ++ sources
+      ++ cuda
+      ++ pkgs.lib.optionals (cuda != [ ]) [ ../../.clang-format ]
     );
   };
 in
@@ -53,6 +58,12 @@ pkgs.runCommand "gb10-check-${name}"
     export PYTHONPATH="$PWD/python/src:$PWD/lab/src''${PYTHONPATH:+:$PYTHONPATH}"
     ruff check --config python/pyproject.toml ${words}
     ruff format --check --config python/pyproject.toml ${words}
+    ${
+      if cuda == [ ] then
+        ""
+      else
+        "find ${toWords cuda} -name '*.cu' -o -name '*.cuh' -o -name '*.h' -o -name '*.cpp' | xargs clang-format --style=file --dry-run --Werror"
+    }
     MYPYPATH=python/src:lab/src:tests:tests/lab mypy --config-file python/pyproject.toml --cache-dir "$HOME/mypy" ${words}
     python3 -m pytest -c python/pyproject.toml --rootdir . -p no:cacheprovider --durations=8 --timeout=900 \
       --junitxml="$out/junit.xml" ${arguments} ${words}

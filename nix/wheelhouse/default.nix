@@ -1,7 +1,8 @@
-# python/wheels.lock.json -> derivations: one that fetches and one that unpacks each wheel, one environment per profile.
+# python/locks/ -> derivations: one that fetches and one that unpacks each wheel, one environment per profile.
 {
   pkgs,
-  lock,
+  # The folder of the locks: pylock.PROFILE-SYSTEM-TAG.toml.
+  locks,
   python,
   # Wheel name -> { patches, postInstall }: what the overlays change of upstream's wheels.
   changes ? { },
@@ -13,17 +14,31 @@ let
   fetchWheel = import ./fetch.nix { inherit pkgs; };
   unpackWheel = import ./unpack.nix { inherit pkgs python; };
 
-  # The lock's entries for a profile on one system.
+  # The wheels of a profile on one system. Only this lock is read.
   entriesOf =
     {
       profile,
       system,
       pythonVersion,
     }:
-    map (file: lock.wheels.${file}) (
-      lock.profiles.${profile}.${system}.${tagOf pythonVersion}
-      or (throw "gb10: profile ${profile} has no wheels for Python ${pythonVersion} on ${system}; see python/profiles.toml")
-    );
+    let
+      lock = locks + "/pylock.${profile}-${system}-${tagOf pythonVersion}.toml";
+    in
+    if builtins.pathExists lock then
+      map (
+        package:
+        let
+          wheel = builtins.head package.wheels;
+        in
+        {
+          inherit (package) name version;
+          file = wheel.path;
+          inherit (wheel.hashes) sha256;
+          index = package.tool.gb10.index or null;
+        }
+      ) (builtins.fromTOML (builtins.readFile lock)).packages
+    else
+      throw "gb10: profile ${profile} has no wheels for Python ${pythonVersion} on ${system}; see python/profiles.toml";
 
   # The wheels of a profile for one system, by project name. Only what is asked for is fetched.
   wheelsOf =

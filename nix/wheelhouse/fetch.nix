@@ -15,7 +15,7 @@ let
   abi = builtins.elemAt parts (count - 2);
   platforms = lib.splitString "." (builtins.elemAt parts (count - 1));
 in
-if wheel.index or null == "pytorch-cpu" then
+if wheel.index == "pytorch-cpu" then
   # CPU builds of torch are on PyTorch's own index alone.
   pkgs.fetchurl {
     name = wheel.file;

@@ -1,1 +1,1 @@
-"""Writes python/wheels.lock.json out of python/profiles.toml and python/locks/."""
+"""Writes python/locks/ out of python/profiles.toml: uv resolves, and each lock names the one wheel a project is installed from."""
