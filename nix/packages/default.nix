@@ -9,7 +9,6 @@
     cuda-env
     cuda-toolkit
     demo-model
-    dev-env
     heldout
     kernels
     kernels-software
