@@ -23,6 +23,7 @@ let
     lint name files ''
       ruff check --config python/pyproject.toml ${folders}
       ruff format --check --config python/pyproject.toml ${folders}
+      cp -r ${import ./types.nix { inherit pkgs; }} "$HOME/mypy" && chmod -R u+w "$HOME/mypy"
       MYPYPATH=${path} mypy --config-file python/pyproject.toml --cache-dir "$HOME/mypy" ${folders}
     '';
 in
