@@ -67,12 +67,12 @@ def small_model() -> SmallModel:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1:
-                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
             elif name.endswith(
                 ("_proj.weight", "experts.gate", "experts.up", "experts.down", "lm_head.weight")
             ):
                 # A few large weights, and enough effect for formats to differ.
-                parameter *= 3
+                parameter.mul_(3)
                 rows = torch.randint(parameter.shape[-2], (4,), generator=generator)
                 parameter[..., rows, :] *= 4
     tokens = torch.randint(SMALL.vocabulary, (6, 97), generator=generator)

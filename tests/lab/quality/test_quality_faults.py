@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from gb10.nvfp4 import e2m1, packing, ue4m3
+from gb10.nvfp4 import dequantize, e2m1, global_scale_for, packing, ue4m3
 from gb10.sparse24 import packing as sparse_packing
 from gb10_lab.quality import expectation, variants
 from gb10_lab.quality.figures import Figures
@@ -70,7 +70,6 @@ def swapped_nibbles(patch: pytest.MonkeyPatch) -> None:
 
 def dropped_global_scale(patch: pytest.MonkeyPatch) -> None:
     """`weight_scale_2` forgotten when weights are read."""
-    dequantize = variants.dequantize
     patch.setattr(variants, "dequantize", lambda w, s, _scale, dtype: dequantize(w, s, 1.0, dtype))
 
 
@@ -104,8 +103,7 @@ def first_two_of_four(patch: pytest.MonkeyPatch) -> None:
 
 def wrong_input_scale(patch: pytest.MonkeyPatch) -> None:
     """Input scales of amax / 448: block scales in sixths, most of them with fewer bits."""
-    scale = variants.global_scale_for
-    patch.setattr(variants, "global_scale_for", lambda amax: scale(amax) * 6 * 448)
+    patch.setattr(variants, "global_scale_for", lambda amax: global_scale_for(amax) * 6 * 448)
 
 
 def values_only(patch: pytest.MonkeyPatch) -> None:

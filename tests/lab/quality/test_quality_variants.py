@@ -72,7 +72,8 @@ def test_shipped_weights_are_those_of_the_checkpoint(rows: dict[str, Variant], s
     stored = quantize_tensors(
         small_model.tensors, small_model.amax | mtp_amax(small_model), modelopt.AS_SHIPPED
     )
-    weight = dequantize(*(stored[EXPERT + end] for end in ("", "_scale", "_scale_2")), dtype=torch.bfloat16)
+    packed, scales, global_scale = (stored[EXPERT + end] for end in ("", "_scale", "_scale_2"))
+    weight = dequantize(packed, scales, global_scale, dtype=torch.bfloat16)
     assert torch.equal(rows["shipped"].tensors[EXPERT], weight.to(torch.float32))
 
 

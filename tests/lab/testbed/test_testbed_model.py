@@ -5,7 +5,7 @@ import torch
 from gb10.errors import UserError
 from gb10_lab.testbed.architecture import TESTBED, from_config, to_config
 from gb10_lab.testbed.model import Mixture, Model, initialise
-from small_model import SMALL, make_model, make_tokens
+from small_model import SMALL, make_model, make_tokens, mixture_of
 from torch import Tensor
 from torch.nn import functional
 
@@ -49,7 +49,7 @@ def routed(mixture: Mixture, x: Tensor) -> Tensor:
 
 
 def test_dense_mixture_is_the_routed_one() -> None:
-    mixture = make_model().model.layers[1].mlp
+    mixture = mixture_of(make_model(), 1)
     x = torch.randn(2, 5, SMALL.hidden, dtype=torch.float64)
     with torch.no_grad():
         found, balance = mixture(x, None)
@@ -61,7 +61,7 @@ def test_dense_mixture_is_the_routed_one() -> None:
 
 
 def test_balance_is_least_when_all_experts_are_used_alike() -> None:
-    mixture = make_model().model.layers[0].mlp
+    mixture = mixture_of(make_model(), 0)
     x = torch.randn(8, 64, SMALL.hidden, dtype=torch.float64)
     with torch.no_grad():
         mixture.gate.weight.mul_(0.01)

@@ -245,9 +245,9 @@ def refused(model: Path, out: Path, match: str) -> None:
 
 def test_a_site_that_was_not_calibrated(tmp_path: Path) -> None:
     model = tiny.write(tmp_path / "bf16")
-    content = {"tokens": 64, "amax": tiny.amax()}
-    del content["amax"]["model.layers.1.mlp.experts.down_proj"]
-    (model / "calibration.json").write_text(json.dumps(content))
+    amax = tiny.amax()
+    del amax["model.layers.1.mlp.experts.down_proj"]
+    (model / "calibration.json").write_text(json.dumps({"tokens": 64, "amax": amax}))
     refused(model, tmp_path / "out", r"no amax of model\.layers\.1\.mlp\.experts\.down_proj")
 
 

@@ -35,7 +35,7 @@ class Recorded:
 
 def idle_kernel() -> None:
     """Launch a kernel that does nothing."""
-    torch.cuda._sleep(0)  # type: ignore[no-untyped-call]
+    torch.cuda._sleep(0)
 
 
 def record(version: Version, bytes_each: int, apart: bool = False) -> Recorded:
@@ -96,13 +96,13 @@ def in_turns(recorded: list[Recorded], budget_s: float) -> list[Spread]:
 
 
 def _event() -> torch.cuda.Event:
-    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    return torch.cuda.Event(enable_timing=True)
 
 
 @functools.cache
 def _stream() -> torch.cuda.Stream:
     """One stream for all captures: cuBLAS keeps a workspace for every stream that it has seen."""
-    return torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    return torch.cuda.Stream()
 
 
 def _capture(all_calls: Callable[[], None], warm_up: Callable[[], object]) -> torch.cuda.CUDAGraph:

@@ -47,11 +47,6 @@ class Comparison:
     """Tokens compared: up to the first difference of each prompt, that one included."""
     divergences: tuple[Divergence, ...]
 
-    @property
-    def largest_gap(self) -> float:
-        """0 without divergences."""
-        return max((divergence.gap for divergence in self.divergences), default=0.0)
-
     def beyond(self, bound: float) -> list[Divergence]:
         """Divergences that are no near-ties."""
         return [divergence for divergence in self.divergences if divergence.gap > bound]

@@ -1,14 +1,14 @@
-"""The gated delta rule, step by step and in chunks.
+"""The gated delta rule in chunks.
 
 Each head keeps a state S of [key size, value size]. At every step the state decays, then the value that
 the key reads from it is moved towards the new value, then the query reads it:
 
     S = exp(g) S;  S = S + beta k (v - k^T S)^T;  o = S^T q
 
-`recurrent` does just that. `chunked` gives the same numbers with few large matrix products: inside a chunk
-the corrections solve a unit lower triangular system (the WY form of "Parallelizing Linear Transformers with
-the Delta Rule over Sequence Length", Yang et al. 2024, with the decay of "Gated Delta Networks", 2024), and
-between chunks the state follows a linear recurrence with one small product for each chunk.
+`chunked` computes it with few large matrix products: inside a chunk the corrections solve a unit lower
+triangular system (the WY form of "Parallelizing Linear Transformers with the Delta Rule over Sequence
+Length", Yang et al. 2024, with the decay of "Gated Delta Networks", 2024), and between chunks the state
+follows a linear recurrence with one small product for each chunk.
 """
 
 from typing import Any
@@ -28,29 +28,14 @@ def unit(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + _NORM_EPS)
 
 
-def recurrent(query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, beta: Tensor) -> Tensor:
-    """Apply the rule one step at a time: slow, and plain enough to be the reference.
+def chunked(
+    query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, beta: Tensor, *, chunk: int = CHUNK
+) -> Tensor:
+    """Apply the rule in chunks of `chunk` steps (a power of two); T may be any number.
 
     `query` and `key` are [B, T, H, K], `value` is [B, T, H, V], `log_decay` (at most 0) and `beta` are
     [B, T, H]; all of one floating type. Returns [B, T, H, V]. Queries are used as given, unscaled.
     """
-    batch, steps, heads, size = key.shape
-    state = value.new_zeros(batch, heads, size, value.shape[-1])
-    outputs = []
-    for step in range(steps):
-        k, v = key[:, step], value[:, step]
-        state = state * log_decay[:, step].exp()[..., None, None]
-        read = torch.einsum("bhk,bhkv->bhv", k, state)
-        write = beta[:, step, :, None] * (v - read)
-        state = state + torch.einsum("bhk,bhv->bhkv", k, write)
-        outputs.append(torch.einsum("bhk,bhkv->bhv", query[:, step], state))
-    return torch.stack(outputs, dim=1)
-
-
-def chunked(
-    query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, beta: Tensor, chunk: int = CHUNK
-) -> Tensor:
-    """Give what `recurrent` gives, in chunks of `chunk` steps (a power of two). T may be any number."""
     steps = key.shape[1]
     pad = -steps % chunk
     if pad:

@@ -99,7 +99,7 @@ def optimise(
     sums: list[Tensor] = []
     for step in range(plan.steps):
         loss, reported = loss_of(next(data))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step(rate_factor((step + 0.5) / plan.steps))
         sums.append(reported.detach())
         progress.steps = step + 1

@@ -140,9 +140,9 @@ def _missing() -> list[str]:
 
 
 def _define(names: list[str]) -> torch.library.Library:
-    library = torch.library.Library("_C", "FRAGMENT")  # type: ignore[no-untyped-call]
+    library = torch.library.Library("_C", "FRAGMENT")
     for name in names:
-        library.define(name + SCHEMAS[name])  # type: ignore[no-untyped-call]
+        library.define(name + SCHEMAS[name])
     if "scaled_fp4_quant" in names:
         torch.library.register_fake("_C::scaled_fp4_quant", _quant_fake, lib=library)
     return library
