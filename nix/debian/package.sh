@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Shell functions that package programs and libraries of the build root.
 
 triple=$(basename "$(dirname "$(ls -d /usr/lib/*-linux-gnu/libc.so.6)")")

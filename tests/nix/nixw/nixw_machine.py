@@ -18,7 +18,7 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 # What nixw takes for granted on any Debian. Nothing else of the real machine is on its PATH.
 TOOLS = """
     awk basename bash cat chmod cp cut diff dirname du env find flock grep head id ln ls mkdir mktemp mv paste
-    printf rm sed sh sha256sum sleep sort stat tail tar touch tr wc
+    printf readlink rm sed sh sha256sum sleep sort stat tail tar touch tr wc
 """
 
 # Writes each call's arguments to $FAKE/calls: items end in NUL, calls in a line "end".
@@ -127,11 +127,12 @@ class Machine:
         """Put a fake on PATH."""
         _write_program(self.folder / "bin" / name, text)
 
-    def change(self, old: str, new: str) -> None:
+    def change(self, old: str, new: str, file: str = "nixw") -> None:
         """Replace a machine's fixed path or test in the copy of nixw; it must be there."""
-        text = self.nixw.read_text(encoding="utf-8")
+        path = self.nixw.parent / file
+        text = path.read_text(encoding="utf-8")
         assert old in text
-        self.nixw.write_text(text.replace(old, new), encoding="utf-8")
+        path.write_text(text.replace(old, new), encoding="utf-8")
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """Start nixw in a process group of its own."""
@@ -221,7 +222,7 @@ def _make_packages(debs: Path) -> None:
 def make_machine(folder: Path) -> Machine:
     """A bare Debian in an empty folder: apt works, there is no Nix, the user may write /nix."""
     made = Machine(folder)
-    for name in ("home", "fake", "bin", "tools", "checkout/nix/debian", "checkout/python", "wheels"):
+    for name in ("home", "fake", "bin", "tools", "checkout/nix", "checkout/python/locks", "wheels"):
         (folder / name).mkdir(parents=True)
     for tool in TOOLS.split():
         found = shutil.which(tool)
@@ -235,14 +236,14 @@ def make_machine(folder: Path) -> Machine:
         "'http://mirror.invalid/debian/dists/bookworm/InRelease' mirror_InRelease 0 \n"
     )
     shutil.copy(CHECKOUT / "nixw", made.nixw)
-    (folder / "checkout/nix/debian/flake.nix").write_text("{ outputs = _: { }; }\n")
+    shutil.copytree(CHECKOUT / "nix/debian", folder / "checkout/nix/debian")
     (folder / "checkout/flake.lock").write_text(
         f'{{\n "nodes": {{\n  "nixpkgs": {{\n   "locked": {{\n    "rev": "{REVISION}"\n'
         '   },\n   "original": { "type": "github" }\n  }\n }\n}\n'
     )
     wheel = hashlib.sha256(b"a wheel").hexdigest()
-    (folder / "checkout/python/wheels.lock.json").write_text(
-        f'{{"wheels": {{\n"x": {{"file": "torch-2.whl", "sha256": "{wheel}"}}\n}}}}\n'
+    (folder / "checkout/python/locks/pylock.cpu.toml").write_text(
+        f'packages = [\n{{ wheels = [{{ path = "torch-2.whl", hashes = {{ sha256 = "{wheel}" }} }}] }},\n]\n'
     )
     (folder / "keyring.gpg").write_text("keys")
     (folder / "bundle.crt").write_text("certificates")

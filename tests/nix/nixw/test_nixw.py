@@ -229,6 +229,16 @@ def test_only_commands_that_evaluate_the_flake_get_the_base(
     assert words[count] == ("--override-input" if flake else "-L")
 
 
+def test_a_link_to_nixw_works_from_any_folder(with_nix: Machine) -> None:
+    link = with_nix.folder / "bin" / "nixw"
+    link.symlink_to(Path("..", "checkout", "nixw"))
+    environment = with_nix.environment | {"NIXW_BASE": "debian"}
+    command = [str(with_nix.folder / "tools/bash"), str(link), "build", ".#x"]
+    result = subprocess.run(command, env=environment, cwd=with_nix.home, capture_output=True, check=False)
+    assert (result.returncode, result.stdout) == (0, b"nix ran\n")
+    assert f"path:{base_of(with_nix)}" in with_nix.calls()[-1]
+
+
 def test_the_exit_status_is_that_of_nix(machine: Machine) -> None:
     assert machine.run("run", NIXW_BASE="debian", FAKE_RUN_STATUS="7").returncode == 7
 
@@ -318,7 +328,7 @@ def test_relative_cache(machine: Machine) -> None:
 
 
 def test_no_keyring(machine: Machine) -> None:
-    machine.change("/usr/share/keyrings/", f"{machine.folder}/none/")
+    machine.change("/usr/share/keyrings/", f"{machine.folder}/none/", "nix/debian/root.sh")
     del machine.environment["NIXW_KEYRING"]
     assert "debian-archive-keyring" in error_of(machine.run("build"))
     assert not machine.apt_calls()

@@ -1,1 +1,1 @@
-"""Writes python/locks/ out of python/profiles.toml: uv resolves, and each lock names the one wheel a project is installed from."""
+"""Writes python/locks/ out of python/profiles.toml: uv resolves, a lock names one wheel for each project."""
