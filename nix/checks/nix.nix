@@ -16,6 +16,16 @@ in
     ];
   };
 
+  lock = room {
+    name = "lock";
+    tests = [ ../../tests/nix/lock ];
+    sources = [
+      ../../nix/wheelhouse
+      ../../python/locks
+      ../../python/profiles.toml
+    ];
+  };
+
   cpu-env-imports =
     pkgs.runCommand "gb10-check-cpu-env-imports" { nativeBuildInputs = [ pkgs.util-linux ]; }
       ''

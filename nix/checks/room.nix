@@ -66,7 +66,7 @@ pkgs.runCommand "gb10-check-${name}"
         "find ${toWords cuda} -name '*.cu' -o -name '*.cuh' -o -name '*.h' -o -name '*.cpp' | xargs clang-format --style=file --dry-run --Werror"
     }
     cp -r ${types} "$HOME/mypy" && chmod -R u+w "$HOME/mypy"
-    MYPYPATH=python/src:lab/src:tests:tests/lab mypy --config-file python/pyproject.toml --cache-dir "$HOME/mypy" ${words}
+    MYPYPATH=python/src:lab/src:nix/wheelhouse/lock:tests:tests/lab mypy --config-file python/pyproject.toml --cache-dir "$HOME/mypy" ${words}
     python3 -m pytest -c python/pyproject.toml --rootdir . -p no:cacheprovider --durations=8 --timeout=900 \
       --junitxml="$out/junit.xml" ${arguments} ${words}
   ''
