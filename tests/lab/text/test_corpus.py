@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from gb10.errors import UserError
-from gb10_lab.__main__ import main
+from gb10_lab.cli import main
 from gb10_lab.text import corpus
 
 ROOT = Path(__file__).resolve().parents[3]

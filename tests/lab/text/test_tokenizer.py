@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from gb10.errors import UserError
-from gb10_lab.__main__ import main
+from gb10_lab.cli import main
 from gb10_lab.text import corpus
 from gb10_lab.text.corpus import Document, write_documents
 from gb10_lab.text.tokenizer import (

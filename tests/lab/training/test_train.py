@@ -10,7 +10,7 @@ import pytest
 import torch
 from gb10.errors import UserError
 from gb10.files import sha256
-from gb10_lab.__main__ import main
+from gb10_lab.cli import main
 from gb10_lab.testbed.model import Model, initialise
 from gb10_lab.text.documents import Document, read_documents
 from gb10_lab.text.tokenizer import read_tokenizer
@@ -294,7 +294,7 @@ def test_random_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["train", "--out", "x", "--stages", "pretrain,sleep"], "no stage 'sleep'"),
         (["train", "--out", "x", "--tokens", "5Q"], "'5Q' is not a count"),
         (["train"], "--out"),
-        (["paint"], "invalid choice"),
+        (["paint"], "no command named 'paint'; the commands are: corpus, tokenizer, train"),
         (["train", "--out", "x", "--corpus", "none", "--heldout", "none"], "tokenizer"),
     ],
 )

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gb10 import routing
+from gb10 import cli, routing
 from gb10.errors import UserError
 from gb10.routing import OPERATIONS, Target, parse_overrides, route, table
-from gb10.routing import command as routing_command
+from gb10.routing.command import parse_capability
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -260,21 +260,33 @@ def test_override_changes_the_table_and_joins_batches() -> None:
     [("cpu", None), ("12.1", (12, 1)), ("sm_121", (12, 1)), ("sm_90a", (9, 0)), ("121f", (12, 1))],
 )
 def test_capability_spellings(text: str, capability: routing.Capability | None) -> None:
-    assert routing_command.parse_capability(text) == capability
+    assert parse_capability(text) == capability
 
 
 def test_routing_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert routing_command.run(["--capability", "12.1", "--no-flashinfer", "--json"]) == 0
+    assert cli.main(["routing", "--capability", "12.1", "--no-flashinfer", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     backends = {row["operation"]: row["backend"] for row in document["routes"]}
     assert backends["nvfp4_moe"] == "VLLM_CUTLASS"
-    assert document["target"]["capability"] == [12, 1]
+    assert document["target"] == {
+        "capability": [12, 1],
+        "flashinfer": False,
+        "cpu_mode": "dequant",
+        "fp8_kv_cache": False,
+    }
+    assert {row["whose"] for row in document["routes"]} == {routing.OURS, routing.VLLM}
 
 
-@pytest.mark.parametrize("argv", [["--capability", "big"], ["--cpu-mode", "fast"], ["--nonsense"]])
-def test_routing_command_refuses_bad_arguments(argv: list[str]) -> None:
-    with pytest.raises(UserError):
-        routing_command.run(argv)
+def test_routing_command_takes_routes(capsys: pytest.CaptureFixture[str]) -> None:
+    routes = ["--route", "nvfp4_moe=marlin", "--route", "kv_cache=fp8"]
+    assert cli.main(["routing", "--capability", "12.1", "--flashinfer", *routes, "--flags"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("compute capability 12.1 (sm_121), with FlashInfer\n")
+    table, _, flags = printed.partition("force with:")
+    assert sum("set by --route" in line for line in table.splitlines()) == 2
+    assert "--moe-backend" in flags
+    assert cli.main(["routing", "--capability", "cpu", "--route", "nvfp4_linear=packed"]) == 0
+    assert capsys.readouterr().out.startswith("CPU, NVFP4 mode packed\n")
 
 
 @pytest.fixture(scope="module")
