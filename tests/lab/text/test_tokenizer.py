@@ -12,7 +12,8 @@ import pytest
 from gb10.errors import UserError
 from gb10_lab.cli import main
 from gb10_lab.text import corpus
-from gb10_lab.text.corpus import Document, write_documents
+from gb10_lab.text.corpus import write_documents
+from gb10_lab.text.documents import Document
 from gb10_lab.text.tokenizer import (
     CHAT_TEMPLATE,
     MAX_POSITIONS,
