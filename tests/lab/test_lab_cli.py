@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+
 from gb10_lab.cli import COMMANDS, main
 
 

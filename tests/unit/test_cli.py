@@ -8,6 +8,7 @@ import types
 from collections.abc import Sequence
 
 import pytest
+
 from gb10 import cli
 from gb10.arguments import Command, run, spread
 from gb10.errors import ServerFailed, UserError

@@ -1,9 +1,10 @@
 """Sizes: what users write, and what is printed."""
 
 import pytest
-from gb10.units import parse_bytes, parse_count, text_size
 from hypothesis import given
 from hypothesis import strategies as st
+
+from gb10.units import parse_bytes, parse_count, text_size
 
 
 @pytest.mark.parametrize(

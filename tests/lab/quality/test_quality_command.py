@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from gb10.files import write_json
 from gb10_lab.cli import main
 from gb10_lab.testbed import checkpoint

@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from gb10_lab.cli import main
 from tokenizers import Tokenizer, models
+
+from gb10_lab.cli import main
 
 
 @pytest.fixture

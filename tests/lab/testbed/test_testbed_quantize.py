@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from gb10.checkpoint import modelopt
 from gb10.errors import UserError
 from gb10.nvfp4 import dequantize
 from gb10.nvfp4 import quantize as nvfp4_quantize
 from gb10_lab.cli import main
 from gb10_lab.testbed import quantize
-from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 

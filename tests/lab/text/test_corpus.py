@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from gb10.errors import UserError
 from gb10_lab.cli import main
 from gb10_lab.text import corpus

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from gb10_lab.cli import main
 
 Run = Callable[[dict[str, Any]], int]

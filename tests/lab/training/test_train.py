@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_model import SMALL, make_model, make_tokens
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
 from gb10.errors import UserError
 from gb10.files import sha256
 from gb10_lab.cli import main
@@ -17,8 +20,6 @@ from gb10_lab.text.tokenizer import read_tokenizer
 from gb10_lab.training import data, train, train_draft
 from gb10_lab.training.loop import Plan, optimise, rate_factor
 from gb10_lab.training.muon import Optimiser, orthogonalise
-from small_model import SMALL, make_model, make_tokens
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 PLAN = Plan(tokens=40 * 4 * 64, batch=4, length=64, rate=5e-3, minutes=5, seed=1)
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

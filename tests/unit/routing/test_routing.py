@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from gb10 import cli, routing
 from gb10.errors import UserError
 from gb10.routing import OPERATIONS, Target, parse_overrides, route, table
 from gb10.routing.command import parse_capability
-from hypothesis import given
-from hypothesis import strategies as st
 
 CAPABILITIES = [None, (8, 0), (8, 9), (9, 0), (10, 0), (12, 0), (12, 1)]
 ALL = [

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+from typer import Option
+
 from gb10.arguments import whole
 from gb10.errors import EXIT_FAILED
 from gb10.files import replacing, sha256, write_json
-from typer import Option
-
 from gb10_lab.quality import expectation, report
 from gb10_lab.quality.evaluate import cores, evaluate, one_thread
 from gb10_lab.quality.figures import Figures

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+from typer import Option
+
 from gb10.arguments import whole
 from gb10.errors import EXIT_FAILED, UserError
 from gb10.files import replacing, write_json
 from gb10.vllm_plugin.draft.ids import read_ids
-from typer import Option
-
 from gb10_lab.speculative import report
 from gb10_lab.speculative.engine import Settings, prepare
 from gb10_lab.speculative.equality import NEAR_TIE

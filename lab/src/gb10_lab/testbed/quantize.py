@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
+from safetensors.torch import save_file
+from typer import Option
+
 from gb10.checkpoint import modelopt
 from gb10.errors import UserError
 from gb10.files import new_folder, read_json, write_json
 from gb10.nvfp4 import global_scale_for, quantize
-from safetensors.torch import save_file
-from typer import Option
-
 from gb10_lab.testbed.checkpoint import CALIBRATION, CONFIG, GENERATION, WEIGHTS, read_amax, read_tensors
 
 Tensors = dict[str, torch.Tensor]

@@ -18,10 +18,10 @@ from email.parser import BytesParser
 from pathlib import Path, PurePosixPath
 from typing import Annotated, TypeVar
 
-from gb10.errors import UserError
-from gb10.files import replacing, write_json
 from typer import Option
 
+from gb10.errors import UserError
+from gb10.files import replacing, write_json
 from gb10_lab.text.documents import Document, read_documents
 
 SEED = 20261122

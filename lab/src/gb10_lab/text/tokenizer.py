@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-from gb10.errors import UserError
-from gb10.files import replacing, write_json
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from typer import Option
 
+from gb10.errors import UserError
+from gb10.files import replacing, write_json
 from gb10_lab.text.documents import read_documents
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -13,10 +13,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
-from gb10.errors import EXIT_FAILED, UserError
-from gb10.files import read_json
 from typer import Option
 
+from gb10.errors import EXIT_FAILED, UserError
+from gb10.files import read_json
 from gb10_lab.testbed.checkpoint import RECORD
 
 LOSS = 0.02

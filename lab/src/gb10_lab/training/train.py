@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from gb10.errors import UserError
-from gb10.files import read_json, sha256, write_json
 from torch import Tensor
 from torch.nn import functional
 from typer import BadParameter, Option
 
+from gb10.errors import UserError
+from gb10.files import read_json, sha256, write_json
 from gb10_lab.testbed import checkpoint
 from gb10_lab.testbed.architecture import TESTBED
 from gb10_lab.testbed.model import Model, initialise, linear
