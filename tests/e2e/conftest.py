@@ -20,6 +20,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+
 from gb10_lab.testbed.quantize import quantize_checkpoint
 
 START_LIMIT = 240.0

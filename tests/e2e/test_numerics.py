@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
 from gb10.nvfp4 import quantize
 from gb10.vllm_plugin.cpu.mode import ENV_NAME
 from gb10_lab.testbed.quantize import quantize_checkpoint
-from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))

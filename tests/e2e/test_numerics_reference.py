@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from gb10_lab.testbed.quantize import quantize_checkpoint
 from safetensors.torch import save_file
+
+from gb10_lab.testbed.quantize import quantize_checkpoint
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+
 from gb10.files import read_json
 from gb10.vllm_plugin.cpu.mode import ENV_NAME
 from gb10_lab.quality.evaluate import one_thread
@@ -22,7 +24,6 @@ from gb10_lab.quality.text import sample
 from gb10_lab.quality.variants import Variant, make_variants
 from gb10_lab.testbed import checkpoint
 from gb10_lab.testbed.architecture import Architecture
-from tokenizers import Tokenizer
 
 TESTS = Path(__file__).resolve().parents[1]
 

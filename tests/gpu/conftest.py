@@ -59,6 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def device() -> torch.device:
     """The current CUDA device, with gb10's operators loaded."""
     import torch
+
     from gb10.kernels import load
 
     load()
@@ -73,6 +74,7 @@ def make_weight(device: torch.device) -> MakeWeight:
     when the weight is in memory: our kernels may read weights before the kernel before them has ended.
     """
     import torch
+
     from gb10.nvfp4 import BLOCK_SIZE, dequantize, swizzle_128x4
 
     def make(*shape: int, swizzled: bool = False, scale_bytes: tuple[int, int] = (0, 0x7E)) -> Weight:

@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+
 from gb10.nvfp4 import e2m1, layout, packing, ue4m3
 from gb10.vllm_plugin.cuda import fp4_ops as vllm_fp4
 

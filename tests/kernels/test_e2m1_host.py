@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gb10.nvfp4 import e2m1
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from gb10.nvfp4 import e2m1
 
 HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "kernels"

@@ -95,8 +95,9 @@ def test_bad_arguments_are_refused_by_name(
 
 def test_the_fake_gives_shapes(operators: None) -> None:
     import torch
-    from gb10.kernels.fp8_gemv import _ready, fp8_gemv
     from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from gb10.kernels.fp8_gemv import _ready, fp8_gemv
 
     _ready()
     with FakeTensorMode():

@@ -196,8 +196,9 @@ def test_swigluoai_has_no_order_of_halves(good: Arguments) -> None:
 
 
 def test_fake_tensors_pass_and_give_the_shape(good: Arguments) -> None:
-    from gb10.kernels.moe_decode import SharedExpert, moe_decode
     from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from gb10.kernels.moe_decode import SharedExpert, moe_decode
 
     routed = list(good)[:9]
     with pytest.raises(RuntimeError, match="not on a CUDA device"):

@@ -109,8 +109,9 @@ def test_refuses_by_name(good: Arguments, name: str, spoil: Callable[[Any], Any]
 
 
 def test_fake_tensors_pass_and_give_the_shape(good: Arguments) -> None:
-    from gb10.kernels.nvfp4_gemv import nvfp4_gemv
     from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from gb10.kernels.nvfp4_gemv import nvfp4_gemv
 
     with pytest.raises(RuntimeError, match="not on a CUDA device"):
         nvfp4_gemv(good["x"], good["weight"], good["scales"], good["global_scale"])

@@ -3,6 +3,7 @@
 from typing import cast
 
 import torch
+
 from gb10_lab.testbed.architecture import FULL, LINEAR, Architecture
 from gb10_lab.testbed.model import Layer, Mixture, Model, initialise
 

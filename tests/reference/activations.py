@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+
 from gb10.nvfp4 import BLOCK_SIZE, E2M1_MAX, UE4M3_MAX
 
 EDGE = 3e-6

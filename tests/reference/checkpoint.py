@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gb10.nvfp4 import dequantize
 from safetensors.torch import load_file
 
+from gb10.nvfp4 import dequantize
 from reference.activations import Recorder, Site
 
 Substitute = Callable[[str], torch.Tensor]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from gb10.sparse24 import Sparse24Weight, unpack
 from gb10_lab.kernel_bench import __main__ as command
 from gb10_lab.kernel_bench import adapters, data, report, shapes, stock, suite

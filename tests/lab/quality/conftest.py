@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
 from gb10.files import write_json
 from gb10_lab.quality.evaluate import evaluate, one_thread
 from gb10_lab.quality.figures import Figures
@@ -15,7 +17,6 @@ from gb10_lab.quality.variants import Tensors, Variant, make_variants
 from gb10_lab.testbed import checkpoint
 from gb10_lab.testbed.architecture import FULL, LINEAR, Architecture
 from gb10_lab.testbed.model import Model, initialise
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 SMALL = Architecture(
     vocabulary=257,

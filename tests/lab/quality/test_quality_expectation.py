@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from gb10.errors import UserError
 from gb10_lab.quality import expectation
 from gb10_lab.quality.expectation import (

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from gb10.nvfp4 import dequantize, e2m1, global_scale_for, packing, ue4m3
 from gb10.sparse24 import packing as sparse_packing
 from gb10_lab.quality import expectation, variants

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from gb10_lab.quality.figures import Figures, Sums, summarise
 
 WINDOWS, LENGTH, VOCABULARY = 12, 40, 30

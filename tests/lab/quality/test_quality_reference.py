@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from gb10_lab.quality.variants import Variant
 from gb10_lab.testbed import checkpoint
 from gb10_lab.testbed.quantize import quantize_checkpoint

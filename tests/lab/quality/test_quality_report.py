@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+
 from gb10_lab.quality import report
 from gb10_lab.quality.figures import Figures
 

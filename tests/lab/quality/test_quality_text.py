@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models
+
 from gb10.errors import UserError
 from gb10_lab.quality.text import SEPARATOR, sample
-from tokenizers import Tokenizer, models
 
 WORDS = ("alpha", "beta", "gamma", "delta", "straße", "λ")
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from gb10.checkpoint import modelopt
 from gb10.nvfp4 import dequantize
 from gb10_lab.quality.variants import Format, Variant, fp8_kv_cache, fp8_rows, w4a4

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+
 from gb10_lab.speculative.distribution import THRESHOLD, Sample, corrected, homogeneity, same_distribution
 
 WEIGHTS = [40, 20, 10, 8, 6, 5, 4, 3, 2, 1, 0.5, 0.3, 0.1, 0.1]

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
 from gb10.errors import UserError
 from gb10_lab.speculative.prompts import CODE, DOCSTRING, LONGEST, SHORTEST, TEXT, read_prompts
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 DOCSTRING_WORDS = "Return the number of parts that the given string has when it is cut at each separator."
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
 from gb10_lab.speculative import distribution, report
 from gb10_lab.speculative.acceptance import Counters
 from gb10_lab.speculative.equality import Comparison, Completion, Divergence, compare

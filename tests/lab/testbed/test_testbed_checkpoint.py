@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from small_model import SMALL, make_model, make_tokens, mixture_of
+
 from gb10.errors import UserError
 from gb10.files import replacing, write_json
 from gb10_lab.testbed import checkpoint
-from safetensors import safe_open
-from small_model import SMALL, make_model, make_tokens, mixture_of
 
 
 def test_written_and_read_back(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from gb10_lab.testbed import delta
 from torch import Tensor
+
+from gb10_lab.testbed import delta
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from gb10.errors import UserError
-from gb10_lab.testbed.architecture import TESTBED, from_config, to_config
-from gb10_lab.testbed.model import Mixture, Model, initialise
 from small_model import SMALL, make_model, make_tokens, mixture_of
 from torch import Tensor
 from torch.nn import functional
+
+from gb10.errors import UserError
+from gb10_lab.testbed.architecture import TESTBED, from_config, to_config
+from gb10_lab.testbed.model import Mixture, Model, initialise
 
 
 def test_size() -> None:

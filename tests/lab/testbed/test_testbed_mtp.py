@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from gb10_lab.testbed.model import Model, linear, rotary_tables
-from gb10_lab.testbed.mtp import anchors, unroll
 from small_model import make_model, make_tokens
 from torch import Tensor
+
+from gb10_lab.testbed.model import Model, linear, rotary_tables
+from gb10_lab.testbed.mtp import anchors, unroll
 
 STEPS = 3
 

@@ -1,6 +1,5 @@
 """Post-training quantisation: the same bytes everywhere, ModelOpt's names, what is refused."""
 
-import argparse
 import hashlib
 import json
 import os
@@ -13,12 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from gb10.checkpoint import modelopt
 from gb10.errors import UserError
 from gb10.nvfp4 import dequantize
 from gb10.nvfp4 import quantize as nvfp4_quantize
+from gb10_lab.cli import main
 from gb10_lab.testbed import quantize
-from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -309,11 +310,9 @@ def test_folders_and_links_in_the_way(model: Path, tmp_path: Path) -> None:
 
 def test_the_command(model: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Into an empty folder, which is replaced."""
-    parser = argparse.ArgumentParser()
-    quantize.add_arguments(parser)
     out = tmp_path / "out"
     out.mkdir()
-    assert quantize.run(parser.parse_args(["--model", str(model), "--out", str(out)])) == 0
+    assert main(["quantize", "--model", str(model), "--out", str(out)]) == 0
     assert {path.name for path in out.iterdir()} == set(FILES)
     assert (out / "model.safetensors").read_bytes() == (made / "model.safetensors").read_bytes()
     assert re.search(r"20 modules in NVFP4", capsys.readouterr().out)

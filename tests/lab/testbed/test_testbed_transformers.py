@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from small_model import mixture_of
+from tokenizers import Tokenizer
+
 from gb10_lab.testbed import checkpoint
 from gb10_lab.testbed.architecture import TESTBED, Architecture
 from gb10_lab.testbed.model import Model, initialise
-from small_model import mixture_of
-from tokenizers import Tokenizer
 
 transformers = pytest.importorskip("transformers")
 modeling = pytest.importorskip("transformers.models.qwen3_next.modeling_qwen3_next")

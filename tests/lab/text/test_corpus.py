@@ -12,8 +12,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from gb10.errors import UserError
-from gb10_lab.__main__ import main
+from gb10_lab.cli import main
 from gb10_lab.text import corpus
 from gb10_lab.text.documents import read_documents
 

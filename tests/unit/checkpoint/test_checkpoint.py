@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from gb10.checkpoint import hub as checkpoint
 from gb10.checkpoint.hub import Checkpoint, inspect, locate, read_header
 from gb10.errors import UserError

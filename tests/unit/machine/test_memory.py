@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from gb10.machine import memory
 from gb10.machine.memory import (
     GIB,

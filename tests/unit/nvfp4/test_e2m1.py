@@ -6,6 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 from exact_oracle import e2m1_values
+
 from gb10.nvfp4 import e2m1
 
 

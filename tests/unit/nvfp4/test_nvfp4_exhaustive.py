@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from exact_oracle import F32_INFINITY, F32_MAGNITUDES, e2m1_values, first_patterns, ue4m3_values
+
 from gb10.nvfp4 import e2m1, ue4m3
 
 CHUNK = 2**18

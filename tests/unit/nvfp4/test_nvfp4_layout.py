@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from gb10.nvfp4 import swizzle_128x4, unswizzle_128x4
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from gb10.nvfp4 import swizzle_128x4, unswizzle_128x4
 
 ROWS = st.integers(1, 300)
 COLUMNS = st.integers(1, 21)

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from gb10.nvfp4 import e2m1, pack, packing, unpack
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+from gb10.nvfp4 import e2m1, pack, packing, unpack
 
 SHAPES = st.tuples(hnp.array_shapes(min_dims=0, max_dims=2, min_side=0, max_side=5), st.integers(0, 20)).map(
     lambda shape: (*shape[0], shape[1] * 2)

@@ -5,6 +5,9 @@ from types import ModuleType
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from gb10.nvfp4 import (
     BLOCK_SIZE,
     E2M1_MAX,
@@ -17,8 +20,6 @@ from gb10.nvfp4 import (
     quantize,
     unpack,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 SEEDS = st.integers(0, 2**31)
 SCALES = st.floats(-20, 20).map(lambda exponent: 2.0**exponent)

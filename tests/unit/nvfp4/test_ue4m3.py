@@ -6,6 +6,7 @@ from fractions import Fraction
 import pytest
 import torch
 from exact_oracle import ue4m3_values
+
 from gb10.nvfp4 import UE4M3_MAX, UE4M3_MIN_POSITIVE, ue4m3
 
 

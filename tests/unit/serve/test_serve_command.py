@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+
 from gb10.checkpoint import hub as checkpoint
 from gb10.errors import UserError
 from gb10.machine import memory

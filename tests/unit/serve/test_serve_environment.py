@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from gb10.errors import UserError
 from gb10.serve import environment
 from gb10.serve.environment import DEAD, check

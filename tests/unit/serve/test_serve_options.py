@@ -3,10 +3,11 @@
 import json
 
 import pytest
-from gb10.errors import UserError
-from gb10.serve.options import VllmArguments, is_loopback, option_name, parse, token_count
 from hypothesis import given
 from hypothesis import strategies as st
+
+from gb10.errors import UserError
+from gb10.serve.options import VllmArguments, is_loopback, option_name, parse, token_count
 
 
 @pytest.mark.parametrize(

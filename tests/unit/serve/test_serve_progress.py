@@ -3,6 +3,7 @@
 import io
 
 import pytest
+
 from gb10.serve.progress import Progress, last_error, last_line, stage_of
 
 API = "(APIServer pid=1) INFO 11-22 14:36:19 [x.py:1] "

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from gb10.errors import ServerFailed, UserError
 from gb10.serve.progress import Progress
 from gb10.serve.supervise import Server, check_port, family

@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 import vllm
+
 from gb10.vllm_plugin.compat import NEEDS, WRITTEN_FOR, IncompatibleVllmError, Need, check
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from gb10.errors import UserError
 
 pytest.importorskip("vllm", reason="vLLM is not installed")

@@ -16,8 +16,6 @@ if not current_platform.is_cpu():
     pytest.skip("needs vLLM's CPU platform", allow_module_level=True)
 
 import vllm.model_executor.layers.fused_moe.modular_kernel as mk
-from gb10.nvfp4 import dequantize, fake_quantize_activations, quantize
-from gb10.vllm_plugin.cpu.experts import EmulateExperts, PackedExperts, VectorDequantExperts, local_expert_ids
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
 from vllm.model_executor.layers.fused_moe.config import (
     FusedMoEConfig,
@@ -26,6 +24,9 @@ from vllm.model_executor.layers.fused_moe.config import (
     nvfp4_moe_quant_config,
 )
 from vllm.model_executor.layers.quantization.utils.quant_utils import kNvfp4Dynamic, kNvfp4Static
+
+from gb10.nvfp4 import dequantize, fake_quantize_activations, quantize
+from gb10.vllm_plugin.cpu.experts import EmulateExperts, PackedExperts, VectorDequantExperts, local_expert_ids
 
 EXPERTS, HIDDEN, INTERMEDIATE, TOKENS = 4, 64, 32, 9
 GLOBAL_EXPERTS = 8

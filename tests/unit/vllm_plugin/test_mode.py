@@ -1,6 +1,7 @@
 """The mode is read from one environment variable."""
 
 import pytest
+
 from gb10.errors import UserError
 from gb10.vllm_plugin.cpu.mode import ENV_NAME, Mode
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+
 from gb10.nvfp4 import NvFp4Tensor, dequantize, fake_quantize_activations, quantize
 from gb10.vllm_plugin.cpu.ops import gated_activation, nvfp4_experts, nvfp4_linear
 

@@ -69,8 +69,8 @@ def _refuse(why: str) -> int:
 
 def _measure(options: argparse.Namespace, command: list[str]) -> int:
     import torch
-    from gb10.errors import UserError
 
+    from gb10.errors import UserError
     from gb10_lab.kernel_bench import adapters, bandwidth, stock, suite
 
     try:

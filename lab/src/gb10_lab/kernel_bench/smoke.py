@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 
 import torch
-from gb10.errors import UserError
 
+from gb10.errors import UserError
 from gb10_lab.kernel_bench import adapters, data
 from gb10_lab.kernel_bench.shapes import Dense, Moe
 from gb10_lab.kernel_bench.suite import FUSED_LIMIT, LIMIT

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from gb10.errors import UserError
-
 from gb10_lab.quality.figures import Figures
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from gb10.errors import UserError
-
 from gb10_lab.quality.figures import Figures
 from gb10_lab.quality.variants import REFERENCE
 

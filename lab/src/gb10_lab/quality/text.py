@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from gb10.errors import UserError
 from tokenizers import Tokenizer
 
+from gb10.errors import UserError
 from gb10_lab.text.documents import by_hash, read_documents
 
 SEPARATOR = "<|endoftext|>"

@@ -14,6 +14,7 @@ from enum import Enum
 from fnmatch import fnmatchcase
 
 import torch
+
 from gb10.checkpoint import modelopt
 from gb10.nvfp4 import (
     BLOCK_SIZE,
@@ -24,7 +25,6 @@ from gb10.nvfp4 import (
     global_scale_for,
 )
 from gb10.sparse24 import Loss, pack, total, unpack
-
 from gb10_lab.testbed.quantize import quantize_tensors
 
 Tensors = dict[str, torch.Tensor]

@@ -15,7 +15,6 @@ from typing import Any
 from gb10.vllm_plugin import register
 from gb10.vllm_plugin.draft import vocabulary
 from gb10.vllm_plugin.draft.ids import ENV_NAME
-
 from gb10_lab.speculative.acceptance import Counters
 from gb10_lab.speculative.equality import TOP, Completion
 

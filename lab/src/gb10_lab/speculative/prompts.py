@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gb10.errors import UserError
 from tokenizers import Tokenizer
 
+from gb10.errors import UserError
 from gb10_lab.text.documents import by_hash, read_documents
 
 SHORTEST, LONGEST = 200, 600

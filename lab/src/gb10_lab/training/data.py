@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
-from gb10.errors import UserError
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from gb10.errors import UserError
 from gb10_lab.testbed.architecture import END_OF_TEXT
 from gb10_lab.text.documents import Document
 
