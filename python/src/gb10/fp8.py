@@ -27,5 +27,5 @@ def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def dequantize(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """The float32 values ``[N, K]`` of ``codes`` (float8_e4m3fn ``[N, K]``) and ``scales`` (float32 ``[N]``)."""
+    """Values (float32 ``[N, K]``) of ``codes`` (float8_e4m3fn) and ``scales`` (float32 ``[N]``)."""
     return codes.to(torch.float32) * scales[:, None]

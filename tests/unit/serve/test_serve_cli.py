@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from gb10 import cli
 from gb10.machine import gpu as device
-from gb10.serve import curl_line
+from gb10.serve.run import curl_line
 
 Make = Callable[..., Path]
 

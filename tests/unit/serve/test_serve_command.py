@@ -1,17 +1,21 @@
 """What `gb10 serve` would run: defaults, refusals, no duplicates."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from gb10.checkpoint import hub as checkpoint
+from gb10.checkpoint import size
+from gb10.checkpoint.hub import locate
 from gb10.errors import UserError
 from gb10.machine import memory
 from gb10.machine.gpu import Gpu
-from gb10.serve import command, options
+from gb10.serve import command
+from gb10.serve.settings import parse
+from gb10.serve.vllm_arguments import option_name
+from gb10.units import GIB, MIB
 
-GIB = memory.GIB
 GB10 = Gpu("NVIDIA GB10", (12, 1), 120 * GIB, unified=True)
 H200 = Gpu("NVIDIA H200", (9, 0), 141 * GIB, unified=False)
 Make = Callable[..., Path]
@@ -33,9 +37,8 @@ def plan(make_checkpoint: Make, clean_environment: pytest.MonkeyPatch) -> Plan:
         **made: object,
     ) -> command.Plan:
         folder = make_checkpoint(**made)
-        asked = options.parse([str(folder), *argv], {})
-        found = checkpoint.locate(str(folder))
-        return command.build(asked, found, gpus, flashinfer=flashinfer, demo=demo)
+        settings = parse([str(folder), *argv], dict(os.environ))
+        return command.build(settings, locate(str(folder)), gpus, flashinfer=flashinfer, demo=demo)
 
     return build
 
@@ -46,7 +49,7 @@ def value(found: command.Plan, option: str) -> str:
 
 
 def names(found: command.Plan) -> list[str]:
-    return [name for token in found.arguments if (name := options.option_name(token)) is not None]
+    return [name for token in found.arguments if (name := option_name(token)) is not None]
 
 
 def test_the_demo_model_is_called_by_its_own_name(plan: Plan) -> None:
@@ -63,7 +66,7 @@ def test_cpu_defaults(plan: Plan) -> None:
     assert value(found, "--dtype") == "bfloat16"
     assert value(found, "--max-model-len") == "2048"
     assert value(found, "--served-model-name") == "model"
-    assert int(value(found, "--kv-cache-memory-bytes")) == memory.KV_CACHE_FLOOR
+    assert int(value(found, "--kv-cache-memory-bytes")) == size.KV_CACHE_FLOOR
     assert "--enforce-eager" in found.arguments
     assert found.environment["VLLM_NO_USAGE_STATS"] == "1"
     assert found.environment["HF_HUB_OFFLINE"] == "1"
@@ -144,7 +147,7 @@ BIG = {"w.weight": ("U8", (1024, 1024)), "w.weight_scale": ("F8_E4M3", (1024, 12
 
 
 def test_memory_is_refused_before_vllm(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    free = memory.OVERHEAD + 64 * memory.MIB + 2 * memory.MIB
+    free = size.OVERHEAD + 64 * MIB + 2 * MIB
     monkeypatch.setattr(memory, "available", lambda: memory.Available(free, "/sys/fs/cgroup/memory.max"))
     with pytest.raises(
         UserError, match=r"not enough memory: .*weights 4 MiB.*memory\.max.*GB10_CPU_NVFP4_MODE=packed"

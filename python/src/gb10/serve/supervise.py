@@ -23,7 +23,6 @@ from typing import IO, Any
 
 from gb10.errors import ServerFailed, UserError
 from gb10.serve import progress
-from gb10.serve.environment import log_folder
 
 TERM_GRACE = 6.0
 """Seconds that vLLM gets after SIGTERM before it is killed. Killing takes well under a second more."""
@@ -65,10 +64,9 @@ def check_port(host: str, port: int) -> None:
             ) from None
 
 
-def open_log() -> tuple[Path, IO[bytes]]:
+def open_log(folder: Path) -> tuple[Path, IO[bytes]]:
     """A new log file; the oldest beyond twenty are removed. Falls back to the temporary folder."""
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    folder = log_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / name).open("xb")
@@ -111,15 +109,15 @@ def family(root: int) -> list[int]:
 
 
 class Server:
-    """vLLM in a session of its own, its log in a file.
+    """vLLM in a session of its own with ``environment``, its log in a file in ``logs``.
 
     ``stop`` ends it; it is safe to call twice. ``stopping`` is set once a signal asked for the end.
     """
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], *, verbose: bool = False
+        self, command: Sequence[str], environment: Mapping[str, str], logs: Path, *, verbose: bool = False
     ) -> None:
-        self.log_path, log = open_log()
+        self.log_path, log = open_log(logs)
         self.stopping: int | None = None
         self._verbose = verbose
         self._tail: deque[str] = deque(maxlen=400)
@@ -129,7 +127,6 @@ class Server:
         # vLLM leaves sockets and files in the temporary folder; this one goes with the server.
         self._scratch = tempfile.TemporaryDirectory(prefix="gb10-serve-", ignore_cleanup_errors=True)
         variables = {
-            **os.environ,
             **environment,
             "TMPDIR": self._scratch.name,
             "PYTHONUNBUFFERED": "1",

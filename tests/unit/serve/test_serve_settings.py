@@ -4,7 +4,8 @@ import json
 
 import pytest
 from gb10.errors import UserError
-from gb10.serve.options import VllmArguments, is_loopback, option_name, parse, token_count
+from gb10.serve.settings import is_loopback, parse, token_count
+from gb10.serve.vllm_arguments import VllmArguments, option_name
 from hypothesis import given
 from hypothesis import strategies as st
 
