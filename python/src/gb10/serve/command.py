@@ -133,16 +133,15 @@ def _route(
             f"--moe-backend {backend} reads out of bounds with {checkpoint.experts} experts "
             "(flashinfer #5446); use flashinfer_cutlass or marlin"
         )
-    chosen = dict(zip(overrides.arguments[::2], overrides.arguments[1::2], strict=True))
-    for name in chosen:
+    chosen = list(zip(overrides.arguments[::2], overrides.arguments[1::2], strict=True))
+    for name, _ in chosen:
         option = name.partition(".")[0]
         if settings.passed_on.has(option):
             raise UserError(f"{option} and --route both choose a backend; give one of them")
-    for option, value in (row.forces for row in rows if row.forces):
-        if not settings.passed_on.has(option):
-            settings.choose(Origin.MACHINE, {option: value})
+    forced = [row.forces for row in rows if row.forces and not settings.passed_on.has(row.forces[0])]
+    settings.choose(Origin.MACHINE, forced)
     settings.choose(Origin.FLAG, chosen)
-    settings.export(Origin.FLAG, overrides.variables)
+    settings.export(Origin.FLAG, **overrides.variables)
     return target, rows
 
 
@@ -157,7 +156,7 @@ def _cpu_defaults(
     if settings.enforce_eager:
         # vLLM compiles a few helpers even so (logprobs, for one), on the first request that needs them;
         # on a machine without a C++ compiler that request would kill the engine.
-        settings.export(Origin.DEFAULT, {"TORCH_COMPILE_DISABLE": "1"})
+        settings.export(Origin.DEFAULT, TORCH_COMPILE_DISABLE="1")
     longest = checkpoint.max_tokens or CPU_CONTEXT_LIMIT
     if settings.max_model_len is None and longest > CPU_CONTEXT_LIMIT:
         notes.append(f"context {CPU_CONTEXT_LIMIT} tokens; the model has {longest} (--max-model-len N)")
@@ -224,14 +223,12 @@ def _check_memory(
 
 def physical_cores() -> int:
     """Physical cores that this process may run on; at least 1. Falls back to logical CPUs."""
-    cores = set()
     allowed = os.sched_getaffinity(0)
-    for cpu in allowed:
-        try:
-            cores.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text())
-        except OSError:
-            return len(allowed)
-    return max(len(cores), 1)
+    cpus = Path("/sys/devices/system/cpu")
+    try:
+        return len({(cpus / f"cpu{cpu}/topology/thread_siblings_list").read_text() for cpu in allowed})
+    except OSError:
+        return len(allowed)
 
 
 def _cpu_start(settings: Settings) -> None:
@@ -245,19 +242,17 @@ def _cpu_start(settings: Settings) -> None:
     own_way = {"VLLM_WORKER_MULTIPROC_METHOD", "VLLM_CPU_OMP_THREADS_BIND"} & settings.environment.keys()
     if own_way or (settings.tensor_parallel_size or 1) > 1:
         return
-    settings.export(
-        Origin.DEFAULT, {"VLLM_WORKER_MULTIPROC_METHOD": "fork", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    )
-    settings.export(Origin.MACHINE, {"OMP_NUM_THREADS": str(max(physical_cores() - 1, 1))})
+    settings.export(Origin.DEFAULT, VLLM_WORKER_MULTIPROC_METHOD="fork", VLLM_CPU_OMP_THREADS_BIND="nobind")
+    settings.export(Origin.MACHINE, OMP_NUM_THREADS=str(max(physical_cores() - 1, 1)))
     torch = package_folder("torch")
     preload = settings.environment.get("LD_PRELOAD", "")
     if torch is not None and "omp" not in preload:
         folders = (torch / "lib", torch.parent / "torch.libs")
         found = sorted(path for folder in folders for path in folder.glob("libgomp*.so*"))
         if found and preload:
-            settings.export(Origin.VARIABLE, {"LD_PRELOAD": f"{preload}:{found[0]}"})
+            settings.export(Origin.VARIABLE, LD_PRELOAD=f"{preload}:{found[0]}")
         elif found:
-            settings.export(Origin.MACHINE, {"LD_PRELOAD": str(found[0])})
+            settings.export(Origin.MACHINE, LD_PRELOAD=str(found[0]))
 
 
 def build(
@@ -288,10 +283,10 @@ def build(
         notes = _cpu_defaults(settings, checkpoint, target, free)
         _cpu_start(settings)
     notes += _check_memory(settings, checkpoint, target, gpus, free)
-    settings.export(Origin.DEFAULT, {"VLLM_NO_USAGE_STATS": "1"})
+    settings.export(Origin.DEFAULT, VLLM_NO_USAGE_STATS="1")
     elsewhere = ("--tokenizer", "--tokenizer-revision", "--hf-config-path", "--code-revision")
     if checkpoint.folder is not None and not settings.passed_on.has("--speculative-config", *elsewhere):
-        settings.export(Origin.MACHINE, {"HF_HUB_OFFLINE": "1"})
+        settings.export(Origin.MACHINE, HF_HUB_OFFLINE="1")
     return Plan(settings, checkpoint, target, rows, notes, *render(settings, checkpoint), demo)
 
 
@@ -300,11 +295,10 @@ def render(settings: Settings, checkpoint: Checkpoint) -> tuple[list[str], dict[
     given = settings.passed_on
     elsewhere = given.has("--tokenizer-revision", "--code-revision")
     arguments = ["--model", checkpoint.name if elsewhere else checkpoint.source]
-    for row in ROWS:
-        value = getattr(settings, row.field)
-        if row.flags and row.field not in _NO_OPTION and value is not None and not given.has(row.name):
+    for field, row in ROWS.items():
+        value = getattr(settings, field)
+        if row.flags and field not in _NO_OPTION and value is not None and not given.has(row.name):
             arguments += [row.name] if value is True else [row.name, str(value)]
-    arguments += [token for pair in settings.backends.items() for token in pair]
     arguments += given.tokens()
     variables = dict(settings.variables)
     if len(settings.api_keys) == 1:

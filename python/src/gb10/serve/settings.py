@@ -1,15 +1,16 @@
 """Every setting of ``gb10 serve``: its flag, its variable, its value, and where the value came from.
 
-``ROWS`` is the one table: the parser, the variables, ``--help`` and docs/configuration.md come out of it.
-Whatever is not in it is vLLM's and is passed on. vLLM's own spellings (``-tp``, underscores,
+The fields of ``Settings`` are the one table: the parser, the variables, ``--help`` and docs/configuration.md
+come out of it. Whatever is not in it is vLLM's and is passed on. vLLM's own spellings (``-tp``, underscores,
 ``--flag=value``) work for all.
 """
 
 import argparse
 import ipaddress
+import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from typing import Any
 
@@ -48,25 +49,14 @@ class Kind:
     argparse: Mapping[str, Any] = field(default_factory=lambda: {"metavar": "X"})
 
 
-def _whole(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+def _above_zero(number: Callable[[str], float], highest: float = math.inf) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = number(text)
+        if not 0 < value <= highest:
+            raise ValueError
+        return value
 
-
-def _port(text: str) -> int:
-    number = _whole(text)
-    if number > 65535:
-        raise ValueError
-    return number
-
-
-def _fraction(text: str) -> float:
-    number = float(text)
-    if not 0 < number <= 1:
-        raise ValueError
-    return number
+    return parse
 
 
 def token_count(text: str) -> int | str:
@@ -78,22 +68,21 @@ TEXT = Kind()
 SWITCH = Kind(argparse={"action": "store_const", "const": True})
 KEYS = Kind(lambda text: (text,), argparse={"nargs": "+", "metavar": "KEY"})
 ROUTES = Kind(argparse={"action": "append", "metavar": "OP=BACKEND"})
-PORT = Kind(_port, "a port (1 to 65535)")
-SHARE = Kind(_fraction, "a fraction above 0, at most 1")
+PORT = Kind(_above_zero(int, 65535), "a port (1 to 65535)")
+SHARE = Kind(_above_zero(float, 1), "a fraction above 0, at most 1")
 TOKENS = Kind(token_count, "a number of tokens such as 4096, 32k or auto")
-WHOLE = Kind(_whole, "a whole number above 0")
+WHOLE = Kind(_above_zero(int), "a whole number above 0")
 BYTES = Kind(parse_bytes, "a number of bytes such as 512M or 2G")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One setting. ``shown`` describes its default where that is no fixed value.
+    """What the table says of one setting. ``shown`` describes its default where that is no fixed value.
 
     Without ``help`` the option is vLLM's: gb10 reads it and may set it, and passes it on as it was given.
     """
 
-    field: str
-    flags: str = ""
+    flags: str
     variable: str = ""
     kind: Kind = TEXT
     default: Any = None
@@ -116,126 +105,97 @@ class Row:
         return None if value == "" else value
 
 
-ROWS = (
-    Row(
-        "model",
-        "--model",
-        "MODEL",
-        shown="demo model if there is no GPU",
-        help="checkpoint folder or hub name",
-    ),
-    Row("port", "--port", "PORT", PORT, 8000, help="port to listen on"),
-    Row(
-        "host",
-        "--host",
-        "HOST",
-        TEXT,
-        "127.0.0.1",
-        help="address to listen on; if not loopback, with an API key",
-    ),
-    Row("api_keys", "--api-key", "VLLM_API_KEY", KEYS, (), "none", "key that clients must send"),
-    Row(
-        "gpu_memory_utilization",
+def setting(*given: Any, **named: Any) -> Any:
+    """A field of ``Settings``, from the arguments of a ``Row``."""
+    made = Row(*given, **named)
+    return field(default=made.default, metadata={"row": made})
+
+
+@dataclass
+class Settings:
+    """The value of each setting; None means: not said, gb10 or vLLM decides."""
+
+    model: str | None = setting(
+        "--model", "MODEL", shown="demo model if there is no GPU", help="checkpoint folder or hub name"
+    )
+    port: int = setting("--port", "PORT", PORT, 8000, help="port to listen on")
+    host: str = setting(
+        "--host", "HOST", TEXT, "127.0.0.1", help="address; any but loopback needs an API key"
+    )
+    api_keys: tuple[str, ...] = setting(
+        "--api-key", "VLLM_API_KEY", KEYS, (), "none", help="key that clients must send"
+    )
+    gpu_memory_utilization: float | None = setting(
         "--gpu-memory-utilization --gpu-memory-util",
         "GPU_MEMORY_UTIL",
         SHARE,
         shown="vLLM's; 0.8 of unified memory",
         help="share of GPU memory for vLLM",
-    ),
-    Row(
-        "max_model_len",
+    )
+    max_model_len: int | str | None = setting(
         "--max-model-len",
         "MAX_MODEL_LEN",
         TOKENS,
         shown="from the checkpoint, bounded on CPU",
         help="longest context in tokens; `32k`, `auto`",
-    ),
-    Row("max_num_seqs", "--max-num-seqs", "MAX_NUM_SEQS", WHOLE, shown="vLLM's", help="sequences at once"),
-    Row(
-        "tensor_parallel_size",
+    )
+    max_num_seqs: int | None = setting(
+        "--max-num-seqs", "MAX_NUM_SEQS", WHOLE, shown="vLLM's", help="sequences at once"
+    )
+    tensor_parallel_size: int | None = setting(
         "--tensor-parallel-size -tp",
         "TENSOR_PARALLEL_SIZE",
         WHOLE,
         shown="1",
         help="GPUs to split the model over",
-    ),
-    Row(
-        "vllm_args",
+    )
+    vllm_args: str | None = setting(
         "--vllm-args",
         EXTRA_ARGS,
         shown="none",
         help="more vLLM arguments, split as a shell would: JSON survives",
-    ),
-    Row("routes", "--route", "", ROUTES, (), help="force a backend; `gb10 routing --flags` lists them"),
-    Row("verbose", "--verbose", "", SWITCH, False, help="show vLLM's log here too"),
-    Row("dry_run", "--dry-run", "", SWITCH, False, help="print the settings and the vLLM command and stop"),
-    Row(
-        "cpu_mode",
+    )
+    routes: tuple[str, ...] = setting(
+        "--route", "", ROUTES, (), help="force a backend; `gb10 routing --flags` lists them"
+    )
+    verbose: bool = setting("--verbose", "", SWITCH, False, help="show vLLM's log here too")
+    dry_run: bool = setting(
+        "--dry-run", "", SWITCH, False, help="print all settings and the command, and stop"
+    )
+    cpu_mode: str = setting(
         "",
         CPU_MODE_VARIABLE,
         default=CPU_MODES[0],
         help="CPU engine: `dequant`, `packed` or `emulate` (W4A4 numerics)",
-    ),
-    Row("profile", "", "GB10_PROFILE", shown="by GPU", help="`cpu` or `cuda`"),
-    Row("demo_model", "", "GB10_DEMO_MODEL", shown="the built one", help="demo checkpoint folder"),
-    Row(
-        "draft_vocabulary",
+    )
+    profile: str | None = setting("", "GB10_PROFILE", shown="by GPU", help="`cpu` or `cuda`")
+    demo_model: str | None = setting(
+        "", "GB10_DEMO_MODEL", shown="the built one", help="demo checkpoint folder"
+    )
+    draft_vocabulary: str | None = setting(
         "",
         DRAFT_VOCABULARY,
         shown="all tokens",
         help="`FILE:N`: MTP drafts read N rows of the output head ([speculative.md](speculative.md))",
-    ),
-    Row("served_model_name", "--served-model-name"),
-    Row("dtype", "--dtype"),
-    Row("enforce_eager", "--enforce-eager", kind=SWITCH),
-    Row("kv_cache_memory_bytes", "--kv-cache-memory-bytes", kind=BYTES),
-    Row("kv_cache_dtype", "--kv-cache-dtype"),
-    Row("moe_backend", "--moe-backend"),
-    Row("load_format", "--load-format"),
-    Row("revision", "--revision"),
-    Row("speculative_config", "--speculative-config"),
-)
+    )
+    served_model_name: str | None = setting("--served-model-name")
+    dtype: str | None = setting("--dtype")
+    enforce_eager: bool | None = setting("--enforce-eager", kind=SWITCH)
+    kv_cache_memory_bytes: int | None = setting("--kv-cache-memory-bytes", kind=BYTES)
+    kv_cache_dtype: str | None = setting("--kv-cache-dtype")
+    moe_backend: str | None = setting("--moe-backend")
+    load_format: str | None = setting("--load-format")
+    revision: str | None = setting("--revision")
+    speculative_config: str | None = setting("--speculative-config")
 
-
-@dataclass
-class Settings:
-    """The value of each row; None means: not said, gb10 or vLLM decides.
-
-    ``passed_on`` are vLLM's arguments, ``environment`` are the user's variables. ``backends`` are options of
-    vLLM that routing chose, ``variables`` what vLLM's process gets on top of the environment. ``origins``
-    says where each came from: by field, by option, or by variable.
-    """
-
-    model: str | None
-    port: int
-    host: str
-    api_keys: tuple[str, ...]
-    gpu_memory_utilization: float | None
-    max_model_len: int | str | None
-    max_num_seqs: int | None
-    tensor_parallel_size: int | None
-    vllm_args: str | None
-    routes: tuple[str, ...]
-    verbose: bool
-    dry_run: bool
-    cpu_mode: str
-    profile: str | None
-    demo_model: str | None
-    draft_vocabulary: str | None
-    served_model_name: str | None
-    dtype: str | None
-    enforce_eager: bool | None
-    kv_cache_memory_bytes: int | None
-    kv_cache_dtype: str | None
-    moe_backend: str | None
-    load_format: str | None
-    revision: str | None
-    speculative_config: str | None
-    passed_on: VllmArguments
-    environment: Mapping[str, str]
-    origins: dict[str, Origin]
-    backends: dict[str, str] = field(default_factory=dict)
+    passed_on: VllmArguments = field(default_factory=VllmArguments)
+    """vLLM's arguments: those that were given, and the backends that routing chose."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """The user's variables."""
     variables: dict[str, str] = field(default_factory=dict)
+    """What vLLM's process gets on top of them."""
+    origins: dict[str, Origin] = field(default_factory=dict)
+    """Where each came from, by field, by vLLM's option, or by variable."""
 
     def settle(self, origin: Origin, **values: Any) -> None:
         """Set each of these fields that nobody has set."""
@@ -244,12 +204,13 @@ class Settings:
                 setattr(self, name, value)
                 self.origins[name] = origin
 
-    def choose(self, origin: Origin, backends: Mapping[str, str]) -> None:
-        """Set options of vLLM by routing."""
-        self.backends |= backends
-        self.origins |= dict.fromkeys(backends, origin)
+    def choose(self, origin: Origin, options: Iterable[tuple[str, ...]]) -> None:
+        """Set options of vLLM that are no fields."""
+        chosen = VllmArguments(tuple(options))
+        self.passed_on = VllmArguments(chosen.groups + self.passed_on.groups)
+        self.origins |= dict.fromkeys(chosen.names, origin)
 
-    def export(self, origin: Origin, variables: Mapping[str, str]) -> None:
+    def export(self, origin: Origin, **variables: str) -> None:
         """Set variables of vLLM's process, but not those of the user that are stronger."""
         for name, value in variables.items():
             if name not in self.environment or origin >= Origin.VARIABLE:
@@ -264,25 +225,23 @@ class Settings:
 
     def table(self) -> list[tuple[str, str, str]]:
         """(setting, value, origin) of all that is set, as text. A key stays secret."""
-        cells = [(row.name, getattr(self, row.field), self.origins.get(row.field)) for row in ROWS]
-        shown = {name for name, value, _ in cells if value is not None}
-        for name, (option, *values) in zip(self.passed_on.names, self.passed_on.groups, strict=True):
-            if name not in shown:
-                cells.append(
-                    (name, " ".join([*option.split("=", 1)[1:], *values]) or True, self.origins[name])
-                )
-        cells += [(name, text, self.origins[name]) for name, text in (self.backends | self.variables).items()]
+        cells = []
+        for name, row in ROWS.items():
+            value, elsewhere = getattr(self, name), row.name in (*self.passed_on.names, *self.variables)
+            if value not in (None, False, ()) and not elsewhere:
+                values = value if isinstance(value, tuple) else () if value is True else (value,)
+                cells.append((row.name, values, self.origins[name]))
+        for name, (option, *given) in zip(self.passed_on.names, self.passed_on.groups, strict=True):
+            option, *value = option.split("=", 1)
+            cells.append((option, (*value, *given), self.origins[name]))
+        cells += [(name, (value,), self.origins[name]) for name, value in self.variables.items()]
         return [
-            (name, "..." if "KEY" in name.upper() else _text(value), str(origin))
-            for name, value, origin in cells
-            if origin is not None and value is not None and value is not False and value != ()
+            (name, "..." if "KEY" in name.upper() else " ".join(map(str, values)), str(origin))
+            for name, values, origin in cells
         ]
 
 
-def _text(value: object) -> str:
-    if isinstance(value, tuple):
-        return " ".join(value)
-    return "yes" if value is True else str(value)
+ROWS: dict[str, Row] = {part.name: part.metadata["row"] for part in fields(Settings) if part.metadata}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -301,22 +260,20 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         exit_on_error=False,
     )
-    for row in ROWS:
+    for name, row in ROWS.items():
         if row.flags and row.help:
-            text = row.help.replace("`", "")
-            text += f" [{row.shown or row.default}]" if row.shown or row.default else ""
-            text += f"; or {row.variable}" if row.variable else ""
-            parser.add_argument(*row.flags.split(), dest=row.field, help=text, **row.kind.argparse)
+            default = f" [{row.shown or row.default}]" if row.shown or row.default else ""
+            text = row.help.replace("`", "") + default + (f"; or {row.variable}" if row.variable else "")
+            parser.add_argument(*row.flags.split(), dest=name, help=text, **row.kind.argparse)
     return parser
 
 
 def markdown() -> str:
     """The table of docs/configuration.md: what ``--help`` says, and the variables without a flag."""
     lines = ["| flag | variable | default | meaning |", "| --- | --- | --- | --- |"]
-    for row in ROWS:
-        flag = {"model": "`MODEL` or `--model`", "routes": "`--route OP=BACKEND`"}.get(
-            row.field, f"`{row.name}`" if row.flags else ""
-        )
+    special = {"--model": "`MODEL` or `--model`", "--route": "`--route OP=BACKEND`"}
+    for row in ROWS.values():
+        flag = special.get(row.name, f"`{row.name}`" if row.flags else "")
         variable = f"`{row.variable}`" if row.variable else ""
         if row.help:
             lines.append(f"| {flag} | {variable} | {row.shown or row.default or ''} | {row.help} |")
@@ -330,11 +287,12 @@ def _read(tokens: Sequence[str], stronger: Sequence[str] = ()) -> tuple[dict[str
     except argparse.ArgumentError as error:
         raise UserError(f"{error} (see: gb10 serve --help)") from None
     passed_on = VllmArguments.parse(token for token in rest if token != "--").without(stronger)
-    said = vars(known)
-    for row in ROWS:
-        if not row.help:
-            said[row.field] = (passed_on.switch if row.kind is SWITCH else passed_on.value)(row.flags)
-    return said, passed_on
+    vllms = {
+        name: (passed_on.switch if row.kind is SWITCH else passed_on.value)(row.flags)
+        for name, row in ROWS.items()
+        if not row.help
+    }
+    return vars(known) | vllms, passed_on
 
 
 def _split(text: str, source: str) -> list[str]:
@@ -362,28 +320,22 @@ def parse(argv: Sequence[str], environment: Mapping[str, str]) -> Settings:
         text, source, origin = environment.get(EXTRA_ARGS, ""), EXTRA_ARGS, Origin.VARIABLE
     extra, weaker = _read(_split(text, source), passed_on.names)
 
-    origins = dict.fromkeys(weaker.names, origin) | dict.fromkeys(passed_on.names, Origin.FLAG)
-    values: dict[str, Any] = {}
-    for row in ROWS:
+    found = Settings(passed_on=VllmArguments(weaker.groups + passed_on.groups), environment=environment)
+    found.origins = dict.fromkeys(weaker.names, origin) | dict.fromkeys(passed_on.names, Origin.FLAG)
+    for name, row in ROWS.items():
         # The layers, strongest first. A recipe is one more, before the default.
         layers = (
-            (flags.get(row.field), row.name, Origin.FLAG),
-            (extra.get(row.field), f"{row.name} (in {source})", origin),
+            (flags.get(name), row.name, Origin.FLAG),
+            (extra.get(name), f"{row.name} (in {source})", origin),
             (environment.get(row.variable) or None, row.variable, Origin.VARIABLE),
             (row.default, row.name, Origin.DEFAULT),
         )
-        given, where, origins[row.field] = next(
+        given, where, found.origins[name] = next(
             (layer for layer in layers if layer[0] is not None), layers[-1]
         )
-        values[row.field] = row.read(given, where)
-        if values[row.field] is None:
-            values[row.field] = row.default
-    return Settings(
-        **values,
-        passed_on=VllmArguments(weaker.groups + passed_on.groups),
-        environment=environment,
-        origins=origins,
-    )
+        value = row.read(given, where)
+        setattr(found, name, row.default if value is None else value)
+    return found
 
 
 def is_loopback(host: str) -> bool:
