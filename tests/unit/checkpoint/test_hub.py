@@ -17,7 +17,7 @@ from huggingface_hub import constants
 
 Make = Callable[..., Path]
 NAME = "org/name"
-A, B = "a" * 40, "b" * 40
+A, B, C = "a" * 40, "b" * 40, "c" * 40
 PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 
 
@@ -47,32 +47,55 @@ def cache(tmp_path: Path, make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch
     """An empty cache; the hub cannot be reached."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     for name in PROXIES:
         monkeypatch.delenv(name, raising=False)
+    look_at(monkeypatch, "http://127.0.0.1:9")
     return Cache(tmp_path / "hub", make_checkpoint)
 
 
+def look_at(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    template = f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+class Hub:
+    """A hub with at most a config.json. ``asked`` are the paths it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.config = b""
+        hub = self
+
+        class Answer(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                hub.asked.append(self.path)
+                found = hub.config if self.path.endswith("/config.json") else b""
+                self.send_response(200 if found else 404)
+                self.send_header("Content-Length", str(len(found)))
+                self.send_header("ETag", '"0123"')
+                self.send_header("X-Repo-Commit", C)
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(found)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = http.server.HTTPServer(("127.0.0.1", 0), Answer)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, cache: Cache) -> Iterator[list[str]]:
-    """A hub that answers; the paths it was asked for."""
-    asked: list[str] = []
-
-    class Hub(http.server.BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            asked.append(self.path)
-            self.send_response(404)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.HTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    yield asked
-    server.shutdown()
-    server.server_close()
+def hub(monkeypatch: pytest.MonkeyPatch, cache: Cache) -> Iterator[Hub]:
+    """A hub that answers."""
+    made = Hub()
+    look_at(monkeypatch, f"http://127.0.0.1:{made.server.server_port}")
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
 
 
 def refuse(message: str, revision: str | None = None) -> None:
@@ -89,10 +112,17 @@ def test_without_network(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_what_is_not_cached_is_left_to_vllm(hub: list[str]) -> None:
+def test_what_is_not_cached_is_left_to_vllm(hub: Hub) -> None:
     found = locate(NAME)
     assert (found.source, found.label, found.folder, found.config) == (NAME, NAME, None, {})
-    assert len(hub) == 1
+    assert hub.asked
+
+
+def test_the_config_of_what_is_not_cached_is_known(hub: Hub) -> None:
+    hub.config = b'{"architectures": ["X"], "max_position_embeddings": 77}'
+    found = locate(NAME, revision="v2")
+    assert (found.source, found.folder, found.max_tokens) == (NAME, None, 77)
+    assert "/org/name/resolve/v2/config.json" in hub.asked
 
 
 def test_a_cached_model_needs_no_hub(cache: Cache) -> None:
@@ -129,7 +159,7 @@ def test_the_snapshot_of_the_revision_counts(cache: Cache) -> None:
     refuse(r"model org/name \(revision v3\) is neither .* the hub cannot be reached", revision="v3")
 
 
-def test_another_revision_is_left_to_vllm(cache: Cache, hub: list[str]) -> None:
+def test_another_revision_is_left_to_vllm(cache: Cache, hub: Hub) -> None:
     cache.snapshot(A)
     cache.ref(A)
     assert locate(NAME, revision=B).folder is None
@@ -139,7 +169,7 @@ MISSING = ["config.json", "model.safetensors", "tokenizer.json"]
 
 
 @pytest.mark.parametrize("missing", MISSING)
-def test_an_interrupted_download_goes_on(cache: Cache, hub: list[str], missing: str) -> None:
+def test_an_interrupted_download_goes_on(cache: Cache, hub: Hub, missing: str) -> None:
     cache.snapshot(A, missing)
     cache.ref(A)
     found = locate(NAME)
@@ -160,18 +190,21 @@ def test_an_interrupted_download_without_network(
 
 
 def test_a_file_on_its_way_is_fetched_where_that_is_possible(
-    cache: Cache, hub: list[str], monkeypatch: pytest.MonkeyPatch
+    cache: Cache, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot = cache.snapshot(A)
     cache.ref(A)
     (cache.repo / "blobs").mkdir()
-    (cache.repo / "blobs" / "1234.incomplete").touch()
+    (cache.repo / "blobs" / "1234.abcd.incomplete").touch()
     assert locate(NAME).folder is None
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert locate(NAME).folder == snapshot
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    (cache.repo / "blobs" / "1234").touch()
+    assert locate(NAME).folder == snapshot
 
 
-def test_damage_is_no_interrupted_download(cache: Cache, hub: list[str]) -> None:
+def test_damage_is_no_interrupted_download(cache: Cache, hub: Hub) -> None:
     """What lies there whole is not fetched again, so vLLM would fail."""
     snapshot = cache.snapshot(A)
     cache.ref(A)

@@ -1,5 +1,6 @@
 """The command line as a user meets it: exit status 2 and one line, before vLLM starts."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -67,11 +68,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def answer(hub: socket.socket) -> None:
-    """Be a hub: answer one request with "not found"."""
-    asked, _ = hub.accept()
-    with asked:
-        asked.recv(65536)
-        asked.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    """Be a hub: answer every request with "not found", until ``hub`` is closed."""
+    while hub.fileno() >= 0:
+        with contextlib.suppress(OSError), hub.accept()[0] as asked:
+            asked.recv(65536)
+            asked.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 
 
 @pytest.fixture

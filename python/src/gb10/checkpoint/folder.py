@@ -26,8 +26,8 @@ class Checkpoint:
     """A model that was looked at.
 
     ``name`` is what the user calls it. ``folder`` is None for a hub model that is not (wholly) on this
-    machine; then ``config`` is empty and nothing is known. ``tensors`` is empty when weights were not read.
-    ``cached``: ``folder`` is a snapshot in the cache of Hugging Face's hub.
+    machine. ``config`` is empty when nothing is known, ``tensors`` when weights were not read. ``cached``:
+    ``folder`` is a snapshot in the cache of Hugging Face's hub.
     """
 
     name: str

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gb10.checkpoint.folder import Checkpoint, inspect
-from gb10.checkpoint.headers import Incomplete
+from gb10.checkpoint.headers import Incomplete, read_json
 from gb10.errors import UserError
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -56,23 +56,46 @@ def _unreachable() -> str | None:
     return None
 
 
+def _interrupted(repo: Path) -> bool:
+    """Whether a file of a cached model began to be fetched and is not there; inspect may not know that file.
+
+    It lies in ``blobs/ETAG.RANDOM.incomplete``, which stays for ever when the download was killed.
+    """
+    parts = (repo / "blobs").glob("*.incomplete")
+    return any(not part.with_name(part.name.partition(".")[0]).exists() for part in parts)
+
+
+def _to_be_fetched(name: str, revision: str | None) -> Checkpoint:
+    """A model that vLLM will fetch, with its config where the hub gives one."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    try:
+        path = Path(hf_hub_download(name, "config.json", revision=revision))
+        return Checkpoint(name, config=read_json("config", path))
+    except (EntryNotFoundError, HfHubHTTPError):
+        # Not there, or not for us: vLLM will say so.
+        return Checkpoint(name)
+
+
 def _on_hub(name: str, revision: str | None, *, weights: bool, tokenizer: bool) -> Checkpoint:
     from huggingface_hub import constants
 
     trouble = f"is neither a folder nor in the Hugging Face cache ({constants.HF_HUB_CACHE})"
+    found = None
     snapshot = _snapshot(name, revision)
     if snapshot is not None:
         try:
             found = replace(inspect(snapshot, name, weights=weights, tokenizer=tokenizer), cached=True)
-            # A file that is still on its way may be one that inspect does not know of.
-            if not any(snapshot.parents[1].glob("blobs/*.incomplete")) or _unreachable():
-                return found
-            return Checkpoint(name)
         except Incomplete as error:
             trouble = f"was not fetched to its end ({error})"
+        if found is not None and not _interrupted(snapshot.parents[1]):
+            return found
     reason = _unreachable()
     if reason is None:
-        return Checkpoint(name)
+        return _to_be_fetched(name, revision)
+    if found is not None:
+        return found
     at = f" (revision {revision})" if revision else ""
     raise UserError(f"model {name}{at} {trouble}, and {reason}")
 
