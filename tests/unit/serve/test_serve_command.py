@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from gb10.checkpoint import size
+from gb10.checkpoint.folder import Checkpoint
 from gb10.checkpoint.hub import locate
 from gb10.errors import UserError
 from gb10.machine import memory
@@ -71,6 +72,27 @@ def test_cpu_defaults(plan: Plan) -> None:
     assert found.environment["VLLM_NO_USAGE_STATS"] == "1"
     assert found.environment["HF_HUB_OFFLINE"] == "1"
     assert found.environment["VLLM_WORKER_MULTIPROC_METHOD"] == "fork"
+
+
+@pytest.mark.parametrize(
+    ("argv", "variables", "by_name"),
+    [
+        ([], {}, False),
+        (["--tokenizer", "other/name"], {}, False),
+        (["--code-revision", "v2"], {}, True),
+        ([], {"HF_HUB_OFFLINE": "0"}, True),
+        ([], {"HF_HUB_OFFLINE": "1"}, False),
+    ],
+)
+def test_a_cached_model_is_loaded_from_its_folder(
+    make_checkpoint: Make, argv: list[str], variables: dict[str, str], by_name: bool
+) -> None:
+    folder = make_checkpoint()
+    found = Checkpoint("org/name", folder, {"architectures": ["X"]}, cached=True)
+    made = command.build(parse(argv, variables), found, [], flashinfer=False)
+    assert value(made, "--model") == ("org/name" if by_name else str(folder))
+    assert value(made, "--served-model-name") == "org/name"
+    assert ("HF_HUB_OFFLINE" in made.environment) is (not argv and not variables)
 
 
 @pytest.mark.parametrize(

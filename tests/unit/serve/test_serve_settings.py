@@ -229,6 +229,7 @@ def test_every_value_has_its_origin() -> None:
     assert found["GB10_CPU_NVFP4_MODE"] == ("dequant", "default")
     assert "--max-model-len" not in found
     assert origins(["--vllm-args", "--seed 2"], environment)["--seed"] == ("2", "flag")
+    assert parse(["--vllm-args", "--seed 2"], environment).vllm_args == "--seed 2"
     assert origins([], {})["--port"] == ("8000", "default")
 
 

@@ -293,8 +293,10 @@ def build(
 def render(settings: Settings, checkpoint: Checkpoint) -> tuple[list[str], dict[str, str]]:
     """Settings as vLLM's arguments, and as variables on top of the user's."""
     given = settings.passed_on
-    elsewhere = given.has("--tokenizer-revision", "--code-revision")
-    arguments = ["--model", checkpoint.name if elsewhere else checkpoint.source]
+    # The name where these need the hub: other commits of this model, or its newest one.
+    by_name = given.has("--tokenizer-revision", "--code-revision")
+    by_name |= settings.environment.get("HF_HUB_OFFLINE") == "0"
+    arguments = ["--model", checkpoint.name if by_name else checkpoint.source]
     for field, row in ROWS.items():
         value = getattr(settings, field)
         if row.flags and field not in _NO_OPTION and value is not None and not given.has(row.name):

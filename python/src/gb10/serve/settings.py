@@ -11,7 +11,7 @@ import math
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from enum import IntEnum
+from enum import IntEnum, auto
 from typing import Any
 
 from gb10.errors import UserError
@@ -24,17 +24,16 @@ EXTRA_ARGS = "VLLM_EXTRA_ARGS"
 
 
 class Origin(IntEnum):
-    """Where a value came from. Of two that were said, the stronger (higher) counts.
+    """Where a value came from. Of two that were said, the stronger (later) counts.
 
-    MACHINE: nobody said, and gb10 computed it from the model and the machine. RECIPE: what is known to be
-    good for the model.
+    MACHINE: nobody said, and gb10 computed it from the model and the machine. A recipe, what is known to be
+    good for a model, will stand between that and VARIABLE.
     """
 
-    DEFAULT = 0
-    MACHINE = 1
-    RECIPE = 2
-    VARIABLE = 3
-    FLAG = 4
+    DEFAULT = auto()
+    MACHINE = auto()
+    VARIABLE = auto()
+    FLAG = auto()
 
     def __str__(self) -> str:
         return self.name.lower()
