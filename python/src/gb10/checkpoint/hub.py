@@ -45,7 +45,7 @@ def _snapshot(name: str, revision: str | None) -> Path | None:
 def _unreachable() -> str | None:
     """Why nothing can be fetched from the hub, and what to do; None when it answers."""
     from huggingface_hub import constants, get_session, is_offline_mode
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # meant for others, says its source
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined, unused-ignore]
 
     if is_offline_mode():
         return "HF_HUB_OFFLINE is set; give a folder or unset it"
