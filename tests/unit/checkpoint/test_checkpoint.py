@@ -42,7 +42,8 @@ def test_missing_and_not_a_checkpoint(tmp_path: Path) -> None:
     refuse(tmp_path, "is not a checkpoint: it has no config.json")
     (tmp_path / "file").write_text("x")
     refuse(tmp_path / "file", "is a file; give the folder")
-    refuse("not a name!", "does not exist")
+    for name in ("not a name!", "a/b/c", "/no/a", "./no-a", "~/no-a", "a--b", "x" * 100):
+        refuse(name, "does not exist; give a checkpoint folder or a hub name")
     refuse("x" * 5000, "cannot be read: file name too long")
 
 

@@ -4,15 +4,12 @@ The cache of the hub is read by huggingface_hub, as vLLM reads it; its variables
 HF_HUB_OFFLINE, HF_ENDPOINT, ...) count. It takes half a second to import, so that happens for hub names only.
 """
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
 from gb10.checkpoint.folder import Checkpoint, inspect
 from gb10.checkpoint.headers import Incomplete, read_json
 from gb10.errors import UserError
-
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def _snapshot(name: str, revision: str | None) -> Path | None:
@@ -22,14 +19,11 @@ def _snapshot(name: str, revision: str | None) -> Path | None:
     follow. Then the commit that the file names without its line end counts, else the newest snapshot.
     """
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         # vLLM's own call (transformers_utils/repo_utils.py): the pattern says that no file must be there.
-        found = snapshot_download(name, revision=revision, local_files_only=True, ignore_patterns="*")
-        return Path(found)
-    except HFValidationError:
-        return None
+        return Path(snapshot_download(name, revision=revision, local_files_only=True, ignore_patterns="*"))
     except LocalEntryNotFoundError:
         repo = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}")
     snapshots = repo / "snapshots"
@@ -118,9 +112,13 @@ def locate(
         if not path.is_dir():
             raise UserError(f"model {model} is a file; give the folder of the checkpoint")
         return inspect(path.resolve(), str(path.resolve()), weights=weights, tokenizer=tokenizer)
-    looks_like_path = model.startswith(("/", ".", "~")) or model.count("/") > 1
-    if looks_like_path or not _HUB_NAME.fullmatch(model):
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined, unused-ignore]
+
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
         raise UserError(
             f"model {model} does not exist; give a checkpoint folder or a hub name such as org/name"
-        )
+        ) from None
     return _on_hub(model, revision, weights=weights, tokenizer=tokenizer)
