@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from gb10 import fp8
 from gb10.nvfp4 import dequantize, e2m1, global_scale_for, packing, ue4m3
 from gb10.sparse24 import packing as sparse_packing
 from gb10_lab.quality import expectation, variants
@@ -76,20 +77,25 @@ def dropped_global_scale(patch: pytest.MonkeyPatch) -> None:
 
 def one_fp8_scale(patch: pytest.MonkeyPatch) -> None:
     """One FP8 scale for the whole matrix."""
-    rows = variants.fp8_rows
-    patch.setattr(variants, "fp8_rows", lambda w: rows(w.reshape(1, -1)).reshape(w.shape))
+    rows = fp8.quantize_rows
+
+    def one(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        codes, scale = rows(weight.reshape(1, -1))
+        return codes.reshape(weight.shape), scale.expand(len(weight))
+
+    patch.setattr(fp8, "quantize_rows", one)
 
 
 def truncated_fp8(patch: pytest.MonkeyPatch) -> None:
     """E4M3 towards zero, in weights and in the KV cache."""
-    nearest = variants._e4m3
+    nearest = fp8.encode
 
     def down(x: torch.Tensor) -> torch.Tensor:
         rounded = nearest(x)
         above = rounded.to(torch.float32).abs() > x.abs()
         return (rounded.view(torch.uint8) - above.to(torch.uint8)).view(torch.float8_e4m3fn)
 
-    patch.setattr(variants, "_e4m3", down)
+    patch.setattr(fp8, "encode", down)
 
 
 def first_two_of_four(patch: pytest.MonkeyPatch) -> None:

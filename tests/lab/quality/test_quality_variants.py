@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from gb10 import fp8
 from gb10.checkpoint import modelopt
 from gb10.nvfp4 import dequantize
-from gb10_lab.quality.variants import Format, Variant, fp8_kv_cache, fp8_rows, w4a4
+from gb10_lab.quality.variants import Format, Variant, fp8_kv_cache, w4a4
 from gb10_lab.testbed.quantize import quantize_tensors
 
 EXPERT = "model.layers.2.mlp.experts.1.down_proj.weight"
@@ -101,7 +102,7 @@ def test_fp8_rows_are_within_half_a_step_and_reach_the_largest_value() -> None:
     weight = (
         torch.randn(40, 96, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 2, 40)[:, None]
     )
-    rounded = fp8_rows(weight)
+    rounded = fp8.dequantize(*fp8.quantize_rows(weight))
     amax = weight.abs().amax(-1, keepdim=True)
     # 3 mantissa bits: half a step is 1/16 of the number; below 2^-6 of the scale, half of 2^-9 of it.
     assert bool(
@@ -109,7 +110,7 @@ def test_fp8_rows_are_within_half_a_step_and_reach_the_largest_value() -> None:
     )
     assert torch.allclose(rounded.abs().amax(-1, keepdim=True), amax, rtol=1e-6)
     assert not torch.equal(rounded, weight)
-    assert torch.equal(fp8_rows(torch.zeros(2, 16)), torch.zeros(2, 16))
+    assert torch.equal(fp8.dequantize(*fp8.quantize_rows(torch.zeros(2, 16))), torch.zeros(2, 16))
 
 
 def test_fp8_cache_rounds_and_saturates_only_keys_and_values() -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gb10.checkpoint import hub as checkpoint
-from gb10.checkpoint.hub import Checkpoint, inspect, locate, read_header
+from gb10.checkpoint.folder import Checkpoint, inspect
+from gb10.checkpoint.headers import read_header
+from gb10.checkpoint.hub import locate
 from gb10.errors import UserError
 
 Make = Callable[..., Path]
@@ -42,7 +43,8 @@ def test_missing_and_not_a_checkpoint(tmp_path: Path) -> None:
     refuse(tmp_path, "is not a checkpoint: it has no config.json")
     (tmp_path / "file").write_text("x")
     refuse(tmp_path / "file", "is a file; give the folder")
-    refuse("not a name!", "does not exist")
+    for name in ("not a name!", "a/b/c", "/no/a", "./no-a", "~/no-a", "a--b", "x" * 100):
+        refuse(name, "does not exist; give a checkpoint folder or a hub name")
     refuse("x" * 5000, "cannot be read: file name too long")
 
 
@@ -142,25 +144,6 @@ def test_read_header_ignores_metadata(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
     assert [(tensor.name, tensor.size) for tensor in read_header(path)] == [("a", 4)]
-
-
-def test_hub_name_without_network(clean_environment: pytest.MonkeyPatch) -> None:
-    clean_environment.setenv("HF_HUB_OFFLINE", "1")
-    refuse("org/name", "neither a folder nor in the Hugging Face cache .* HF_HUB_OFFLINE is set")
-    clean_environment.delenv("HF_HUB_OFFLINE")
-    clean_environment.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
-        clean_environment.delenv(name, raising=False)
-    refuse("org/name", "the hub cannot be reached")
-
-
-def test_hub_model_from_the_cache(clean_environment: pytest.MonkeyPatch, make_checkpoint: Make) -> None:
-    folder = make_checkpoint()
-    snapshot = checkpoint.hub_cache() / "models--org--name" / "snapshots" / "abc"
-    snapshot.parent.mkdir(parents=True)
-    folder.rename(snapshot)
-    found = locate("org/name")
-    assert (found.name, found.label, found.folder) == ("org/name", "org/name", snapshot)
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,13 @@
-"""Memory that is free (proc and cgroup files written here) and memory that a model needs."""
+"""Memory that is free (proc and cgroup files written here)."""
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gb10.machine import memory
-from gb10.machine.memory import (
-    GIB,
-    MIB,
-    CacheShape,
-    Tensor,
-    available,
-    cache_shape,
-    kv_cache_bytes,
-    weight_bytes,
-)
+from gb10.machine.memory import available
+from gb10.units import GIB
 
 
 class Machine:
@@ -98,74 +89,3 @@ def test_usage_above_the_limit_is_no_free_memory(machine: Machine) -> None:
 def test_this_machine_has_memory() -> None:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 < available().size <= total
-
-
-LINEAR = (
-    Tensor("q.weight", "U8", (64, 32), 2048),
-    Tensor("q.weight_scale", "F8_E4M3", (64, 4), 256),
-    Tensor("q.weight_scale_2", "F32", (), 4),
-    Tensor("norm.weight", "BF16", (64,), 128),
-)
-
-
-@pytest.mark.parametrize(
-    ("mode", "size"), [("dequant", 64 * 64 * 2 + 4 + 128), ("packed", 2436), ("emulate", 2436), (None, 2436)]
-)
-def test_weight_bytes_by_mode(mode: str | None, size: int) -> None:
-    assert weight_bytes(LINEAR, mode) == size
-
-
-def test_u8_without_block_scales_is_not_nvfp4() -> None:
-    assert weight_bytes([Tensor("table", "U8", (100,), 100)], "dequant") == 100
-
-
-PLAIN = {
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "hidden_size": 512,
-}
-HYBRID = {
-    **PLAIN,
-    "full_attention_interval": 4,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 64,
-    "linear_value_head_dim": 64,
-    "linear_conv_kernel_dim": 4,
-}
-
-
-@pytest.mark.parametrize(
-    ("config", "element", "shape"),
-    [
-        (PLAIN, 2, CacheShape(2 * 4 * 2 * 64 * 2, 0)),
-        (PLAIN, 1, CacheShape(2 * 4 * 2 * 64, 0)),
-        ({"text_config": PLAIN}, 2, CacheShape(2 * 4 * 2 * 64 * 2, 0)),
-        ({k: v for k, v in PLAIN.items() if k != "head_dim"}, 2, CacheShape(2 * 4 * 2 * 64 * 2, 0)),
-        (HYBRID, 2, CacheShape(2 * 2 * 64 * 2, 3 * ((2 * 2 * 64 + 4 * 64) * 3 * 2 + 4 * 64 * 64 * 4))),
-        (
-            {**PLAIN, "layer_types": ["linear_attention", "full_attention"] * 2},
-            2,
-            CacheShape(2 * 2 * 2 * 64 * 2, 0),
-        ),
-        ({}, 2, CacheShape(0, 0)),
-    ],
-)
-def test_cache_shape(config: dict[str, Any], element: int, shape: CacheShape) -> None:
-    assert cache_shape(config, element) == shape
-
-
-def test_kv_cache_is_bounded() -> None:
-    shape = CacheShape(1024, 0)
-    assert kv_cache_bytes(shape, 16, 1, 64 * GIB) == memory.KV_CACHE_FLOOR
-    assert kv_cache_bytes(shape, 4096, 32, 64 * GIB) == 160 * MIB
-    assert kv_cache_bytes(shape, 1 << 20, 32, 64 * GIB) == memory.KV_CACHE_CEILING
-    assert kv_cache_bytes(shape, 1 << 20, 2, 5 * GIB) == 1280 * MIB  # what one sequence needs
-    assert kv_cache_bytes(CacheShape(1000, 0), 300_000, 1, 64 * GIB) % MIB == 0
-
-
-@pytest.mark.parametrize(("size", "text"), [(1610612736, "1.5 GiB"), (203 * MIB, "203 MiB"), (0, "0 MiB")])
-def test_text_size(size: int, text: str) -> None:
-    assert memory.text_size(size) == text

@@ -1,10 +1,13 @@
 """The command line as a user meets it: exit status 2 and one line, before vLLM starts."""
 
+import contextlib
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gb10.machine import gpu as device
-from gb10.serve import curl_line
+from gb10.serve.run import curl_line
 
 Make = Callable[..., Path]
 
@@ -36,6 +39,14 @@ def refused(done: "subprocess.CompletedProcess[str]") -> str:
     return done.stderr
 
 
+def answer(hub: socket.socket) -> None:
+    """Be a hub: answer every request with "not found", until ``hub`` is closed."""
+    while hub.fileno() >= 0:
+        with contextlib.suppress(OSError), hub.accept()[0] as asked:
+            asked.recv(65536)
+            asked.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+
 @pytest.fixture
 def needs_vllm() -> None:
     pytest.importorskip("vllm.version", reason="vLLM is not installed")
@@ -54,8 +65,6 @@ class TestRefusals:
         )
 
     def test_port_in_use(self, make_checkpoint: Make) -> None:
-        import socket
-
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
@@ -74,8 +83,43 @@ class TestRefusals:
     def test_dry_run_prints_a_command_and_keeps_the_key(self, make_checkpoint: Make) -> None:
         done = gb10("serve", str(make_checkpoint()), "--dry-run", "--api-key", "secret", GB10_PROFILE="cpu")
         assert done.returncode == 0
-        assert "gb10.serve.engine --model" in done.stdout
+        *table, blank, command = done.stdout.splitlines()
+        assert "gb10.serve.engine --model" in command
+        assert blank == ""
+        assert table[0].split() == ["setting", "value", "origin"]
+        assert ["--max-model-len", "2048", "machine"] in [line.split() for line in table]
+        assert ["GB10_PROFILE", "cpu", "variable"] in [line.split() for line in table]
         assert "secret" not in done.stdout
+
+    @pytest.mark.parametrize(("revision", "offline"), [("a" * 40, True), ("main", True), ("b" * 40, False)])
+    def test_only_the_cached_revision_needs_no_hub(
+        self, make_checkpoint: Make, tmp_path: Path, revision: str, offline: bool
+    ) -> None:
+        repo = tmp_path / "hub" / "models--org--name"
+        (repo / "refs").mkdir(parents=True)
+        (repo / "refs" / "main").write_text("a" * 40)
+        (repo / "snapshots").mkdir()
+        make_checkpoint().rename(repo / "snapshots" / ("a" * 40))
+        with socket.socket() as hub:
+            # It is enough that somebody answers.
+            hub.bind(("127.0.0.1", 0))
+            hub.listen()
+            threading.Thread(target=answer, args=(hub,), daemon=True).start()
+            done = gb10(
+                *("serve", "org/name", "--dry-run", "--revision", revision),
+                GB10_PROFILE="cpu",
+                HF_HUB_CACHE=str(tmp_path / "hub"),
+                HF_ENDPOINT=f"http://127.0.0.1:{hub.getsockname()[1]}",
+                NO_PROXY="127.0.0.1",
+            )
+        command = shlex.split(done.stdout.splitlines()[-1])
+        assert ("HF_HUB_OFFLINE=1" in command) is offline
+        model = command[command.index("--model") + 1]
+        assert model == (
+            str(repo / "snapshots" / revision.replace("main", "a" * 40)) if offline else "org/name"
+        )
+        assert command[command.index("--revision") + 1] == revision
+        assert command[command.index("--served-model-name") + 1] == "org/name"
 
     def test_refusals_are_quick(self) -> None:
         began = time.monotonic()

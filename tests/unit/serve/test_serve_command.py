@@ -1,18 +1,23 @@
 """What `gb10 serve` would run: defaults, refusals, no duplicates."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from gb10.checkpoint import hub as checkpoint
+from gb10.checkpoint import size
+from gb10.checkpoint.folder import Checkpoint
+from gb10.checkpoint.hub import locate
 from gb10.errors import UserError
 from gb10.machine import memory
 from gb10.machine.gpu import Gpu
-from gb10.serve import command, options
+from gb10.serve import command
+from gb10.serve.settings import parse
+from gb10.serve.vllm_arguments import option_name
+from gb10.units import GIB, MIB
 
-GIB = memory.GIB
 GB10 = Gpu("NVIDIA GB10", (12, 1), 120 * GIB, unified=True)
 H200 = Gpu("NVIDIA H200", (9, 0), 141 * GIB, unified=False)
 Make = Callable[..., Path]
@@ -34,9 +39,8 @@ def plan(make_checkpoint: Make, clean_environment: pytest.MonkeyPatch) -> Plan:
         **made: object,
     ) -> command.Plan:
         folder = make_checkpoint(**made)
-        asked = options.parse([str(folder), *argv], {})
-        found = checkpoint.locate(str(folder))
-        return command.build(asked, found, gpus, flashinfer=flashinfer, demo=demo)
+        settings = parse([str(folder), *argv], dict(os.environ))
+        return command.build(settings, locate(str(folder)), gpus, flashinfer=flashinfer, demo=demo)
 
     return build
 
@@ -47,7 +51,7 @@ def value(found: command.Plan, option: str) -> str:
 
 
 def names(found: command.Plan) -> list[str]:
-    return [name for token in found.arguments if (name := options.option_name(token)) is not None]
+    return [name for token in found.arguments if (name := option_name(token)) is not None]
 
 
 def test_the_demo_model_is_called_by_its_own_name(plan: Plan) -> None:
@@ -64,11 +68,32 @@ def test_cpu_defaults(plan: Plan) -> None:
     assert value(found, "--dtype") == "bfloat16"
     assert value(found, "--max-model-len") == "2048"
     assert value(found, "--served-model-name") == "model"
-    assert int(value(found, "--kv-cache-memory-bytes")) == memory.KV_CACHE_FLOOR
+    assert int(value(found, "--kv-cache-memory-bytes")) == size.KV_CACHE_FLOOR
     assert "--enforce-eager" in found.arguments
     assert found.environment["VLLM_NO_USAGE_STATS"] == "1"
     assert found.environment["HF_HUB_OFFLINE"] == "1"
     assert found.environment["VLLM_WORKER_MULTIPROC_METHOD"] == "fork"
+
+
+@pytest.mark.parametrize(
+    ("argv", "variables", "by_name"),
+    [
+        ([], {}, False),
+        (["--tokenizer", "other/name"], {}, False),
+        (["--code-revision", "v2"], {}, True),
+        ([], {"HF_HUB_OFFLINE": "0"}, True),
+        ([], {"HF_HUB_OFFLINE": "1"}, False),
+    ],
+)
+def test_a_cached_model_is_loaded_from_its_folder(
+    make_checkpoint: Make, argv: list[str], variables: dict[str, str], by_name: bool
+) -> None:
+    folder = make_checkpoint()
+    found = Checkpoint("org/name", folder, {"architectures": ["X"]}, cached=True)
+    made = command.build(parse(argv, variables), found, [], flashinfer=False)
+    assert value(made, "--model") == ("org/name" if by_name else str(folder))
+    assert value(made, "--served-model-name") == "org/name"
+    assert ("HF_HUB_OFFLINE" in made.environment) is (not argv and not variables)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +170,7 @@ BIG = {"w.weight": ("U8", (1024, 1024)), "w.weight_scale": ("F8_E4M3", (1024, 12
 
 
 def test_memory_is_refused_before_vllm(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
-    free = memory.OVERHEAD + 64 * memory.MIB + 2 * memory.MIB
+    free = size.OVERHEAD + 64 * MIB + 2 * MIB
     monkeypatch.setattr(memory, "available", lambda: memory.Available(free, "/sys/fs/cgroup/memory.max"))
     with pytest.raises(
         UserError, match=r"not enough memory: .*weights 4 MiB.*memory\.max.*GB10_CPU_NVFP4_MODE=packed"

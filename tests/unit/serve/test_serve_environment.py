@@ -94,6 +94,6 @@ def test_unknown_vllm_variable_names_the_nearest(known: frozenset[str]) -> None:
     check(dict.fromkeys(known, "1"))
 
 
-def test_log_folder_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    assert environment.log_folder() == tmp_path / "gb10" / "serve"
+def test_log_folder_follows_xdg(tmp_path: Path) -> None:
+    assert environment.log_folder({"XDG_STATE_HOME": str(tmp_path)}) == tmp_path / "gb10" / "serve"
+    assert environment.log_folder({}) == Path.home() / ".local/state/gb10/serve"

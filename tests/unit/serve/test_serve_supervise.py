@@ -77,13 +77,18 @@ Start = Callable[..., Server]
 
 
 @pytest.fixture
-def start(clean_environment: pytest.MonkeyPatch) -> Iterator[Start]:
+def logs(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "gb10" / "serve"
+
+
+@pytest.fixture
+def start(logs: Path) -> Iterator[Start]:
     """A function that runs Python text as a server; it is stopped at the end of the test."""
     servers: list[Server] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
 
     def run(text: str, *arguments: str) -> Server:
-        server = Server([sys.executable, "-c", textwrap.dedent(text), *arguments], {})
+        server = Server([sys.executable, "-c", textwrap.dedent(text), *arguments], dict(os.environ), logs)
         servers.append(server)
         return server
 
@@ -214,13 +219,12 @@ def test_signal_asks_for_the_end(start: Start, number: signal.Signals) -> None:
     assert server.stopping == number
 
 
-def test_only_the_newest_logs_are_kept(start: Start, tmp_path: Path) -> None:
-    folder = tmp_path / "state" / "gb10" / "serve"
-    folder.mkdir(parents=True)
+def test_only_the_newest_logs_are_kept(start: Start, logs: Path) -> None:
+    logs.mkdir(parents=True)
     for number in range(30):
-        (folder / f"2000{number:04}-000000-1.log").write_text("")
+        (logs / f"2000{number:04}-000000-1.log").write_text("")
     server = start("pass")
-    assert len(list(folder.glob("*.log"))) == 20
+    assert len(list(logs.glob("*.log"))) == 20
     assert server.log_path.exists()
 
 

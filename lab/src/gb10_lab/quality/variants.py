@@ -15,10 +15,10 @@ from fnmatch import fnmatchcase
 
 import torch
 
+from gb10 import fp8
 from gb10.checkpoint import modelopt
 from gb10.nvfp4 import (
     BLOCK_SIZE,
-    UE4M3_MAX,
     NvFp4Tensor,
     dequantize,
     fake_quantize_activations,
@@ -29,18 +29,6 @@ from gb10_lab.testbed.quantize import quantize_tensors
 
 Tensors = dict[str, torch.Tensor]
 Site = Callable[[str, torch.Tensor], torch.Tensor]
-
-DENSE = (
-    "model.layers.*.linear_attn.in_proj_qkvz",
-    "model.layers.*.linear_attn.in_proj_ba",
-    "model.layers.*.self_attn.q_proj",
-    "model.layers.*.self_attn.k_proj",
-    "model.layers.*.self_attn.v_proj",
-    "model.layers.*.self_attn.qkv_proj",
-)
-"""The dense side that the shipped checkpoint leaves in BF16: input projections of both kinds of attention."""
-
-HEAD = ("lm_head",)
 
 REFERENCE = "bf16"
 """The key of the row that all others are compared with."""
@@ -99,7 +87,7 @@ def identity(_name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 def fp8_kv_cache(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """Round keys and values to E4M3 with scale 1, saturating, as vLLM does without calibrated scales."""
-    return _e4m3(tensor).to(tensor.dtype) if _KV_CACHE.search(name) else tensor
+    return fp8.encode(tensor).to(tensor.dtype) if _KV_CACHE.search(name) else tensor
 
 
 def w4a4(amax: Mapping[str, float]) -> Site:
@@ -120,14 +108,6 @@ def w4a4(amax: Mapping[str, float]) -> Site:
     return quantise
 
 
-def fp8_rows(weight: torch.Tensor) -> torch.Tensor:
-    """Round a weight `[out, in]` to E4M3 with one float32 scale a row, and back to float32."""
-    weight = weight.to(torch.float32)
-    scales = weight.abs().amax(-1, keepdim=True) / UE4M3_MAX
-    scales = torch.where(scales == 0, 1.0, scales)
-    return _e4m3(weight / scales).to(torch.float32) * scales
-
-
 def make_variants(
     checkpoint: Mapping[str, torch.Tensor], amax: Mapping[str, float], experts_per_token: int
 ) -> Iterator[Variant]:
@@ -139,20 +119,20 @@ def make_variants(
     reading = _Reading(source, experts_per_token)
     plain = {name: tensor.to(torch.float32) for name, tensor in source.items()}
     shipped = quantize_tensors(source, amax, modelopt.AS_SHIPPED)
-    everything = quantize_tensors(source, amax, _without(modelopt.AS_SHIPPED, DENSE + HEAD))
+    everything = quantize_tensors(source, amax, _without(modelopt.AS_SHIPPED, modelopt.DENSE + modelopt.HEAD))
     as_shipped = _dequantised(shipped)
 
     def change(names: set[str], convert: Callable[[str], torch.Tensor]) -> Tensors:
         return as_shipped | {name: convert(name) for name in sorted(names)}
 
-    def fp8(name: str) -> torch.Tensor:
-        return fp8_rows(source[name])
+    def in_fp8(name: str) -> torch.Tensor:
+        return fp8.dequantize(*fp8.quantize_rows(source[name]))
 
     def nvfp4(name: str) -> torch.Tensor:
         return _weight(everything, name)
 
     packed = {name for name in source if f"{name}_scale" in shipped}
-    dense, head = _matching(source, DENSE), _matching(source, HEAD)
+    dense, head = _matching(source, modelopt.DENSE), _matching(source, modelopt.HEAD)
     in_nvfp4 = dict.fromkeys(packed, Format.NVFP4)
     yield Variant(REFERENCE, "BF16", plain, identity, reading.bytes({}))
     yield Variant("bf16-fp8-kv", "BF16, FP8 KV cache", plain, fp8_kv_cache, reading.bytes({}))
@@ -160,8 +140,8 @@ def make_variants(
     yield Variant("shipped", "NVFP4 as shipped (W4A16)", as_shipped, identity, size)
     yield Variant("shipped-w4a4", "NVFP4 as shipped, W4A4", as_shipped, w4a4(amax), size)
     for key, name, names, convert, form in (
-        ("fp8-dense", "+ FP8 dense", dense, fp8, Format.FP8),
-        ("fp8-dense-head", "+ FP8 dense and head", dense | head, fp8, Format.FP8),
+        ("fp8-dense", "+ FP8 dense", dense, in_fp8, Format.FP8),
+        ("fp8-dense-head", "+ FP8 dense and head", dense | head, in_fp8, Format.FP8),
         ("nvfp4-dense", "+ NVFP4 dense", dense, nvfp4, Format.NVFP4),
         ("nvfp4-dense-head", "+ NVFP4 dense and head", dense | head, nvfp4, Format.NVFP4),
     ):
@@ -224,10 +204,6 @@ def _sparse(stored: Mapping[str, torch.Tensor], names: set[str]) -> tuple[Tensor
         tensors[name] = _rounded(unpack(weight))
         losses.append(loss)
     return tensors, total(losses)
-
-
-def _e4m3(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.clamp(-UE4M3_MAX, UE4M3_MAX).to(torch.float8_e4m3fn)
 
 
 def _matching(names: Mapping[str, torch.Tensor], patterns: Sequence[str]) -> set[str]:

@@ -24,6 +24,18 @@ AS_SHIPPED = (
 What is left is NVFP4: the experts, the shared expert, and the output projections of both kinds of attention.
 """
 
+DENSE = (
+    "model.layers.*.linear_attn.in_proj_qkvz",
+    "model.layers.*.linear_attn.in_proj_ba",
+    "model.layers.*.self_attn.q_proj",
+    "model.layers.*.self_attn.k_proj",
+    "model.layers.*.self_attn.v_proj",
+    "model.layers.*.self_attn.qkv_proj",
+)
+"""The dense side of ``AS_SHIPPED``: the input projections of both kinds of attention."""
+
+HEAD = ("lm_head",)
+
 _PRODUCER = {"name": "gb10.testbed", "version": "0.1.0"}
 
 

@@ -6,7 +6,6 @@ an older guide silently does nothing. Here each one is an error with its replace
 
 import difflib
 import importlib.util
-import os
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -14,25 +13,13 @@ from pathlib import Path
 
 from gb10.errors import UserError
 from gb10.routing import CPU_MODE_VARIABLE, CPU_MODES
-from gb10.vllm_plugin.draft.ids import ENV_NAME as DRAFT_VOCABULARY
+from gb10.serve.settings import EXTRA_ARGS, ROWS
 
-OURS = frozenset(
-    {
-        "GB10_DEMO_MODEL",
-        DRAFT_VOCABULARY,
-        "GB10_HELDOUT",
-        "GB10_KERNELS",
-        "GB10_PROFILE",
-        CPU_MODE_VARIABLE,
-        "GB10_SERVE_COMMAND",
-        "GB10_TESTBED",
-        "GB10_VLLM_FP4",
-    }
-)
-"""GB10_* variables with a meaning, here or for gb10.kernels, gb10_lab.testbed and the end-to-end tests."""
+_ELSEWHERE = ("GB10_HELDOUT", "GB10_KERNELS", "GB10_SERVE_COMMAND", "GB10_TESTBED", "GB10_VLLM_FP4")
+OURS = frozenset(_ELSEWHERE) | {row.variable for row in ROWS.values() if row.variable.startswith("GB10_")}
+"""GB10_* variables with a meaning: the settings, and what gb10.kernels, gb10_lab and the tests read."""
 
 PROFILES = ("cpu", "cuda")
-EXTRA_ARGS = "VLLM_EXTRA_ARGS"
 
 _MOE = "use --moe-backend NAME or --route nvfp4_moe=NAME"
 _MARLIN = "use --linear-backend marlin --moe-backend marlin"
@@ -138,7 +125,7 @@ def check(environment: Mapping[str, str]) -> None:
         raise UserError("environment: " + "; ".join(troubles))
 
 
-def log_folder() -> Path:
+def log_folder(environment: Mapping[str, str]) -> Path:
     """Where logs of `gb10 serve` go: XDG_STATE_HOME/gb10/serve, by default ~/.local/state/gb10/serve."""
-    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    state = environment.get("XDG_STATE_HOME") or "~/.local/state"
     return Path(state).expanduser() / "gb10" / "serve"

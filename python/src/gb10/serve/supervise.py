@@ -21,9 +21,10 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+import psutil  # type: ignore[import-untyped, unused-ignore]
+
 from gb10.errors import ServerFailed, UserError
 from gb10.serve import progress
-from gb10.serve.environment import log_folder
 
 TERM_GRACE = 6.0
 """Seconds that vLLM gets after SIGTERM before it is killed. Killing takes well under a second more."""
@@ -42,33 +43,23 @@ def check_port(host: str, port: int) -> None:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except OSError as error:
-        raise UserError(
-            f"cannot listen on {host}: {error.strerror or error}; give an address of this machine"
-        ) from None
-    with socket.socket(family, kind, protocol) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             probe.listen(1)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise UserError(
-                    f"port {port} on {host} is in use; choose another with --port N (or PORT=N)"
-                ) from None
-            if error.errno == errno.EACCES:
-                raise UserError(
-                    f"port {port} needs root; choose one from 1024 on with --port N (or PORT=N)"
-                ) from None
-            raise UserError(
-                f"cannot listen on {host} port {port}: {error.strerror}; give an address of this machine"
-            ) from None
+    except OSError as error:
+        reason = error.strerror or error
+        text = f"cannot listen on {host} port {port}: {reason}; give an address of this machine"
+        if error.errno == errno.EADDRINUSE:
+            text = f"port {port} on {host} is in use; choose another with --port N (or PORT=N)"
+        elif error.errno == errno.EACCES:
+            text = f"port {port} needs root; choose one from 1024 on with --port N (or PORT=N)"
+        raise UserError(text) from None
 
 
-def open_log() -> tuple[Path, IO[bytes]]:
+def open_log(folder: Path) -> tuple[Path, IO[bytes]]:
     """A new log file; the oldest beyond twenty are removed. Falls back to the temporary folder."""
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
-    folder = log_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / name).open("xb")
@@ -80,46 +71,34 @@ def open_log() -> tuple[Path, IO[bytes]]:
     return folder / name, file
 
 
-def _stat_fields(pid: int) -> tuple[int, int, str] | None:
-    """(parent pid, session id, state) of a process, None if it is gone."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = text.rpartition(")")[2].split()
-    return int(fields[1]), int(fields[3]), fields[0]
-
-
 def family(root: int) -> list[int]:
     """Living processes of ``root``'s session and all descendants of ``root`` and of those, zombies left out.
 
     Orphans are found too: they become our children (we are a subreaper) and keep their session.
     """
-    table = {
-        int(path.name): fields
-        for path in Path("/proc").iterdir()
-        if path.name.isdigit() and (fields := _stat_fields(int(path.name)))
-    }
-    members = {pid for pid, (_, session, _) in table.items() if session == root}
-    members.add(root)
-    grown = True
-    while grown:
-        children = {pid for pid, (parent, _, _) in table.items() if parent in members}
-        grown = not children <= members
-        members |= children
-    return [pid for pid in members if pid in table and table[pid][2] not in ("Z", "X")]
+    members, parents, living = {root}, {}, []
+    for process in psutil.process_iter(["ppid", "status"]):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(process.pid) == root:
+                members.add(process.pid)
+            parents[process.pid] = process.info["ppid"]
+            if process.info["status"] not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+                living.append(process.pid)
+    while more := {pid for pid, parent in parents.items() if parent in members} - members:
+        members |= more
+    return [pid for pid in living if pid in members]
 
 
 class Server:
-    """vLLM in a session of its own, its log in a file.
+    """vLLM in a session of its own with ``environment``, its log in a file in ``logs``.
 
     ``stop`` ends it; it is safe to call twice. ``stopping`` is set once a signal asked for the end.
     """
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], *, verbose: bool = False
+        self, command: Sequence[str], environment: Mapping[str, str], logs: Path, *, verbose: bool = False
     ) -> None:
-        self.log_path, log = open_log()
+        self.log_path, log = open_log(logs)
         self.stopping: int | None = None
         self._verbose = verbose
         self._tail: deque[str] = deque(maxlen=400)
@@ -129,7 +108,6 @@ class Server:
         # vLLM leaves sockets and files in the temporary folder; this one goes with the server.
         self._scratch = tempfile.TemporaryDirectory(prefix="gb10-serve-", ignore_cleanup_errors=True)
         variables = {
-            **os.environ,
             **environment,
             "TMPDIR": self._scratch.name,
             "PYTHONUNBUFFERED": "1",
@@ -273,16 +251,12 @@ class _Probe:
         self._headers = {"Content-Type": "application/json"} | (
             {"Authorization": f"Bearer {key}"} if key else {}
         )
-        self._context = ssl.create_default_context() if url.startswith("https") else None
-        if self._context is not None:
-            # Our own child on our own address, with a certificate that need not name it.
-            self._context.check_hostname = False
-            self._context.verify_mode = ssl.CERT_NONE
-        # Never through a proxy: the server is on this machine.
-        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
-        if self._context is not None:
-            handlers.append(urllib.request.HTTPSHandler(context=self._context))
-        self._opener = urllib.request.build_opener(*handlers)
+        # Our own child on our own address, with a certificate that need not name it. Never through a proxy.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        self._opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        )
         threading.Thread(target=self._run, daemon=True).start()
 
     def stop(self) -> None:

@@ -1,13 +1,15 @@
 """Flags, variables, and the arguments that are passed on to vLLM."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gb10.errors import UserError
-from gb10.serve.options import VllmArguments, is_loopback, option_name, parse, token_count
+from gb10.serve.settings import Origin, is_loopback, markdown, parse, token_count
+from gb10.serve.vllm_arguments import VllmArguments, option_name
 
 
 @pytest.mark.parametrize(
@@ -201,6 +203,59 @@ def test_base_url(argv: list[str], url: str) -> None:
 def test_token_count_scales(number: int) -> None:
     assert token_count(f"{number}k") == number * 1000
     assert token_count(f"{number}K") == number * 1024
+
+
+def origins(argv: list[str], environment: dict[str, str]) -> dict[str, tuple[str, str]]:
+    return {name: (value, origin) for name, value, origin in parse(argv, environment).table()}
+
+
+def test_every_value_has_its_origin() -> None:
+    environment = {
+        "PORT": "1",
+        "MAX_NUM_SEQS": "2",
+        "HOST": "::1",
+        "VLLM_EXTRA_ARGS": "--max-num-seqs 3 --seed 1 --dtype half",
+    }
+    found = origins(
+        ["/m", "--host", "localhost", "--api-key", "a", "b", "--no-x", "--dtype=float32"], environment
+    )
+    assert found["--model"] == ("/m", "flag")
+    assert found["--host"] == ("localhost", "flag")
+    assert found["--port"] == ("1", "variable")
+    assert found["--max-num-seqs"] == ("3", "variable")
+    assert found["--seed"] == ("1", "variable")
+    assert found["--dtype"] == ("float32", "flag")
+    assert found["--no-x"] == ("", "flag")
+    assert found["--api-key"] == ("...", "flag")
+    assert found["GB10_CPU_NVFP4_MODE"] == ("dequant", "default")
+    assert "--max-model-len" not in found
+    assert origins(["--vllm-args", "--seed 2"], environment)["--seed"] == ("2", "flag")
+    assert parse(["--vllm-args", "--seed 2"], environment).vllm_args == "--seed 2"
+    assert origins([], {})["--port"] == ("8000", "default")
+
+
+def test_what_gb10_settles_does_not_replace_what_was_said() -> None:
+    found = parse(["--dtype", "half"], {"OMP_NUM_THREADS": "3"})
+    found.settle(Origin.MACHINE, dtype="bfloat16", max_num_seqs=4, revision=None)
+    found.export(Origin.MACHINE, OMP_NUM_THREADS="1", OTHER="1")
+    assert (found.dtype, found.max_num_seqs, found.variables) == ("half", 4, {"OTHER": "1"})
+    assert ("--max-num-seqs", "4", "machine") in found.table()
+    assert ("OTHER", "1", "machine") in found.table()
+    found.export(Origin.FLAG, OMP_NUM_THREADS="1")
+    assert found.variables["OMP_NUM_THREADS"] == "1"
+
+
+def test_each_vllm_option_that_is_read_is_passed_on_as_given() -> None:
+    text = "--served-model-name a b --kv-cache-memory-bytes=1G --no-enforce-eager --revision v2 --dtype half"
+    found = parse(text.split(), {})
+    assert found.passed_on.tokens() == text.split()
+    assert (found.served_model_name, found.kv_cache_memory_bytes) == ("a", 1 << 30)
+    assert (found.enforce_eager, found.revision, found.dtype) == (False, "v2", "half")
+
+
+def test_the_documentation_has_the_table() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert markdown() in text
 
 
 def test_help_prints_every_variable(capsys: pytest.CaptureFixture[str]) -> None:

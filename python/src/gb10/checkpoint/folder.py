@@ -1,0 +1,132 @@
+"""A checkpoint in a folder: what its config says, and what is wrong with it, before vLLM looks."""
+
+import json
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from gb10.checkpoint.headers import Incomplete, Tensor, read_json, read_weights, readable
+from gb10.errors import UserError
+
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
+_TOKENIZERS = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "tekken.json",
+    "tokenizer_config.json",
+    "*.tiktoken",
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that was looked at.
+
+    ``name`` is what the user calls it. ``folder`` is None for a hub model that is not (wholly) on this
+    machine. ``config`` is empty when nothing is known, ``tensors`` when weights were not read. ``cached``:
+    ``folder`` is a snapshot in the cache of Hugging Face's hub.
+    """
+
+    name: str
+    folder: Path | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    tensors: tuple[Tensor, ...] = ()
+    cached: bool = False
+
+    @cached_property
+    def text(self) -> dict[str, Any]:
+        """The language model's part of the config."""
+        nested = self.config.get("text_config")
+        return nested if isinstance(nested, dict) else self.config
+
+    @property
+    def source(self) -> str:
+        """What vLLM loads: the folder, which it finds without the hub, or the name."""
+        return self.name if self.folder is None else str(self.folder)
+
+    @property
+    def label(self) -> str:
+        """Short name for the API: the folder's name, or the hub name."""
+        return self.folder.name if self.folder is not None and not self.cached else self.name
+
+    @property
+    def experts(self) -> int | None:
+        """Number of routed experts, None for a dense or unknown model."""
+        keys = ("num_experts", "num_local_experts", "n_routed_experts")
+        return next((count for key in keys if (count := self._positive(key))), None)
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Longest context of the config, None if it does not say."""
+        return self._positive("max_position_embeddings")
+
+    def _positive(self, key: str) -> int | None:
+        value = self.text.get(key)
+        return value if isinstance(value, int) and value > 0 else None
+
+    @property
+    def has_gdn(self) -> bool:
+        """Whether some layers are Gated DeltaNet."""
+        kinds = self.text.get("layer_types")
+        return "linear_num_value_heads" in self.text or (
+            isinstance(kinds, list) and "linear_attention" in kinds
+        )
+
+    @property
+    def quantization(self) -> str | None:
+        """``quant_algo`` or ``quant_method`` of the checkpoint, upper case; None for plain weights."""
+        section = self.config.get("quantization_config")
+        if not isinstance(section, dict) and self.folder is not None:
+            section = _hf_quant_config(self.folder)
+        if not isinstance(section, dict):
+            return None
+        nested = section.get("quantization")
+        inner = nested if isinstance(nested, dict) else section
+        value = inner.get("quant_algo") or inner.get("quant_method")
+        return str(value).upper() if value else None
+
+
+def _hf_quant_config(folder: Path) -> object:
+    """ModelOpt's older side file; vLLM reads it when config.json has no quantization_config."""
+    try:
+        return json.loads((folder / "hf_quant_config.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def inspect(folder: Path, name: str, *, weights: bool = True, tokenizer: bool = True) -> Checkpoint:
+    """Read config.json and the weights' headers of a local checkpoint.
+
+    ``weights`` and ``tokenizer`` say whether those files must be there. Raises UserError for the first thing
+    that vLLM could not load; Incomplete when that is a file that is not there.
+    """
+    path = folder / "config.json"
+    with readable("checkpoint", folder):
+        files = [entry.name for entry in folder.iterdir()]
+        present = path.exists()
+    if not present:
+        raise Incomplete(
+            f"{folder} is not a checkpoint: it has no config.json; give the folder that holds it"
+        )
+    config = read_json("config", path)
+    if not config.get("architectures"):
+        raise UserError(f"config {path} names no architectures; vLLM cannot tell what model this is")
+
+    def holds(*patterns: str) -> bool:
+        return any(fnmatchcase(file, pattern) for file in files for pattern in patterns)
+
+    tensors: list[Tensor] = []
+    if weights:
+        if not holds(*_WEIGHTS):
+            raise Incomplete(
+                f"checkpoint {folder} has a config.json and no weights (*.safetensors); fetch it again"
+            )
+        tensors = read_weights(folder)
+    if tokenizer and not holds(*_TOKENIZERS):
+        raise Incomplete(
+            f"checkpoint {folder} has no tokenizer (tokenizer.json); add it or give --tokenizer NAME"
+        )
+    return Checkpoint(name, folder, config, tuple(tensors))

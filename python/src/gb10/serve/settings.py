@@ -1,0 +1,347 @@
+"""Every setting of ``gb10 serve``: its flag, its variable, its value, and where the value came from.
+
+The fields of ``Settings`` are the one table: the parser, the variables, ``--help`` and docs/configuration.md
+come out of it. Whatever is not in it is vLLM's and is passed on. vLLM's own spellings (``-tp``, underscores,
+``--flag=value``) work for all.
+"""
+
+import argparse
+import ipaddress
+import math
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from enum import IntEnum, auto
+from typing import Any
+
+from gb10.errors import UserError
+from gb10.routing import CPU_MODE_VARIABLE, CPU_MODES
+from gb10.serve.vllm_arguments import VllmArguments, with_dashes
+from gb10.units import parse_bytes, parse_count
+from gb10.vllm_plugin.draft.ids import ENV_NAME as DRAFT_VOCABULARY
+
+EXTRA_ARGS = "VLLM_EXTRA_ARGS"
+
+
+class Origin(IntEnum):
+    """Where a value came from. Of two that were said, the stronger (later) counts.
+
+    MACHINE: nobody said, and gb10 computed it from the model and the machine. A recipe, what is known to be
+    good for a model, will stand between that and VARIABLE.
+    """
+
+    DEFAULT = auto()
+    MACHINE = auto()
+    VARIABLE = auto()
+    FLAG = auto()
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How text becomes a value (ValueError: malformed), what good text is, and what argparse must know."""
+
+    parse: Callable[[str], Any] = str
+    says: str = ""
+    argparse: Mapping[str, Any] = field(default_factory=lambda: {"metavar": "X"})
+
+
+def _above_zero(number: Callable[[str], float], highest: float = math.inf) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = number(text)
+        if not 0 < value <= highest:
+            raise ValueError
+        return value
+
+    return parse
+
+
+def token_count(text: str) -> int | str:
+    """Tokens: a number, one with k/m (1000s) or K/M (1024s), or "auto". Raises ValueError otherwise."""
+    return "auto" if text in ("auto", "-1") else parse_count(text)
+
+
+TEXT = Kind()
+SWITCH = Kind(argparse={"action": "store_const", "const": True})
+KEYS = Kind(lambda text: (text,), argparse={"nargs": "+", "metavar": "KEY"})
+ROUTES = Kind(argparse={"action": "append", "metavar": "OP=BACKEND"})
+PORT = Kind(_above_zero(int, 65535), "a port (1 to 65535)")
+SHARE = Kind(_above_zero(float, 1), "a fraction above 0, at most 1")
+TOKENS = Kind(token_count, "a number of tokens such as 4096, 32k or auto")
+WHOLE = Kind(_above_zero(int), "a whole number above 0")
+BYTES = Kind(parse_bytes, "a number of bytes such as 512M or 2G")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the table says of one setting. ``shown`` describes its default where that is no fixed value.
+
+    Without ``help`` the option is vLLM's: gb10 reads it and may set it, and passes it on as it was given.
+    """
+
+    flags: str
+    variable: str = ""
+    kind: Kind = TEXT
+    default: Any = None
+    shown: str = ""
+    help: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the user calls it: its first flag, else its variable."""
+        return self.flags.partition(" ")[0] or self.variable
+
+    def read(self, given: Any, source: str) -> Any:
+        """The value of what was ``given`` in ``source``, None for nothing. Raises UserError if malformed."""
+        if isinstance(given, list):
+            return tuple(part for part in given if part) or None
+        try:
+            value = self.kind.parse(given) if isinstance(given, str) else given
+        except ValueError:
+            raise UserError(f"{source} {given!r} is not {self.kind.says}") from None
+        return None if value == "" else value
+
+
+def setting(*given: Any, **named: Any) -> Any:
+    """A field of ``Settings``, from the arguments of a ``Row``."""
+    made = Row(*given, **named)
+    return field(default=made.default, metadata={"row": made})
+
+
+@dataclass
+class Settings:
+    """The value of each setting; None means: not said, gb10 or vLLM decides."""
+
+    model: str | None = setting(
+        "--model", "MODEL", shown="demo model if there is no GPU", help="checkpoint folder or hub name"
+    )
+    port: int = setting("--port", "PORT", PORT, 8000, help="port to listen on")
+    host: str = setting(
+        "--host", "HOST", TEXT, "127.0.0.1", help="address; any but loopback needs an API key"
+    )
+    api_keys: tuple[str, ...] = setting(
+        "--api-key", "VLLM_API_KEY", KEYS, (), "none", help="key that clients must send"
+    )
+    gpu_memory_utilization: float | None = setting(
+        "--gpu-memory-utilization --gpu-memory-util",
+        "GPU_MEMORY_UTIL",
+        SHARE,
+        shown="vLLM's; 0.8 of unified memory",
+        help="share of GPU memory for vLLM",
+    )
+    max_model_len: int | str | None = setting(
+        "--max-model-len",
+        "MAX_MODEL_LEN",
+        TOKENS,
+        shown="from the checkpoint, bounded on CPU",
+        help="longest context in tokens; `32k`, `auto`",
+    )
+    max_num_seqs: int | None = setting(
+        "--max-num-seqs", "MAX_NUM_SEQS", WHOLE, shown="vLLM's", help="sequences at once"
+    )
+    tensor_parallel_size: int | None = setting(
+        "--tensor-parallel-size -tp",
+        "TENSOR_PARALLEL_SIZE",
+        WHOLE,
+        shown="1",
+        help="GPUs to split the model over",
+    )
+    vllm_args: str | None = setting(
+        "--vllm-args",
+        EXTRA_ARGS,
+        shown="none",
+        help="more vLLM arguments, split as a shell would: JSON survives",
+    )
+    routes: tuple[str, ...] = setting(
+        "--route", "", ROUTES, (), help="force a backend; `gb10 routing --flags` lists them"
+    )
+    verbose: bool = setting("--verbose", "", SWITCH, False, help="show vLLM's log here too")
+    dry_run: bool = setting(
+        "--dry-run", "", SWITCH, False, help="print all settings and the command, and stop"
+    )
+    cpu_mode: str = setting(
+        "",
+        CPU_MODE_VARIABLE,
+        default=CPU_MODES[0],
+        help="CPU engine: `dequant`, `packed` or `emulate` (W4A4 numerics)",
+    )
+    profile: str | None = setting("", "GB10_PROFILE", shown="by GPU", help="`cpu` or `cuda`")
+    demo_model: str | None = setting(
+        "", "GB10_DEMO_MODEL", shown="the built one", help="demo checkpoint folder"
+    )
+    draft_vocabulary: str | None = setting(
+        "",
+        DRAFT_VOCABULARY,
+        shown="all tokens",
+        help="`FILE:N`: MTP drafts read N rows of the output head ([speculative.md](speculative.md))",
+    )
+    served_model_name: str | None = setting("--served-model-name")
+    dtype: str | None = setting("--dtype")
+    enforce_eager: bool | None = setting("--enforce-eager", kind=SWITCH)
+    kv_cache_memory_bytes: int | None = setting("--kv-cache-memory-bytes", kind=BYTES)
+    kv_cache_dtype: str | None = setting("--kv-cache-dtype")
+    moe_backend: str | None = setting("--moe-backend")
+    load_format: str | None = setting("--load-format")
+    revision: str | None = setting("--revision")
+    speculative_config: str | None = setting("--speculative-config")
+
+    passed_on: VllmArguments = field(default_factory=VllmArguments)
+    """vLLM's arguments: those that were given, and the backends that routing chose."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """The user's variables."""
+    variables: dict[str, str] = field(default_factory=dict)
+    """What vLLM's process gets on top of them."""
+    origins: dict[str, Origin] = field(default_factory=dict)
+    """Where each came from, by field, by vLLM's option, or by variable."""
+
+    def settle(self, origin: Origin, **values: Any) -> None:
+        """Set each of these fields that nobody has set."""
+        for name, value in values.items():
+            if getattr(self, name) is None and value is not None:
+                setattr(self, name, value)
+                self.origins[name] = origin
+
+    def choose(self, origin: Origin, options: Iterable[tuple[str, ...]]) -> None:
+        """Set options of vLLM that are no fields."""
+        chosen = VllmArguments(tuple(options))
+        self.passed_on = VllmArguments(chosen.groups + self.passed_on.groups)
+        self.origins |= dict.fromkeys(chosen.names, origin)
+
+    def export(self, origin: Origin, **variables: str) -> None:
+        """Set variables of vLLM's process, but not those of the user that are stronger."""
+        for name, value in variables.items():
+            if name not in self.environment or origin >= Origin.VARIABLE:
+                self.variables[name], self.origins[name] = value, origin
+
+    @property
+    def base_url(self) -> str:
+        """The address that a client on this machine uses."""
+        scheme = "https" if self.passed_on.has("--ssl-certfile") else "http"
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(self.host, self.host)
+        return f"{scheme}://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self.port}"
+
+    def table(self) -> list[tuple[str, str, str]]:
+        """(setting, value, origin) of all that is set, as text. A key stays secret."""
+        cells = []
+        for name, row in ROWS.items():
+            value, elsewhere = getattr(self, name), row.name in (*self.passed_on.names, *self.variables)
+            if value not in (None, False, ()) and not elsewhere:
+                values = value if isinstance(value, tuple) else () if value is True else (value,)
+                cells.append((row.name, values, self.origins[name]))
+        for name, (option, *given) in zip(self.passed_on.names, self.passed_on.groups, strict=True):
+            option, *value = option.split("=", 1)
+            cells.append((option, (*value, *given), self.origins[name]))
+        cells += [(name, (value,), self.origins[name]) for name, value in self.variables.items()]
+        return [
+            (name, "..." if "KEY" in name.upper() else " ".join(map(str, values)), str(origin))
+            for name, values, origin in cells
+        ]
+
+
+ROWS: dict[str, Row] = {part.name: part.metadata["row"] for part in fields(Settings) if part.metadata}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of gb10's own flags; it leaves the rest for vLLM.
+
+    argparse, where the other commands have typer: click has no option of several values (``--api-key A B``).
+    """
+    parser = argparse.ArgumentParser(
+        prog="gb10 serve",
+        usage="gb10 serve [MODEL] [options] [vLLM arguments...]",
+        description=(
+            "Serve a model with vLLM's OpenAI-compatible API. MODEL comes first, as for `vllm serve`; "
+            "everything that is not listed here is passed on to vLLM. Without MODEL and without a GPU the "
+            "demo model is served on the CPU. Flags win over variables."
+        ),
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    for name, row in ROWS.items():
+        if row.flags and row.help:
+            default = f" [{row.shown or row.default}]" if row.shown or row.default else ""
+            text = row.help.replace("`", "") + default + (f"; or {row.variable}" if row.variable else "")
+            parser.add_argument(*row.flags.split(), dest=name, help=text, **row.kind.argparse)
+    return parser
+
+
+def markdown() -> str:
+    """The table of docs/configuration.md: what ``--help`` says, and the variables without a flag."""
+    lines = ["| flag | variable | default | meaning |", "| --- | --- | --- | --- |"]
+    special = {"--model": "`MODEL` or `--model`", "--route": "`--route OP=BACKEND`"}
+    for row in ROWS.values():
+        flag = special.get(row.name, f"`{row.name}`" if row.flags else "")
+        variable = f"`{row.variable}`" if row.variable else ""
+        if row.help:
+            lines.append(f"| {flag} | {variable} | {row.shown or row.default or ''} | {row.help} |")
+    return "\n".join(lines) + "\n"
+
+
+def _read(tokens: Sequence[str], stronger: Sequence[str] = ()) -> tuple[dict[str, Any], VllmArguments]:
+    """What ``tokens`` say, by field and as given; and vLLM's arguments, without the ``stronger`` names."""
+    try:
+        known, rest = build_parser().parse_known_args([with_dashes(token) for token in tokens])
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error} (see: gb10 serve --help)") from None
+    passed_on = VllmArguments.parse(token for token in rest if token != "--").without(stronger)
+    vllms = {
+        name: (passed_on.switch if row.kind is SWITCH else passed_on.value)(row.flags)
+        for name, row in ROWS.items()
+        if not row.help
+    }
+    return vars(known) | vllms, passed_on
+
+
+def _split(text: str, source: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{source} cannot be split as a shell would: {str(error).lower()}") from None
+
+
+def parse(argv: Sequence[str], environment: Mapping[str, str]) -> Settings:
+    """Settings out of the command line and the variables.
+
+    Order, strongest first: command line, ``--vllm-args`` or VLLM_EXTRA_ARGS, single variables, defaults.
+    Raises UserError for anything malformed; SystemExit(0) after ``--help``.
+    """
+    tokens = list(argv)
+    positional = tokens.pop(0) if tokens and not tokens[0].startswith("-") else None
+    flags, passed_on = _read(tokens)
+    if positional is not None:
+        if flags["model"] not in (None, positional):
+            raise UserError(f"two models given: {positional} and --model {flags['model']}; give one")
+        flags["model"] = positional
+    text, source, origin = flags["vllm_args"], "--vllm-args", Origin.FLAG
+    if text is None:
+        text, source, origin = environment.get(EXTRA_ARGS, ""), EXTRA_ARGS, Origin.VARIABLE
+    extra, weaker = _read(_split(text, source), passed_on.names)
+
+    found = Settings(passed_on=VllmArguments(weaker.groups + passed_on.groups), environment=environment)
+    found.origins = dict.fromkeys(weaker.names, origin) | dict.fromkeys(passed_on.names, Origin.FLAG)
+    for name, row in ROWS.items():
+        # The layers, strongest first. A recipe is one more, before the default.
+        layers = (
+            (flags.get(name), row.name, Origin.FLAG),
+            (extra.get(name), f"{row.name} (in {source})", origin),
+            (environment.get(row.variable) or None, row.variable, Origin.VARIABLE),
+            (row.default, row.name, Origin.DEFAULT),
+        )
+        given, where, found.origins[name] = next(
+            (layer for layer in layers if layer[0] is not None), layers[-1]
+        )
+        value = row.read(given, where)
+        setattr(found, name, row.default if value is None else value)
+    return found
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
