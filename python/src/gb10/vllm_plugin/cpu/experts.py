@@ -95,21 +95,13 @@ class _DequantExperts(_Nvfp4Experts):
 
     def apply(
         self,
+        *,
         output: torch.Tensor,
-        hidden_states: torch.Tensor,
-        w1: torch.Tensor,
-        w2: torch.Tensor,
         topk_weights: torch.Tensor,
         topk_ids: torch.Tensor,
-        activation: MoEActivation,
-        global_num_experts: int,
         expert_map: torch.Tensor | None,
-        a1q_scale: torch.Tensor | None,
-        a2_scale: torch.Tensor | None,
-        workspace13: torch.Tensor,
-        workspace2: torch.Tensor,
-        expert_tokens_meta: mk.ExpertTokensMetadata | None,
         apply_router_weight_on_input: bool,
+        **rest: Any,
     ) -> None:
         # vLLM's C++ kernel takes local ids only and has no "skip". A foreign expert becomes expert 0 with
         # weight 0. A weight that is on the input already cannot be zeroed: then (top-1) the row is cleared.
@@ -119,21 +111,12 @@ class _DequantExperts(_Nvfp4Experts):
             ids = ids.masked_fill(foreign, 0)
             topk_weights = topk_weights.masked_fill(foreign, 0.0)
         super().apply(
-            output,
-            hidden_states,
-            w1,
-            w2,
-            topk_weights,
-            ids,
-            activation,
-            global_num_experts,
-            None,
-            a1q_scale,
-            a2_scale,
-            workspace13,
-            workspace2,
-            expert_tokens_meta,
-            apply_router_weight_on_input,
+            output=output,
+            topk_weights=topk_weights,
+            topk_ids=ids,
+            expert_map=None,
+            apply_router_weight_on_input=apply_router_weight_on_input,
+            **rest,
         )
         if foreign is not None and apply_router_weight_on_input:
             output.masked_fill_(foreign, 0.0)
@@ -183,6 +166,7 @@ class PackedExperts(_Nvfp4Experts):
 
     def apply(
         self,
+        *,
         output: torch.Tensor,
         hidden_states: torch.Tensor,
         w1: torch.Tensor,
@@ -190,14 +174,9 @@ class PackedExperts(_Nvfp4Experts):
         topk_weights: torch.Tensor,
         topk_ids: torch.Tensor,
         activation: MoEActivation,
-        global_num_experts: int,
         expert_map: torch.Tensor | None,
-        a1q_scale: torch.Tensor | None,
-        a2_scale: torch.Tensor | None,
-        workspace13: torch.Tensor,
-        workspace2: torch.Tensor,
-        expert_tokens_meta: mk.ExpertTokensMetadata | None,
         apply_router_weight_on_input: bool,
+        **_rest: Any,
     ) -> None:
         w13_input_scale, w2_input_scale = self._input_scales or (None, None)
         result = nvfp4_experts(
