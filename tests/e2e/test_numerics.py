@@ -104,6 +104,41 @@ def weight_only_moe(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
+@pytest.fixture(scope="module")
+def compressed_moe(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights as a compressed-tensors checkpoint: other names, and the scales' reciprocals."""
+    folder = tmp_path_factory.mktemp("numerics") / "qwen3_moe_compressed"
+    shutil.copytree(moe, folder)
+    (folder / "hf_quant_config.json").unlink()
+    numbers = {
+        "num_bits": 4,
+        "type": "float",
+        "strategy": "tensor_group",
+        "group_size": 16,
+        "symmetric": True,
+    }
+    group = {"targets": ["Linear"], "weights": numbers | {"dynamic": False}}
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {
+        "quant_method": "compressed-tensors",
+        "format": "nvfp4-pack-quantized",
+        "ignore": ["lm_head", "re:.*mlp.gate$"],
+        "config_groups": {"group_0": group | {"input_activations": numbers | {"dynamic": "local"}}},
+    }
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    stored = load_file(folder / "model.safetensors")
+    for name in [name for name in stored if name.endswith(".weight_scale")]:
+        module = name.removesuffix(".weight_scale")
+        stored[f"{module}.weight_packed"] = stored.pop(f"{module}.weight")
+        for theirs, ours in (
+            ("weight_global_scale", "weight_scale_2"),
+            ("input_global_scale", "input_scale"),
+        ):
+            stored[f"{module}.{theirs}"] = stored.pop(f"{module}.{ours}").reciprocal().reshape(1)
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 Serve = Callable[..., list[Served]]
 
 
@@ -204,6 +239,11 @@ def test_emulated_activations_equal_reference(moe: Path, serve: Serve) -> None:
 def test_weight_only_checkpoint_keeps_activations(weight_only_moe: Path, serve: Serve) -> None:
     """W4A16_NVFP4 has no input scales: even `emulate` must leave the activations alone."""
     _assert_equal(Model(Checkpoint(weight_only_moe)), serve(weight_only_moe, "emulate"))
+
+
+@pytest.mark.parametrize("mode", ["dequant", "packed"])
+def test_compressed_tensors_checkpoint(mode: str, moe: Path, compressed_moe: Path, serve: Serve) -> None:
+    _assert_equal(Model(Checkpoint(moe)), serve(compressed_moe, mode))
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -1,11 +1,19 @@
-"""Every patch says why it is there, how it is tested and when it can go, and is a plain context diff."""
+"""Every change of vLLM, FlashInfer and CCCL says why it is there, how it is tested and when it can go.
+
+Those on disk (`patches/`) are plain context diffs. Those made in a running process stand in the table of
+`gb10.vllm_plugin.patches`.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+
+from gb10.vllm_plugin.patches import PATCHES as IN_PROCESS
+from gb10.vllm_plugin.patches import Patch
 
 ROOT = Path(__file__).parents[2]
 PATCHES = sorted(ROOT.glob("patches/**/*.patch"))
@@ -17,15 +25,25 @@ def test_there_are_patches() -> None:
     assert [path for path in ROOT.glob("patches/**/*") if path.is_file() and path.suffix != ".patch"] == []
 
 
-@pytest.mark.parametrize("path", PATCHES, ids=lambda path: str(path.relative_to(ROOT / "patches")))
-def test_patch_is_complete(path: Path) -> None:
-    assert re.fullmatch(r"\d{4}-[a-z0-9-]+\.patch", path.name)
-    header, _, diff = path.read_text().partition("\n--- ")
+def _check_header(header: str) -> None:
     for field in FIELDS:
         assert re.search(rf"^{field}: \S", header, re.MULTILINE), f"no {field!r} in the header"
     tests = re.findall(r"tests/\S+\.py", header)
     assert tests, "the header names no test"
     assert [name for name in tests if not (ROOT / name).is_file()] == []
+
+
+@pytest.mark.parametrize("patch", IN_PROCESS, ids=lambda patch: patch.module)
+def test_change_in_process_is_complete(patch: Patch) -> None:
+    _check_header(patch.header)
+    assert importlib.util.find_spec(patch.module), "there is no such module"
+
+
+@pytest.mark.parametrize("path", PATCHES, ids=lambda path: str(path.relative_to(ROOT / "patches")))
+def test_patch_is_complete(path: Path) -> None:
+    assert re.fullmatch(r"\d{4}-[a-z0-9-]+\.patch", path.name)
+    header, _, diff = path.read_text().partition("\n--- ")
+    _check_header(header)
     old = re.findall(r"^--- (\S+)", "--- " + diff, re.MULTILINE)
     new = re.findall(r"^\+\+\+ (\S+)", diff, re.MULTILINE)
     assert new and len(old) == len(new)

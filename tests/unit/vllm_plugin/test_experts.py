@@ -104,21 +104,21 @@ class _Case:
         experts.process_weights_after_loading(self.layer)
         output = torch.full((TOKENS, HIDDEN), torch.nan)
         experts.apply(
-            output,
-            self.x,
-            self.layer.w13_weight,
-            self.layer.w2_weight,
-            weights,
-            ids,
-            activation,
-            EXPERTS,
-            expert_map,
-            None,
-            None,
-            torch.empty(0),
-            torch.empty(0),
-            None,
-            on_input,
+            output=output,
+            hidden_states=self.x,
+            w1=self.layer.w13_weight,
+            w2=self.layer.w2_weight,
+            topk_weights=weights,
+            topk_ids=ids,
+            activation=activation,
+            global_num_experts=EXPERTS,
+            expert_map=expert_map,
+            a1q_scale=None,
+            a2_scale=None,
+            workspace13=torch.empty(0),
+            workspace2=torch.empty(0),
+            expert_tokens_meta=None,
+            apply_router_weight_on_input=on_input,
         )
         return output
 
@@ -192,6 +192,14 @@ def test_weight_only_checkpoint_is_not_emulated() -> None:
     ids, weights = _routing(EXPERTS, 2)
     case = _Case("W4A16_NVFP4")
     _close(case.run(EmulateExperts, ids, weights), case.expected(ids, weights))
+
+
+def test_configuration_without_an_algorithm_is_emulated() -> None:
+    """compressed-tensors' configuration has no name for it."""
+    ids, weights = _routing(EXPERTS, 2)
+    case = _Case()
+    case.layer.quant_config = SimpleNamespace()
+    _close(case.run(EmulateExperts, ids, weights), case.expected(ids, weights, quantize_activations=True))
 
 
 @pytest.mark.parametrize("scale", [0.0, float("nan"), float("inf")])

@@ -9,12 +9,13 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 PREPARE = """
+import os, sys
 import torch
 import gb10.vllm_plugin as plugin
 from vllm.platforms import current_platform
 from vllm.platforms.interface import PlatformEnum
 from vllm.model_executor.kernels import linear
-from vllm.model_executor.layers.quantization import modelopt
+from vllm.model_executor.layers.quantization import get_quantization_config, modelopt
 import vllm.model_executor.layers.fused_moe.oracle.nvfp4 as oracle
 import vllm.envs
 
@@ -44,14 +45,14 @@ if not current_platform.is_cpu():
     raise SystemExit("needs vLLM's CPU platform")
 marlin = oracle.backend_to_kernel_cls(oracle.NvFp4MoeBackend.VLLM_CUTLASS)
 plugin.register()
-wrapped = modelopt.init_nvfp4_linear_kernel
+experts, config = oracle.backend_to_kernel_cls, get_quantization_config("modelopt_fp4")
 plugin.register()
 assert cpu_kernels() == ["PackedLinearKernel"], cpu_kernels()
 assert emulation_experts() == ["PackedExperts"], emulation_experts()
-assert modelopt.init_nvfp4_linear_kernel is wrapped
-assert type(wrapped(use_a16=True)).__name__ == "PackedLinearKernel"
+assert oracle.backend_to_kernel_cls is experts
 assert oracle.backend_to_kernel_cls(oracle.NvFp4MoeBackend.VLLM_CUTLASS) == marlin
-dtypes = modelopt.ModelOptNvFp4Config("NVFP4").get_supported_act_dtypes()
+assert get_quantization_config("modelopt_fp4") is config
+dtypes = config("NVFP4").get_supported_act_dtypes()
 assert dtypes.count(torch.float32) == 1, dtypes
 assert vllm.envs.compile_factors()["GB10_CPU_NVFP4_MODE"] == "packed"
 """,
@@ -60,18 +61,65 @@ assert vllm.envs.compile_factors()["GB10_CPU_NVFP4_MODE"] == "packed"
     assert done.returncode == 0, done.stderr
 
 
+def test_checkpoints_find_the_kernel() -> None:
+    """A ModelOpt checkpoint of each algorithm picks its configuration; its layers get our kernel."""
+    done = _python(
+        """
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.model_executor import parameter
+from vllm.model_executor.layers.linear import ReplicatedLinear
+# There are no process groups here.
+parameter.get_tensor_model_parallel_rank = lambda: 0
+parameter.get_tensor_model_parallel_world_size = lambda: 1
+plugin.register()
+nvfp4, mixed = get_quantization_config("modelopt_fp4"), get_quantization_config("modelopt_mixed")
+for algorithm in ("NVFP4", "W4A16_NVFP4"):
+    plain = {"quant_method": "modelopt", "quant_algo": algorithm, "group_size": 16, "ignore": []}
+    layers = {"a": {"quant_algo": algorithm, "group_size": 16}}
+    several = {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION", "quantized_layers": layers}
+    assert nvfp4.override_quantization_method(plain, None) == "modelopt_fp4"
+    assert mixed.override_quantization_method(several, None) == "modelopt_mixed"
+    assert nvfp4.from_config(plain).get_name() == "modelopt_fp4"
+    for config in (nvfp4.from_config(plain), mixed.from_config(several)):
+        with set_current_vllm_config(VllmConfig()):
+            layer = ReplicatedLinear(64, 48, bias=False, quant_config=config, prefix="a", disable_tp=True)
+        method = layer.quant_method
+        assert type(method.kernel).__name__ == "EmulateLinearKernel"
+        assert (method.spec.activation is None) == (algorithm == "W4A16_NVFP4")
+""",
+        GB10_CPU_NVFP4_MODE="emulate",
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_leaves_other_platforms_alone() -> None:
     done = _python(
         """
-import sys
 type(current_platform).is_cpu = lambda self: False
-wrapped = modelopt.init_nvfp4_linear_kernel
+config, experts = get_quantization_config("modelopt_fp4"), oracle.backend_to_kernel_cls
 plugin.register()
 assert cpu_kernels() == [], cpu_kernels()
-assert modelopt.init_nvfp4_linear_kernel is wrapped
-assert "gb10.vllm_plugin.cpu.install" not in sys.modules
+assert oracle.backend_to_kernel_cls is experts
+assert get_quantization_config("modelopt_fp4") is config is modelopt.ModelOptNvFp4Config
+assert modelopt.LINEAR_METHOD_BUILDERS == {}
+assert "gb10.vllm_plugin.cpu.linear" not in sys.modules
 """,
         GB10_CPU_NVFP4_MODE="nonsense",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_fork_stays_fork() -> None:
+    done = _python(
+        """
+from gb10.vllm_plugin import patches
+from vllm.config import VllmConfig
+for expected in ("spawn", "fork", "fork"):
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
+    VllmConfig()
+    assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == expected
+    patches.apply("serve")
+"""
     )
     assert done.returncode == 0, done.stderr
 
@@ -79,7 +127,6 @@ assert "gb10.vllm_plugin.cpu.install" not in sys.modules
 def test_one_mode_per_process() -> None:
     done = _python(
         """
-import os
 plugin.register()
 os.environ["GB10_CPU_NVFP4_MODE"] = "emulate"
 plugin.register()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gb10.vllm_plugin import register
+from gb10.vllm_plugin import patches, register
 from gb10.vllm_plugin.draft import vocabulary
 from gb10.vllm_plugin.draft.ids import ENV_NAME
 from gb10_lab.speculative.acceptance import Counters
@@ -47,7 +47,7 @@ def prepare(settings: Settings) -> None:
     os.environ.pop(ENV_NAME, None)
     # With gb10 installed vLLM does this through the entry point. Twice is harmless.
     register()
-    vocabulary.install()
+    patches.apply("draft")
 
 
 class Engine:

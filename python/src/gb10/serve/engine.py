@@ -6,8 +6,7 @@ It is started by `gb10 serve` and does two things before vLLM's own entry point 
 2. On the CPU, where `gb10 serve` asked for fork, it keeps vLLM from going back to spawn. Forked, the
    engine and its worker share the modules that are already loaded; spawned, each of the three
    processes imports torch and vLLM again (12 s each). The OpenMP settings that vLLM gives to a spawned
-   worker are in our environment already (see `gb10.serve.command`). It can go when
-   ``CpuPlatform.check_and_update_config`` leaves a start method alone that the user has set.
+   worker are in our environment already (see `gb10.serve.command`).
 """
 
 import ctypes
@@ -29,28 +28,15 @@ def _die_with(parent: int) -> None:
         sys.exit(0)
 
 
-def _keep_fork() -> None:
-    from vllm.platforms import current_platform
-
-    if not current_platform.is_cpu():
-        return
-    platform = type(current_platform)
-    update = platform.check_and_update_config.__func__
-
-    def check_and_update_config(cls, vllm_config):  # type: ignore[no-untyped-def]
-        update(cls, vllm_config)
-        os.environ[_START_METHOD] = "fork"
-
-    platform.check_and_update_config = classmethod(check_and_update_config)
-
-
 def main() -> None:
     """Prepare this process and run vLLM's API server with our own arguments; does not return normally."""
     _die_with(int(os.environ.pop("GB10_SERVE_PARENT", "0")))
     # The collector walks the growing heap again and again while modules load: 1.5 s of 12 s.
     gc.disable()
     if os.environ.get(_START_METHOD) == "fork":
-        _keep_fork()
+        from gb10.vllm_plugin import patches
+
+        patches.apply("serve")
     from vllm.entrypoints.launchers.api_server.entry import main as serve
 
     gc.enable()

@@ -1,10 +1,9 @@
-"""NVFP4 (ModelOpt checkpoints) for vLLM's CPU platform, and a reduced draft vocabulary on every platform.
+"""NVFP4 for vLLM's CPU platform, and a reduced draft vocabulary on every platform.
 
-vLLM calls `register` in each of its processes, through the entry point group `vllm.general_plugins`.
-The heavy imports wait until they are needed: on a GPU, without a draft vocabulary, the plugin costs nothing.
+vLLM calls `register` in each of its processes, through the entry point group `vllm.general_plugins`. It
+swallows what goes wrong while this module is imported, so here is nothing but the function. On a GPU, without
+a draft vocabulary, the plugin costs nothing. `patches` is the table of all that changes in vLLM.
 """
-
-from gb10.vllm_plugin.draft.ids import DraftVocabulary
 
 
 def register() -> None:
@@ -13,17 +12,16 @@ def register() -> None:
     It may be called many times, in many processes.
 
     Raises UserError for a wrong GB10_CPU_NVFP4_MODE or GB10_DRAFT_VOCABULARY, IncompatibleVllmError when
-    vLLM's internals moved.
+    vLLM's internals moved, RuntimeError for a second, different mode in one process.
     """
-    if DraftVocabulary.from_env() is not None:
-        from gb10.vllm_plugin.draft import vocabulary
-
-        vocabulary.install()
     from vllm.platforms import current_platform
 
-    if not current_platform.is_cpu():
-        return
-    from gb10.vllm_plugin.cpu.install import install
+    from gb10.vllm_plugin import patches
     from gb10.vllm_plugin.cpu.mode import Mode
+    from gb10.vllm_plugin.draft.ids import DraftVocabulary
 
-    install(Mode.from_env())
+    if DraftVocabulary.from_env() is not None:
+        patches.apply("draft")
+    if current_platform.is_cpu():
+        Mode.of_process()
+        patches.apply("cpu")

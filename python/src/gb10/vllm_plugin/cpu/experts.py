@@ -7,26 +7,21 @@ from typing import Any
 
 import torch
 import vllm.model_executor.layers.fused_moe.modular_kernel as mk
+import vllm.model_executor.layers.fused_moe.oracle.nvfp4 as oracle
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
-from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig, FusedMoEParallelConfig
+from vllm.model_executor.layers.fused_moe.config import FusedMoEConfig
 from vllm.model_executor.layers.fused_moe.experts.cpu_moe import (
     ArmCPUUnquantizedExperts,
     CPUUnquantizedExperts,
     PowerCPUUnquantizedExperts,
     X86CPUUnquantizedExperts,
 )
-from vllm.model_executor.layers.fused_moe.topk_weight_and_reduce import TopKWeightAndReduceNoOP
 from vllm.model_executor.layers.quantization.utils.quant_utils import QuantKey, kNvfp4Dynamic, kNvfp4Static
 from vllm.model_executor.utils import replace_parameter
-from vllm.platforms import current_platform
 
 from gb10.nvfp4.quantize import dequantize
 from gb10.vllm_plugin.cpu.mode import Mode
 from gb10.vllm_plugin.cpu.ops import GATED_ACTIVATIONS, nvfp4_experts
-
-
-def _supports_nvfp4(weight_key: QuantKey | None, activation_key: QuantKey | None) -> bool:
-    return weight_key == kNvfp4Static and activation_key in (None, kNvfp4Dynamic)
 
 
 def _refusal(moe_config: FusedMoEConfig) -> str | None:
@@ -51,12 +46,12 @@ def local_expert_ids(topk_ids: torch.Tensor, expert_map: torch.Tensor | None) ->
     return torch.where(topk_ids < 0, -1, local).to(topk_ids.dtype)
 
 
-class _DequantExperts(CPUUnquantizedExperts):  # type: ignore[misc]
-    """Mode `dequant`: weights in the model's dtype after load, then vLLM's own fused MoE in C++."""
+class _Nvfp4Experts(CPUUnquantizedExperts):  # type: ignore[misc]
+    """What the modes have in common with vLLM's experts for the CPU, but for the weights' format."""
 
     @staticmethod
     def _supports_quant_scheme(weight_key: QuantKey | None, activation_key: QuantKey | None) -> bool:
-        return _supports_nvfp4(weight_key, activation_key)
+        return weight_key == kNvfp4Static and activation_key in (None, kNvfp4Dynamic)
 
     @staticmethod
     def is_supported_config(
@@ -74,6 +69,10 @@ class _DequantExperts(CPUUnquantizedExperts):  # type: ignore[misc]
             cls, moe_config, weight_key, activation_key, activation_format
         )
         return supported
+
+
+class _DequantExperts(_Nvfp4Experts):
+    """Mode `dequant`: weights in the model's dtype after load, then vLLM's own fused MoE in C++."""
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Replace the packed weights by their values, one expert at a time, and let vLLM prepack them.
@@ -96,21 +95,13 @@ class _DequantExperts(CPUUnquantizedExperts):  # type: ignore[misc]
 
     def apply(
         self,
+        *,
         output: torch.Tensor,
-        hidden_states: torch.Tensor,
-        w1: torch.Tensor,
-        w2: torch.Tensor,
         topk_weights: torch.Tensor,
         topk_ids: torch.Tensor,
-        activation: MoEActivation,
-        global_num_experts: int,
         expert_map: torch.Tensor | None,
-        a1q_scale: torch.Tensor | None,
-        a2_scale: torch.Tensor | None,
-        workspace13: torch.Tensor,
-        workspace2: torch.Tensor,
-        expert_tokens_meta: mk.ExpertTokensMetadata | None,
         apply_router_weight_on_input: bool,
+        **rest: Any,
     ) -> None:
         # vLLM's C++ kernel takes local ids only and has no "skip". A foreign expert becomes expert 0 with
         # weight 0. A weight that is on the input already cannot be zeroed: then (top-1) the row is cleared.
@@ -120,21 +111,12 @@ class _DequantExperts(CPUUnquantizedExperts):  # type: ignore[misc]
             ids = ids.masked_fill(foreign, 0)
             topk_weights = topk_weights.masked_fill(foreign, 0.0)
         super().apply(
-            output,
-            hidden_states,
-            w1,
-            w2,
-            topk_weights,
-            ids,
-            activation,
-            global_num_experts,
-            None,
-            a1q_scale,
-            a2_scale,
-            workspace13,
-            workspace2,
-            expert_tokens_meta,
-            apply_router_weight_on_input,
+            output=output,
+            topk_weights=topk_weights,
+            topk_ids=ids,
+            expert_map=None,
+            apply_router_weight_on_input=apply_router_weight_on_input,
+            **rest,
         )
         if foreign is not None and apply_router_weight_on_input:
             output.masked_fill_(foreign, 0.0)
@@ -156,75 +138,21 @@ class VectorDequantExperts(_DequantExperts):
     """`dequant` on any CPU and dtype: vLLM's portable vector kernel."""
 
 
-class PackedExperts(mk.FusedMoEExpertsModular):  # type: ignore[misc]
+class PackedExperts(_Nvfp4Experts):
     """Mode `packed`: weights stay packed; each expert that a batch uses is dequantised for that call."""
 
     quantize_activations = False
     _input_scales: tuple[torch.Tensor, torch.Tensor] | None = None
 
-    @property
-    def expects_unquantized_inputs(self) -> bool:
-        return True
-
-    @staticmethod
-    def activation_format() -> mk.FusedMoEActivationFormat:
-        return mk.FusedMoEActivationFormat.Standard
-
-    @staticmethod
-    def _supports_current_device() -> bool:
-        return bool(current_platform.is_cpu())
-
-    @staticmethod
-    def _supports_no_act_and_mul() -> bool:
-        return False
-
-    @staticmethod
-    def _supports_activation(activation: MoEActivation) -> bool:
-        return activation.value in GATED_ACTIVATIONS
-
-    @staticmethod
-    def _supports_quant_scheme(weight_key: QuantKey | None, activation_key: QuantKey | None) -> bool:
-        return _supports_nvfp4(weight_key, activation_key)
-
-    @staticmethod
-    def _supports_parallel_config(moe_parallel_config: FusedMoEParallelConfig) -> bool:
-        return True
-
-    @staticmethod
-    def is_supported_config(
-        cls: type[mk.FusedMoEExperts],
-        moe_config: FusedMoEConfig,
-        weight_key: QuantKey | None,
-        activation_key: QuantKey | None,
-        activation_format: mk.FusedMoEActivationFormat,
-    ) -> tuple[bool, str | None]:
-        if (reason := _refusal(moe_config)) is not None:
-            return False, reason
-        supported: tuple[bool, str | None] = mk.FusedMoEExperts.is_supported_config(
-            cls, moe_config, weight_key, activation_key, activation_format
-        )
-        return supported
-
-    def workspace_shapes(
-        self,
-        M: int,
-        N: int,
-        K: int,
-        topk: int,
-        global_num_experts: int,
-        local_num_experts: int,
-        expert_tokens_meta: mk.ExpertTokensMetadata | None,
-        activation: MoEActivation,
-    ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """No scratch tensors; the output has one row per token, [M, K]."""
-        return (0,), (0,), (M, K)
-
-    def finalize_weight_and_reduce_impl(self) -> mk.TopKWeightAndReduce:
-        return TopKWeightAndReduceNoOP()
+    @classmethod
+    def _supports_grouped_gemm(cls, moe_config: FusedMoEConfig) -> tuple[bool, str | None]:
+        return True, None
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Keep the checkpoint's layout; in `emulate` fetch the input scales of a W4A4 checkpoint."""
-        if not self.quantize_activations or layer.quant_config.quant_method == "W4A16_NVFP4":
+        # Only ModelOpt's configuration has the name of an algorithm.
+        algorithm = getattr(layer.quant_config, "quant_method", None)
+        if not self.quantize_activations or algorithm == "W4A16_NVFP4":
             return
         # vLLM's loader has turned the scale into its reciprocal.
         scales = (1.0 / self.a1_gscale, 1.0 / self.a2_gscale)
@@ -238,6 +166,7 @@ class PackedExperts(mk.FusedMoEExpertsModular):  # type: ignore[misc]
 
     def apply(
         self,
+        *,
         output: torch.Tensor,
         hidden_states: torch.Tensor,
         w1: torch.Tensor,
@@ -245,14 +174,9 @@ class PackedExperts(mk.FusedMoEExpertsModular):  # type: ignore[misc]
         topk_weights: torch.Tensor,
         topk_ids: torch.Tensor,
         activation: MoEActivation,
-        global_num_experts: int,
         expert_map: torch.Tensor | None,
-        a1q_scale: torch.Tensor | None,
-        a2_scale: torch.Tensor | None,
-        workspace13: torch.Tensor,
-        workspace2: torch.Tensor,
-        expert_tokens_meta: mk.ExpertTokensMetadata | None,
         apply_router_weight_on_input: bool,
+        **_rest: Any,
     ) -> None:
         w13_input_scale, w2_input_scale = self._input_scales or (None, None)
         result = nvfp4_experts(
@@ -284,3 +208,13 @@ EXPERTS: dict[Mode, list[type[mk.FusedMoEExperts]]] = {
     Mode.PACKED: [PackedExperts],
     Mode.EMULATE: [EmulateExperts],
 }
+
+
+def install() -> None:
+    """Offer the experts of this process's mode as vLLM's EMULATION backend."""
+    classes, original = EXPERTS[Mode.of_process()], oracle.backend_to_kernel_cls
+
+    def backend_to_kernel_cls(backend: oracle.NvFp4MoeBackend) -> list[type[mk.FusedMoEExperts]]:
+        return classes if backend is oracle.NvFp4MoeBackend.EMULATION else original(backend)
+
+    oracle.backend_to_kernel_cls = backend_to_kernel_cls

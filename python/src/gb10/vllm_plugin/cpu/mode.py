@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 from gb10.errors import UserError
+from gb10.routing import CPU_MODE_VARIABLE, CPU_MODES
 
-ENV_NAME = "GB10_CPU_NVFP4_MODE"
+ENV_NAME = CPU_MODE_VARIABLE
 
 
 class Mode(StrEnum):
@@ -17,9 +18,7 @@ class Mode(StrEnum):
     EMULATE is PACKED plus quantise-dequantise of the activations: the numerics of W4A4 on a GPU.
     """
 
-    DEQUANT = "dequant"
-    PACKED = "packed"
-    EMULATE = "emulate"
+    DEQUANT, PACKED, EMULATE = CPU_MODES
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> "Mode":
@@ -27,9 +26,36 @@ class Mode(StrEnum):
 
         Raises UserError for any other word.
         """
-        text = environ.get(ENV_NAME, "") or cls.DEQUANT.value
+        text = environ.get(ENV_NAME, "") or CPU_MODES[0]
         try:
             return cls(text)
         except ValueError:
-            words = ", ".join(mode.value for mode in cls)
-            raise UserError(f"{ENV_NAME}={text!r} is not a mode; set it to one of: {words}") from None
+            raise UserError(
+                f"{ENV_NAME}={text!r} is not a mode; set it to one of: {', '.join(CPU_MODES)}"
+            ) from None
+
+    @classmethod
+    def of_process(cls) -> "Mode":
+        """The mode of this process: what `from_env` gave at the first call.
+
+        Raises UserError as `from_env` does, RuntimeError when the variable has changed since.
+        """
+        global _of_process
+        mode = cls.from_env()
+        _of_process = _of_process or mode
+        if mode is not _of_process:
+            raise RuntimeError(
+                f"NVFP4 mode is {_of_process} in this process already; it cannot become {mode}"
+            )
+        return mode
+
+
+_of_process: Mode | None = None
+
+
+def install() -> None:
+    """Make the mode part of the key of vLLM's torch.compile cache."""
+    import vllm.envs
+
+    mode = Mode.of_process()
+    vllm.envs.environment_variables[ENV_NAME] = lambda: mode.value

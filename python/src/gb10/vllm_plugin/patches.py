@@ -1,0 +1,191 @@
+"""Everything that gb10 changes in vLLM while it runs: one table, and the one way to apply it.
+
+A change is a module with a function `install`, in the folder of its room. Where vLLM has a public hook the
+module uses it; where it has none, the module replaces a function. Changes on disk are in `patches/` of the
+repository. Both have the same header, and the same test reads it (tests/patches/test_patch_files.py).
+"""
+
+import importlib
+from dataclasses import dataclass
+from typing import Literal
+
+from gb10.vllm_plugin import compat
+from gb10.vllm_plugin.compat import Need
+
+Room = Literal["cpu", "cuda", "draft", "serve"]
+"""When a change is made. `cpu`: on vLLM's CPU platform; `draft`: with GB10_DRAFT_VOCABULARY; `serve`: in the
+server's process, where `gb10 serve` asked for fork; `cuda`: by those who ask for it."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One change."""
+
+    room: Room
+    module: str
+    header: str
+    """The fields of a patch file's header: Symptom, Evidence, Upstream, Test, Remove when."""
+    needs: tuple[Need, ...] = ()
+    """What of vLLM it builds on."""
+
+
+_LAYERS = "vllm.model_executor.layers"
+_KERNELS = "vllm.model_executor.kernels.linear"
+_MODELOPT = f"{_LAYERS}.quantization.modelopt"
+_QUANT_UTILS = f"{_LAYERS}.quantization.utils.quant_utils"
+_CPU_MOE = f"{_LAYERS}.fused_moe.experts.cpu_moe"
+_MTP = "vllm.model_executor.models.qwen3_next_mtp"
+
+PATCHES = (
+    Patch(
+        "cpu",
+        "gb10.vllm_plugin.cpu.linear",
+        """
+Symptom: on the CPU "Failed to find a kernel that can implement the NVFP4 linear layer"; for W4A16_NVFP4
+  "Forced NVFP4 kernel MarlinNvFp4LinearKernel is not supported".
+Evidence: vLLM's list of NVFP4 kernels has none for the CPU, and init_nvfp4_linear_kernel does not read the
+  list where activations stay as they are. So W4A16_NVFP4 gets a linear method of its own as well.
+Upstream: https://github.com/vllm-project/vllm/pull/45779 (the same gap on XPU)
+Test: tests/unit/vllm_plugin/test_register.py, tests/e2e/test_numerics.py
+Remove when: vLLM has NVFP4 linear kernels for the CPU, with and without quantised activations.
+""",
+        (
+            Need(_KERNELS, "register_linear_kernel", "kernel_class, platform, kernel_type"),
+            Need(_KERNELS, "NvFp4LinearKernel.apply_weights", "self, layer, x, bias"),
+            Need(_KERNELS, "NvFp4LinearLayerConfig"),
+            Need(f"{_LAYERS}.linear", "register_weight_loader_v2_supported_method", "cls"),
+            Need(_MODELOPT, "LINEAR_METHOD_BUILDERS"),
+            Need(_MODELOPT, "ModelOptLinearMethod.create_weights"),
+            Need(_MODELOPT, "resolve", "algo, subcfg, prefix"),
+            Need(_QUANT_UTILS, "kNvfp4Dynamic"),
+            Need(f"{_LAYERS}.utils", "dispatch_cpu_unquantized_gemm", "layer, remove_weight"),
+            Need("vllm.model_executor.utils", "replace_parameter"),
+        ),
+    ),
+    Patch(
+        "cpu",
+        "gb10.vllm_plugin.cpu.experts",
+        """
+Symptom: on the CPU "No NvFp4 MoE backend supports the deployment configuration".
+Evidence: the backends are a closed enum. EMULATION is its portable member and keeps the checkpoint's
+  layout, but vLLM's class for it is written in Triton and refuses a CPU. A method of our own out of
+  get_quant_method would serve plain ModelOpt checkpoints alone: mixed precision, compressed-tensors and
+  Quark each build their own, and all of them ask this function. compressed-tensors checkpoints do run with
+  these experts.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_experts.py, tests/e2e/test_numerics.py
+Remove when: vLLM has a registry of MoE experts, or experts for NVFP4 on the CPU.
+""",
+        (
+            Need(f"{_LAYERS}.fused_moe.oracle.nvfp4", "backend_to_kernel_cls", "backend"),
+            Need(f"{_LAYERS}.fused_moe.oracle.nvfp4", "NvFp4MoeBackend.EMULATION"),
+            Need(
+                _CPU_MOE,
+                "CPUUnquantizedExperts.apply",
+                "self, output, hidden_states, w1, w2, topk_weights, topk_ids, activation, "
+                "global_num_experts, expert_map, a1q_scale, a2_scale, workspace13, workspace2, "
+                "expert_tokens_meta, apply_router_weight_on_input",
+            ),
+            Need(
+                _CPU_MOE,
+                "CPUUnquantizedExperts.is_supported_config",
+                "cls, moe_config, weight_key, activation_key, activation_format",
+            ),
+            Need(_CPU_MOE, "CPUUnquantizedExperts._supports_grouped_gemm", "moe_config"),
+            Need(_CPU_MOE, "X86CPUUnquantizedExperts"),
+            Need(_CPU_MOE, "ArmCPUUnquantizedExperts"),
+            Need(_CPU_MOE, "PowerCPUUnquantizedExperts"),
+            Need(_QUANT_UTILS, "kNvfp4Static"),
+        ),
+    ),
+    Patch(
+        "cpu",
+        "gb10.vllm_plugin.config",
+        """
+Symptom: "torch.float32 is not supported for quantization method modelopt_fp4".
+Evidence: no GPU kernel takes float32, so ModelOptNvFp4Config leaves it out on all platforms. Comparisons
+  with a reference, token for token, need it: in bfloat16 a near-tie of the router flips.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_register.py, tests/e2e/test_numerics.py
+Remove when: ModelOptNvFp4Config asks the kernel which dtypes it takes.
+""",
+        (
+            Need(f"{_LAYERS}.quantization", "register_quantization_config", "quantization"),
+            Need(_MODELOPT, "ModelOptNvFp4Config.get_supported_act_dtypes", "self"),
+        ),
+    ),
+    Patch(
+        "cpu",
+        "gb10.vllm_plugin.cpu.mode",
+        """
+Symptom: `packed` loads the graph that torch.compile made for `emulate`, and quantises its activations.
+Evidence: the key of vLLM's compile cache knows the checkpoint and vLLM's own variables, and two modes give
+  two graphs for one checkpoint.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_register.py
+Remove when: vLLM's key has a part for plug-ins.
+""",
+        (Need("vllm.envs", "environment_variables"),),
+    ),
+    Patch(
+        "draft",
+        "gb10.vllm_plugin.draft.model",
+        """
+Symptom: each draft of Qwen3-Next's MTP head reads the whole output head.
+Evidence: in 0.32.0 only EAGLE-3's checkpoints can name a draft vocabulary. What one brings for MTP, and
+  what it costs in acceptance, is in lab/results (speculative).
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_draft_vocabulary.py, tests/e2e/test_speculative.py
+Remove when: vLLM's MTP models know a draft vocabulary.
+""",
+        (
+            Need("vllm", "ModelRegistry.register_model", "model_arch, model_cls"),
+            Need(_MTP, "Qwen3NextMTP.compute_logits", "self, hidden_states, spec_step_idx"),
+            Need(_MTP, "Qwen3NextMTP.load_weights", "self, weights"),
+        ),
+    ),
+    Patch(
+        "serve",
+        "gb10.vllm_plugin.cpu.fork",
+        """
+Symptom: a CPU engine takes 39 s to start where 19 s would do (two cores): three processes import vLLM anew.
+Evidence: CpuPlatform.check_and_update_config sets VLLM_WORKER_MULTIPROC_METHOD to spawn whatever the user
+  has set, for the OpenMP settings of its worker. `gb10 serve` has put those in the environment already.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_register.py
+Remove when: CpuPlatform.check_and_update_config leaves a start method alone that the user has set.
+""",
+        (Need("vllm.platforms.interface", "Platform.check_and_update_config", "vllm_config"),),
+    ),
+    Patch(
+        "cuda",
+        "gb10.vllm_plugin.cuda.fp4_ops",
+        """
+Symptom: on an H200 torch.ops._C.scaled_fp4_quant and its kin raise "No compiled nvfp4 quantization kernel
+  for SM 90".
+Evidence: that of patches/vllm/csrc/0010-fp4-software-e2m1.patch, whose library this puts in front of the
+  stock kernels in torch's dispatcher. It builds on operators alone, and defines those that are missing.
+Upstream: https://github.com/vllm-project/vllm/pull/35947 (closed without a merge)
+Test: tests/kernels/test_vllm_fp4_install.py, tests/gpu/test_vllm_fp4.py
+Remove when: that patch can go, or the wheel is built with it.
+""",
+    ),
+)
+
+_applied: set[Room] = set()
+
+
+def apply(room: Room) -> None:
+    """Apply the changes of a room to this process. A second call does nothing.
+
+    Raises IncompatibleVllmError, before anything has changed, when vLLM lacks what they need.
+    """
+    if room in _applied:
+        return
+    import vllm
+
+    chosen = [patch for patch in PATCHES if patch.room == room]
+    compat.check(vllm.__version__, [need for patch in chosen for need in patch.needs])
+    for patch in chosen:
+        importlib.import_module(patch.module).install()
+    _applied.add(room)
