@@ -1,13 +1,12 @@
 """Command lines: groups of commands that are imported when they run, and errors of one line."""
 
-import argparse
 import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from typer.main import get_group
@@ -131,11 +130,3 @@ def whole(least: int) -> Callable[[Any], int]:
         return int(text)
 
     return parse
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser that raises UserError for arguments that it cannot take, instead of printing its usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise UserError: what is wrong, and the command that lists the options."""
-        raise UserError(f"{message} (see: {self.prog} --help)")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gb10.errors import UserError
-from gb10.serve.settings import Origin, is_loopback, markdown, parse, token_count
+from gb10.serve.settings import ROWS, Origin, is_loopback, parse, token_count
 from gb10.serve.vllm_arguments import VllmArguments, option_name
 
 
@@ -254,8 +254,15 @@ def test_each_vllm_option_that_is_read_is_passed_on_as_given() -> None:
 
 
 def test_the_documentation_has_the_table() -> None:
+    lines = ["| flag | variable | default | meaning |", "| --- | --- | --- | --- |"]
+    special = {"--model": "`MODEL` or `--model`", "--route": "`--route OP=BACKEND`"}
+    for row in ROWS.values():
+        flag = special.get(row.name, f"`{row.name}`" if row.flags else "")
+        variable = f"`{row.variable}`" if row.variable else ""
+        if row.help:
+            lines.append(f"| {flag} | {variable} | {row.shown or row.default or ''} | {row.help} |")
     text = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert markdown() in text
+    assert "\n".join(lines) in text, "put this into docs/configuration.md:\n" + "\n".join(lines)
 
 
 def test_help_prints_every_variable(capsys: pytest.CaptureFixture[str]) -> None:

@@ -267,18 +267,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def markdown() -> str:
-    """The table of docs/configuration.md: what ``--help`` says, and the variables without a flag."""
-    lines = ["| flag | variable | default | meaning |", "| --- | --- | --- | --- |"]
-    special = {"--model": "`MODEL` or `--model`", "--route": "`--route OP=BACKEND`"}
-    for row in ROWS.values():
-        flag = special.get(row.name, f"`{row.name}`" if row.flags else "")
-        variable = f"`{row.variable}`" if row.variable else ""
-        if row.help:
-            lines.append(f"| {flag} | {variable} | {row.shown or row.default or ''} | {row.help} |")
-    return "\n".join(lines) + "\n"
-
-
 def _read(tokens: Sequence[str], stronger: Sequence[str] = ()) -> tuple[dict[str, Any], VllmArguments]:
     """What ``tokens`` say, by field and as given; and vLLM's arguments, without the ``stronger`` names."""
     try:

@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 from gb10.errors import UserError
-from gb10.routing import CPU_MODE_VARIABLE, CPU_MODES
 
-ENV_NAME = CPU_MODE_VARIABLE
+ENV_NAME = "GB10_CPU_NVFP4_MODE"
 
 
 class Mode(StrEnum):
@@ -18,7 +17,9 @@ class Mode(StrEnum):
     EMULATE is PACKED plus quantise-dequantise of the activations: the numerics of W4A4 on a GPU.
     """
 
-    DEQUANT, PACKED, EMULATE = CPU_MODES
+    DEQUANT = "dequant"
+    PACKED = "packed"
+    EMULATE = "emulate"
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> "Mode":
@@ -26,12 +27,12 @@ class Mode(StrEnum):
 
         Raises UserError for any other word.
         """
-        text = environ.get(ENV_NAME, "") or CPU_MODES[0]
+        text = environ.get(ENV_NAME, "") or cls.DEQUANT
         try:
             return cls(text)
         except ValueError:
             raise UserError(
-                f"{ENV_NAME}={text!r} is not a mode; set it to one of: {', '.join(CPU_MODES)}"
+                f"{ENV_NAME}={text!r} is not a mode; set it to one of: {', '.join(cls)}"
             ) from None
 
     @classmethod
