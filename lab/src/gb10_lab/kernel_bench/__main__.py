@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import datetime
-import shlex
-import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from gb10_lab.kernel_bench import report
+
+if TYPE_CHECKING:
+    from gb10_lab.kernel_bench import suite
 
 OPERATORS = (
     "nvfp4_gemv",
@@ -20,6 +22,9 @@ OPERATORS = (
     "quantize_nvfp4",
     "silu_mul_quantize_nvfp4",
 )
+CHAIN = "chain"
+CHOICES = (*OPERATORS, CHAIN)
+CHAIN_NEEDS = ("nvfp4_gemv", "moe_decode")
 EXIT_BAD_INPUT = 2
 EXIT_FAILED = 1
 H200_READ_GBPS = 4300.0
@@ -35,7 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=Path, metavar="FOLDER", help="where results.json, table.txt, roofline.png go"
     )
     parser.add_argument(
-        "--only", nargs="+", metavar="NAME", default=OPERATORS, choices=OPERATORS, help="operators"
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        default=CHOICES,
+        choices=CHOICES,
+        help="operators, or chain: all layers",
     )
     parser.add_argument(
         "--quick", action="store_true", help="fewer shapes and shorter timings, under a minute"
@@ -56,10 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _refuse(f"torch cannot be imported ({error}); install it")
     if not torch.cuda.is_available():
         return _refuse("there is no CUDA GPU here; run this on a machine that has one")
-    return _measure(
-        options,
-        ["python", "-m", "gb10_lab.kernel_bench", *(sys.argv[1:] if arguments is None else arguments)],
-    )
+    return _measure(options, sys.argv[1:] if arguments is None else arguments)
 
 
 def _refuse(why: str) -> int:
@@ -67,10 +74,11 @@ def _refuse(why: str) -> int:
     return EXIT_BAD_INPUT
 
 
-def _measure(options: argparse.Namespace, command: list[str]) -> int:
+def _measure(options: argparse.Namespace, arguments: list[str]) -> int:
     import torch
     from gb10.errors import UserError
 
+    from gb10_lab import record
     from gb10_lab.kernel_bench import adapters, bandwidth, stock, suite
 
     try:
@@ -90,7 +98,7 @@ def _measure(options: argparse.Namespace, command: list[str]) -> int:
     if why_not:
         note(f"without Marlin: {why_not}")
     for name in options.only:
-        if name not in held:
+        if name != CHAIN and name not in held:
             note(f"{name} is not in the library")
     seconds = 0.06 if options.quick else 0.25
     measured = bandwidth.measure(device, 2 * 1024**3, 4 * seconds)
@@ -105,10 +113,10 @@ def _measure(options: argparse.Namespace, command: list[str]) -> int:
         bandwidth=measured,
     )
     results = report.Results(
-        device=_device(device),
+        device=record.machine(device),
         commit=options.commit,
-        date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        command=shlex.join(command),
+        date=record.today(),
+        command=record.command("gb10_lab.kernel_bench", arguments),
         quick=options.quick,
         seconds=seconds,
         stock="without vLLM" if why_not else f"vLLM {stock.vllm_version()}",
@@ -118,13 +126,17 @@ def _measure(options: argparse.Namespace, command: list[str]) -> int:
         notes=notes,
     )
     results.write(options.out)
-    for job in suite.jobs(settings, note):
-        print(job.name, flush=True)
+    works: list[tuple[str, Callable[[], None]]] = [
+        (job.name, partial(_cases, job, settings, results, note)) for job in suite.jobs(settings, note)
+    ]
+    if CHAIN in options.only:
+        works.append((CHAIN, partial(_chain, settings, results, note)))
+    for name, work in works:
+        print(name, flush=True)
         try:
-            for case in job.cases():
-                results.entries.append(suite.measure(case, settings, note))
+            work()
         except (RuntimeError, torch.OutOfMemoryError) as error:
-            failures.append(f"{job.name}: {str(error).splitlines()[0]}")
+            failures.append(f"{name}: {str(error).splitlines()[0]}")
             print(f"FAILED: {failures[-1]}", flush=True)
             if _context_lost():
                 break
@@ -132,6 +144,28 @@ def _measure(options: argparse.Namespace, command: list[str]) -> int:
     results.write(options.out)
     print(results.as_text())
     return EXIT_FAILED if failures else 0
+
+
+def _cases(job: suite.Job, settings: suite.Settings, results: report.Results, note: suite.Note) -> None:
+    from gb10_lab.kernel_bench import suite
+
+    for case in job.cases():
+        results.entries.append(suite.measure(case, settings, note))
+
+
+def _chain(settings: suite.Settings, results: report.Results, note: suite.Note) -> None:
+    from gb10_lab.kernel_bench import adapters, chain, shapes, suite
+
+    missing = [name for name in CHAIN_NEEDS if name not in adapters.held()]
+    try:
+        from gb10_lab.kernel_bench import glue
+    except ImportError:
+        missing.append("triton")
+    if missing:
+        note(f"without the chain: no {', no '.join(missing)}")
+        return
+    for entry in chain.entries(shapes.CHAIN, suite.tokens_of(shapes.CHAIN.model, settings), glue, settings):
+        results.chain.append(entry)
 
 
 def _context_lost() -> bool:
@@ -143,32 +177,6 @@ def _context_lost() -> bool:
     except RuntimeError:
         return True
     return False
-
-
-def _device(device: Any) -> dict[str, Any]:
-    import torch
-
-    properties = torch.cuda.get_device_properties(device)
-    query = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(
-            query, capture_output=True, text=True, timeout=20, check=True
-        ).stdout.splitlines()[0]
-    except (OSError, subprocess.SubprocessError, IndexError):
-        answer = "unknown, unknown, unknown"
-    driver, sm_clock, memory_clock = (part.strip() for part in answer.split(","))
-    return {
-        "name": properties.name,
-        "capability": f"{properties.major}.{properties.minor}",
-        "multiprocessors": properties.multi_processor_count,
-        "l2_bytes": properties.L2_cache_size,
-        "memory_bytes": properties.total_memory,
-        "driver": driver,
-        "sm_mhz_at_start": sm_clock,
-        "memory_mhz_at_start": memory_clock,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-    }
 
 
 if __name__ == "__main__":

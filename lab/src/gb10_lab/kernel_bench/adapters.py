@@ -68,8 +68,13 @@ def sparse24_gemv(x: torch.Tensor, rows: int, copies: list[Sparse24]) -> Version
     return _into(x, rows, run, len(copies))
 
 
-def moe_decode(x: torch.Tensor, copies: list[MoeWeights], routed: list[Routing]) -> Version:
-    """The layer after routing; call ``i`` takes copy ``i`` and ``routed[i]``."""
+def moe_decode(
+    x: torch.Tensor, copies: list[MoeWeights], routed: list[Routing], multiplier: torch.Tensor | None = None
+) -> Version:
+    """The layer after routing; call ``i`` takes copy ``i`` and ``routed[i]``.
+
+    ``multiplier`` is float32 ``[tokens]``, of the shared expert's output; None is 1.
+    """
     call = torch.ops.gb10.moe_decode.default
     tokens, topk = routed[0].ids.shape
     act = topk * copies[0].w2.packed.shape[2] * 2
@@ -77,11 +82,11 @@ def moe_decode(x: torch.Tensor, copies: list[MoeWeights], routed: list[Routing])
     if shared_w2 is not None:
         act += shared_w2.packed.shape[1] * 2
     workspace = torch.empty(tokens * act * 4, dtype=torch.uint8, device=x.device)
-    silu = (None, "silu", float("inf"), 1.0, 0.0, False, False, False)
+    silu = ("silu", float("inf"), 1.0, 0.0, False, False, False)
 
     def run(i: int, out: torch.Tensor) -> None:
         weights = copies[i]
-        shared = (*(weights.shared_w13 or (None,) * 3), *(weights.shared_w2 or (None,) * 3))
+        shared = (*(weights.shared_w13 or (None,) * 3), *(weights.shared_w2 or (None,) * 3), multiplier)
         call(x, *weights.w13, *weights.w2, *routed[i], None, *shared, *silu, workspace, out)
 
     return _into(x, x.shape[1], run, len(copies))
