@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gb10.files import read_json
+
 from gb10_lab.kernel_bench import report
 
 if TYPE_CHECKING:
@@ -54,6 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--floors", action="store_true", help="print the floors as Markdown and measure nothing"
     )
+    parser.add_argument(
+        "--against", type=Path, metavar="FILE", help="a results.json: tell which times are others here"
+    )
     options = parser.parse_args(arguments)
     if options.floors:
         print("\n".join(report.floors(H200_READ_GBPS, H200_LAUNCH_US)))
@@ -82,6 +87,7 @@ def _measure(options: argparse.Namespace, arguments: list[str]) -> int:
     from gb10_lab.kernel_bench import adapters, bandwidth, stock, suite
 
     try:
+        other = read_json(options.against) if options.against else None
         held = adapters.load()
     except UserError as error:
         return _refuse(str(error))
@@ -141,6 +147,8 @@ def _measure(options: argparse.Namespace, arguments: list[str]) -> int:
             if _context_lost():
                 break
         results.write(options.out, plot=False)
+    if other is not None:
+        results.changes.extend(report.changes(results.entries, results.chain, other))
     results.write(options.out)
     print(results.as_text())
     return EXIT_FAILED if failures else 0

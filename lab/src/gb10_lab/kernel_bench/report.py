@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +38,8 @@ SCHEMA = 1
 WIDTH = 100
 NOMINAL_FRACTION = 0.88
 """Share of the read bandwidth that predictions take for a kernel whose streaming shape was not measured."""
+CHANGE = 0.03
+"""Relative change of a time that is told."""
 STOCK = ("marlin", "bf16", "fp8", "dense", "copy")
 
 
@@ -71,6 +73,7 @@ class Results:
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     chain: list[ChainEntry] = field(default_factory=list)
+    changes: list[str] = field(default_factory=list)
 
     def document(self) -> dict[str, Any]:
         """The whole, with the predictions for a GB10, for JSON."""
@@ -107,6 +110,8 @@ class Results:
             ]
         if self.chain:
             parts += ["", *chain_table(self.chain)]
+        if self.changes:
+            parts += ["", "Against the other results", *(f"- {line}"[:WIDTH] for line in self.changes)]
         if self.failures:
             parts += ["", "FAILED", *(f"- {line}"[:WIDTH] for line in self.failures)]
         if self.notes:
@@ -173,6 +178,28 @@ def chain_table(entries: Iterable[ChainEntry]) -> list[str]:
         for e in entries
     ]
     return lines
+
+
+def changes(entries: Sequence[Entry], chain: Sequence[ChainEntry], other: dict[str, Any]) -> list[str]:
+    """What took 3 % longer or shorter than in ``other``, a results.json; and what only one of them has."""
+    now: dict[tuple[Any, ...], float] = {_key(vars(e)): e.ours.median for e in entries}
+    now |= {("chain", *_key(vars(e))): e.chain.median for e in chain}
+    before = {_key(e): e["ours"]["median"] for e in other["entries"]}
+    before |= {("chain", *_key(e)): e["chain"]["median"] for e in other.get("chain", [])}
+    both = [key for key in before if key in now]
+    lines = [
+        f"{' '.join(str(part) for part in key if part)}: {before[key]:.2f} -> {now[key]:.2f} us"
+        for key in both
+        if abs(now[key] / before[key] - 1) > CHANGE
+    ]
+    lines += [
+        f"{' '.join(str(part) for part in key if part)}: only in one" for key in before.keys() ^ now.keys()
+    ]
+    return [f"{len(lines)} of {len(both)} times changed by more than {CHANGE:.0%}", *lines]
+
+
+def _key(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(entry.get(name, "") for name in ("kernel", "model", "shape", "tokens", "routing"))
 
 
 def predictions(entries: Sequence[Entry]) -> list[Prediction]:

@@ -5,7 +5,6 @@ Reached with `python -m gb10_lab.testbed train`. One GPU is enough; a CPU does f
 
 import argparse
 import dataclasses
-import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from gb10.files import read_json, sha256, write_json
 from torch import Tensor
 from torch.nn import functional
 
+from gb10_lab import record as machine
 from gb10_lab.testbed import checkpoint
 from gb10_lab.testbed.architecture import TESTBED
 from gb10_lab.testbed.model import Model, initialise, linear
@@ -106,7 +106,7 @@ class _Job:
                 "calibrate": self._calibrate,
             }
             record[stage] = stages[stage]()
-            record[stage]["machine"] = _machine(self._device)
+            record[stage]["machine"] = {"device": machine.name(self._device), **machine.versions()}
             record[stage]["commit"] = self._options.commit
             write_json(self._out / checkpoint.RECORD, record)
 
@@ -249,11 +249,6 @@ def evaluate(model: Model, sets: dict[str, Tensor]) -> dict[str, Any]:
             packages[package] = {"tokens": tokens, "loss": round(loss / tokens, 5)}
             total, count = total + loss, count + tokens
     return {"loss": round(total / count, 5), "packages": packages}
-
-
-def _machine(device: torch.device) -> dict[str, str]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    return {"device": name, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def _count(text: str) -> int:
