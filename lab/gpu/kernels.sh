@@ -59,12 +59,12 @@ load() {
   nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,temperature.gpu --format=csv
   python3 - <<'P'
 import torch
+from gb10.kernels import bandwidth
+from gb10_lab.kernel_bench import adapters
 
-from gb10.kernels import bandwidth, load
-
-load()
+held = adapters.load()
 x = torch.ones(1 << 20, dtype=torch.uint8, device="cuda")
-print("ours:", sorted(name for name in dir(torch.ops.gb10) if not name.startswith("_")), int(bandwidth.read(x).sum()))
+print("ours:", ", ".join(held), "- bandwidth_read:", int(bandwidth.read(x).sum()))
 P
 }
 with_stock() { PYTHONPATH=$PYTHONPATH:$stock VLLM_CONFIGURE_LOGGING=0 "$@"; }

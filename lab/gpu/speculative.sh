@@ -15,9 +15,9 @@ set -uo pipefail
 [ $# = 4 ] || { sed -n '4p' "$0" >&2 && exit 2; }
 mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
 model=$(realpath "$2") held_out=$(realpath "$3") ids=$(realpath "$4")
-cd "$(dirname "$0")/../.." || exit 2
+cd "$(dirname "$0")/.." || exit 2
 # FlashInfer and the CuTe-DSL need parts that a bare site has not.
-export PYTHONPATH=$PWD/python/src:$PWD/lab/src${GB10_SITE:+:$GB10_SITE} VLLM_USE_FLASHINFER_SAMPLER=0 PYTHONUNBUFFERED=1
+export PYTHONPATH=$PWD/python/src${GB10_SITE:+:$GB10_SITE} VLLM_USE_FLASHINFER_SAMPLER=0 PYTHONUNBUFFERED=1
 nvidia-smi --query-gpu=name,driver_version,clocks.sm --format=csv,noheader
 
 # MTP of several requests needs them (0001, 0002).
@@ -27,7 +27,7 @@ if [ -n "${GB10_SITE:-}" ] && ! grep -qs gb10: "$GB10_SITE/vllm/v1/attention/bac
       patch -d "$GB10_SITE" -p1 -F0 -s -i "$file"
     else
       (cd "$GB10_SITE" && git apply -p1 "$file")
-    fi || { echo "speculative.sh: ${file##*/} does not apply" >&2 && exit 2; }
+    fi || { echo "speculative-gpu: ${file##*/} does not apply" >&2 && exit 2; }
   done
 fi
 

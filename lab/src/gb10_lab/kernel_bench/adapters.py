@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable
 
 import torch
+from gb10.errors import UserError
 
 from gb10_lab.kernel_bench.data import Fp8, MoeWeights, Nvfp4, Routing, Sparse24
 from gb10_lab.kernel_bench.timing import Version
@@ -24,11 +26,14 @@ QUANTIZE_SCALE = 4.0 / (6 * 448)
 
 
 def load() -> list[str]:
-    """Load our library and give the names of the measured operators that it holds.
+    """Load our libraries and give the names of the measured operators that they hold.
 
-    Raises ``gb10.errors.UserError`` when there is no library.
+    Raises ``gb10.errors.UserError`` when there is none. That of ``sparse24`` may be missing.
     """
-    importlib.import_module("gb10.kernels").load()
+    library = importlib.import_module("gb10.kernels.library")
+    library.load()
+    with contextlib.suppress(UserError):
+        library.load(library.SPARSE24)
     return held()
 
 

@@ -165,18 +165,22 @@ def apart_table(entries: Iterable[Entry]) -> list[str]:
 
 
 def chain_table(entries: Iterable[ChainEntry]) -> list[str]:
-    """The experts as the difference of the chain with and without them."""
-    lines = [
-        "In the chain of all layers, us a layer; experts: the chain less the chain without them",
-        f"{'model':<20}{'shape':<26}{'M':>3}{'chosen':>7}{'MB':>7}{'chain':>8}{'p10':>7}{'p90':>7}{'without':>8}"
-        f"{'experts':>8}{'read%':>6}{'floor':>7}",
-    ]
-    lines += [
-        f"{e.model:<20.19}{e.shape:<26.25}{e.tokens:>3}{e.distinct_experts:>7.1f}{e.bytes_moved / 1e6:>7.1f}"
-        f"{e.chain.median:>8.2f}{e.chain.p10:>7.2f}{e.chain.p90:>7.2f}{e.without.median:>8.2f}{e.experts_us:>8.2f}"
-        f"{e.percent_of_read:>6.1f}{e.floor_us:>7.2f}{'' if e.repeat_agrees else '!'}"
-        for e in entries
-    ]
+    """The experts as the difference of the chain with and without them; a heading for each model."""
+    lines = ["In the chain of all layers, us a layer; experts: the chain less the chain without them"]
+    columns = (
+        f"{'shape':<26}{'M':>3}{'chosen':>7}{'MB':>7}{'chain':>8}{'p10':>8}{'p90':>8}{'without':>8}{'experts':>8}"
+        f"{'read%':>6}{'floor':>7}"
+    )
+    model = ""
+    for e in entries:
+        if e.model != model:
+            model = e.model
+            lines += [f"{model}, {e.layers} layers", columns]
+        lines.append(
+            f"{e.shape:<26.25}{e.tokens:>3}{e.distinct_experts:>7.1f}{e.bytes_moved / 1e6:>7.1f}"
+            f"{e.chain.median:>8.2f}{e.chain.p10:>8.2f}{e.chain.p90:>8.2f}{e.without.median:>8.2f}"
+            f"{e.experts_us:>8.2f}{e.percent_of_read:>6.1f}{e.floor_us:>7.2f}{'' if e.repeat_agrees else '!'}"
+        )
     return lines
 
 
