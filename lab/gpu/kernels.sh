@@ -62,7 +62,7 @@ import torch
 from gb10.kernels import bandwidth
 from gb10_lab.kernel_bench import adapters
 
-held = adapters.load()
+_, held = adapters.ready()
 x = torch.ones(1 << 20, dtype=torch.uint8, device="cuda")
 print("ours:", ", ".join(held), "- bandwidth_read:", int(bandwidth.read(x).sum()))
 P
@@ -76,16 +76,16 @@ sanitize() {
     [ "$tool" != initcheck ] || filter=()
     echo "-- $tool"
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 45 compute-sanitizer --tool $tool "${filter[@]}" --error-exitcode 9 \
-      --print-limit 5 python3 -m gb10_lab.kernel_bench.smoke || status=$?
+      --print-limit 5 python3 -m gb10_lab kernel-smoke || status=$?
   done
   return $status
 }
 bits() {
   [ -n "$baseline" ] || { echo "no --baseline" && return 0; }
-  GB10_KERNELS=$baseline python3 -m gb10_lab.kernel_bench.bits --out "$scratch/gb10-bits.json" || return
-  python3 -m gb10_lab.kernel_bench.bits --out "$scratch/gb10-bits-result.json" --against "$scratch/gb10-bits.json"
+  GB10_KERNELS=$baseline python3 -m gb10_lab kernel-bits --out "$scratch/gb10-bits.json" || return
+  python3 -m gb10_lab kernel-bits --out "$scratch/gb10-bits-result.json" --against "$scratch/gb10-bits.json"
 }
-bench() { with_stock python3 -m gb10_lab.kernel_bench "$@"; }
+bench() { with_stock python3 -m gb10_lab kernel-bench "$@"; }
 
 if [ -n "${GB10_STOCK:-}" ] && [ ! -d "$stock/vllm" ]; then
   unpack "$GB10_STOCK" "$stock" || echo "kernels.sh: $GB10_STOCK cannot be unpacked" >&2

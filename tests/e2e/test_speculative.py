@@ -58,7 +58,7 @@ def figures(
 ) -> dict[str, Any]:
     """One run of the program; it exits with 0 only when greedy output and distributions are right."""
     out = tmp_path_factory.mktemp("speculative")
-    command = [sys.executable, "-m", "gb10_lab.speculative", "--model", demo_model, "--held-out", held_out]
+    command = [sys.executable, "-m", "gb10_lab", "speculative", "--model", demo_model, "--held-out", held_out]
     command += ["--draft-ids", draft_ids, "--draft", *map(str, DRAFTS), "--draft-vocabulary", "full", "1/8"]
     command += ["--prompts", str(PROMPTS), "--tokens", str(TOKENS), "--timed", "1", "--concurrency", "32"]
     command += ["--samples", str(SAMPLES), "--out", out]
@@ -213,7 +213,7 @@ def test_a_sampler_that_takes_every_draft_is_found_out(answer: dict[str, Any]) -
 
 
 def test_nonsense_is_one_line(demo_model: Path, held_out: Path, variables: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "gb10_lab.speculative", "--model", demo_model, "--held-out", held_out]
+    command = [sys.executable, "-m", "gb10_lab", "speculative", "--model", demo_model, "--held-out", held_out]
     command += ["--draft-ids", str(held_out)]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+from gb10.cli import main  # noqa: E402
 from gb10.nvfp4 import NvFp4Tensor, dequantize, quantize  # noqa: E402
 from gb10.nvfp4 import pack as pack_codes  # noqa: E402
 from gb10.nvfp4 import unpack as unpack_codes  # noqa: E402
@@ -31,7 +32,6 @@ from gb10.sparse24 import (  # noqa: E402
     total,
     unpack,
 )
-from gb10.sparse24.__main__ import main  # noqa: E402
 
 PAIRS = list(itertools.combinations(range(4), 2))
 
@@ -238,7 +238,7 @@ def test_the_command_prints_what_a_file_loses(tmp_path: Path, capsys: pytest.Cap
         },
         tmp_path / "model.safetensors",
     )
-    assert main([str(tmp_path / "model.safetensors")]) == 0
+    assert main(["sparse24", str(tmp_path / "model.safetensors")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["plain.weight", "q.weight", "all"]
     assert lines[3].split()[1] == "1,024"
@@ -250,8 +250,8 @@ def test_the_command_refuses_what_is_no_file_of_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "junk").write_bytes(b"junk")
-    assert main([str(tmp_path / "junk")]) == 2
-    assert main([str(tmp_path / "missing")]) == 2
+    assert main(["sparse24", str(tmp_path / "junk")]) == 2
+    assert main(["sparse24", str(tmp_path / "missing")]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2 and all("cannot be read as safetensors" in line for line in errors)
 

@@ -1,8 +1,11 @@
 """A small model of the testbed's architecture for tests, and text for it."""
 
+from typing import cast
+
 import torch
+
 from gb10_lab.testbed.architecture import FULL, LINEAR, Architecture
-from gb10_lab.testbed.model import Model, initialise
+from gb10_lab.testbed.model import Layer, Mixture, Model, initialise
 
 SMALL = Architecture(
     vocabulary=300,
@@ -33,6 +36,11 @@ def make_model(seed: int = 0, dtype: torch.dtype = torch.float64) -> Model:
             else:
                 parameter.mul_(2.0)
     return model
+
+
+def mixture(model: Model, layer: int) -> Mixture:
+    """The experts of a layer."""
+    return cast(Layer, model.model.layers[layer]).mlp
 
 
 def make_tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:

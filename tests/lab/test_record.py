@@ -6,12 +6,14 @@ import json
 import platform
 import re
 import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+
 from gb10_lab import record
 
 RESULTS = Path(__file__).parents[2] / "lab/results"
@@ -75,9 +77,10 @@ def test_where_nvidia_smi_fails_they_are_unknown(
     assert found["multiprocessors"] == 132
 
 
-def test_date_and_command_can_be_read_and_repeated() -> None:
+def test_date_and_command_can_be_read_and_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["gb10-lab", "quality", "--out", "a b"])
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", record.today())
-    assert record.command("gb10_lab.x", ["--out", "a b"]) == "python -m gb10_lab.x --out 'a b'"
+    assert record.command() == "python -m gb10_lab quality --out 'a b'"
 
 
 def test_kept_records_are_one_line_each_and_say_where_they_come_from() -> None:

@@ -6,7 +6,7 @@ import datetime
 import platform
 import shlex
 import subprocess
-from collections.abc import Sequence
+import sys
 from typing import Any
 
 import torch
@@ -24,9 +24,9 @@ def today() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def command(module: str, arguments: Sequence[str]) -> str:
-    """The command that repeats a run of ``python -m module``."""
-    return shlex.join(["python", "-m", module, *arguments])
+def command() -> str:
+    """The command that repeats this run of the lab."""
+    return shlex.join(["python", "-m", "gb10_lab", *sys.argv[1:]])
 
 
 def versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from gb10_lab.kernel_bench import adapters, chain, data, report, shapes, suite
 from gb10_lab.kernel_bench.bandwidth import Bandwidth
 from gb10_lab.kernel_bench.figures import spread

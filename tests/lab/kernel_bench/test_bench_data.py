@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from gb10.nvfp4 import dequantize
 from gb10.sparse24 import Sparse24Weight, unpack
 from gb10_lab.kernel_bench import data

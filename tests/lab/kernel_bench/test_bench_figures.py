@@ -6,9 +6,10 @@ import statistics
 
 import pytest
 import torch
-from gb10_lab.kernel_bench import data, figures, shapes
 from hypothesis import given
 from hypothesis import strategies as st
+
+from gb10_lab.kernel_bench import data, figures, shapes
 
 TIMES = st.lists(st.floats(0.1, 1e6), min_size=2, max_size=40)
 CPU = torch.device("cpu")

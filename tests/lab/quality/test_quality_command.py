@@ -1,4 +1,4 @@
-"""`python -m gb10_lab.quality` as a user types it."""
+"""`python -m gb10_lab quality` as a user types it."""
 
 import importlib.util
 import json
@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from gb10.files import write_json
-from gb10_lab.quality.__main__ import main
+from gb10_lab.cli import main
 from gb10_lab.testbed import checkpoint
 
 Run = Callable[..., int]
@@ -23,7 +24,7 @@ def run(model_folder: Path, held_out: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.delenv(name, raising=False)
 
     def command(*arguments: object) -> int:
-        base = ("--model", model_folder, "--held-out", held_out, "--tokens", 576, "--window", 96)
+        base = ("quality", "--model", model_folder, "--held-out", held_out, "--tokens", 576, "--window", 96)
         return main([str(argument) for argument in (*base, *arguments)])
 
     return command
@@ -88,7 +89,7 @@ def test_out_has_the_plot_and_the_figures(run: Run, tmp_path: Path) -> None:
         (("--held-out", "/nonexistent"), "cannot read documents from"),
         (("--check", "/nonexistent"), "is no expectation"),
         (("--tokens", "1"), "is not a whole number of 2 or more"),
-        (("--nonsense",), "unrecognized arguments"),
+        (("--nonsense",), "No such option: --nonsense"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -115,7 +116,7 @@ def test_a_missing_site_names_the_file_to_make_again(
 def test_model_and_text_may_come_from_the_environment(
     model_folder: Path, held_out: Path, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-m", "gb10_lab.quality", "--tokens", "192", "--window", "96"]
+    command = [sys.executable, "-m", "gb10_lab", "quality", "--tokens", "192", "--window", "96"]
     command += ["--record", str(tmp_path / "expectation.json")]
     named = {"GB10_TESTBED": str(model_folder), "GB10_HELDOUT": str(held_out)}
     done = subprocess.run(
@@ -128,8 +129,8 @@ def test_model_and_text_may_come_from_the_environment(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "--model is missing, and GB10_TESTBED is not set"),
-        ({"GB10_TESTBED": "x"}, "--held-out is missing, and GB10_HELDOUT is not set"),
+        ({}, "Missing option '--model' (env var: 'GB10_TESTBED')"),
+        ({"GB10_TESTBED": "x"}, "Missing option '--held-out' (env var: 'GB10_HELDOUT')"),
     ],
 )
 def test_model_and_text_must_come_from_somewhere(
@@ -142,7 +143,7 @@ def test_model_and_text_must_come_from_somewhere(
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    assert main([]) == 2
+    assert main(["quality"]) == 2
     assert capsys.readouterr().err.startswith(f"gb10: error: {message}")
 
 

@@ -85,7 +85,8 @@ def test_rows_that_are_missing_or_new_are_named(recorded: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("field", ["model_sha256", "calibration_sha256", "text_sha256"])
 def test_another_source_is_said_instead_of_figures(field: str, recorded: dict[str, Any]) -> None:
-    other = dataclasses.replace(SOURCE, **{field: "f" * 64})
+    changed: dict[str, Any] = {field: "f" * 64}
+    other = dataclasses.replace(SOURCE, **changed)
     moved = dataclasses.replace(ROW, kl=9.0)
     lines = differences(recorded, other, FIGURES | {"shipped": moved})
     assert len(lines) == 1

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from gb10 import nvfp4
 from gb10.nvfp4 import e2m1, packing, ue4m3
 from gb10.sparse24 import packing as sparse_packing
 from gb10_lab.quality import expectation, variants
@@ -70,8 +71,7 @@ def swapped_nibbles(patch: pytest.MonkeyPatch) -> None:
 
 def dropped_global_scale(patch: pytest.MonkeyPatch) -> None:
     """`weight_scale_2` forgotten when weights are read."""
-    dequantize = variants.dequantize
-    patch.setattr(variants, "dequantize", lambda w, s, _scale, dtype: dequantize(w, s, 1.0, dtype))
+    patch.setattr(variants, "dequantize", lambda w, s, _scale, dtype: nvfp4.dequantize(w, s, 1.0, dtype))
 
 
 def one_fp8_scale(patch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def first_two_of_four(patch: pytest.MonkeyPatch) -> None:
     """2:4 keeps the first two, not the largest."""
 
     def first(codes: torch.Tensor) -> torch.Tensor:
-        groups = codes.unflatten(-1, (-1, 4))
+        groups = codes.unflatten(-1, (-1, 4))  # type: ignore[no-untyped-call]
         return torch.tensor([0, 1]).expand(*groups.shape[:-1], 2)
 
     patch.setattr(sparse_packing, "kept_positions", first)
@@ -104,7 +104,7 @@ def first_two_of_four(patch: pytest.MonkeyPatch) -> None:
 
 def wrong_input_scale(patch: pytest.MonkeyPatch) -> None:
     """Input scales of amax / 448: block scales in sixths, most of them with fewer bits."""
-    scale = variants.global_scale_for
+    scale = nvfp4.global_scale_for
     patch.setattr(variants, "global_scale_for", lambda amax: scale(amax) * 6 * 448)
 
 

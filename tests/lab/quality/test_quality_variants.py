@@ -72,7 +72,8 @@ def test_shipped_weights_are_those_of_the_checkpoint(rows: dict[str, Variant], s
     stored = quantize_tensors(
         small_model.tensors, small_model.amax | mtp_amax(small_model), modelopt.AS_SHIPPED
     )
-    weight = dequantize(*(stored[EXPERT + end] for end in ("", "_scale", "_scale_2")), dtype=torch.bfloat16)
+    codes, scales, scale = (stored[EXPERT + end] for end in ("", "_scale", "_scale_2"))
+    weight = dequantize(codes, scales, scale, dtype=torch.bfloat16)
     assert torch.equal(rows["shipped"].tensors[EXPERT], weight.to(torch.float32))
 
 
@@ -82,10 +83,10 @@ def mtp_amax(small_model: Any) -> dict[str, float]:
 
 def test_2_of_4_keeps_two_of_each_four_and_says_what_it_dropped(rows: dict[str, Variant]) -> None:
     sparse, shipped = rows["sparse24"], rows["shipped"]
-    groups = sparse.tensors[EXPERT].unflatten(-1, (-1, 4))
+    groups = sparse.tensors[EXPERT].unflatten(-1, (-1, 4))  # type: ignore[no-untyped-call]
     assert int((groups != 0).sum(-1).max()) == 2
     kept = groups != 0
-    assert torch.equal(groups[kept], shipped.tensors[EXPERT].unflatten(-1, (-1, 4))[kept])
+    assert torch.equal(groups[kept], shipped.tensors[EXPERT].unflatten(-1, (-1, 4))[kept])  # type: ignore[no-untyped-call]
     assert torch.equal(sparse.tensors[SHARED], shipped.tensors[SHARED])
     assert sparse.dropped is not None
     routed = [name for name in sparse.tensors if ".experts." in name]

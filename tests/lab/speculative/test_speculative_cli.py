@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from gb10_lab.speculative.__main__ import main
 from tokenizers import Tokenizer, models
+
+from gb10_lab.cli import main
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _error(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    assert main([str(argument) for argument in arguments]) == 2
+    assert main(["speculative", *map(str, arguments)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("gb10: error: ")
@@ -47,7 +48,7 @@ def _error(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["--draft-ids", "/nonexistent/ids.json"], "cannot read the draft vocabulary"),
         (["--held-out", "/nonexistent/text.jsonl"], "cannot read documents from"),
         (["--model", "/nonexistent"], "is no model folder"),
-        (["--surprise"], "(see: python -m gb10_lab.speculative --help)"),
+        (["--surprise"], "(see: python -m gb10_lab speculative --help)"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -57,7 +58,8 @@ def test_nonsense(model: Path, capsys: pytest.CaptureFixture[str], arguments: li
 
 
 def test_model_and_text_must_be_named(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--model, --held-out" in _error(capsys)
+    assert "Missing option '--model' (env var: 'GB10_DEMO_MODEL')" in _error(capsys)
+    assert "Missing option '--held-out' (env var: 'GB10_HELDOUT')" in _error(capsys, "--model", model)
 
 
 def test_ids_of_another_model(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from gb10.errors import UserError
 from gb10.files import replacing, write_json
 from gb10_lab.testbed import checkpoint
 from safetensors import safe_open
-from small_model import SMALL, make_model, make_tokens
+from small_model import SMALL, make_model, make_tokens, mixture
 
 
 def test_written_and_read_back(tmp_path: Path) -> None:
@@ -28,12 +28,11 @@ def test_written_and_read_back(tmp_path: Path) -> None:
 def test_rounding_is_what_storing_does(tmp_path: Path) -> None:
     model = make_model(dtype=torch.float32)
     checkpoint.save(model, tmp_path)
-    before = model.model.layers[0].mlp.experts.up.clone()
+    up = mixture(model, 0).experts.up
+    before = up.clone()
     checkpoint.round_to_bf16(model)
-    assert not torch.equal(before, model.model.layers[0].mlp.experts.up)
-    assert torch.equal(
-        checkpoint.load(tmp_path).model.layers[0].mlp.experts.up, model.model.layers[0].mlp.experts.up
-    )
+    assert not torch.equal(before, up)
+    assert torch.equal(mixture(checkpoint.load(tmp_path), 0).experts.up, up)
 
 
 def test_form_of_the_files(tmp_path: Path) -> None:
@@ -60,7 +59,7 @@ def test_changed_tensors_change_the_model() -> None:
     tensors = {name: tensor.clone() for name, tensor in checkpoint.to_tensors(model).items()}
     tensors["model.layers.1.mlp.experts.2.up_proj.weight"] *= 1.5
     changed = checkpoint.from_tensors(SMALL, tensors)
-    experts = model.model.layers[1].mlp.experts.up, changed.model.layers[1].mlp.experts.up
+    experts = mixture(model, 1).experts.up, mixture(changed, 1).experts.up
     assert torch.equal(experts[1][2], experts[0][2] * 1.5)
     assert torch.equal(experts[1][3], experts[0][3])
 

@@ -5,7 +5,7 @@ import torch
 from gb10.errors import UserError
 from gb10_lab.testbed.architecture import TESTBED, from_config, to_config
 from gb10_lab.testbed.model import Mixture, Model, initialise
-from small_model import SMALL, make_model, make_tokens
+from small_model import SMALL, make_model, make_tokens, mixture
 from torch import Tensor
 from torch.nn import functional
 
@@ -49,26 +49,26 @@ def routed(mixture: Mixture, x: Tensor) -> Tensor:
 
 
 def test_dense_mixture_is_the_routed_one() -> None:
-    mixture = make_model().model.layers[1].mlp
+    experts = mixture(make_model(), 1)
     x = torch.randn(2, 5, SMALL.hidden, dtype=torch.float64)
     with torch.no_grad():
-        found, balance = mixture(x, None)
-        expected = torch.stack([routed(mixture, token) for token in x.flatten(0, 1)]).view_as(x)
+        found, balance = experts(x, None)
+        expected = torch.stack([routed(experts, token) for token in x.flatten(0, 1)]).view_as(x)
         torch.testing.assert_close(found, expected)
-        mixture.experts.down[0] *= 1.5
-        assert not torch.allclose(mixture(x, None)[0], expected), "the control: experts matter"
+        experts.experts.down[0] *= 1.5
+        assert not torch.allclose(experts(x, None)[0], expected), "the control: experts matter"
     assert 0.5 < float(balance) < SMALL.experts
 
 
 def test_balance_is_least_when_all_experts_are_used_alike() -> None:
-    mixture = make_model().model.layers[0].mlp
+    experts = mixture(make_model(), 0)
     x = torch.randn(8, 64, SMALL.hidden, dtype=torch.float64)
     with torch.no_grad():
-        mixture.gate.weight.mul_(0.01)
-        even = float(mixture.route(x)[1])
-        mixture.gate.weight[0] = x.mean((0, 1)) * 100
-        mixture.gate.weight[1] = x.mean((0, 1)) * 99
-        uneven = float(mixture.route(x.abs())[1])
+        experts.gate.weight.mul_(0.01)
+        even = float(experts.route(x)[1])
+        experts.gate.weight[0] = x.mean((0, 1)) * 100
+        experts.gate.weight[1] = x.mean((0, 1)) * 99
+        uneven = float(experts.route(x.abs())[1])
     assert even == pytest.approx(1.0, abs=0.02)
     assert uneven > 1.2
 

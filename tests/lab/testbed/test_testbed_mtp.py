@@ -35,7 +35,8 @@ def draft_from(model: Model, tokens: Tensor, hidden: Tensor, anchor: int) -> lis
         keys, values = (torch.cat([entry[part] for entry in cache], dim=2) for part in (0, 1))
         scores = (query @ keys.transpose(-1, -2)) * query.shape[-1] ** -0.5
         x = x + attention.finish(scores.softmax(-1) @ values, gate, None)
-        return head.norm(head.layer.mix(x, model.dtype, None)[0], model.dtype)[0, 0]
+        last: torch.Tensor = head.norm(head.layer.mix(x, model.dtype, None)[0], model.dtype)[0, 0]
+        return last
 
     for position in range(anchor + 1):
         state = run(tokens[position + 1], hidden[position], position)

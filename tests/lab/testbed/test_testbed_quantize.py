@@ -1,6 +1,5 @@
 """Post-training quantisation: the same bytes everywhere, ModelOpt's names, what is refused."""
 
-import argparse
 import hashlib
 import json
 import os
@@ -13,12 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from gb10.checkpoint import modelopt
 from gb10.errors import UserError
 from gb10.nvfp4 import dequantize
 from gb10.nvfp4 import quantize as nvfp4_quantize
+from gb10_lab.cli import main
 from gb10_lab.testbed import quantize
-from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -103,8 +104,8 @@ def test_parts_and_threads_give_the_bits_of_the_whole() -> None:
     whole = nvfp4_quantize(weight, scale)
     torch.set_num_threads(2)
     threaded = nvfp4_quantize(weight, scale)
-    rows = [nvfp4_quantize(part, scale) for part in weight.split(17)]
-    columns = [nvfp4_quantize(part, scale) for part in weight.split(48, dim=1)]
+    rows = [nvfp4_quantize(part, scale) for part in weight.split(17)]  # type: ignore[no-untyped-call]
+    columns = [nvfp4_quantize(part, scale) for part in weight.split(48, dim=1)]  # type: ignore[no-untyped-call]
     for field in ("packed", "block_scales"):
         wanted = bits(getattr(whole, field))
         assert bits(getattr(threaded, field)) == wanted
@@ -245,8 +246,9 @@ def refused(model: Path, out: Path, match: str) -> None:
 
 def test_a_site_that_was_not_calibrated(tmp_path: Path) -> None:
     model = tiny.write(tmp_path / "bf16")
-    content = {"tokens": 64, "amax": tiny.amax()}
-    del content["amax"]["model.layers.1.mlp.experts.down_proj"]
+    amax = tiny.amax()
+    del amax["model.layers.1.mlp.experts.down_proj"]
+    content = {"tokens": 64, "amax": amax}
     (model / "calibration.json").write_text(json.dumps(content))
     refused(model, tmp_path / "out", r"no amax of model\.layers\.1\.mlp\.experts\.down_proj")
 
@@ -309,11 +311,9 @@ def test_folders_and_links_in_the_way(model: Path, tmp_path: Path) -> None:
 
 def test_the_command(model: Path, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Into an empty folder, which is replaced."""
-    parser = argparse.ArgumentParser()
-    quantize.add_arguments(parser)
     out = tmp_path / "out"
     out.mkdir()
-    assert quantize.run(parser.parse_args(["--model", str(model), "--out", str(out)])) == 0
+    assert main(["quantize", "--model", str(model), "--out", str(out)]) == 0
     assert {path.name for path in out.iterdir()} == set(FILES)
     assert (out / "model.safetensors").read_bytes() == (made / "model.safetensors").read_bytes()
     assert re.search(r"20 modules in NVFP4", capsys.readouterr().out)

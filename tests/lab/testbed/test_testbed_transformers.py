@@ -17,6 +17,7 @@ import torch
 from gb10_lab.testbed import checkpoint
 from gb10_lab.testbed.architecture import TESTBED, Architecture
 from gb10_lab.testbed.model import Model, initialise
+from small_model import mixture
 from tokenizers import Tokenizer
 
 transformers = pytest.importorskip("transformers")
@@ -50,11 +51,11 @@ def random_model(folder: Path) -> torch.Tensor:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
-                parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
         # Large enough for the router and the norms to matter.
-        model.lm_head.weight *= 10
-        for layer in model.model.layers:
-            layer.mlp.gate.weight *= 4
+        model.lm_head.weight.mul_(10)
+        for layer in range(len(model.model.layers)):
+            mixture(model, layer).gate.weight.mul_(4)
     checkpoint.save(model, folder)
     return torch.randint(SMALL.vocabulary, (WINDOWS, WINDOW), generator=generator)
 
@@ -145,7 +146,7 @@ def test_transformers_agrees(case: Case) -> None:
 
 
 def plain_norm(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+    def forward(self: Any, x: torch.Tensor) -> Any:
         return self._norm(x) * self.weight
 
     monkeypatch.setattr(modeling.Qwen3NextRMSNorm, "forward", forward)

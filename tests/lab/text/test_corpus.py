@@ -11,9 +11,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from gb10.errors import UserError
-from gb10_lab.__main__ import main
+from gb10_lab.cli import main
 from gb10_lab.text import corpus
+from gb10_lab.text.documents import read_documents
 
 ROOT = Path(__file__).resolve().parents[3]
 MIT = "License-Expression: MIT\n"
@@ -220,7 +222,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "left out:      1 held out" in capsys.readouterr().out
     text = lzma.decompress(out.read_bytes())
     assert [json.loads(line)["path"] for line in text.decode().split("\n") if line] == ["a/x.py", "b/z.py"]
-    assert list(corpus.read_documents(out))[1].text.startswith("text = 'caf\u00e9 \u2028'\n")
+    assert list(read_documents(out))[1].text.startswith("text = 'caf\u00e9 \u2028'\n")
     said = json.loads(note.read_text())
     assert said["sha256"] == hashlib.sha256(text).hexdigest()
     assert [package["file"] for package in said["packages"]] == [

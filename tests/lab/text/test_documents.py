@@ -4,6 +4,7 @@ import lzma
 from pathlib import Path
 
 import pytest
+
 from gb10.errors import UserError
 from gb10_lab.text.documents import Document, by_hash, read_documents
 

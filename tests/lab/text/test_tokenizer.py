@@ -9,10 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
 from gb10.errors import UserError
-from gb10_lab.__main__ import main
+from gb10_lab.cli import main
 from gb10_lab.text import corpus
-from gb10_lab.text.corpus import Document, write_documents
+from gb10_lab.text.corpus import write_documents
+from gb10_lab.text.documents import Document
 from gb10_lab.text.tokenizer import (
     CHAT_TEMPLATE,
     MAX_POSITIONS,
@@ -21,9 +26,6 @@ from gb10_lab.text.tokenizer import (
     train_tokenizer,
     write_tokenizer,
 )
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
-from tokenizers import Tokenizer
 
 VOCABULARY = 1024
 

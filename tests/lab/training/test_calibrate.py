@@ -1,11 +1,12 @@
 """Calibration: the largest activations, and tokens by frequency."""
 
 import torch
+from small_model import make_model, make_tokens
+from torch import Tensor
+
 from gb10_lab.testbed.mtp import unroll
 from gb10_lab.training import calibrate
 from gb10_lab.training.train_draft import STEPS
-from small_model import make_model, make_tokens
-from torch import Tensor
 
 
 def test_largest_activations() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gb10_lab.__main__ import main
+
+from gb10_lab.cli import main
 
 Run = Callable[[dict[str, Any]], int]
 

@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_model import SMALL, make_model, make_tokens
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
 from gb10.errors import UserError
 from gb10.files import sha256
-from gb10_lab.__main__ import main
+from gb10_lab.cli import main
 from gb10_lab.testbed.model import Model, initialise
 from gb10_lab.text.documents import Document, read_documents
 from gb10_lab.text.tokenizer import read_tokenizer
 from gb10_lab.training import data, train, train_draft
 from gb10_lab.training.loop import Plan, optimise, rate_factor
 from gb10_lab.training.muon import Optimiser, orthogonalise
-from small_model import SMALL, make_model, make_tokens
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 PLAN = Plan(tokens=40 * 4 * 64, batch=4, length=64, rate=5e-3, minutes=5, seed=1)
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -105,8 +106,8 @@ def test_batches_cover_the_text_each_time_anew() -> None:
         assert batch.shape == (33, 11)
         assert (batch.diff(dim=1) == 1).all()
     first = torch.cat(passes[:3])[:, :10].flatten()
-    assert len(first.unique()) == len(first), "99 windows of 10 tokens are one pass"
-    assert len(torch.cat(passes)[:, 0].remainder(10).unique()) > 1, "each pass cuts elsewhere"
+    assert len(first.unique()) == len(first), "99 windows of 10 tokens are one pass"  # type: ignore[no-untyped-call]
+    assert len(torch.cat(passes)[:, 0].remainder(10).unique()) > 1, "each pass cuts elsewhere"  # type: ignore[no-untyped-call]
 
 
 def test_windows() -> None:
@@ -294,7 +295,7 @@ def test_random_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["train", "--out", "x", "--stages", "pretrain,sleep"], "no stage 'sleep'"),
         (["train", "--out", "x", "--tokens", "5Q"], "'5Q' is not a count"),
         (["train"], "--out"),
-        (["paint"], "invalid choice"),
+        (["paint"], "no command named 'paint'; the commands are: corpus, tokenizer, train"),
         (["train", "--out", "x", "--corpus", "none", "--heldout", "none"], "tokenizer"),
     ],
 )

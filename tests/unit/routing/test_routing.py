@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gb10 import routing
-from gb10.errors import UserError
-from gb10.routing import OPERATIONS, Target, parse_overrides, route, table
-from gb10.routing import command as routing_command
 from hypothesis import given
 from hypothesis import strategies as st
+
+from gb10 import cli, routing
+from gb10.errors import UserError
+from gb10.routing import OPERATIONS, Target, parse_overrides, route, table
+from gb10.routing.command import parse_capability
 
 CAPABILITIES = [None, (8, 0), (8, 9), (9, 0), (10, 0), (12, 0), (12, 1)]
 ALL = [
@@ -42,7 +43,7 @@ EXPECTED_FLASHINFER = {
         "FlashInferCuteDslNvFp4",
         "FLASHINFER_TRTLLM",
         "FlashInferFP8ScaledMM",
-        "FLASHINFER",
+        "FLASHINFER (TRTLLM)",
         "FlashInfer",
         "hardware E2M1",
     ),
@@ -63,7 +64,7 @@ EXPECTED_FLASHINFER = {
         "hardware E2M1",
     ),
 }
-COLUMNS = ("nvfp4_linear", "nvfp4_moe", "fp8_linear", "attention_prefill", "gdn_prefill", "activation_quant")
+COLUMNS = ("nvfp4_linear", "nvfp4_moe", "fp8_linear", "attention", "gdn_prefill", "activation_quant")
 
 
 @pytest.mark.parametrize("capability", EXPECTED)
@@ -80,7 +81,7 @@ def test_cpu_runs_the_plugin_in_its_mode(mode: str) -> None:
     assert route("nvfp4_linear", target).backend == f"gb10 {mode}"
     assert route("nvfp4_moe", target).backend == f"gb10 {mode}"
     assert route("activation_quant", target).backend == ("software E2M1" if mode == "emulate" else "none")
-    assert route("attention_decode", target).backend == "CPU_ATTN"
+    assert route("attention", target).backend == "CPU_ATTN"
 
 
 @pytest.mark.parametrize("target", ALL, ids=str)
@@ -105,31 +106,35 @@ def test_table_and_route_agree(batch: int, index: int) -> None:
 
 def test_decode_attention_depends_on_the_batch_on_sm100() -> None:
     target = Target((10, 0), True)
-    assert route("attention_decode", target, 256).backend == "FLASHINFER (TRTLLM)"
-    assert route("attention_decode", target, 257).backend == "FLASHINFER"
+    assert route("attention", target, 256).backend == "FLASHINFER (TRTLLM)"
+    assert route("attention", target, 257).backend == "FLASHINFER"
+    assert route("attention", target, 257).reason == "prefill: TRTLLM kernels; decode: FlashInfer's own"
+
+
+@pytest.mark.parametrize("phase", ["attention_prefill", "attention_decode"])
+def test_the_phases_of_attention_are_one_operation(phase: str) -> None:
+    target = Target((12, 1), True)
+    assert route(phase, target) == route("attention", target)
+    assert table(target, [phase, "lm_head"]) == table(target, ["attention", "lm_head"])
+    assert [row.operation for row in table(target, [phase])] == ["attention"]
 
 
 @pytest.mark.parametrize(
-    ("capability", "flashinfer", "prefill", "decode"),
+    ("capability", "flashinfer", "backend", "xqa"),
     [
-        ((12, 1), True, "FLASHINFER", "FLASHINFER (XQA)"),
-        ((12, 1), False, "TRITON_ATTN", "TRITON_ATTN"),
-        ((9, 0), True, "FLASH_ATTN", "FLASH_ATTN"),
-        ((8, 9), True, "FLASHINFER", "FLASHINFER"),
+        ((12, 1), True, "FLASHINFER", True),
+        ((12, 1), False, "TRITON_ATTN", False),
+        ((9, 0), True, "FLASH_ATTN", False),
+        ((8, 9), True, "FLASHINFER", False),
     ],
 )
 def test_fp8_kv_cache_moves_attention(
-    capability: routing.Capability, flashinfer: bool, prefill: str, decode: str
+    capability: routing.Capability, flashinfer: bool, backend: str, xqa: bool
 ) -> None:
     target = Target(capability, flashinfer, fp8_kv_cache=True)
-    assert route("attention_prefill", target).backend == prefill
-    assert route("attention_decode", target).backend == decode
+    assert route("attention", target).backend == backend
+    assert ("decode: XQA kernel" in route("attention", target).reason) == xqa
     assert route("kv_cache", target).backend == "fp8_e4m3"
-
-
-def test_generic_build_takes_the_software_route() -> None:
-    assert route("activation_quant", Target((12, 1), generic_build=True)).backend == "software E2M1"
-    assert route("activation_quant", Target((9, 0), generic_build=True)).backend == "none"
 
 
 @pytest.mark.parametrize("capability", [(9, 0), (10, 0), (12, 0), (12, 1)])
@@ -151,11 +156,27 @@ def test_render_fits_its_width(target: Target, width: int) -> None:
     assert all(row.backend in text for row in table(target))
 
 
-def test_render_joins_attention_rows_that_agree() -> None:
-    text = routing.render(table(Target()))
-    assert "attention  " in text
-    assert "attention prefill" not in text
-    assert "attention prefill" in routing.render(table(Target((10, 0), True)))
+@pytest.mark.parametrize("target", ALL, ids=str)
+def test_render_says_whose_choice_each_row_is(target: Target) -> None:
+    rows = table(target)
+    lines = routing.render(rows, 140).splitlines()[2:]
+    assert len(lines) == len(rows)
+    for row, line in zip(rows, lines, strict=True):
+        assert row.whose in (routing.OURS, routing.VLLM)
+        assert f"  {row.whose}  " in line
+    assert (
+        routing.OURS in {row.whose for row in rows}
+        or target.flashinfer
+        or target.capability in ((8, 0), (8, 9))
+    )
+
+
+def test_ours_is_the_plugin_and_what_gb10_forces() -> None:
+    assert route("nvfp4_moe", Target()).whose == routing.OURS
+    assert route("nvfp4_moe", Target((12, 1))).whose == routing.VLLM
+    for rule in (rule for operation in OPERATIONS for rule in operation.rules):
+        if rule.forces or rule.backend.startswith("gb10"):
+            assert rule.whose == routing.OURS
 
 
 GB10 = Target((12, 1), True)
@@ -229,9 +250,9 @@ def test_b12x_is_allowed_with_fewer_experts() -> None:
 def test_override_changes_the_table_and_joins_batches() -> None:
     target = Target((10, 0), True)
     rows = routing.apply_overrides(table(target), parse_overrides(["attention=triton_attn"], target))
-    found = [row for row in rows if row.operation == "attention_decode"]
-    assert [(row.batch, row.backend, row.reason) for row in found] == [
-        ((1, None), "triton_attn", "set by --route")
+    found = [row for row in rows if row.operation == "attention"]
+    assert [(row.batch, row.backend, row.whose, row.reason) for row in found] == [
+        ((1, None), "triton_attn", "yours", "set by --route")
     ]
 
 
@@ -240,21 +261,33 @@ def test_override_changes_the_table_and_joins_batches() -> None:
     [("cpu", None), ("12.1", (12, 1)), ("sm_121", (12, 1)), ("sm_90a", (9, 0)), ("121f", (12, 1))],
 )
 def test_capability_spellings(text: str, capability: routing.Capability | None) -> None:
-    assert routing_command.parse_capability(text) == capability
+    assert parse_capability(text) == capability
 
 
 def test_routing_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert routing_command.run(["--capability", "12.1", "--no-flashinfer", "--json"]) == 0
+    assert cli.main(["routing", "--capability", "12.1", "--no-flashinfer", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     backends = {row["operation"]: row["backend"] for row in document["routes"]}
     assert backends["nvfp4_moe"] == "VLLM_CUTLASS"
-    assert document["target"]["capability"] == [12, 1]
+    assert document["target"] == {
+        "capability": [12, 1],
+        "flashinfer": False,
+        "cpu_mode": "dequant",
+        "fp8_kv_cache": False,
+    }
+    assert {row["whose"] for row in document["routes"]} == {routing.OURS, routing.VLLM}
 
 
-@pytest.mark.parametrize("argv", [["--capability", "big"], ["--cpu-mode", "fast"], ["--nonsense"]])
-def test_routing_command_refuses_bad_arguments(argv: list[str]) -> None:
-    with pytest.raises(UserError):
-        routing_command.run(argv)
+def test_routing_command_takes_routes(capsys: pytest.CaptureFixture[str]) -> None:
+    routes = ["--route", "nvfp4_moe=marlin", "--route", "kv_cache=fp8"]
+    assert cli.main(["routing", "--capability", "12.1", "--flashinfer", *routes, "--flags"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("compute capability 12.1 (sm_121), with FlashInfer\n")
+    table, _, flags = printed.partition("force with:")
+    assert sum("set by --route" in line for line in table.splitlines()) == 2
+    assert "--moe-backend" in flags
+    assert cli.main(["routing", "--capability", "cpu", "--route", "nvfp4_linear=packed"]) == 0
+    assert capsys.readouterr().out.startswith("CPU, NVFP4 mode packed\n")
 
 
 @pytest.fixture(scope="module")
@@ -274,10 +307,11 @@ def test_vllm_selectors_agree_with_the_table(vllm_rows: list[dict[str, Any]]) ->
         target = Target((major, minor), bool(row["flashinfer"]))
         assert route("nvfp4_linear", target).backend + "LinearKernel" == row["nvfp4_linear"], target
         assert route("nvfp4_moe", target).backend == row["nvfp4_moe"], target
+        assert route("fp8_linear", target).backend + "LinearKernel" == row["fp8_linear"], target
         forced = route("gdn_prefill", target).forces
         assert forced[1:] or (route("gdn_prefill", target).backend.lower() == row["gdn_prefill"]), target
         order = [name for name in row["attention"] if name != "FLASHINFER" or target.flashinfer]
-        assert route("attention_prefill", target).backend == order[0], target
+        assert route("attention", target).backend.partition(" (")[0] == order[0], target
 
 
 def test_vllm_knows_every_backend_that_route_accepts() -> None:
@@ -295,9 +329,13 @@ def test_vllm_knows_every_backend_that_route_accepts() -> None:
     assert all(f'"{name}"' in linear for name in by_name["nvfp4_linear"].choices)
     assert all(f'"{name}"' in linear for name in by_name["fp8_linear"].choices)
     assert all(f'"{name}"' in cache for name in by_name["kv_cache"].choices)
-    options = {
+    settings = {
         pair[0].partition(".")[0] for o in OPERATIONS for pairs in o.choices.values() for pair in pairs
     }
+    variables = {name for name in settings if not name.startswith("--")}
+    assert variables == {"VLLM_USE_FLASHINFER_SAMPLER"}
+    assert '"VLLM_USE_FLASHINFER_SAMPLER"' in (folder / "envs.py").read_text()
+    options = settings - variables
     assert options == {
         "--attention-backend",
         "--gdn-prefill-backend",

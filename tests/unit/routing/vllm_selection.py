@@ -1,8 +1,9 @@
 """Ask vLLM's own selectors what they would choose on a GPU that is not here; print JSON.
 
 Run as a program by test_routing.py, in a process of its own: it changes vLLM's platform object. Each
-row is one capability with and without FlashInfer. What the compiled extension would say about FP4
-(`cutlass_scaled_mm_supports_fp4`) is taken as true from 10.0 on: that is what the wheel says for 12.1.
+row is one capability with and without FlashInfer. What the compiled extension would say is taken as true
+from 10.0 on for FP4 (`cutlass_scaled_mm_supports_fp4`: that is what the wheel says for 12.1) and from 8.9 on
+for FP8 (`cutlass_fp8_supported`).
 """
 
 import importlib
@@ -10,6 +11,7 @@ import json
 import sys
 import types
 from types import SimpleNamespace
+from typing import Any
 
 from gb10.routing import Capability
 
@@ -38,6 +40,8 @@ def pretend(capability: Capability, flashinfer: bool) -> None:
             setattr(module, name, lambda *a, answer=flashinfer, **k: answer)
         if "cutlass_scaled_mm_supports_fp4" in vars(module):
             vars(module)["cutlass_scaled_mm_supports_fp4"] = lambda number: number >= 100
+        if "cutlass_fp8_supported" in vars(module):
+            vars(module)["cutlass_fp8_supported"] = lambda: found.to_int() >= 89
 
 
 def moe_choice() -> str:
@@ -59,6 +63,25 @@ def moe_choice() -> str:
             ):
                 return str(name)
     return "none"
+
+
+def fp8_choice(linear: Any) -> str:
+    """The linear kernel for FP8 weights with one scale a tensor and static activation scales."""
+    import torch
+    from vllm.model_executor.layers.quantization.utils.quant_utils import kFp8StaticTensorSym
+
+    config = linear.FP8ScaledMMLinearLayerConfig(
+        weight_quant_key=kFp8StaticTensorSym,
+        activation_quant_key=kFp8StaticTensorSym,
+        input_dtype=torch.bfloat16,
+        out_dtype=torch.bfloat16,
+        weight_shape=(1024, 1024),
+    )
+    return str(
+        linear.choose_scaled_mm_linear_kernel(
+            config, linear._POSSIBLE_FP8_KERNELS, quantization="fp8_w8a8"
+        ).__name__
+    )
 
 
 def main() -> None:
@@ -84,6 +107,7 @@ def main() -> None:
                     "flashinfer": flashinfer,
                     "nvfp4_linear": type(linear.init_nvfp4_linear_kernel()).__name__,
                     "nvfp4_moe": moe_choice(),
+                    "fp8_linear": fp8_choice(linear),
                     "gdn_prefill": gdn._resolve_gdn_prefill_backend(config)[1],
                     "attention": [
                         b.name for b in cuda._get_backend_priorities(False, DeviceCapability(*capability))

@@ -7,8 +7,8 @@ import importlib
 from collections.abc import Callable
 
 import torch
-from gb10.errors import UserError
 
+from gb10.errors import UserError
 from gb10_lab.kernel_bench.data import Fp8, MoeWeights, Nvfp4, Routing, Sparse24
 from gb10_lab.kernel_bench.timing import Version
 
@@ -25,16 +25,18 @@ QUANTIZE_SCALE = 4.0 / (6 * 448)
 """Global scale for normal activations: amax 4."""
 
 
-def load() -> list[str]:
-    """Load our libraries and give the names of the measured operators that they hold.
+def ready() -> tuple[torch.device, list[str]]:
+    """Load our libraries, and give the GPU and the names of the measured operators that they hold.
 
-    Raises ``gb10.errors.UserError`` when there is none. That of ``sparse24`` may be missing.
+    Raises ``gb10.errors.UserError`` without a GPU or a library. That of ``sparse24`` may be missing.
     """
+    if not torch.cuda.is_available():
+        raise UserError("there is no CUDA GPU here; run this on a machine that has one")
     library = importlib.import_module("gb10.kernels.library")
     library.load()
     with contextlib.suppress(UserError):
         library.load(library.SPARSE24)
-    return held()
+    return torch.device("cuda", torch.cuda.current_device()), held()
 
 
 def held() -> list[str]:

@@ -1,24 +1,22 @@
-"""Whether two builds of the library give the same bits: one process for each, the same seeded inputs.
+"""Command line: `python -m gb10_lab kernel-bits --out FILE [--against FILE]`.
 
-`python -m gb10_lab.kernel_bench.bits --out FILE [--against FILE]` writes the SHA-256 of what every operator
-gives and, with the file of another build, tells what differs.
+Whether two builds of the library give the same bits: one process for each, the same seeded inputs.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from gb10.arguments import Parser
-from gb10.errors import EXIT_FAILED, UserError
+from typer import Option
+
+from gb10.errors import EXIT_FAILED
 from gb10.files import read_json, write_json
 from gb10.kernels import bandwidth, fp8_gemv, moe_decode, nvfp4_gemv, quantize
 from gb10.nvfp4 import swizzle_128x4
-
 from gb10_lab.kernel_bench import adapters, data
 from gb10_lab.kernel_bench.shapes import DENSE, MOE, Dense, Moe
 
@@ -34,25 +32,18 @@ DTYPES = (torch.bfloat16, torch.float16)
 Call = Callable[[], tuple[torch.Tensor, ...]]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The exit status is 0, 1 when outputs differ, 2 for bad input."""
-    parser = Parser(prog="gb10_lab.kernel_bench.bits", description="Hold the bits of two builds together.")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the digests, as JSON")
-    parser.add_argument("--against", type=Path, metavar="FILE", help="digests of another build")
-    try:
-        return _run(parser.parse_args(arguments))
-    except UserError as error:
-        print(f"gb10_lab.kernel_bench.bits: error: {error}", file=sys.stderr)
-        return error.exit_code
+def run(
+    out: Annotated[Path, Option(metavar="FILE", help="the digests, as JSON")],
+    against: Annotated[Path | None, Option(metavar="FILE", help="the digests of another build")] = None,
+) -> int:
+    """Write the SHA-256 of what every operator gives, or hold them against another build's.
 
-
-def _run(options: argparse.Namespace) -> int:
-    if not torch.cuda.is_available():
-        raise UserError("there is no CUDA GPU here")
-    other = read_json(options.against) if options.against else None
-    held = adapters.load()
-    found = digests(held, torch.device("cuda"))
-    write_json(options.out, found, indent=None)
+    The exit status is 1 when bits differ.
+    """
+    other = read_json(against) if against else None
+    device, held = adapters.ready()
+    found = digests(held, device)
+    write_json(out, found, indent=None)
     print(f"{len(found)} calls of {len({name.split(',')[0] for name in found})} operators")
     if other is None:
         return 0
@@ -220,7 +211,3 @@ def _half(weight: data.Nvfp4) -> data.Nvfp4:
         weight.scales[..., :rows, :].contiguous(),
         weight.global_scale,
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gb10.files import write_json
-
 from gb10_lab.kernel_bench.figures import GB10_LAUNCH_US, GB10_READ_GBPS, floor_us, predict_gb10_us
 from gb10_lab.kernel_bench.shapes import (
     DENSE,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from gb10.errors import UserError
@@ -11,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gb10_lab.testbed.architecture import END_OF_TEXT, END_OF_TURN, Architecture, from_config, to_config
-from gb10_lab.testbed.model import Model
+
+if TYPE_CHECKING:
+    from gb10_lab.testbed.model import Model
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -21,7 +24,7 @@ RECORD = "training.json"
 _STACKED = {f"experts.{part}": f"{part}_proj" for part in ("gate", "up", "down")}
 
 
-def to_tensors(model: Model) -> dict[str, Tensor]:
+def to_tensors(model: "Model") -> dict[str, Tensor]:
     """Give all parameters by their Hugging Face names, experts one by one. They share the model's memory."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
@@ -35,7 +38,7 @@ def to_tensors(model: Model) -> dict[str, Tensor]:
     return tensors
 
 
-def assign(model: Model, tensors: Mapping[str, Tensor]) -> Model:
+def assign(model: "Model", tensors: Mapping[str, Tensor]) -> "Model":
     """Copy tensors, given by their Hugging Face names, into the model, converted to its type and device.
 
     Raises UserError when one is missing, unknown or of another shape.
@@ -55,8 +58,11 @@ def assign(model: Model, tensors: Mapping[str, Tensor]) -> Model:
 
 def from_tensors(
     arch: Architecture, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float32
-) -> Model:
+) -> "Model":
     """Make a model on the CPU from tensors by their Hugging Face names. See `assign`."""
+    # Whoever only reads or writes tensors, as the quantiser does, needs no model.
+    from gb10_lab.testbed.model import Model
+
     return assign(Model(arch).to(dtype), tensors)
 
 
@@ -75,19 +81,19 @@ def read_architecture(folder: Path) -> Architecture:
     return from_config(read_json(folder / CONFIG))
 
 
-def load(folder: Path, dtype: torch.dtype = torch.float32) -> Model:
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> "Model":
     """Read a model folder into a model on the CPU. Raises UserError when that is not possible."""
     return from_tensors(read_architecture(folder), read_tensors(folder), dtype)
 
 
-def round_to_bf16(model: Model) -> None:
+def round_to_bf16(model: "Model") -> None:
     """Round all parameters, in place, to the values that the checkpoint can hold."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.to(torch.bfloat16))
 
 
-def save(model: Model, folder: Path) -> None:
+def save(model: "Model", folder: Path) -> None:
     """Write weights and configuration into `folder`, which is made when missing; each file all or nothing.
 
     Raises UserError when the folder cannot be written.

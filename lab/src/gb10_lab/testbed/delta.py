@@ -48,7 +48,7 @@ def recurrent(query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, beta
 
 
 def chunked(
-    query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, beta: Tensor, chunk: int = CHUNK
+    query: Tensor, key: Tensor, value: Tensor, log_decay: Tensor, beta: Tensor, *, chunk: int = CHUNK
 ) -> Tensor:
     """Give what `recurrent` gives, in chunks of `chunk` steps (a power of two). T may be any number."""
     steps = key.shape[1]

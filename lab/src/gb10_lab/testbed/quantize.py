@@ -11,19 +11,20 @@ threads nor vector widths can change an order. What does depend on the machine, 
 run saw, comes from a file.
 """
 
-import argparse
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from safetensors.torch import save_file
+from typer import Option
+
 from gb10.checkpoint import modelopt
 from gb10.errors import UserError
 from gb10.files import new_folder, read_json, write_json
 from gb10.nvfp4 import global_scale_for, quantize
-from safetensors.torch import save_file
-
 from gb10_lab.testbed.checkpoint import CALIBRATION, CONFIG, GENERATION, WEIGHTS, read_amax, read_tensors
 
 Tensors = dict[str, torch.Tensor]
@@ -42,22 +43,15 @@ _FUSED = {
 """Linear layers with one input, which the engine makes one layer of: they share their scales."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `quantize`."""
-    parser.add_argument(
-        "--model", type=Path, required=True, metavar="DIR", help="BF16 checkpoint with calibration.json"
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder to make; must not have files"
-    )
-
-
-def run(options: argparse.Namespace) -> int:
-    """Write the NVFP4 checkpoint, without what NVIDIA leaves out. Returns 0, or raises UserError."""
-    tensors = quantize_checkpoint(options.model, options.out)
+def run(
+    model: Annotated[Path, Option(metavar="DIR", help="BF16 checkpoint with calibration.json")],
+    out: Annotated[Path, Option(metavar="DIR", help="folder to make; must not have files")],
+) -> int:
+    """Write the NVFP4 checkpoint, without what NVIDIA leaves out."""
+    tensors = quantize_checkpoint(model, out)
     packed = sum(name.endswith(".weight_scale") for name in tensors)
     size = sum(tensor.nbytes for tensor in tensors.values())
-    print(f"{options.out}: {packed} modules in NVFP4, {size / 1e6:.1f} MB of tensors")
+    print(f"{out}: {packed} modules in NVFP4, {size / 1e6:.1f} MB of tensors")
     return 0
 
 

@@ -1,10 +1,10 @@
 """The text of the testbed model: Python sources and documents in wheels, filtered, in one JSON-lines file.
 
 A document is one file of a package: `{"package", "path", "text"}`. The same wheels, options and held-out text
-give the same bytes, whatever the order of the arguments. Needs the standard library alone; a bar needs tqdm.
+give the same bytes, whatever the order of the arguments. Needs the standard library and typer alone; a
+bar needs tqdm.
 """
 
-import argparse
 import hashlib
 import io
 import lzma
@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from email.message import Message
 from email.parser import BytesParser
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Annotated, TypeVar
+
+from typer import Option
 
 from gb10.errors import UserError
 from gb10.files import replacing, write_json
-
 from gb10_lab.text.documents import Document, read_documents
 
 SEED = 20261122
@@ -429,36 +430,33 @@ def _progress(items: Sequence[Item], what: str) -> Iterable[Item]:
     return bar
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `python -m gb10_lab.testbed corpus`."""
-    add = parser.add_argument
-    add("--wheels", type=Path, nargs="+", required=True, help=".whl files, or folders of them")
-    add("--out", type=Path, required=True, help="file of documents to write (.jsonl or .jsonl.xz)")
-    add("--held-out", type=Path, help="documents whose text must not be in it")
-    add("--summary", type=Path, help="JSON file to write: packages, licences, hashes, sizes")
-    add("--package-bytes", type=int, default=PACKAGE_BYTES, help="most text of one package")
-    add("--total-bytes", type=int, default=TOTAL_BYTES, help="most text of all packages")
-    add("--seed", type=int, default=SEED)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Make the corpus that the options ask for, and say what it holds."""
-    held_out = [] if options.held_out is None else [item.text for item in read_documents(options.held_out)]
+def run(
+    wheels: Annotated[list[Path], Option(metavar="PATH", help=".whl files, or folders of them")],
+    out: Annotated[Path, Option(metavar="FILE", help="file of documents to write (.jsonl or .jsonl.xz)")],
+    held_out: Annotated[
+        Path | None, Option(metavar="FILE", help="documents whose text must not be in it")
+    ] = None,
+    summary_file: Annotated[
+        Path | None,
+        Option("--summary", metavar="FILE", help="JSON file to write: packages, licences, hashes, sizes"),
+    ] = None,
+    package_bytes: Annotated[int, Option(metavar="N", help="most text of one package")] = PACKAGE_BYTES,
+    total_bytes: Annotated[int, Option(metavar="N", help="most text of all packages")] = TOTAL_BYTES,
+    seed: Annotated[int, Option(metavar="N")] = SEED,
+) -> int:
+    """Make the training or the held-out text from pinned packages, and say what it holds."""
+    known = [] if held_out is None else [item.text for item in read_documents(held_out)]
     corpus = build(
-        wheels_below(options.wheels),
-        held_out,
-        seed=options.seed,
-        package_bytes=options.package_bytes,
-        total_bytes=options.total_bytes,
+        wheels_below(wheels), known, seed=seed, package_bytes=package_bytes, total_bytes=total_bytes
     )
     if not corpus.documents:
         raise UserError("no document of these wheels passed the filters")
-    write_documents(options.out, corpus.documents)
-    if options.summary is not None:
-        write_json(options.summary, summary(corpus))
+    write_documents(out, corpus.documents)
+    if summary_file is not None:
+        write_json(summary_file, summary(corpus))
     size = sum(package.size for package in corpus.packages)
     counts = f"{len(corpus.documents)} documents of {len(corpus.packages)} packages"
-    print(f"{options.out}: {counts}, {size} bytes")
+    print(f"{out}: {counts}, {size} bytes")
     for reason, count in corpus.dropped.items():
         print(f"  left out: {count:>6} {reason}")
     return 0

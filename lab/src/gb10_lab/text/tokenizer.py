@@ -1,15 +1,15 @@
 """The testbed model's tokenizer: byte-level BPE for Python sources, trained on a sample of the corpus."""
 
-import argparse
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from typer import Option
 
 from gb10.errors import UserError
 from gb10.files import replacing, write_json
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-
 from gb10_lab.text.documents import read_documents
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -136,22 +136,19 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     write_json(folder / "tokenizer_config.json", tokenizer_config())
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `python -m gb10_lab.testbed tokenizer`."""
-    parser.add_argument("--corpus", type=Path, required=True, help="text to learn from (.jsonl or .jsonl.xz)")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the tokenizer's two files")
-    parser.add_argument("--vocabulary", type=int, default=VOCABULARY, help="number of tokens")
-    parser.add_argument("--sample-bytes", type=int, default=SAMPLE_BYTES, help="text to learn from")
-    parser.add_argument("--seed", type=int, default=SEED)
-
-
-def run(options: argparse.Namespace) -> int:
+def run(
+    corpus: Annotated[Path, Option(metavar="FILE", help="text to learn from (.jsonl or .jsonl.xz)")],
+    out: Annotated[Path, Option(metavar="DIR", help="folder for the tokenizer's two files")],
+    vocabulary: Annotated[int, Option(metavar="N", help="number of tokens")] = VOCABULARY,
+    sample_bytes: Annotated[int, Option(metavar="N", help="text to learn from")] = SAMPLE_BYTES,
+    seed: Annotated[int, Option(metavar="N")] = SEED,
+) -> int:
     """Train and write the tokenizer, and say how long its tokens are."""
-    texts = sample(options.corpus, options.sample_bytes, options.seed)
-    tokenizer = train_tokenizer(texts, options.vocabulary)
-    write_tokenizer(options.out, tokenizer)
+    texts = sample(corpus, sample_bytes, seed)
+    tokenizer = train_tokenizer(texts, vocabulary)
+    write_tokenizer(out, tokenizer)
     some = texts[:200]
     size = sum(len(text.encode()) for text in some)
     tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch(some))
-    print(f"{options.out}: {options.vocabulary} tokens, {size / tokens:.2f} bytes each on the training text")
+    print(f"{out}: {vocabulary} tokens, {size / tokens:.2f} bytes each on the training text")
     return 0

@@ -6,18 +6,17 @@ differ, by no more than a tolerance, is what came of it. The model card has the 
 from.
 """
 
-import argparse
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from typer import Option
 
 from gb10.errors import EXIT_FAILED, UserError
 from gb10.files import read_json
-
 from gb10_lab.testbed.checkpoint import RECORD
 
 LOSS = 0.02
@@ -50,34 +49,25 @@ class Figure:
         return abs(self.found - self.recorded) <= self.tolerance
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `compare`."""
-    recorded = os.environ.get("GB10_TESTBED")
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the model that was trained")
-    parser.add_argument(
-        "--recorded",
-        type=Path,
-        default=recorded,
-        required=not recorded,
-        metavar="DIR",
-        help="the model to hold it against (default: $GB10_TESTBED)",
-    )
-
-
-def run(options: argparse.Namespace) -> int:
-    """Print what the two runs came to. Returns 0, or 1 when it is another recipe or another result."""
-    recorded, found = (_read(folder / RECORD) for folder in (options.recorded, options.model))
-    other = list(differences(recorded, found))
-    results = figures(recorded, found)
+def run(
+    model: Annotated[Path, Option(metavar="DIR", help="the model that was trained")],
+    recorded: Annotated[
+        Path, Option(metavar="DIR", envvar="GB10_TESTBED", help="the model to hold it against")
+    ],
+) -> int:
+    """Print what two training runs came to. The exit status is 1 for another recipe or another result."""
+    one, other = (_read(folder / RECORD) for folder in (recorded, model))
+    unlike = list(differences(one, other))
+    results = figures(one, other)
     print(table(results))
-    for line in other:
+    for line in unlike:
         print(f"another recipe: {line}")
     beyond = [figure.name for figure in results if not figure.within]
     if beyond:
         print(f"not the same model: {', '.join(beyond)} beyond tolerance")
-    if other or beyond:
+    if unlike or beyond:
         return EXIT_FAILED
-    print(f"the model of {options.recorded} again, within tolerance")
+    print(f"the model of {recorded} again, within tolerance")
     return 0
 
 

@@ -1,21 +1,21 @@
 """Make the model: pretraining, the draft head, calibration. Each stage reads and writes the model folder.
 
-Reached with `python -m gb10_lab.testbed train`. One GPU is enough; a CPU does for small trials.
+Reached with `python -m gb10_lab train`. One GPU is enough; a CPU does for small trials.
 """
 
-import argparse
-import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from gb10.errors import UserError
-from gb10.files import read_json, sha256, write_json
 from torch import Tensor
 from torch.nn import functional
+from typer import BadParameter, Option
 
+from gb10.errors import UserError
+from gb10.files import read_json, sha256, write_json
 from gb10_lab import record as machine
 from gb10_lab.testbed import checkpoint
 from gb10_lab.testbed.architecture import TESTBED
@@ -35,71 +35,103 @@ _DATA_SEED, _DRAFT_SEED, _CALIBRATION_SEED = 1, 2, 3
 _MULTIPLES = {"K": 10**3, "M": 10**6, "G": 10**9}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the subcommand."""
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="model folder")
-    parser.add_argument("--random", action="store_true", help="write the untrained model, and stop")
-    parser.add_argument("--corpus", type=Path, metavar="FILE", help="training text (.jsonl or .jsonl.xz)")
-    parser.add_argument("--heldout", type=Path, metavar="FILE", help="validation text (.jsonl)")
-    parser.add_argument(
-        "--tokenizer", type=Path, metavar="DIR", help="folder with tokenizer.json (default: --out)"
-    )
-    parser.add_argument(
-        "--stages", type=_stages, default=STAGES, metavar="A,B", help=f"of {','.join(STAGES)}; default: all"
-    )
-    parser.add_argument("--tokens", type=_count, default=300_000_000, metavar="N", help="pretraining: 300M")
-    parser.add_argument(
-        "--draft-tokens", type=_count, default=60_000_000, metavar="N", help="draft head: 60M"
-    )
-    parser.add_argument("--calibration-tokens", type=_count, default=100_000, metavar="N", help="100K")
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="windows per step: %(default)s")
-    parser.add_argument("--draft-batch", type=int, default=32, metavar="N", help="%(default)s")
-    parser.add_argument(
-        "--length", type=int, default=2048, metavar="N", help="tokens per window: %(default)s"
-    )
-    parser.add_argument("--rate", type=float, default=3e-3, metavar="X", help="learning rate: %(default)s")
-    parser.add_argument("--draft-rate", type=float, default=2e-3, metavar="X", help="%(default)s")
-    parser.add_argument("--minutes", type=float, default=60.0, metavar="X", help="limit of pretraining")
-    parser.add_argument(
-        "--draft-minutes", type=float, default=60.0, metavar="X", help="limit of the draft head"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
-    parser.add_argument("--no-compile", action="store_true", help="do without torch.compile")
-    parser.add_argument("--commit", default="", metavar="HASH", help="git commit, for the record")
+def _count(given: Any) -> int:
+    """A count such as 5000, 20M or 1G; in thousands, as training tokens are counted."""
+    text = str(given)
+    multiple = _MULTIPLES.get(text[-1:], 1)
+    number = text if multiple == 1 else text[:-1]
+    if not number.isdecimal() or int(number) < 1:
+        raise BadParameter(f"{text!r} is not a count such as 5000, 20M or 1G")
+    return int(number) * multiple
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run the stages that the options ask for. Returns 0. Raises UserError for input that can be mended."""
-    if options.random:
-        checkpoint.save(initialise(Model(TESTBED), options.seed), options.out)
-        print(f"wrote an untrained model to {options.out}")
+def _tokens_option(help: str) -> Any:
+    return Option(parser=_count, metavar="N", help=help)
+
+
+def run(
+    out: Annotated[Path, Option(metavar="DIR", help="model folder")],
+    random: Annotated[bool, Option("--random", help="write the untrained model, and stop")] = False,
+    corpus: Annotated[Path | None, Option(metavar="FILE", help="training text (.jsonl or .jsonl.xz)")] = None,
+    heldout: Annotated[Path | None, Option(metavar="FILE", help="validation text (.jsonl)")] = None,
+    tokenizer: Annotated[
+        Path | None, Option(metavar="DIR", help="folder with tokenizer.json; default: --out")
+    ] = None,
+    stages: Annotated[str, Option(metavar="A,B", help="stages to run")] = ",".join(STAGES),
+    tokens: Annotated[int, _tokens_option("pretraining")] = 300_000_000,
+    draft_tokens: Annotated[int, _tokens_option("draft head")] = 60_000_000,
+    calibration_tokens: Annotated[int, _tokens_option("calibration")] = 100_000,
+    batch: Annotated[int, Option(metavar="N", help="windows per step")] = 64,
+    draft_batch: Annotated[int, Option(metavar="N", help="the same for the draft head")] = 32,
+    length: Annotated[int, Option(metavar="N", help="tokens per window")] = 2048,
+    rate: Annotated[float, Option(metavar="X", help="learning rate")] = 3e-3,
+    draft_rate: Annotated[float, Option(metavar="X", help="the same for the draft head")] = 2e-3,
+    minutes: Annotated[float, Option(metavar="X", help="limit of pretraining")] = 60.0,
+    draft_minutes: Annotated[float, Option(metavar="X", help="limit of the draft head")] = 60.0,
+    seed: Annotated[int, Option(metavar="N")] = 0,
+    no_compile: Annotated[bool, Option("--no-compile", help="do without torch.compile")] = False,
+    commit: Annotated[str, Option(metavar="HASH", help="git commit, for the record")] = "",
+) -> int:
+    """Train the model and its draft head, and calibrate it."""
+    if random:
+        checkpoint.save(initialise(Model(TESTBED), seed), out)
+        print(f"wrote an untrained model to {out}")
         return 0
-    _Job(options).run()
+    asked = stages.split(",")
+    for stage in asked:
+        if stage not in STAGES:
+            raise UserError(f"--stages: no stage {stage!r}; the stages are {', '.join(STAGES)}")
+    if corpus is None or heldout is None:
+        raise UserError("training needs --corpus and --heldout; make them with: corpus --help")
+    recipe = _Recipe(
+        out=out,
+        corpus=corpus,
+        heldout=heldout,
+        tokenizer=tokenizer or out,
+        pretrain=Plan(tokens, batch, length, rate, minutes, seed + _DATA_SEED),
+        draft=Plan(draft_tokens, draft_batch, length, draft_rate, draft_minutes, seed + _DRAFT_SEED),
+        calibration_tokens=calibration_tokens,
+        seed=seed,
+        compiled=not no_compile,
+        commit=commit,
+    )
+    _Job(recipe).run([stage for stage in STAGES if stage in asked])
     return 0
 
 
-class _Job:
-    def __init__(self, options: argparse.Namespace) -> None:
-        if options.corpus is None or options.heldout is None:
-            raise UserError("training needs --corpus and --heldout; make them with: corpus --help")
-        self._options = options
-        self._out: Path = options.out
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        folder: Path = options.tokenizer or options.out
-        self._tokenizer = read_tokenizer(folder / TOKENIZER)
-        self._arch = dataclasses.replace(TESTBED, vocabulary=self._tokenizer.get_vocab_size())
-        self._out.mkdir(parents=True, exist_ok=True)
-        if folder != self._out:
-            for name in _TOKENIZER_FILES:
-                if (folder / name).is_file():
-                    shutil.copyfile(folder / name, self._out / name)
-        self._stream = self._encode(options.corpus, options.seed)
-        self._heldout = self._encode_heldout(options.heldout)
+@dataclass(frozen=True)
+class _Recipe:
+    out: Path
+    corpus: Path
+    heldout: Path
+    tokenizer: Path
+    pretrain: Plan
+    draft: Plan
+    calibration_tokens: int
+    seed: int
+    compiled: bool
+    commit: str
 
-    def run(self) -> None:
+
+class _Job:
+    def __init__(self, recipe: _Recipe) -> None:
+        self._recipe = recipe
+        self._out = recipe.out
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._tokenizer = read_tokenizer(recipe.tokenizer / TOKENIZER)
+        self._arch = replace(TESTBED, vocabulary=self._tokenizer.get_vocab_size())
+        self._out.mkdir(parents=True, exist_ok=True)
+        if recipe.tokenizer != self._out:
+            for name in _TOKENIZER_FILES:
+                if (recipe.tokenizer / name).is_file():
+                    shutil.copyfile(recipe.tokenizer / name, self._out / name)
+        self._stream = self._encode(recipe.corpus, recipe.seed)
+        self._heldout = self._encode_heldout(recipe.heldout)
+
+    def run(self, asked: Sequence[str]) -> None:
         """Run all stages asked for. The record grows with each, so a later failure loses nothing."""
         record = self._record()
-        for stage in self._options.stages:
+        for stage in asked:
             stages: dict[str, Callable[[], dict[str, Any]]] = {
                 "pretrain": self._pretrain,
                 "draft": self._draft,
@@ -107,17 +139,17 @@ class _Job:
             }
             record[stage] = stages[stage]()
             record[stage]["machine"] = {"device": machine.name(self._device), **machine.versions()}
-            record[stage]["commit"] = self._options.commit
+            record[stage]["commit"] = self._recipe.commit
             write_json(self._out / checkpoint.RECORD, record)
 
     def _record(self) -> dict[str, Any]:
         path = self._out / checkpoint.RECORD
         record: dict[str, Any] = read_json(path) if path.is_file() else {}
-        record["seed"] = self._options.seed
+        record["seed"] = self._recipe.seed
         record["data"] = {
-            "corpus_sha256": sha256(self._options.corpus),
+            "corpus_sha256": sha256(self._recipe.corpus),
             "corpus_tokens": len(self._stream),
-            "heldout_sha256": sha256(self._options.heldout),
+            "heldout_sha256": sha256(self._recipe.heldout),
             "tokenizer_sha256": sha256(self._out / TOKENIZER),
         }
         return record
@@ -135,7 +167,7 @@ class _Job:
         sets = {}
         for package, documents in sorted(packages.items()):
             stream = data.encode(self._tokenizer, documents)
-            length = min(self._options.length, len(stream) - 1)
+            length = min(self._recipe.pretrain.length, len(stream) - 1)
             sets[package] = data.windows(stream, length)[:_HELDOUT_WINDOWS]
         return sets
 
@@ -146,17 +178,9 @@ class _Job:
         return checkpoint.load(self._out).to(self._device)
 
     def _pretrain(self) -> dict[str, Any]:
-        options = self._options
-        plan = Plan(
-            tokens=options.tokens,
-            batch=options.batch,
-            length=options.length,
-            rate=options.rate,
-            minutes=options.minutes,
-            seed=options.seed + _DATA_SEED,
-        )
-        model = initialise(Model(self._arch), options.seed).to(self._device)
-        progress = pretrain(model, plan, self._batches(plan), compiled=not options.no_compile)
+        plan = self._recipe.pretrain
+        model = initialise(Model(self._arch), self._recipe.seed).to(self._device)
+        progress = pretrain(model, plan, self._batches(plan), compiled=self._recipe.compiled)
         unrounded = evaluate(model, self._heldout)
         checkpoint.round_to_bf16(model)
         checkpoint.save(model, self._out)
@@ -172,17 +196,9 @@ class _Job:
         }
 
     def _draft(self) -> dict[str, Any]:
-        options = self._options
-        plan = Plan(
-            tokens=options.draft_tokens,
-            batch=options.draft_batch,
-            length=options.length,
-            rate=options.draft_rate,
-            minutes=options.draft_minutes,
-            seed=options.seed + _DRAFT_SEED,
-        )
+        plan = self._recipe.draft
         model = self._load()
-        progress = train_draft.train(model, plan, self._batches(plan), compiled=not options.no_compile)
+        progress = train_draft.train(model, plan, self._batches(plan), compiled=self._recipe.compiled)
         checkpoint.round_to_bf16(model)
         checkpoint.save(model, self._out)
         acceptance = train_draft.acceptance(model, self._heldout)
@@ -196,13 +212,16 @@ class _Job:
         }
 
     def _calibrate(self) -> dict[str, Any]:
-        options = self._options
+        recipe = self._recipe
         counts = calibrate.draft_vocabulary(self._stream, self._arch.vocabulary)
         write_json(self._out / calibrate.DRAFT_VOCABULARY, counts, indent=None)
         data_of = data.batches(
-            self._stream.to(self._device), options.length, _EVALUATION_BATCH, options.seed + _CALIBRATION_SEED
+            self._stream.to(self._device),
+            recipe.pretrain.length,
+            _EVALUATION_BATCH,
+            recipe.seed + _CALIBRATION_SEED,
         )
-        found = calibrate.calibrate(self._load(), data_of, options.calibration_tokens)
+        found = calibrate.calibrate(self._load(), data_of, recipe.calibration_tokens)
         write_json(self._out / checkpoint.CALIBRATION, found)
         return {"tokens": found["tokens"], "sites": len(found["amax"])}
 
@@ -249,19 +268,3 @@ def evaluate(model: Model, sets: dict[str, Tensor]) -> dict[str, Any]:
             packages[package] = {"tokens": tokens, "loss": round(loss / tokens, 5)}
             total, count = total + loss, count + tokens
     return {"loss": round(total / count, 5), "packages": packages}
-
-
-def _count(text: str) -> int:
-    multiple = _MULTIPLES.get(text[-1:], 1)
-    number = text if multiple == 1 else text[:-1]
-    if not number.isdecimal() or int(number) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a count such as 5000, 20M or 1G")
-    return int(number) * multiple
-
-
-def _stages(text: str) -> tuple[str, ...]:
-    asked = text.split(",")
-    for stage in asked:
-        if stage not in STAGES:
-            raise argparse.ArgumentTypeError(f"no stage {stage!r}; the stages are {', '.join(STAGES)}")
-    return tuple(stage for stage in STAGES if stage in asked)

@@ -1,15 +1,16 @@
 """``gb10 routing``: print the routing table of this machine or of another one."""
 
-import argparse
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import Annotated
+
+from typer import Option
 
 from gb10 import routing
-from gb10.arguments import Parser
 from gb10.errors import UserError
 from gb10.machine import gpu as device
+from gb10.vllm_plugin.cpu.mode import Mode
 
 
 def parse_capability(text: str) -> routing.Capability | None:
@@ -25,51 +26,38 @@ def parse_capability(text: str) -> routing.Capability | None:
     return int(major), int(minor)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="gb10 routing", allow_abbrev=False, description="Print which backend runs each operation."
-    )
-    parser.add_argument(
-        "--capability", metavar="CC", help="cpu, or a compute capability; default: this machine"
-    )
-    parser.add_argument(
-        "--flashinfer", action=argparse.BooleanOptionalAction, help="as if FlashInfer were usable, or not"
-    )
-    parser.add_argument(
-        "--cpu-mode", choices=routing.CPU_MODES, default=routing.CPU_MODES[0], help="NVFP4 mode on CPU"
-    )
-    parser.add_argument("--fp8-kv-cache", action="store_true", help="as with --kv-cache-dtype fp8")
-    parser.add_argument("--route", action="append", default=[], metavar="OP=BACKEND", help="as serve --route")
-    parser.add_argument("--flags", action="store_true", help="print what forces each backend by hand")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser
-
-
-def run(argv: Sequence[str]) -> int:
-    """Run ``gb10 routing``; returns 0. Raises UserError for bad arguments."""
-    arguments = _parser().parse_args(argv)
-    if arguments.capability is None:
+def run(
+    capability: Annotated[
+        str | None,
+        Option(metavar="CC", help="cpu, or a compute capability; default: this machine", show_default=False),
+    ] = None,
+    flashinfer: Annotated[bool | None, Option(help="as if FlashInfer were usable, or not")] = None,
+    cpu_mode: Annotated[Mode, Option(help="NVFP4 mode on CPU")] = Mode.DEQUANT,
+    fp8_kv_cache: Annotated[bool, Option("--fp8-kv-cache", help="as with --kv-cache-dtype fp8")] = False,
+    routes: Annotated[
+        list[str] | None, Option("--route", metavar="OP=BACKEND", help="as serve --route")
+    ] = None,
+    flags: Annotated[bool, Option("--flags", help="print what forces each backend by hand")] = False,
+    as_json: Annotated[bool, Option("--json", help="print JSON")] = False,
+) -> int:
+    """Print which backend runs each operation, whose choice it is, and why."""
+    if capability is None:
         gpus = device.detect_gpus()
-        capability = gpus[0].capability if gpus else None
+        found = gpus[0].capability if gpus else None
     else:
-        capability = parse_capability(arguments.capability)
-    flashinfer = device.flashinfer_usable() if arguments.flashinfer is None else arguments.flashinfer
-    target = routing.Target(
-        capability=capability,
-        flashinfer=capability is not None and flashinfer,
-        cpu_mode=arguments.cpu_mode,
-        fp8_kv_cache=arguments.fp8_kv_cache,
-    )
-    overrides = routing.parse_overrides(arguments.route, target)
+        found = parse_capability(capability)
+    usable = device.flashinfer_usable() if flashinfer is None else flashinfer
+    target = routing.Target(found, found is not None and usable, cpu_mode, fp8_kv_cache)
+    overrides = routing.parse_overrides(routes or (), target)
     if overrides.cpu_mode is not None:
-        target = routing.Target(cpu_mode=overrides.cpu_mode, fp8_kv_cache=target.fp8_kv_cache)
+        target = replace(target, cpu_mode=overrides.cpu_mode)
     rows = routing.apply_overrides(routing.table(target), overrides)
-    if arguments.json:
+    if as_json:
         print(json.dumps({"target": asdict(target), "routes": [asdict(row) for row in rows]}, indent=2))
         return 0
     print(f"{target}\n")
     print(routing.render(rows, min(shutil.get_terminal_size().columns, 100)))
-    if arguments.flags:
+    if flags:
         print("\nforce with:")
         for row in rows:
             if row.flag:

@@ -5,7 +5,7 @@ non-zeros. `pack` says how much and refuses beyond a limit. `unpack` gives the k
 again, bit for bit: that is the path for more tokens than the kernels take. `gb10.kernels.sparse24`
 multiplies with the packed form.
 
-    python -m gb10.sparse24 FILE.safetensors
+    gb10 sparse24 FILE.safetensors
 
 prints what packing would drop of each weight in a file.
 """

@@ -1,19 +1,12 @@
-"""`python -m gb10.sparse24 FILE.safetensors`: what keeping 2 of 4 would drop of each weight in a file.
+"""`gb10 sparse24 FILE.safetensors`: what keeping 2 of 4 would drop of each weight in a file."""
 
-NVFP4 weights (`NAME.weight`, `NAME.weight_scale`, `NAME.weight_scale_2`) are measured as they are.
-Floating point matrices whose rows are a multiple of 16 long are quantised first. Nothing is written.
-"""
-
-from __future__ import annotations
-
-import argparse
 import shutil
-import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from safetensors import safe_open
+from typer import Argument
 
 from gb10.errors import UserError
 from gb10.nvfp4 import BLOCK_SIZE, NvFp4Tensor, quantize
@@ -51,18 +44,11 @@ def _read(tensors: Any, name: str, names: list[str]) -> NvFp4Tensor | None:
     return quantize(tensor)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Print the table; the exit status is 0, or 2 for a file that does not do."""
-    parser = argparse.ArgumentParser(prog="python -m gb10.sparse24", description="what keeping 2 of 4 drops")
-    parser.add_argument("file", type=Path, help="a safetensors file")
-    file: Path = parser.parse_args(arguments).file
-    try:
-        print(table(losses_of(file), shutil.get_terminal_size().columns))
-    except UserError as error:
-        print(f"gb10.sparse24: error: {error}", file=sys.stderr)
-        return error.exit_code
+def run(file: Annotated[Path, Argument(metavar="FILE", help="a safetensors file")]) -> int:
+    """Print what keeping 2 of 4 values would drop of each weight in a file.
+
+    NVFP4 weights (NAME.weight, NAME.weight_scale, NAME.weight_scale_2) are measured as they are. Floating
+    point matrices whose rows are a multiple of 16 long are quantised first. Nothing is written.
+    """
+    print(table(losses_of(file), shutil.get_terminal_size().columns))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,33 @@
+"""The table as text."""
+
+import textwrap
+from collections.abc import Sequence
+
+from gb10.routing.rules import BY_NAME, Batch
+from gb10.routing.table import Route
+
+_HEADS = ("operation", "tokens", "backend", "whose", "why")
+
+
+def render(rows: Sequence[Route], width: int = 80) -> str:
+    """The table as text, at most ``width`` (at least 60) columns wide. Reasons wrap under themselves."""
+    cells = [
+        (BY_NAME[row.operation].title, batch_text(row.batch), row.backend, row.whose, row.reason)
+        for row in rows
+    ]
+    sizes = [max(len(text) for text in column) for column in zip(_HEADS, *cells, strict=True)][:-1]
+    indent = sum(sizes) + 2 * len(sizes)
+    lines = []
+    for *texts, why in (_HEADS, tuple("-" * size for size in (*sizes, 3)), *cells):
+        wrapped = textwrap.wrap(why, max(width, 60) - indent)
+        first = [text.ljust(size) for text, size in zip(texts, sizes, strict=True)]
+        lines += ["  ".join([*first, wrapped[0]]), *(" " * indent + rest for rest in wrapped[1:])]
+    return "\n".join(lines)
+
+
+def batch_text(batch: Batch) -> str:
+    """``(1, None)`` as "any", ``(1, 256)`` as "1-256", ``(257, None)`` as "257+"."""
+    low, high = batch
+    if high is None:
+        return "any" if low == 1 else f"{low}+"
+    return f"{low}-{high}"

@@ -1,0 +1,285 @@
+"""The routing table as data: which backend runs an operation, whose choice that is, and why.
+
+Nothing here imports torch or asks a device: a ``Target`` says what the machine is (`gb10.machine.gpu` finds
+it out). The names are those of vLLM 0.32.0 (``model_executor/kernels/linear/__init__.py``,
+``model_executor/layers/fused_moe/oracle/nvfp4.py``, ``platforms/cuda.py``,
+``layers/mamba/gdn/qwen_gdn_linear_attn.py``, ``utils/flashinfer.py``) and of `gb10.vllm_plugin`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from gb10.vllm_plugin.cpu.mode import ENV_NAME, Mode
+
+Capability = tuple[int, int]
+"""CUDA compute capability, for example (12, 1) for GB10."""
+
+Batch = tuple[int, int | None]
+"""A closed range of tokens per step; its end is None for "and more"."""
+
+CPU_MODE_VARIABLE = ENV_NAME
+CPU_MODES = tuple(Mode)
+"""Values of GB10_CPU_NVFP4_MODE, the first is the default."""
+
+SAMPLER_VARIABLE = "VLLM_USE_FLASHINFER_SAMPLER"
+
+OURS = "ours"
+"""A decision of gb10: its own kernel, or what it tells vLLM to take."""
+
+VLLM = "vLLM's"
+"""What vLLM chooses by itself. Where it has a selector that needs no GPU (NVFP4 linear and MoE, FP8 linear,
+attention with a BF16 KV cache, GDN prefill), a test holds the row against it."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The machine that the model runs on.
+
+    ``capability`` is None for the CPU engine. ``flashinfer`` means usable as vLLM tests it: the package is
+    there and has either ready-made kernels or nvcc and ninja. ``cpu_mode`` is one of ``CPU_MODES``.
+    """
+
+    capability: Capability | None = None
+    flashinfer: bool = False
+    cpu_mode: str = CPU_MODES[0]
+    fp8_kv_cache: bool = False
+
+    def __str__(self) -> str:
+        if self.capability is None:
+            return f"CPU, NVFP4 mode {self.cpu_mode}"
+        major, minor = self.capability
+        flashinfer = "with" if self.flashinfer else "without"
+        return f"compute capability {major}.{minor} (sm_{major}{minor}), {flashinfer} FlashInfer"
+
+
+@dataclass(frozen=True)
+class When:
+    """Condition of a rule: every field that is not None must match. ``a & b`` asks for both.
+
+    ``capability`` is a closed interval; a rule with one never fits the CPU.
+    """
+
+    cpu: bool | None = None
+    capability: tuple[Capability, Capability] | None = None
+    flashinfer: bool | None = None
+    cpu_mode: str | None = None
+    fp8_kv_cache: bool | None = None
+
+    def __and__(self, other: "When") -> "When":
+        stated = {name: value for name, value in asdict(other).items() if value is not None}
+        return When(**(asdict(self) | stated))
+
+    def fits(self, target: Target) -> bool:
+        """True when every stated condition holds for ``target``."""
+        if self.cpu is not None and self.cpu != (target.capability is None):
+            return False
+        if self.capability is not None:
+            low, high = self.capability
+            if target.capability is None or not low <= target.capability <= high:
+                return False
+        wanted = ((name, getattr(self, name)) for name in ("flashinfer", "cpu_mode", "fp8_kv_cache"))
+        return all(value is None or value == getattr(target, name) for name, value in wanted)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of the table: where ``when`` fits, ``backend`` runs; ``whose`` is OURS or VLLM.
+
+    ``by_hand`` is what forces the backend: a word of the operation's ``choices``, or empty. ``forces`` are
+    the vLLM arguments that `gb10 serve` passes because vLLM's own choice would fail or be worse.
+    """
+
+    when: When
+    backend: str
+    whose: str
+    why: str
+    by_hand: str = ""
+    batch: Batch = (1, None)
+    forces: tuple[str, ...] = ()
+
+
+Settings = tuple[tuple[str, str], ...]
+"""What forces a backend: vLLM options (with ``--``) or environment variables, and their values."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A row group of the table, and how the user forces its backend.
+
+    The first of ``rules`` that fits wins. ``choices`` are the words that ``--route`` accepts on a GPU and
+    what each becomes, ``cpu_choices`` those of the CPU engine. ``option`` is a shorter vLLM option for doing
+    the same by hand, where there is one.
+    """
+
+    name: str
+    title: str
+    rules: tuple[Rule, ...]
+    choices: Mapping[str, Settings] = field(default_factory=dict)
+    cpu_choices: Mapping[str, Settings] = field(default_factory=dict)
+    option: str = ""
+
+    def choices_on(self, target: Target) -> Mapping[str, Settings]:
+        """What ``--route`` accepts for this operation on ``target``."""
+        return self.cpu_choices if target.capability is None else self.choices
+
+    def flag(self, by_hand: str) -> str:
+        """What a user gives to vLLM to force a backend, as text."""
+        if not by_hand:
+            return ""
+        name, value = (self.choices.get(by_hand) or self.cpu_choices[by_hand])[0]
+        name = self.option or name if name.startswith("--") else name
+        return f"{name} {value}" if name.startswith("--") else f"{name}={value}"
+
+
+CPU, GPU = When(cpu=True), When(cpu=False)
+DEQUANT, PACKED, EMULATE = (When(cpu=True, cpu_mode=mode) for mode in CPU_MODES)
+FI = When(flashinfer=True)
+FP8_KV, BF16_KV = When(fp8_kv_cache=True), When(fp8_kv_cache=False)
+
+
+def _sm(low: Capability, high: Capability) -> When:
+    return When(capability=(low, high))
+
+
+SM75_88, SM75_90, SM80_121 = _sm((7, 5), (8, 8)), _sm((7, 5), (9, 0)), _sm((8, 0), (12, 1))
+SM89_121, SM90, SM90_121 = _sm((8, 9), (12, 1)), _sm((9, 0), (9, 0)), _sm((9, 0), (12, 1))
+SM10X, SM10X_121, SM12X = _sm((10, 0), (10, 3)), _sm((10, 0), (12, 1)), _sm((12, 0), (12, 1))
+
+_NVFP4_LINEAR = (
+    Rule(DEQUANT, "gb10 dequant", OURS, "BF16 at load, then oneDNN; W4A16, fastest here", "dequant"),
+    Rule(PACKED, "gb10 packed", OURS, "stays 4 bit, decoded per call; W4A16, least memory", "packed"),
+    Rule(EMULATE, "gb10 emulate", OURS, "activations rounded to NVFP4 as on 12.x; W4A4, slow", "emulate"),
+    Rule(SM10X & FI, "FlashInferCuteDslNvFp4", VLLM, "W4A4; first in vLLM's order", "flashinfer_cutedsl"),
+    Rule(SM10X_121 & FI, "FlashInferCutlassNvFp4", VLLM, "W4A4 on FP4 tensor cores", "flashinfer_cutlass"),
+    Rule(SM10X_121, "CutlassNvFp4", VLLM, "W4A4; FlashInfer is not usable", "cutlass"),
+    Rule(SM75_90, "MarlinNvFp4", VLLM, "W4A16; no FP4 tensor cores before 10.0", "marlin"),
+)
+_NVFP4_MOE = (
+    Rule(DEQUANT, "gb10 dequant", OURS, "BF16 at load, then vLLM's fused CPU MoE", "dequant"),
+    Rule(PACKED, "gb10 packed", OURS, "only the chosen experts are decoded, per call", "packed"),
+    Rule(EMULATE, "gb10 emulate", OURS, "as packed, activations rounded to NVFP4; W4A4", "emulate"),
+    Rule(SM10X & FI, "FLASHINFER_TRTLLM", VLLM, "W4A4; first in vLLM's order", "flashinfer_trtllm"),
+    Rule(SM12X & FI, "FLASHINFER_CUTLASS", VLLM, "W4A4; TRTLLM and CuteDSL need 10.x", "flashinfer_cutlass"),
+    Rule(SM10X_121, "VLLM_CUTLASS", VLLM, "W4A4; FlashInfer has none usable", "cutlass"),
+    Rule(SM75_90, "MARLIN", VLLM, "W4A16; no FP4 tensor cores before 10.0", "marlin"),
+)
+_FP8_LINEAR = (  # per-tensor scales, as ModelOpt writes them
+    Rule(CPU, "unsupported", VLLM, "vLLM's FP8 CPU kernels need AMX"),
+    Rule(SM10X_121 & FI, "FlashInferFP8ScaledMM", VLLM, "W8A8; first in vLLM's order", "flashinfer_cutlass"),
+    Rule(SM89_121, "CutlassFP8ScaledMM", VLLM, "W8A8 on FP8 tensor cores", "cutlass"),
+    Rule(SM75_88, "MarlinFP8ScaledMM", VLLM, "W8A16; no FP8 tensor cores before 8.9", "marlin"),
+)
+_TRTLLM = "TRTLLM kernels with a BF16 KV cache"
+_OWN_DECODE = "prefill: TRTLLM kernels; decode: FlashInfer's own"
+_XQA = "FlashAttention 2 has no FP8 KV cache; decode: XQA kernel"
+_ATTENTION = (
+    Rule(CPU, "CPU_ATTN", VLLM, "vLLM's one attention backend for CPU"),
+    Rule(SM10X & FI & BF16_KV, "FLASHINFER (TRTLLM)", VLLM, _TRTLLM, "flashinfer", batch=(1, 256)),
+    Rule(SM10X & FI & BF16_KV, "FLASHINFER", VLLM, _OWN_DECODE, "flashinfer"),
+    Rule(SM10X & FI, "FLASHINFER", VLLM, "FlashInfer's own kernels, FP8 KV cache", "flashinfer"),
+    Rule(SM90, "FLASH_ATTN", VLLM, "FlashAttention 3, BF16 or FP8 KV cache", "flash_attn"),
+    Rule(SM12X & FI & FP8_KV, "FLASHINFER", VLLM, _XQA, "flashinfer"),
+    Rule(SM80_121 & FI & FP8_KV, "FLASHINFER", VLLM, "FlashAttention 2 has no FP8 KV cache", "flashinfer"),
+    Rule(SM80_121 & FP8_KV, "TRITON_ATTN", VLLM, "FP8 KV cache; FlashAttention 2 has none", "triton_attn"),
+    Rule(SM12X, "FLASH_ATTN", VLLM, "FlashAttention 2, BF16 KV cache only", "flash_attn"),
+    Rule(SM80_121, "FLASH_ATTN", VLLM, "FlashAttention 2 or 4, BF16 KV cache", "flash_attn"),
+    Rule(GPU, "TRITON_ATTN", VLLM, "FlashAttention and FlashInfer need 8.0"),
+)
+_TO_TRITON = ("--gdn-prefill-backend", "triton")
+_GDN_PREFILL = (
+    Rule(CPU, "vLLM CPU", VLLM, "C++ kernels, BF16 only"),
+    Rule(SM90 & FI, "FlashInfer", VLLM, "vLLM's choice; compiled at first use", "flashinfer"),
+    Rule(SM10X_121 & FI, "FlashInfer", VLLM, "if head_k_dim is 128, else Triton", "flashinfer"),
+    Rule(SM90_121, "Triton", OURS, "set by gb10: FlashInfer cannot compile", "triton", forces=_TO_TRITON),
+    Rule(GPU, "Triton", VLLM, "FlashInfer's kernel needs 9.0", "triton"),
+)
+_GDN_DECODE = (
+    Rule(CPU, "vLLM CPU", VLLM, "C++ kernels, BF16 only"),
+    Rule(GPU, "Triton", VLLM, "recurrent kernel"),
+)
+_ACTIVATION_QUANT = (  # how a float becomes E2M1
+    Rule(EMULATE, "software E2M1", OURS, "reference arithmetic, in torch"),
+    Rule(CPU, "none", OURS, "W4A16: activations stay BF16"),
+    Rule(SM12X, "hardware E2M1", VLLM, "cvt.rn.satfinite.e2m1x2 in sm_120f code"),
+    Rule(SM10X_121, "hardware E2M1", VLLM, "cvt.rn.satfinite.e2m1x2"),
+    Rule(SM75_90, "none", VLLM, "W4A16: activations stay BF16"),
+)
+_LM_HEAD = (
+    Rule(CPU, "oneDNN BF16", VLLM, "checkpoints keep lm_head in BF16"),
+    Rule(GPU, "cuBLAS BF16", VLLM, "checkpoints keep lm_head in BF16"),
+)
+_SAMPLING = (
+    Rule(CPU, "torch", VLLM, "FlashInfer's sampler needs CUDA"),
+    Rule(SM80_121 & FI, "FlashInfer", VLLM, "compiled at first use", "flashinfer"),
+    Rule(GPU, "torch", VLLM, "FlashInfer is not usable", "torch"),
+)
+_KV_CACHE = (
+    Rule(FP8_KV, "fp8_e4m3", VLLM, "half the bytes of BF16"),
+    Rule(CPU, "bfloat16", VLLM, "the model's dtype", "auto"),
+    Rule(GPU, "bfloat16", VLLM, "fp8 would halve its bytes", "auto"),
+)
+
+
+def _options(names: str, *options: str) -> dict[str, Settings]:
+    """Words of ``--route`` that mean the same word for each of these vLLM options."""
+    return {name: tuple((option, name) for option in options) for name in names.split()}
+
+
+_MODES: dict[str, Settings] = {mode: ((CPU_MODE_VARIABLE, mode),) for mode in CPU_MODES}
+_BACKENDS: dict[str, Settings] = {
+    name.lower(): (("--attention-backend", name),) for name in ("FLASH_ATTN", "FLASHINFER", "TRITON_ATTN")
+}
+_SAMPLERS: dict[str, Settings] = {
+    "flashinfer": ((SAMPLER_VARIABLE, "1"),),
+    "torch": ((SAMPLER_VARIABLE, "0"),),
+}
+_PER_QUANT = "--kernel-config.linear_backend_per_quant"
+
+OPERATIONS = (
+    Operation(
+        "nvfp4_linear",
+        "NVFP4 linear",
+        _NVFP4_LINEAR,
+        _options(
+            "cutlass flashinfer_cutlass flashinfer_cutedsl flashinfer_trtllm flashinfer_cudnn "
+            "flashinfer_b12x b12x marlin humming fbgemm torch emulation",
+            f"{_PER_QUANT}.nvfp4_w4a4",
+            f"{_PER_QUANT}.nvfp4_w4a16",
+        ),
+        _MODES,
+        "--linear-backend",
+    ),
+    Operation(
+        "nvfp4_moe",
+        "NVFP4 MoE",
+        _NVFP4_MOE,
+        _options(
+            "cutlass flashinfer_trtllm flashinfer_cutlass flashinfer_cutedsl "
+            "flashinfer_b12x b12x marlin humming emulation",
+            "--moe-backend",
+        ),
+        _MODES,
+    ),
+    Operation(
+        "fp8_linear",
+        "FP8 linear",
+        _FP8_LINEAR,
+        _options("cutlass flashinfer_cutlass b12x torch marlin humming", f"{_PER_QUANT}.fp8_w8a8"),
+        option="--linear-backend",
+    ),
+    Operation("attention", "attention", _ATTENTION, _BACKENDS),
+    Operation(
+        "gdn_prefill",
+        "GDN prefill",
+        _GDN_PREFILL,
+        _options("triton flashinfer cutedsl", "--gdn-prefill-backend"),
+    ),
+    Operation("gdn_decode", "GDN decode", _GDN_DECODE),
+    Operation("activation_quant", "activation quant", _ACTIVATION_QUANT),
+    Operation("lm_head", "lm_head", _LM_HEAD),
+    Operation("sampling", "sampling", _SAMPLING, _SAMPLERS),
+    Operation(
+        "kv_cache", "KV cache dtype", _KV_CACHE, _options("auto bfloat16 fp8 fp8_e4m3", "--kv-cache-dtype")
+    ),
+)
+BY_NAME = {operation.name: operation for operation in OPERATIONS}
