@@ -36,6 +36,8 @@ def _error(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     [
         (["--draft", "0"], "'0' is not a whole number of 1 or more"),
         (["--draft", "two"], "'two' is not a whole number"),
+        (["--draft", "4", "2", "0"], "'0' is not a whole number of 1 or more"),
+        (["--draft-vocabulary", "full", "1/2", "half"], "--draft-vocabulary half: say full"),
         (["--draft-vocabulary", "half"], "say full, a number of tokens, or a part"),
         (["--draft-vocabulary", "3/2"], "a part is more than 0 and at most 1"),
         (["--draft-vocabulary", "1/0"], "a part is more than 0 and at most 1"),
