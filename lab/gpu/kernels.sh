@@ -37,7 +37,7 @@ export CUDA_CACHE_PATH=$scratch/gb10-jit-cache CUDA_CACHE_MAXSIZE=4294967296 PYT
 mkdir -p "$CUDA_CACHE_PATH"
 unpack() { python3 -c 'import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2], filter="tar")' "$1" "$2"; }
 [ -z "${GB10_JIT_CACHE:-}" ] || [ ! -f "$GB10_JIT_CACHE" ] || unpack "$GB10_JIT_CACHE" "$CUDA_CACHE_PATH"
-export PYTHONPATH=$root/python/src:$root/lab/src
+export PYTHONPATH=$root/python/src:$root/lab/src${PYTHONPATH:+:$PYTHONPATH}
 
 summary=() failed=0
 step() { # NAME SECONDS COMMAND...
