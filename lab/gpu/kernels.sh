@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command and a bounded time: load, tests, sanitizer, benchmark.
+# Everything that needs a GPU, in one command and a bounded time: load, tests, sanitizer, bits, benchmark.
 #
-# usage: lab/gpu/kernels.sh OUT [--quick] [--steps load,tests,sanitize,bench] [--only NAME ...]
+# usage: lab/gpu/kernels.sh OUT [--quick] [--steps load,tests,sanitize,bits,bench] [--baseline FOLDER] [--only NAME ...]
 #
 # OUT gets session.log, results.json, table.txt and roofline.png. Each step has its own time limit (10 minutes in all, or
-# 3.5 with --quick) and a failing step does not stop the next. The exit status is the number of steps that failed.
+# 3.5 with --quick; the benchmark of a baseline comes on top) and a failing step does not stop the next. The exit status is the
+# number of steps that failed. With --baseline, a folder with the libraries of another build, every operator must give the same
+# bits in both, and the benchmark runs for both, the baseline first (OUT/baseline), and tells what changed by more than 3 %.
 #   GB10_KERNELS     the folder with libgb10_kernels.so
 #   GB10_STOCK       optional: a .tar.xz with vLLM's Python files and kernels, unpacked once into GB10_STOCK_DIR
 #   GB10_STOCK_DIR   optional: the folder that goes onto PYTHONPATH (default: a folder beside TMPDIR)
@@ -12,17 +14,19 @@
 #   GB10_COMMIT      optional: what is measured
 #   GB10_TESTS       optional: the test files (default: tests/gpu)
 set -uo pipefail
-cd "$(dirname "$0")/.." || exit 2
+[ $# -gt 0 ] || { sed -n '4p' "$0" >&2 && exit 2; }
+cd "$(dirname "$0")/../.." || exit 2
 root=$PWD
-mkdir -p "$1" && out=$(cd "$1" && pwd)
+mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
 shift
-steps=load,tests,sanitize,bench quick=() only=()
+steps=load,tests,sanitize,bits,bench quick=() only=() baseline=
 while [ $# -gt 0 ]; do
   case $1 in
     --quick) quick=(--quick) ;;
     --steps) steps=$2 && shift ;;
+    --baseline) baseline=$(realpath "$2") && shift ;;
     --only) shift && only=(--only "$@") && break ;;
-    *) echo "gpu-session: unknown argument $1" >&2 && exit 2 ;;
+    *) echo "kernels.sh: unknown argument $1" >&2 && exit 2 ;;
   esac
   shift
 done
@@ -33,7 +37,7 @@ export CUDA_CACHE_PATH=$scratch/gb10-jit-cache CUDA_CACHE_MAXSIZE=4294967296 PYT
 mkdir -p "$CUDA_CACHE_PATH"
 unpack() { python3 -c 'import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2], filter="tar")' "$1" "$2"; }
 [ -z "${GB10_JIT_CACHE:-}" ] || [ ! -f "$GB10_JIT_CACHE" ] || unpack "$GB10_JIT_CACHE" "$CUDA_CACHE_PATH"
-export PYTHONPATH=$root/python/src:$root
+export PYTHONPATH=$root/python/src:$root/lab/src${PYTHONPATH:+:$PYTHONPATH}
 
 summary=() failed=0
 step() { # NAME SECONDS COMMAND...
@@ -55,12 +59,12 @@ load() {
   nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,temperature.gpu --format=csv
   python3 - <<'P'
 import torch
+from gb10.kernels import bandwidth
+from gb10_lab.kernel_bench import adapters
 
-from gb10.kernels import bandwidth, load
-
-load()
+_, held = adapters.ready()
 x = torch.ones(1 << 20, dtype=torch.uint8, device="cuda")
-print("ours:", sorted(name for name in dir(torch.ops.gb10) if not name.startswith("_")), int(bandwidth.read(x).sum()))
+print("ours:", ", ".join(held), "- bandwidth_read:", int(bandwidth.read(x).sum()))
 P
 }
 with_stock() { PYTHONPATH=$PYTHONPATH:$stock VLLM_CONFIGURE_LOGGING=0 "$@"; }
@@ -72,24 +76,35 @@ sanitize() {
     [ "$tool" != initcheck ] || filter=()
     echo "-- $tool"
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 45 compute-sanitizer --tool $tool "${filter[@]}" --error-exitcode 9 \
-      --print-limit 5 python3 -m gb10_lab.kernel_bench.smoke || status=$?
+      --print-limit 5 python3 -m gb10_lab kernel-smoke || status=$?
   done
   return $status
 }
-bench() { with_stock python3 -m gb10_lab.kernel_bench --out "$OUT_FOLDER" --commit "${GB10_COMMIT:-unknown}" "$@"; }
+bits() {
+  [ -n "$baseline" ] || { echo "no --baseline" && return 0; }
+  GB10_KERNELS=$baseline python3 -m gb10_lab kernel-bits --out "$scratch/gb10-bits.json" || return
+  python3 -m gb10_lab kernel-bits --out "$scratch/gb10-bits-result.json" --against "$scratch/gb10-bits.json"
+}
+bench() { with_stock python3 -m gb10_lab kernel-bench "$@"; }
 
 if [ -n "${GB10_STOCK:-}" ] && [ ! -d "$stock/vllm" ]; then
-  unpack "$GB10_STOCK" "$stock" || echo "gpu-session: $GB10_STOCK cannot be unpacked" >&2
+  unpack "$GB10_STOCK" "$stock" || echo "kernels.sh: $GB10_STOCK cannot be unpacked" >&2
 fi
-export stock OUT_FOLDER=$out
-export -f load with_stock sanitize bench
-if [ ${#quick[@]} = 0 ]; then limits=(30 180 90 250); else limits=(30 50 60 60); fi
+export stock scratch baseline
+export -f load with_stock sanitize bits bench
+if [ ${#quick[@]} = 0 ]; then limits=(30 180 90 60 250); else limits=(30 50 60 60 70); fi
 step load "${limits[0]}" bash -c load
 parallel=()
 python3 -c 'import xdist' 2>/dev/null && parallel=(-n 8)
 step tests "${limits[1]}" python3 -m pytest -q -p no:cacheprovider -c python/pyproject.toml --rootdir . "${parallel[@]}" ${GB10_TESTS:-tests/gpu}
 step sanitize "${limits[2]}" bash -c sanitize
-step bench "${limits[3]}" bash -c 'bench "$@"' bench "${quick[@]}" "${only[@]}"
+step bits "${limits[3]}" bash -c bits
+against=()
+if [ -n "$baseline" ]; then
+  GB10_KERNELS=$baseline step bench "${limits[4]}" bash -c 'bench "$@"' baseline --out "$out/baseline" --commit baseline "${quick[@]}" "${only[@]}"
+  against=(--against "$out/baseline/results.json")
+fi
+step bench "${limits[4]}" bash -c 'bench "$@"' bench --out "$out" --commit "${GB10_COMMIT:-unknown}" "${against[@]}" "${quick[@]}" "${only[@]}"
 
 tar cz -C "$CUDA_CACHE_PATH" . >"$out/jit-cache.tar.gz" 2>/dev/null || rm -f "$out/jit-cache.tar.gz"
 [ ! -f "$out/table.txt" ] || cat "$out/table.txt"

@@ -14,9 +14,9 @@ COMMANDS = {
     "speculative": Command(
         "gb10_lab.speculative.command:run", "Measure drafts, and that they change nothing."
     ),
-    "kernel-bench": Command(
-        "gb10_lab.kernel_bench.__main__:main", "Measure kernels on this GPU.", passed_on=True
-    ),
+    "kernel-bench": Command("gb10_lab.kernel_bench.command:run", "Measure kernels on this GPU."),
+    "kernel-bits": Command("gb10_lab.kernel_bench.bits:run", "Hold the bits of two builds together."),
+    "kernel-smoke": Command("gb10_lab.kernel_bench.smoke:run", "Run every kernel once, small and checked."),
 }
 
 

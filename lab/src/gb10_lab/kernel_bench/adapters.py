@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable
 
 import torch
 
+from gb10.errors import UserError
 from gb10_lab.kernel_bench.data import Fp8, MoeWeights, Nvfp4, Routing, Sparse24
 from gb10_lab.kernel_bench.timing import Version
 
@@ -23,13 +25,18 @@ QUANTIZE_SCALE = 4.0 / (6 * 448)
 """Global scale for normal activations: amax 4."""
 
 
-def load() -> list[str]:
-    """Load our library and give the names of the measured operators that it holds.
+def ready() -> tuple[torch.device, list[str]]:
+    """Load our libraries, and give the GPU and the names of the measured operators that they hold.
 
-    Raises ``gb10.errors.UserError`` when there is no library.
+    Raises ``gb10.errors.UserError`` without a GPU or a library. That of ``sparse24`` may be missing.
     """
-    importlib.import_module("gb10.kernels").load()
-    return held()
+    if not torch.cuda.is_available():
+        raise UserError("there is no CUDA GPU here; run this on a machine that has one")
+    library = importlib.import_module("gb10.kernels.library")
+    library.load()
+    with contextlib.suppress(UserError):
+        library.load(library.SPARSE24)
+    return torch.device("cuda", torch.cuda.current_device()), held()
 
 
 def held() -> list[str]:
@@ -68,8 +75,13 @@ def sparse24_gemv(x: torch.Tensor, rows: int, copies: list[Sparse24]) -> Version
     return _into(x, rows, run, len(copies))
 
 
-def moe_decode(x: torch.Tensor, copies: list[MoeWeights], routed: list[Routing]) -> Version:
-    """The layer after routing; call ``i`` takes copy ``i`` and ``routed[i]``."""
+def moe_decode(
+    x: torch.Tensor, copies: list[MoeWeights], routed: list[Routing], multiplier: torch.Tensor | None = None
+) -> Version:
+    """The layer after routing; call ``i`` takes copy ``i`` and ``routed[i]``.
+
+    ``multiplier`` is float32 ``[tokens]``, of the shared expert's output; None is 1.
+    """
     call = torch.ops.gb10.moe_decode.default
     tokens, topk = routed[0].ids.shape
     act = topk * copies[0].w2.packed.shape[2] * 2
@@ -77,11 +89,11 @@ def moe_decode(x: torch.Tensor, copies: list[MoeWeights], routed: list[Routing])
     if shared_w2 is not None:
         act += shared_w2.packed.shape[1] * 2
     workspace = torch.empty(tokens * act * 4, dtype=torch.uint8, device=x.device)
-    silu = (None, "silu", float("inf"), 1.0, 0.0, False, False, False)
+    silu = ("silu", float("inf"), 1.0, 0.0, False, False, False)
 
     def run(i: int, out: torch.Tensor) -> None:
         weights = copies[i]
-        shared = (*(weights.shared_w13 or (None,) * 3), *(weights.shared_w2 or (None,) * 3))
+        shared = (*(weights.shared_w13 or (None,) * 3), *(weights.shared_w2 or (None,) * 3), multiplier)
         call(x, *weights.w13, *weights.w2, *routed[i], None, *shared, *silu, workspace, out)
 
     return _into(x, x.shape[1], run, len(copies))

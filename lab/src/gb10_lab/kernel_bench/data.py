@@ -172,8 +172,13 @@ def product(x: torch.Tensor, weight: Nvfp4 | Fp8) -> torch.Tensor:
     return torch.cat(parts, dim=1)
 
 
-def moe_reference(x: torch.Tensor, weights: MoeWeights, routed: Routing) -> torch.Tensor:
-    """The layer after routing in float64: SiLU(gate) * up, down, weighted sum, plus the shared expert."""
+def moe_reference(
+    x: torch.Tensor, weights: MoeWeights, routed: Routing, multiplier: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The layer after routing in float64: SiLU(gate) * up, down, weighted sum, plus the shared expert.
+
+    ``multiplier`` is float32 ``[tokens]``, of the shared expert's output; None is 1.
+    """
     wide = x.to(torch.float64)
     out = torch.zeros_like(wide)
     for expert in sorted(set(routed.ids.flatten().tolist())):
@@ -183,7 +188,8 @@ def moe_reference(x: torch.Tensor, weights: MoeWeights, routed: Routing) -> torc
             0, token, _mlp(wide[token], *one) * routed.weights[token, slot, None].to(torch.float64)
         )
     if weights.shared_w13 is not None and weights.shared_w2 is not None:
-        out += _mlp(wide, weights.shared_w13, weights.shared_w2)
+        shared = _mlp(wide, weights.shared_w13, weights.shared_w2)
+        out += shared if multiplier is None else shared * multiplier[:, None].to(torch.float64)
     return out
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gb10.files import write_json
 from gb10_lab.kernel_bench.figures import GB10_LAUNCH_US, GB10_READ_GBPS, floor_us, predict_gb10_us
 from gb10_lab.kernel_bench.shapes import (
     DENSE,
@@ -30,12 +30,15 @@ from gb10_lab.kernel_bench.shapes import (
 
 if TYPE_CHECKING:
     from gb10_lab.kernel_bench.bandwidth import Bandwidth
+    from gb10_lab.kernel_bench.chain import ChainEntry
     from gb10_lab.kernel_bench.suite import Entry
 
 SCHEMA = 1
 WIDTH = 100
 NOMINAL_FRACTION = 0.88
 """Share of the read bandwidth that predictions take for a kernel whose streaming shape was not measured."""
+CHANGE = 0.03
+"""Relative change of a time that is told."""
 STOCK = ("marlin", "bf16", "fp8", "dense", "copy")
 
 
@@ -55,7 +58,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything of one run; ``as_json`` is the file's form."""
+    """Everything of one run; ``document`` is the file's form."""
 
     device: dict[str, Any]
     commit: str
@@ -68,16 +71,20 @@ class Results:
     entries: list[Entry]
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    chain: list[ChainEntry] = field(default_factory=list)
+    changes: list[str] = field(default_factory=list)
 
-    def as_json(self) -> str:
-        """The whole as JSON text, with the predictions for a GB10."""
-        document = {"schema": SCHEMA, **asdict(self)}
-        document["gb10"] = {
-            "read_gbps": GB10_READ_GBPS,
-            "launch_us": GB10_LAUNCH_US,
-            "predictions": [asdict(each) for each in predictions(self.entries)],
+    def document(self) -> dict[str, Any]:
+        """The whole, with the predictions for a GB10, for JSON."""
+        return {
+            "schema": SCHEMA,
+            **asdict(self),
+            "gb10": {
+                "read_gbps": GB10_READ_GBPS,
+                "launch_us": GB10_LAUNCH_US,
+                "predictions": [asdict(each) for each in predictions(self.entries)],
+            },
         }
-        return json.dumps(document, indent=1) + "\n"
 
     def as_text(self) -> str:
         """The tables, at most 100 columns wide."""
@@ -90,15 +97,20 @@ class Results:
             "us: median, p10, p90; read%: GB/s over read bandwidth; floor: us at read bandwidth + launches",
             "last columns: time of the stock path over ours; '!': two timings of ours did not agree",
         ]
-        parts = [
-            *head,
-            "",
-            *table(self.entries),
-            "",
-            *apart_table(self.entries),
-            "",
-            *prediction_table(self.entries),
-        ]
+        parts = head
+        if self.entries:
+            parts += [
+                "",
+                *table(self.entries),
+                "",
+                *apart_table(self.entries),
+                "",
+                *prediction_table(self.entries),
+            ]
+        if self.chain:
+            parts += ["", *chain_table(self.chain)]
+        if self.changes:
+            parts += ["", "Against the other results", *(f"- {line}"[:WIDTH] for line in self.changes)]
         if self.failures:
             parts += ["", "FAILED", *(f"- {line}"[:WIDTH] for line in self.failures)]
         if self.notes:
@@ -108,7 +120,7 @@ class Results:
     def write(self, folder: Path, plot: bool = True) -> None:
         """Write results.json and table.txt, and with matplotlib roofline.png."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "results.json").write_text(self.as_json())
+        write_json(folder / "results.json", self.document(), indent=None)
         (folder / "table.txt").write_text(self.as_text())
         if plot and self.entries and importlib.util.find_spec("matplotlib"):
             _plot(self, folder / "roofline.png")
@@ -149,6 +161,48 @@ def apart_table(entries: Iterable[Entry]) -> list[str]:
             times = "".join(f"{e.apart[n]:>8.2f}" if n in e.apart else f"{'-':>8}" for n in versions)
             lines.append(f"{e.kernel:<16.15}{e.model:<20.19}{e.shape:<30.29}{times}")
     return lines
+
+
+def chain_table(entries: Iterable[ChainEntry]) -> list[str]:
+    """The experts as the difference of the chain with and without them; a heading for each model."""
+    lines = ["In the chain of all layers, us a layer; experts: the chain less the chain without them"]
+    columns = (
+        f"{'shape':<26}{'M':>3}{'chosen':>7}{'MB':>7}{'chain':>8}{'p10':>8}{'p90':>8}{'without':>8}{'experts':>8}"
+        f"{'read%':>6}{'floor':>7}"
+    )
+    model = ""
+    for e in entries:
+        if e.model != model:
+            model = e.model
+            lines += [f"{model}, {e.layers} layers", columns]
+        lines.append(
+            f"{e.shape:<26.25}{e.tokens:>3}{e.distinct_experts:>7.1f}{e.bytes_moved / 1e6:>7.1f}"
+            f"{e.chain.median:>8.2f}{e.chain.p10:>8.2f}{e.chain.p90:>8.2f}{e.without.median:>8.2f}"
+            f"{e.experts_us:>8.2f}{e.percent_of_read:>6.1f}{e.floor_us:>7.2f}{'' if e.repeat_agrees else '!'}"
+        )
+    return lines
+
+
+def changes(entries: Sequence[Entry], chain: Sequence[ChainEntry], other: dict[str, Any]) -> list[str]:
+    """What took 3 % longer or shorter than in ``other``, a results.json; and what only one of them has."""
+    now: dict[tuple[Any, ...], float] = {_key(vars(e)): e.ours.median for e in entries}
+    now |= {("chain", *_key(vars(e))): e.chain.median for e in chain}
+    before = {_key(e): e["ours"]["median"] for e in other["entries"]}
+    before |= {("chain", *_key(e)): e["chain"]["median"] for e in other.get("chain", [])}
+    both = [key for key in before if key in now]
+    lines = [
+        f"{' '.join(str(part) for part in key if part)}: {before[key]:.2f} -> {now[key]:.2f} us"
+        for key in both
+        if abs(now[key] / before[key] - 1) > CHANGE
+    ]
+    lines += [
+        f"{' '.join(str(part) for part in key if part)}: only in one" for key in before.keys() ^ now.keys()
+    ]
+    return [f"{len(lines)} of {len(both)} times changed by more than {CHANGE:.0%}", *lines]
+
+
+def _key(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(entry.get(name, "") for name in ("kernel", "model", "shape", "tokens", "routing"))
 
 
 def predictions(entries: Sequence[Entry]) -> list[Prediction]:

@@ -51,6 +51,20 @@ class Moe:
 
 
 @dataclass(frozen=True)
+class Layers:
+    """A model's layers in decode, without the mixer's core: the kernels in the order of a token."""
+
+    in_proj: Dense
+    out_proj: Dense
+    moe: Moe
+    layers: int
+
+    @property
+    def model(self) -> str:
+        return self.moe.model
+
+
+@dataclass(frozen=True)
 class Rows:
     """A matrix of activations that is quantised: BF16 ``rows x columns`` of output."""
 
@@ -96,6 +110,9 @@ MOE: tuple[Moe, ...] = (
     Moe(NEXT, "moe", 512, 10, 2048, 512, shared=512),
     Moe(Q36, "moe", 256, 8, 2048, 512),
     Moe(FLASH, "moe", 512, 10, 2560, 640),
+)
+CHAIN = Layers(
+    Dense(NEXT, "in_proj_qkvz", 12288, 2048), Dense(NEXT, "out_proj", 2048, 4096), MOE[1], layers=48
 )
 STREAMING_MOE = Moe(STREAMING, "stream", 32, 10, 8192, 4096)
 

@@ -1,16 +1,14 @@
-"""Each operator once on small, awkward shapes, checked and not timed.
+"""Command line: `python -m gb10_lab kernel-smoke`. Each operator once on small, awkward shapes.
 
-`python -m gb10_lab.kernel_bench.smoke`. Small enough to run under compute-sanitizer.
+Small enough to run under compute-sanitizer.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 
 import torch
 
-from gb10.errors import UserError
 from gb10_lab.kernel_bench import adapters, data
 from gb10_lab.kernel_bench.shapes import Dense, Moe
 from gb10_lab.kernel_bench.suite import FUSED_LIMIT, LIMIT
@@ -24,19 +22,12 @@ Check = Callable[[torch.Tensor], tuple[float, float]]
 """An output's error, and the largest that is right."""
 
 
-def main() -> int:
-    """Run all; the exit status is 1 when one was wrong, 2 when there is no GPU or no library."""
-    if not torch.cuda.is_available():
-        print("gb10_lab.kernel_bench.smoke: error: there is no CUDA GPU here", file=sys.stderr)
-        return 2
-    try:
-        held = adapters.load()
-    except UserError as error:
-        print(f"gb10_lab.kernel_bench.smoke: error: {error}", file=sys.stderr)
-        return 2
+def run() -> int:
+    """Run every operator once on small shapes, checked, not timed. The exit status is 1 when one is wrong."""
+    device, held = adapters.ready()
     torch.manual_seed(7)
     wrong = 0
-    for operator, what, version, check in _calls(held, torch.device("cuda")):
+    for operator, what, version, check in _calls(held, device):
         torch.cuda.synchronize()
         version.run(0).fill_(float("nan") if operator.endswith(("gemv", "decode")) else 0xAA)
         found, limit = check(version.run(0))
@@ -89,7 +80,3 @@ def _near(wanted: torch.Tensor) -> Check:
 
 def _same(wanted: torch.Tensor, limit: float) -> Check:
     return lambda out: (data.differing(out, wanted), limit)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

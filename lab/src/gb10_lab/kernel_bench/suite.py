@@ -230,7 +230,8 @@ def _moe_shapes(settings: Settings) -> list[Moe]:
     return [STREAMING_MOE, *(MOE[:1] if settings.quick else MOE)]
 
 
-def _tokens(model: str, settings: Settings) -> tuple[int, ...]:
+def tokens_of(model: str, settings: Settings) -> tuple[int, ...]:
+    """The numbers of tokens that a model's shapes are measured at."""
     if model == STREAMING:
         return STREAMING_TOKENS
     return (1, 4) if settings.quick else TOKENS
@@ -243,7 +244,7 @@ def _nvfp4(shape: Dense, settings: Settings, note: Note) -> Iterator[Case]:
     wide = _wide_copies(weight, settings)
     marlin = _marlin(lambda: stock.Marlin(shape, weight, copies), settings, note)
     torch.cuda.synchronize()
-    for tokens in _tokens(shape.model, settings):
+    for tokens in tokens_of(shape.model, settings):
         x = data.activations(tokens, shape.columns, settings.device)
         others = [stock.bf16(x, wide)]
         if marlin:
@@ -260,7 +261,7 @@ def _fp8(shape: Dense, settings: Settings, _: Note) -> Iterator[Case]:
     cloned = [data.Fp8(*(t.clone() for t in weight)) for _ in range(copies)]
     wide = _wide_copies(weight, settings)
     torch.cuda.synchronize()
-    for tokens in _tokens(shape.model, settings):
+    for tokens in tokens_of(shape.model, settings):
         x = data.activations(tokens, shape.columns, settings.device)
         moved = data.moved(weight) + activation_bytes(tokens, shape.columns, shape.rows)
         ours = adapters.fp8_gemv(x, cloned)
@@ -276,7 +277,7 @@ def _sparse24(shape: Dense, settings: Settings, note: Note) -> Iterator[Case]:
     dense = [data.Nvfp4(*(t.clone() for t in weight)) for _ in range(copies)]
     marlin = _marlin(lambda: stock.Marlin(shape, weight, copies), settings, note)
     torch.cuda.synchronize()
-    for tokens in _tokens(shape.model, settings):
+    for tokens in tokens_of(shape.model, settings):
         x = data.activations(tokens, shape.columns, settings.device)
         moved = data.moved(packed) + activation_bytes(tokens, shape.columns, shape.rows)
         ours = adapters.sparse24_gemv(x, shape.rows, cloned)
@@ -318,7 +319,7 @@ def _moe(shape: Moe, settings: Settings, note: Note) -> Iterator[Case]:
     cloned = [data.clone(weights) for _ in range(copies)]
     marlin = _marlin(lambda: stock.MarlinMoe(shape, weights, copies), settings, note)
     torch.cuda.synchronize()
-    for tokens in _tokens(shape.model, settings):
+    for tokens in tokens_of(shape.model, settings):
         x = data.activations(tokens, shape.hidden, settings.device)
         many = tokens in CORRELATED_TOKENS and shape.model != STREAMING
         for routing in ("uniform", "correlated") if many else ("uniform",):

@@ -27,10 +27,16 @@ class Version:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A graph of ``calls`` calls."""
+    """A graph of ``calls`` calls; ``before`` queues what a replay needs and is not timed."""
 
     graph: torch.cuda.CUDAGraph
     calls: int
+    before: Callable[[], object] = lambda: None
+
+    def replay(self) -> None:
+        """Queue ``before`` and the graph."""
+        self.before()
+        self.graph.replay()
 
 
 def idle_kernel() -> None:
@@ -52,7 +58,7 @@ def record(version: Version, bytes_each: int, apart: bool = False) -> Recorded:
                 idle_kernel()
             version.run(i % version.copies)
 
-    return Recorded(_capture(all_calls, lambda: version.run(0)), calls)
+    return Recorded(capture(all_calls, lambda: version.run(0)), calls)
 
 
 def record_idle(calls: int = MAX_CALLS) -> Recorded:
@@ -62,7 +68,7 @@ def record_idle(calls: int = MAX_CALLS) -> Recorded:
         for _ in range(calls):
             idle_kernel()
 
-    return Recorded(_capture(all_calls, idle_kernel), calls)
+    return Recorded(capture(all_calls, idle_kernel), calls)
 
 
 def in_turns(recorded: list[Recorded], budget_s: float) -> list[Spread]:
@@ -71,12 +77,12 @@ def in_turns(recorded: list[Recorded], budget_s: float) -> list[Spread]:
     All replays are queued at once: the host is not waited for between them.
     """
     for each in recorded:
-        each.graph.replay()
+        each.replay()
     torch.cuda.synchronize()
     start, end = _event(), _event()
     start.record()
     for each in recorded:
-        each.graph.replay()
+        each.replay()
     end.record()
     torch.cuda.synchronize()
     once_ms = start.elapsed_time(end)
@@ -85,6 +91,7 @@ def in_turns(recorded: list[Recorded], budget_s: float) -> list[Spread]:
     events = [[(_event(), _event()) for _ in recorded] for _ in range(samples)]
     for turn in events:
         for each, (start, end) in zip(recorded, turn, strict=True):
+            each.before()
             start.record()
             each.graph.replay()
             end.record()
@@ -105,7 +112,8 @@ def _stream() -> torch.cuda.Stream:
     return torch.cuda.Stream()
 
 
-def _capture(all_calls: Callable[[], None], warm_up: Callable[[], object]) -> torch.cuda.CUDAGraph:
+def capture(all_calls: Callable[[], None], warm_up: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """Record what ``all_calls`` launches. ``warm_up`` runs first: it loads and compiles kernels."""
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.stream(_stream()):

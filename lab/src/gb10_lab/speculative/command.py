@@ -3,9 +3,7 @@
 import json
 import math
 import os
-import platform
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +16,7 @@ from gb10.arguments import whole
 from gb10.errors import EXIT_FAILED, UserError
 from gb10.files import replacing, write_json
 from gb10.vllm_plugin.draft.ids import read_ids
+from gb10_lab import record
 from gb10_lab.speculative import report
 from gb10_lab.speculative.engine import Settings, prepare
 from gb10_lab.speculative.equality import NEAR_TIE
@@ -132,8 +131,8 @@ def run(
             "schema": 1,
             "device": device,
             "commit": commit,
-            "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-            "command": " ".join(["python -m gb10_lab", *sys.argv[1:]]),
+            "date": record.today(),
+            "command": record.command(),
             "seconds": round(time.monotonic() - began, 1),
             "graphs": graphs,
             "new_tokens": tokens,
@@ -152,7 +151,7 @@ def run(
 
 
 def _write(folder: Path, figures: dict[str, Any], text: str, results: Results) -> None:
-    write_json(folder / _FIGURES, figures, indent=1)
+    write_json(folder / _FIGURES, figures, indent=None)
     with replacing(folder / _TABLE) as part:
         part.write_text(text + "\n", encoding="utf-8")
     try:
@@ -167,23 +166,8 @@ def _device() -> dict[str, Any]:
     import vllm
     from vllm.platforms import current_platform
 
-    versions = {"vllm": vllm.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    if current_platform.is_cpu():
-        return {"name": f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)", **versions}
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        driver = (
-            subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
-        )
-    except (OSError, subprocess.CalledProcessError):
-        driver = "unknown"
-    return {
-        "name": torch.cuda.get_device_name(),
-        "capability": ".".join(str(part) for part in torch.cuda.get_device_capability()),
-        "driver": driver,
-        "cuda": torch.version.cuda,
-        **versions,
-    }
+    device = torch.device("cpu") if current_platform.is_cpu() else torch.device("cuda", 0)
+    return {**record.machine(device), "vllm": vllm.__version__}
 
 
 def _config(model: Path) -> dict[str, Any]:

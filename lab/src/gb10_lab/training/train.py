@@ -3,7 +3,6 @@
 Reached with `python -m gb10_lab train`. One GPU is enough; a CPU does for small trials.
 """
 
-import platform
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from typer import BadParameter, Option
 
 from gb10.errors import UserError
 from gb10.files import read_json, sha256, write_json
+from gb10_lab import record as machine
 from gb10_lab.testbed import checkpoint
 from gb10_lab.testbed.architecture import TESTBED
 from gb10_lab.testbed.model import Model, initialise, linear
@@ -138,7 +138,7 @@ class _Job:
                 "calibrate": self._calibrate,
             }
             record[stage] = stages[stage]()
-            record[stage]["machine"] = _machine(self._device)
+            record[stage]["machine"] = {"device": machine.name(self._device), **machine.versions()}
             record[stage]["commit"] = self._recipe.commit
             write_json(self._out / checkpoint.RECORD, record)
 
@@ -268,8 +268,3 @@ def evaluate(model: Model, sets: dict[str, Tensor]) -> dict[str, Any]:
             packages[package] = {"tokens": tokens, "loss": round(loss / tokens, 5)}
             total, count = total + loss, count + tokens
     return {"loss": round(total / count, 5), "packages": packages}
-
-
-def _machine(device: torch.device) -> dict[str, str]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    return {"device": name, "torch": torch.__version__, "python": platform.python_version()}
