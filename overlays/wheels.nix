@@ -46,6 +46,20 @@ in
         map (wheel: "${wheel}/${final.gb10.python.sitePackages}") (builtins.attrValues wheels)
       );
 
+    # What a command line of ours imports: typer, and what it reads values with.
+    commandLine = {
+      inherit (final.gb10.wheels.cpu)
+        annotated-doc
+        annotated-types
+        pydantic
+        pydantic-core
+        shellingham
+        typer
+        typing-extensions
+        typing-inspection
+        ;
+    };
+
     environment =
       {
         name,

@@ -21,6 +21,7 @@ in
       sets.lab-base
       ++ sets.lab [
         "quality"
+        "record.py"
         "speculative"
       ]
       ++ [ ../../tests/reference ];

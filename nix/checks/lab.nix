@@ -27,21 +27,37 @@ let
   reference = ../../tests/reference;
 in
 {
+  lab-cli = lab "cli" [ ];
   lab-kernel-bench = lab "kernel_bench" (
     sets.gb10 [ "kernels" ]
-    ++ sets.lab [ "kernel_bench" ]
+    ++ sets.lab [
+      "kernel_bench"
+      "record.py"
+    ]
     ++ [ ../../lab/floors.md ]
   );
   lab-quality = lab "quality" (sets.lab [ "quality" ] ++ [ reference ]);
-  lab-speculative = lab "speculative" (sets.plugin ++ sets.lab [ "speculative" ]);
+  lab-record = lab "record" (sets.lab [ "record.py" ] ++ [ ../../lab/results ]);
+  lab-speculative = lab "speculative" (
+    sets.plugin
+    ++ sets.lab [
+      "record.py"
+      "speculative"
+    ]
+  );
   lab-testbed = lab "testbed" [ reference ];
   lab-text = lab "text" [ ../../python/locks ../../models/testbed/corpus.json ];
-  lab-training = lab "training" (sets.lab [ "training" ]);
+  lab-training = lab "training" (
+    sets.lab [
+      "record.py"
+      "training"
+    ]
+  );
 
   # The quality figures of models/testbed/expectation.json: fails when a figure is not the recorded one.
   quality = pkgs.runCommand "gb10-check-quality" { nativeBuildInputs = [ lab-env ]; } ''
     export HOME=$PWD
-    python3 -m gb10_lab.quality --model ${testbed} --held-out ${heldout}/heldout.jsonl \
+    python3 -m gb10_lab quality --model ${testbed} --held-out ${heldout}/heldout.jsonl \
       --check ${testbed}/expectation.json --out "$out"
   '';
 }

@@ -39,10 +39,10 @@ in
       '';
 
   # Two rows of tests/nix/derivations, which compares derivations before and after a comment in a file: one in
-  # serve/options.py makes another `serve` and the same demo model; one in the lab's training makes neither anew.
+  # serve/settings.py makes another `serve` and the same demo model; one in the lab's training makes neither anew.
   source-sets = pkgs.runCommand "gb10-check-source-sets" { } ''
     serve=${package.src} demo=${demo-model.source}
-    [ -e "$serve/src/gb10/serve/options.py" ]
+    [ -e "$serve/src/gb10/serve/settings.py" ]
     [ -e "$demo/lab/src/gb10_lab/testbed/quantize.py" ]
     for file in python/src/gb10/serve lab/src/gb10_lab/training; do
       [ ! -e "$demo/$file" ] || { echo "the demo model reads $file" && exit 1; }

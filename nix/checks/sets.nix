@@ -12,31 +12,30 @@ rec {
     "errors.py"
     "files.py"
     "py.typed"
+    "units.py"
   ];
   formats =
     base
     ++ gb10 [
       "checkpoint"
+      "fp8.py"
       "nvfp4"
       "sparse24"
     ];
-  plugin =
-    formats
-    ++ gb10 [
-      "routing"
-      "vllm_plugin"
-    ];
+  plugin = formats ++ gb10 [ "vllm_plugin" ];
   serve =
     plugin
     ++ gb10 [
       "__main__.py"
       "cli.py"
       "machine"
+      "routing"
       "serve"
     ];
   lab-base = lab [
     "__init__.py"
     "__main__.py"
+    "cli.py"
     "py.typed"
     "testbed"
     "text"

@@ -12,9 +12,22 @@ let
 in
 {
   unit-checkpoint = unit "checkpoint" (sets.formats ++ sets.gb10 [ "machine" ]);
+  unit-cli = unit "cli" sets.serve;
+  unit-dependencies = unit "dependencies" [
+    ../../lab/pyproject.toml
+    ../../lab/src
+    ../../python/profiles.toml
+    ../../python/src
+  ];
   unit-machine = unit "machine" (sets.base ++ sets.gb10 [ "machine" ]);
   unit-nvfp4 = unit "nvfp4" (sets.base ++ sets.gb10 [ "nvfp4" ]);
-  unit-routing = unit "routing" (sets.base ++ sets.gb10 [ "machine" "routing" ]);
-  unit-serve = unit "serve" sets.serve;
+  unit-routing = unit "routing" (
+    sets.plugin
+    ++ sets.gb10 [
+      "machine"
+      "routing"
+    ]
+  );
+  unit-serve = unit "serve" (sets.serve ++ [ ../../docs/configuration.md ]);
   unit-vllm-plugin = unit "vllm_plugin" sets.plugin;
 }

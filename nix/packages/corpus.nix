@@ -23,7 +23,10 @@ let
       ../../python/src/gb10/files.py
       ../../lab/src/gb10_lab/__init__.py
       ../../lab/src/gb10_lab/__main__.py
-      ../../lab/src/gb10_lab/text
+      ../../lab/src/gb10_lab/cli.py
+      ../../lab/src/gb10_lab/text/__init__.py
+      ../../lab/src/gb10_lab/text/corpus.py
+      ../../lab/src/gb10_lab/text/documents.py
     ];
   };
 
@@ -38,7 +41,7 @@ let
       {
         nativeBuildInputs = [ pkgs.gb10.python ];
         wheels = filesOf profile;
-        PYTHONPATH = "${source}/python/src:${source}/lab/src";
+        PYTHONPATH = "${source}/python/src:${source}/lab/src:${pkgs.gb10.pythonPath pkgs.gb10.commandLine}";
         PYTHONDONTWRITEBYTECODE = true;
       }
       ''

@@ -23,11 +23,15 @@ let
       ../../python/src/gb10/nvfp4
       ../../lab/src/gb10_lab/__init__.py
       ../../lab/src/gb10_lab/__main__.py
-      ../../lab/src/gb10_lab/testbed
+      ../../lab/src/gb10_lab/cli.py
+      ../../lab/src/gb10_lab/testbed/__init__.py
+      ../../lab/src/gb10_lab/testbed/architecture.py
+      ../../lab/src/gb10_lab/testbed/checkpoint.py
+      ../../lab/src/gb10_lab/testbed/quantize.py
     ];
   };
-  # torch and safetensors, with what they import: not vLLM, whose patches change nothing here.
-  needed = {
+  # torch, safetensors and typer, with what they import: not vLLM, whose patches change nothing here.
+  needed = pkgs.gb10.commandLine // {
     inherit (wheels.cpu)
       filelock
       fsspec
@@ -39,7 +43,6 @@ let
       safetensors
       sympy
       torch
-      typing-extensions
       ;
   };
 in

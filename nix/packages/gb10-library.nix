@@ -1,4 +1,4 @@
-# What the lab and the demo model take of gb10: the formats, the kernels' bindings and the vLLM plug-in, without what serves.
+# What the lab takes of gb10: the formats, the kernels' bindings and the vLLM plug-in, without what serves.
 { pkgs }:
 
 let
@@ -17,11 +17,12 @@ import ./python-package.nix { inherit pkgs; } {
         "checkpoint"
         "errors.py"
         "files.py"
+        "fp8.py"
         "kernels"
         "nvfp4"
         "py.typed"
-        "routing"
         "sparse24"
+        "units.py"
         "vllm_plugin"
       ]
     );

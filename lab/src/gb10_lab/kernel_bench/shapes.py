@@ -9,8 +9,7 @@ BLOCK_SIZE = 16
 
 TOKENS = (1, 2, 4, 8, 16)
 STREAMING_TOKENS = (1, 4)
-STREAMING_BYTES = 512 * 10**6
-"""A streaming shape has at least so many bytes of weights: launch and tail do not count there."""
+"""Of a streaming shape, whose weights have half a gigabyte or more: launch and tail do not count there."""
 
 STREAMING = "streaming"
 NEXT = "Qwen3-Next-80B-A3B"

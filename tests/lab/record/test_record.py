@@ -16,7 +16,7 @@ import torch
 
 from gb10_lab import record
 
-RESULTS = Path(__file__).parents[2] / "lab/results"
+RESULTS = Path(__file__).parents[3] / "lab/results"
 
 
 def test_of_a_cpu_the_name_says_kind_and_threads() -> None:
