@@ -13,6 +13,7 @@
 #   GB10_JIT_CACHE   optional: a .tar.gz of the driver's compile cache from an earlier run; OUT/jit-cache.tar.gz is the next
 #   GB10_COMMIT      optional: what is measured
 #   GB10_TESTS       optional: the test files (default: tests/gpu)
+# shellcheck disable=SC2329  # `step` calls the functions in a shell of their own
 set -uo pipefail
 [ $# -gt 0 ] || { sed -n '4p' "$0" >&2 && exit 2; }
 cd "$(dirname "$0")/../.." || exit 2
@@ -75,10 +76,10 @@ sanitize() {
     filter=(--kernel-name kns=gb10)
     [ "$tool" != initcheck ] || filter=()
     echo "-- $tool"
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 45 compute-sanitizer --tool $tool "${filter[@]}" --error-exitcode 9 \
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 45 compute-sanitizer --tool "$tool" "${filter[@]}" --error-exitcode 9 \
       --print-limit 5 python3 -m gb10_lab kernel-smoke || status=$?
   done
-  return $status
+  return "$status"
 }
 bits() {
   [ -n "$baseline" ] || { echo "no --baseline" && return 0; }
@@ -95,8 +96,9 @@ export -f load with_stock sanitize bits bench
 if [ ${#quick[@]} = 0 ]; then limits=(30 180 90 60 250); else limits=(30 50 60 60 70); fi
 step load "${limits[0]}" bash -c load
 parallel=()
+read -ra tests <<<"${GB10_TESTS:-tests/gpu}"
 python3 -c 'import xdist' 2>/dev/null && parallel=(-n 8)
-step tests "${limits[1]}" python3 -m pytest -q -p no:cacheprovider -c python/pyproject.toml --rootdir . "${parallel[@]}" ${GB10_TESTS:-tests/gpu}
+step tests "${limits[1]}" python3 -m pytest -q -p no:cacheprovider -c python/pyproject.toml --rootdir . "${parallel[@]}" "${tests[@]}"
 step sanitize "${limits[2]}" bash -c sanitize
 step bits "${limits[3]}" bash -c bits
 against=()

@@ -12,22 +12,22 @@ let
     folder: sources:
     room {
       name = "lab-${folder}";
-      tests = [
-        (../../tests/lab + "/${folder}")
-        ../../tests/lab/conftest.py
-        ../../tests/lab/small_model.py
-      ];
-      sources = sets.formats ++ sets.lab-base ++ sources;
+      tests = [ (../../tests/lab + "/${folder}") ];
+      sources = sets.formats ++ sets.lab-base ++ shared ++ sources;
       # The trained model and the text that it is measured on.
       variables = {
         GB10_TESTBED = testbed;
         GB10_HELDOUT = "${heldout}/heldout.jsonl";
       };
     };
+  shared = [
+    ../../tests/lab/conftest.py
+    ../../tests/lab/small_model.py
+  ];
   reference = ../../tests/reference;
 in
 {
-  lab-cli = lab "cli" [ ];
+  lab-cli = lab "cli" (sets.plugin ++ [ ../../lab/src ]);
   lab-kernel-bench = lab "kernel_bench" (
     sets.gb10 [ "kernels" ]
     ++ sets.lab [

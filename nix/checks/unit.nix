@@ -24,6 +24,7 @@ in
   unit-routing = unit "routing" (
     sets.plugin
     ++ sets.gb10 [
+      "cli.py"
       "machine"
       "routing"
     ]
