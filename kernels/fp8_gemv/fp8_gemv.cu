@@ -11,7 +11,7 @@ cudaError_t launch_tokens(Arguments const& p, cudaStream_t stream) {
   Device device{};
   cudaError_t status = current_device(device);
   if (status != cudaSuccess) return status;
-  int const tiles = (p.rows + split_k::kTileRows - 1) / split_k::kTileRows;
+  int const tiles = divide_up(p.rows, split_k::kTileRows);
   bool launched = false;
   auto const attempt = [&]<int kWarps, bool kStaged>(bool few_tiles) {
     std::size_t const bytes = shared_bytes<kTokenTiles, kWarps>(p.tokens, p.columns, kStaged);
@@ -26,18 +26,13 @@ cudaError_t launch_tokens(Arguments const& p, cudaStream_t stream) {
   return launched ? status : cudaErrorInvalidConfiguration;
 }
 
-template <typename T, bool kBlockScales>
-cudaError_t launch_typed(Arguments const& p, cudaStream_t stream) {
-  return p.tokens > 8 ? launch_tokens<T, 2, kBlockScales>(p, stream) : launch_tokens<T, 1, kBlockScales>(p, stream);
-}
-
 }  // namespace
 
 cudaError_t launch(Arguments const& p, Number number, Scaling scaling, cudaStream_t stream) {
-  if (number == Number::kBFloat16) {
-    return scaling == Scaling::kRow ? launch_typed<__nv_bfloat16, false>(p, stream) : launch_typed<__nv_bfloat16, true>(p, stream);
-  }
-  return scaling == Scaling::kRow ? launch_typed<__half, false>(p, stream) : launch_typed<__half, true>(p, stream);
+  return with_type(number, [&]<typename T>() {
+    if (scaling == Scaling::kRow) return p.tokens > 8 ? launch_tokens<T, 2, false>(p, stream) : launch_tokens<T, 1, false>(p, stream);
+    return p.tokens > 8 ? launch_tokens<T, 2, true>(p, stream) : launch_tokens<T, 1, true>(p, stream);
+  });
 }
 
 }  // namespace gb10::fp8_gemv

@@ -19,12 +19,12 @@ inline bool fits(Device const& device, int warps, std::size_t bytes) {
 // Whether blocks of so many warps fill the GPU. The fewest warps that do are best: short tiles balance.
 inline bool fills(Device const& device, int warps, int tiles) { return tiles >= device.sms * (kSmWarps / warps); }
 
-template <typename Kernel, typename... Arguments>
-cudaError_t launch(Kernel* kernel, Device const& device, int warps, std::size_t bytes, int tiles, cudaStream_t stream,
-                   Arguments... arguments) {
-  if (cudaError_t const status = allow_shared(kernel, device, bytes); status != cudaSuccess) return status;
+template <typename Arguments>
+cudaError_t launch(void (*kernel)(Arguments), Device const& device, int warps, std::size_t bytes, int tiles, cudaStream_t stream,
+                   Arguments const& arguments) {
+  if (cudaError_t const status = allow_shared(kernel, device); status != cudaSuccess) return status;
   int const blocks = std::min(tiles, device.sms * (kSmWarps / warps));
-  return launch_dependent(kernel, dim3(blocks), dim3(32 * warps), bytes, stream, true, arguments...);
+  return launch_dependent(kernel, dim3(blocks), dim3(32 * warps), bytes, stream, arguments);
 }
 
 }  // namespace gb10::split_k

@@ -6,10 +6,11 @@
 #include <cstdint>
 
 #include "gb10/device.h"
+#include "gb10/types.h"
 
 namespace gb10::nvfp4_gemv {
 
-inline constexpr int kMaxTokens = 16;
+inline constexpr int kUnitK = 64;  // K is a multiple of this
 inline constexpr int kMaxK = 32768;     // one token and one warp fit the 99 KB of shared memory that a block has on 8.6, 8.9 and 12.x
 inline constexpr int kBlockWarps = 8;   // at most
 inline constexpr int kBlocksPerSm = 2;  // full blocks an SM holds by their registers
@@ -36,8 +37,6 @@ struct Plan {
   int blocks;
   std::size_t shared_bytes;
 };
-
-constexpr int divide_up(int a, int b) { return a / b + (a % b != 0); }
 
 // Tiles of 256 k that cover K, the last one perhaps in part; tiles of 16 rows likewise.
 constexpr int k_tiles(int k) { return divide_up(k, 256); }

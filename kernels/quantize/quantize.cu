@@ -50,13 +50,9 @@ cudaError_t launch_for(Problem const& p, Layout layout, bool gated, cudaStream_t
 
 }  // namespace
 
-cudaError_t launch(Problem const& problem, Type type, Layout layout, bool gated, cudaStream_t stream) {
-  switch (type) {
-    case Type::kBfloat16: return launch_for<__nv_bfloat16>(problem, layout, gated, stream);
-    case Type::kHalf: return launch_for<__half>(problem, layout, gated, stream);
-    case Type::kFloat: return launch_for<float>(problem, layout, gated, stream);
-  }
-  return cudaErrorInvalidValue;
+cudaError_t launch(Problem const& problem, Number number, Layout layout, bool gated, cudaStream_t stream) {
+  if (number == Number::kFloat32) return launch_for<float>(problem, layout, gated, stream);
+  return with_type(number, [&]<typename T>() { return launch_for<T>(problem, layout, gated, stream); });
 }
 
 }  // namespace gb10::quantize

@@ -5,9 +5,9 @@
 
 #include <cuda_runtime_api.h>
 
-namespace gb10::quantize {
+#include "gb10/types.h"
 
-enum class Type { kBfloat16, kHalf, kFloat };
+namespace gb10::quantize {
 
 enum class Layout {
   kLinear,    // scales [rows, K / 16]
@@ -29,6 +29,6 @@ struct Problem {
 };
 
 // Needs rows and scale_rows within 1..2^31 - 257 and columns > 0. kExperts is never gated. Gives the error of the launch.
-cudaError_t launch(Problem const& problem, Type type, Layout layout, bool gated, cudaStream_t stream);
+cudaError_t launch(Problem const& problem, Number number, Layout layout, bool gated, cudaStream_t stream);
 
 }  // namespace gb10::quantize

@@ -26,36 +26,15 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "gb10/launch.cuh"
+#include "gb10/moe.cuh"
+#include "gb10/ptx.cuh"
+#include "gb10/teams.cuh"
 #include "moe.h"
-#include "teams.cuh"
 #include "tile.cuh"
 
 namespace gb10::sparse24 {
 
 inline constexpr std::uint16_t kNoPair = 0xFFFF;
-
-// What kernels before gate_up wrote, read while kernels may overlap.
-__device__ __forceinline__ int load_relaxed(std::int32_t const* address) {
-  int v;
-  asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(address) : "memory");
-  return v;
-}
-__device__ __forceinline__ float load_relaxed(float const* address) {
-  float v;
-  asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(v) : "l"(address) : "memory");
-  return v;
-}
-
-// The local expert of a (token, slot) pair, or -1.
-__device__ __forceinline__ int expert_of(MoeArguments const& p, int pair) {
-  std::int32_t const* const words = static_cast<std::int32_t const*>(p.ids) + (p.wide_ids ? 2 * pair : pair);
-  int id = load_relaxed(words);
-  if (p.wide_ids && load_relaxed(words + 1) != 0) id = -1;
-  if (id < 0 || id >= (p.expert_map != nullptr ? p.map_size : p.experts)) return -1;
-  if (p.expert_map != nullptr) id = load_relaxed(p.expert_map + id);
-  return id >= 0 && id < p.experts ? id : -1;
-}
 
 // In shared memory, for up to `pairs` entries.
 struct Entries {
@@ -78,7 +57,7 @@ __device__ __forceinline__ Entries entries_at(unsigned char* shared, int pairs) 
 // Makes the list and gives its length; called by all threads of the block.
 __device__ __forceinline__ int make_entries(MoeArguments const& p, Entries const& e) {
   int const pairs = p.tokens * p.topk, thread = threadIdx.x, threads = blockDim.x;
-  for (int pair = thread; pair < pairs; pair += threads) e.key[pair] = expert_of(p, pair);
+  for (int pair = thread; pair < pairs; pair += threads) e.key[pair] = moe::local_expert(p, moe::raw_id(p, pair));
   auto* const members = reinterpret_cast<std::uint32_t*>(e.members);
   for (int i = thread; i < pairs * kMaxTokens / 2; i += threads) members[i] = kNoPair * 0x10001u;
   __syncthreads();
@@ -125,23 +104,6 @@ __device__ __forceinline__ int make_entries(MoeArguments const& p, Entries const
   }
   __syncthreads();
   return count;
-}
-
-// NaN stays NaN in both.
-__device__ __forceinline__ float at_most(float v, float limit) { return v > limit ? limit : v; }
-__device__ __forceinline__ float at_least(float v, float limit) { return v < limit ? limit : v; }
-
-__device__ __forceinline__ float activate(MoeArguments const& p, float gate, float up) {
-  switch (p.activation) {
-    case Activation::kSilu:
-      gate = at_most(gate, p.limit);
-      up = at_least(at_most(up, p.limit), -p.limit) + p.beta;
-      return gate / (1.0f + expf(-p.alpha * gate)) * up;
-    case Activation::kGelu:
-      return 0.5f * gate * (1.0f + erff(gate * 0.70710678118654752f)) * up;
-    default:
-      return 0.5f * gate * (1.0f + tanhf(0.79788456080286536f * (gate + 0.044715f * gate * gate * gate))) * up;
-  }
 }
 
 inline constexpr int kMoeWarps = 8;
@@ -213,11 +175,11 @@ class GateUp {
         int const pair = entries_.members[entry * kMaxTokens + token];
         if (pair == kNoPair) continue;
         float factor = from_f16_range(peak_[token]);
-        if (p_.router_weight_on_input) factor *= load_relaxed(p_.weights + pair);
+        if (p_.router_weight_on_input) factor *= ptx::load_relaxed(p_.weights + pair);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           float const gate = sum[j][2 * i + v] * (factor * gate_scale), up = sum[kGroups + j][2 * i + v] * (factor * up_scale);
-          p_.act[static_cast<std::size_t>(pair) * p_.intermediate + channel_tile * kTileRows + g + 8 * i] = activate(p_, gate, up);
+          p_.act[static_cast<std::size_t>(pair) * p_.intermediate + channel_tile * kTileRows + g + 8 * i] = moe::activate<true>(p_, gate, up);
         }
       }
     }
@@ -236,14 +198,14 @@ class GateUp {
 template <typename T, int kGroups, int kSlices>
 // With two groups x alone leaves room for one block an SM.
 __global__ void __launch_bounds__(kMoeThreads, kGroups == 1 ? 2 : 1) gate_up(__grid_constant__ MoeArguments const p) {
-  extern __shared__ __align__(16) unsigned char shared[];
+  unsigned char* const shared = ptx::dynamic_shared();
   int const pairs = p.tokens * p.topk;
   auto* const peak = reinterpret_cast<std::uint32_t*>(shared + gate_up_sum_bytes<kGroups, kSlices>());
   auto* const list = reinterpret_cast<unsigned char*>(peak + kMaxTokens);
   auto* const x = reinterpret_cast<__half*>(list + (entry_bytes(pairs) + 15) / 16 * 16);
   if (threadIdx.x < kMaxTokens) peak[threadIdx.x] = 0;
-  wait_for_previous();
-  release_next();
+  ptx::wait_for_previous();
+  ptx::release_next();
   Entries const entries = entries_at(list, pairs);
   int const count = make_entries(p, entries);
   GateUp<T, kGroups> weights(p, entries, peak, x);
@@ -302,13 +264,13 @@ class Down {
   }
 
   __device__ __forceinline__ void activations_ready() {
-    wait_for_previous();
+    ptx::wait_for_previous();
     int const pairs = p_.tokens * p_.topk;
     stage<float>(act_, peak_, pairs + 1, p_.intermediate, [&](int row) {
       int const expert = row < pairs ? entries_.key[row] : -1;
       if (expert < 0) return Source<float>{nullptr, 0.0f, 0};
       float factor = __ldg(p_.w2_globals + (expert >> 5));
-      if (!p_.router_weight_on_input) factor *= load_relaxed(p_.weights + row);
+      if (!p_.router_weight_on_input) factor *= ptx::load_relaxed(p_.weights + row);
       return Source<float>{p_.act + static_cast<std::size_t>(row) * p_.intermediate, factor, row / p_.topk};
     });
   }
@@ -344,9 +306,9 @@ class Down {
 
 template <typename T, int kGroups>
 __global__ void __launch_bounds__(kMoeThreads, 2) down(__grid_constant__ MoeArguments const p) {
-  extern __shared__ __align__(16) unsigned char shared[];
+  unsigned char* const shared = ptx::dynamic_shared();
   int const pairs = p.tokens * p.topk;
-  release_next();
+  ptx::release_next();
   auto* const peak = reinterpret_cast<std::uint32_t*>(shared + down_sum_bytes<kGroups>());
   auto* const list = reinterpret_cast<unsigned char*>(peak + kMaxTokens);
   auto* const act = reinterpret_cast<__half*>(list + (entry_bytes(pairs) + 15) / 16 * 16);

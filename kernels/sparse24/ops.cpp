@@ -1,6 +1,7 @@
 // torch.ops.gb10.sparse24_gemv and torch.ops.gb10.sparse24_moe
 #include <limits>
 
+#include "gb10/device.h"
 #include "gb10/op_checks.h"
 #include "gb10/torch_op.h"
 #include "moe.h"
@@ -27,7 +28,7 @@ void sparse24_gemv(Tensor x, Tensor values, Tensor positions, Tensor scales, Ten
                                 {"out", &out, {x.scalar_type()}, 2}};
   check_dtypes(kOp, arguments);
 
-  std::int64_t const tokens = check_tokens(kOp, x, gemv::kMaxTokens);
+  std::int64_t const tokens = check_tokens(kOp, x);
   std::int64_t const columns = check_columns(kOp, x, gemv::kColumnUnit, gemv::kMaxColumns);
   check_shape(kOp, "out", out, {tokens, -1});
   std::int64_t const rows = out.size(1);
@@ -55,8 +56,7 @@ void sparse24_gemv(Tensor x, Tensor values, Tensor positions, Tensor scales, Ten
   a.columns = static_cast<int>(columns);
 
   OnDeviceOf const device(kOp, x);
-  device.check(gemv::launch(a, x.scalar_type() == ScalarType::Half ? gemv::Number::kFloat16 : gemv::Number::kBFloat16,
-                            device.stream()));
+  device.check(gemv::launch(a, number_of(x), device.stream()));
 }
 
 // ---- sparse24_moe
@@ -80,12 +80,9 @@ sparse::Packed stack_of(std::string const& name, Tensor const& values, Tensor co
           static_cast<std::uint8_t const*>(scales.data_ptr())};
 }
 
-sparse::Activation activation_of(std::string const& name) {
-  // swigluoai_uninterleave is silu with a limit, alpha and beta.
-  if (name == "silu" || name == "swigluoai_uninterleave") return sparse::Activation::kSilu;
-  if (name == "gelu") return sparse::Activation::kGelu;
-  if (name == "gelu_tanh") return sparse::Activation::kGeluTanh;
-  gb10::torch_op::refuse(kMoe, "activation is '" + name + "'; it must be one of silu, gelu, gelu_tanh, swigluoai_uninterleave");
+// What moe::activate<true> has.
+bool offered(gb10::torch_op::NamedActivation const& named) {
+  return named.gated && !named.interleaved && named.activation <= gb10::moe::Activation::kGeluTanh;
 }
 
 void sparse24_moe(Tensor x, Tensor w13_values, Tensor w13_positions, Tensor w13_scales, Tensor w13_global, Tensor w2_values,
@@ -94,11 +91,10 @@ void sparse24_moe(Tensor x, Tensor w13_values, Tensor w13_positions, Tensor w13_
                   double beta, bool up_first, bool router_weight_on_input, Tensor workspace, Tensor out) {
   using namespace gb10::torch_op;
   sparse::MoeArguments a{};
-  a.activation = activation_of(activation);
-  check_activation_numbers(kMoe, limit, alpha, beta);
+  NamedActivation const& named = find_activation(kMoe, activation, offered);
+  static_cast<gb10::moe::ActivationNumbers&>(a) = check_activation_numbers(kMoe, named, limit, alpha, beta);
 
-  bool const wide_ids = topk_ids.scalar_type() == ScalarType::Long;
-  std::size_t const id_bytes = wide_ids ? 8 : 4;
+  std::size_t const id_bytes = topk_ids.scalar_type() == ScalarType::Long ? 8 : 4;
   Argument const arguments[] = {{"x", &x, {ScalarType::BFloat16, ScalarType::Half}, 16},
                                 {"w13_values", &w13_values, {ScalarType::Byte}, 16},
                                 {"w13_positions", &w13_positions, {ScalarType::Byte}, 8},
@@ -115,7 +111,7 @@ void sparse24_moe(Tensor x, Tensor w13_values, Tensor w13_positions, Tensor w13_
                                 {"out", &out, {x.scalar_type()}, 2}};
   check_dtypes(kMoe, arguments);
 
-  std::int64_t const tokens = check_tokens(kMoe, x, sparse::kMaxTokens), hidden = x.size(1);
+  std::int64_t const tokens = check_tokens(kMoe, x), hidden = x.size(1);
   check_width(kMoe, "hidden (the columns of x)", hidden, sparse::kTileRows, sparse::kMaxWidth);
   check_width(kMoe, "intermediate", intermediate, sparse::kTileRows, sparse::kMaxWidth);
   check_shape(kMoe, "w2_values", w2_values, {-1, -1, -1, -1});
@@ -128,10 +124,10 @@ void sparse24_moe(Tensor x, Tensor w13_values, Tensor w13_positions, Tensor w13_
   if (two) check_shape(kMoe, "w13_global", w13_global, {experts, 2});
   else check_shape(kMoe, "w13_global", w13_global, {experts});
   check_shape(kMoe, "w2_global", w2_global, {experts});
-  std::int64_t const topk = check_topk(kMoe, topk_ids, topk_weights, tokens, sparse::kMaxTopk);
-  if (expert_map) check_expert_map(kMoe, *expert_map);
+  static_cast<gb10::moe::Routing&>(a) =
+      check_routing(kMoe, topk_ids, topk_weights, expert_map, tokens, experts, router_weight_on_input);
   check_shape(kMoe, "workspace", workspace, {-1});
-  std::int64_t const needed = tokens * topk * intermediate;
+  std::int64_t const needed = tokens * a.topk * intermediate;
   require(workspace.numel() >= needed, kMoe,
           "workspace has " + std::to_string(workspace.numel()) + " elements; it must have at least " + std::to_string(needed));
   check_shape(kMoe, "out", out, {tokens, hidden});
@@ -141,37 +137,21 @@ void sparse24_moe(Tensor x, Tensor w13_values, Tensor w13_positions, Tensor w13_
   a.x = x.data_ptr();
   a.w13_globals = static_cast<float const*>(w13_global.data_ptr());
   a.w2_globals = static_cast<float const*>(w2_global.data_ptr());
-  a.ids = topk_ids.data_ptr();
-  a.weights = static_cast<float const*>(topk_weights.data_ptr());
-  if (expert_map) {
-    a.expert_map = static_cast<std::int32_t const*>(expert_map->data_ptr());
-    a.map_size = static_cast<int>(expert_map->numel());
-  }
   a.act = static_cast<float*>(workspace.data_ptr());
   a.out = out.data_ptr();
-  a.tokens = static_cast<int>(tokens);
-  a.topk = static_cast<int>(topk);
-  a.experts = static_cast<int>(experts);
   a.hidden = static_cast<int>(hidden);
   a.intermediate = static_cast<int>(intermediate);
   a.global_columns = two ? 2 : 1;
   a.up_first = up_first;
-  a.wide_ids = wide_ids;
-  a.router_weight_on_input = router_weight_on_input;
-  bool const plain = activation == "silu" || activation == "swigluoai_uninterleave";
-  a.limit = plain ? static_cast<float>(limit) : std::numeric_limits<float>::infinity();
-  a.alpha = static_cast<float>(alpha);
-  a.beta = static_cast<float>(beta);
 
   OnDeviceOf const device(kMoe, x);
-  std::size_t most = 0;
-  device.check(sparse::moe_shared_limit(most));
+  gb10::Device properties{};
+  device.check(gb10::current_device(properties));
   std::size_t const bytes = sparse::moe_token_bytes(a.topk, a.hidden, a.intermediate);
-  require(bytes <= most, kMoe,
+  require(bytes <= properties.block_shared_bytes, kMoe,
           "one token takes " + std::to_string(bytes) + " bytes of shared memory with this hidden, intermediate and topk; this GPU has " +
-              std::to_string(most));
-  device.check(sparse::launch_moe(a, x.scalar_type() == ScalarType::Half ? sparse::Number::kFloat16 : sparse::Number::kBFloat16,
-                                  device.stream()));
+              std::to_string(properties.block_shared_bytes));
+  device.check(sparse::launch_moe(a, number_of(x), device.stream()));
 }
 
 }  // namespace

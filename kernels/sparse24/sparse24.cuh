@@ -41,12 +41,9 @@
 #include <cstddef>
 #include <cstdint>
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include "gb10/launch.cuh"
+#include "gb10/ptx.cuh"
+#include "gb10/teams.cuh"
 #include "sparse24.h"
-#include "teams.cuh"
 #include "tile.cuh"
 
 namespace gb10::sparse24 {
@@ -102,7 +99,7 @@ class Weights {
   __device__ __forceinline__ void activations_ready() {
     float const unscale = w4a16::kUnscale * __ldg(p_.global_scale);
     __syncthreads();
-    wait_for_previous();
+    ptx::wait_for_previous();
     auto const* const x = static_cast<T const*>(p_.x);
     stage<T>(activations_, peak_, p_.tokens, p_.columns,
           [&](int row) { return Source<T>{x + static_cast<std::size_t>(row) * p_.columns, 1.0f, row}; });
@@ -161,8 +158,8 @@ class Weights {
 
 template <typename T, int kGroups, int kSlices, int kTeams, bool kTurns, int kBlocks>
 __global__ void __launch_bounds__(32 * kSlices * kTeams, kBlocks) gemv(__grid_constant__ Arguments const p) {
-  extern __shared__ __align__(16) unsigned char shared[];
-  release_next();
+  unsigned char* const shared = ptx::dynamic_shared();
+  ptx::release_next();
   auto* const activations = reinterpret_cast<__half*>(shared + sum_bytes<kGroups, kSlices, kTeams, kTurns>());
   auto* const peak = reinterpret_cast<std::uint32_t*>(activations) - kMaxTokens;
   Weights<T, kGroups> weights(p, peak, activations);
