@@ -6,13 +6,12 @@ import itertools
 import math
 import re
 import struct
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import on_the_host
 import pytest
-import split_k_host
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -332,7 +331,6 @@ def test_bad_arguments_are_refused_by_name(
 
 def test_the_kernel_on_the_cpu(tmp_path: Path, toolkit: Path) -> None:
     """The kernel's own source, thread by thread (host/block.h), with weights that `pack` made."""
-    program = split_k_host.build("sparse24", tmp_path, toolkit)
     with (tmp_path / "weights").open("wb") as file:
         for rows, columns in [(16, 256), (40, 272), (1, 16), (33, 2304), (70, 1040)]:
             weight = random_weight(rows, columns, rows, zeros=0.2)
@@ -342,14 +340,12 @@ def test_the_kernel_on_the_cpu(tmp_path: Path, toolkit: Path) -> None:
             for part in (packed.values, packed.positions, packed.scales.view(torch.uint8)):
                 file.write(part.numpy().tobytes())
             file.write(dequantize(kept.packed, kept.block_scales, 1.0).double().numpy().tobytes())
-    done = subprocess.run([program, tmp_path / "weights"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "80 runs, 0 wrong" in done.stdout
+    printed = on_the_host.run("sparse24", tmp_path, toolkit, tmp_path / "weights")
+    assert "80 runs, 0 wrong" in printed
 
 
 def test_the_moe_on_the_cpu(tmp_path: Path, toolkit: Path) -> None:
     """Both of its kernels, with ids of every kind, both orders of gate and up, and each activation."""
-    program = split_k_host.build("sparse24_moe", tmp_path, toolkit)
     with (tmp_path / "weights").open("wb") as file:
         for experts, hidden, intermediate in [(6, 272, 32), (3, 16, 16), (9, 512, 304)]:
             file.write(struct.pack("<iii", experts, hidden, intermediate))
@@ -365,9 +361,8 @@ def test_the_moe_on_the_cpu(tmp_path: Path, toolkit: Path) -> None:
                     file.write(part.numpy().tobytes())
                 flat = (kept.packed.flatten(0, 1), kept.block_scales.flatten(0, 1))
                 file.write(dequantize(*flat, 1.0).double().numpy().tobytes())
-    done = subprocess.run([program, tmp_path / "weights"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "30 runs, 0 wrong" in done.stdout
+    printed = on_the_host.run("sparse24_moe", tmp_path, toolkit, tmp_path / "weights")
+    assert "30 runs, 0 wrong" in printed
 
 
 MOE_SCHEMA = (
