@@ -13,7 +13,7 @@
 // Nothing is registered when the library is loaded. gb10_vllm_fp4_install() puts these kernels in front of what _C has for
 // CUDA, gb10_vllm_fp4_uninstall() takes them away again and the kernels from before are back. The dispatcher of torch keeps
 // all kernels of an operator in a list and calls the newest, so the order of loading does not matter and no Python runs in
-// between. The operators must have a schema by then (python/src/gb10/vllm_fp4.py sees to it).
+// between. The operators must have a schema by then (python/src/gb10/vllm_plugin/cuda/fp4_ops.py sees to it).
 //
 // vLLM's entry points check little. What would read or write outside of a tensor is refused here, by name.
 #include <algorithm>

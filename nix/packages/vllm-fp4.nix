@@ -19,14 +19,20 @@ let
     pkgs.stdenv.mkDerivation {
       inherit name;
       src = builtins.path {
-        name = "gb10-kernels-source";
-        path = ../../kernels;
+        name = "gb10-vllm-fp4-source";
+        path = ../../vllm_fp4;
       };
       nativeBuildInputs = [ pkgs.patchelf ];
       dontConfigure = true;
       buildPhase = ''
-        make -j"$NIX_BUILD_CORES" -f vllm_fp4/build.mk OUT="$PWD/build" ROUTE=${route} \
+        make -j"$NIX_BUILD_CORES" -f build.mk OUT="$PWD/build" ROUTE=${route} \
           CUDA=${cuda-toolkit} TORCH=${wheels.cpu.torch}/${python.sitePackages}/torch VLLM=${vllm-source} \
+          INCLUDE=${
+            builtins.path {
+              name = "gb10-kernels-include";
+              path = ../../kernels/include;
+            }
+          } \
           CUTLASS=${cutlass}/${python.sitePackages}/cutlass_library/source/include ${target}
       '';
       installPhase = install;

@@ -1,4 +1,7 @@
-"""Kernels as programs for the CPU: their own source, thread by thread (host/block.h)."""
+"""Kernels as programs for the CPU: their own source, thread by thread (host/block.h).
+
+Headers of the same name in host/gb10 stand in front of the kernels' two with assembly.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ def run(kernel: str, folder: Path, toolkit: Path, *arguments: Path, decodes: boo
     """
     program = folder / kernel
     places = [HERE / "host", KERNELS / "include", KERNELS, toolkit / "include", toolkit / "include" / "cccl"]
-    flags = ["-std=c++20", "-O2", f"-DGB10_HW_E2M1={int(decodes)}", "-include", HERE / "host" / "block.h"]
+    flags = ["-std=c++20", "-O2", f"-DGB10_HW_E2M1={int(decodes)}", "-include", str(HERE / "host/block.h")]
     command = [os.environ.get("CXX", "g++"), *flags, *(f"-I{place}" for place in places)]
     subprocess.run([*command, "-o", program, HERE / "host" / f"{kernel}.cpp"], check=True)
     done = subprocess.run([program, *arguments], capture_output=True, text=True)

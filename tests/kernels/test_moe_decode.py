@@ -242,6 +242,6 @@ def test_machine_code(machine_code: dict[str, list[str]]) -> None:
 
 @pytest.mark.parametrize("decodes", [False, True])
 def test_the_kernels_on_the_cpu(tmp_path: Path, toolkit: Path, decodes: bool) -> None:
-    """Grouping, indices, splits, barriers, copies, for targets without and with the instruction that decodes."""
+    """Grouping, indices, splits, barriers, copies, without and with the instruction that decodes."""
     printed = on_the_host.run("moe_decode", tmp_path, toolkit, decodes=decodes)
     assert re.search(r"[1-9]\d* runs, 0 wrong", printed)

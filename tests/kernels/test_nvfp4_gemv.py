@@ -110,8 +110,7 @@ def test_fake_tensors_pass_and_give_the_shape(good: Arguments) -> None:
     with pytest.raises(RuntimeError, match="not on a CUDA device"):
         nvfp4_gemv(good["x"], good["weight"], good["scales"], good["global_scale"])
     with FakeTensorMode() as mode:
-        fake = {name: mode.from_tensor(good[name]) for name in ("x", "weight", "scales", "global_scale")}
-        y = nvfp4_gemv(**fake)
+        y = nvfp4_gemv(*(mode.from_tensor(good[name]) for name in ("x", "weight", "scales", "global_scale")))
     assert tuple(y.shape) == (2, 24) and y.dtype == good["x"].dtype
 
 

@@ -19,10 +19,11 @@ def fp8_gemv(
 ) -> torch.Tensor:
     """Give ``y[m, n] = sum over k of x[m, k] * weight[n, k] * scale(n, k) (+ bias[n])``.
 
-    ``x`` is bfloat16 or float16 ``[M, K]``, M from 1 to 16, K a multiple of 64. ``weight`` is float8_e4m3fn
-    ``[N, K]``, any N, without NaN. ``scales`` is float32: one a row, ``[N]`` or ``[N, 1]``, or one a block of
-    128 x 128, ``[ceil(N / 128), ceil(K / 128)]``. ``bias`` (``[N]``) and ``out`` (``[M, N]``) have the dtype
-    of ``x``. All are contiguous and on one CUDA device; ``x`` and ``weight`` begin at a multiple of 16 bytes.
+    ``x`` is bfloat16 or float16 ``[M, K]``, M from 1 to 16, K a multiple of 64, at most 1048576. ``weight``
+    is float8_e4m3fn ``[N, K]``, any N, without NaN. ``scales`` is float32: one a row, ``[N]`` or ``[N, 1]``,
+    or one a block of 128 x 128, ``[ceil(N / 128), ceil(K / 128)]``. ``bias`` (``[N]``) and ``out`` (``[M,
+    N]``) have the dtype of ``x``. All are contiguous and on one CUDA device; ``x`` and ``weight`` begin at a
+    multiple of 16 bytes.
 
     Sums are FP32; two calls give the same bits. The kernel reads ``weight``, ``scales`` and ``bias`` while
     the kernel before it in the stream still runs: after they were written, synchronise once before the first

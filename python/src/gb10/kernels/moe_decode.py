@@ -11,8 +11,6 @@ import torch
 from gb10.errors import UserError
 from gb10.kernels.library import load
 
-MAX_TOKENS = 16
-
 _ALIASES = {"gelu_pytorch_tanh": "gelu_tanh"}
 # What vLLM 0.32.0 fixes for an activation: (limit, alpha, beta).
 _FIXED = {"swigluoai": (7.0, 1.702, 1.0), "swiglustep": (7.0, 1.0, 0.0)}

@@ -22,8 +22,8 @@ def nvfp4_gemv(
     """Give ``y[m, n] = sum over k of x[m, k] * w[n, k] (+ bias[n])``, with
     ``w[n, k] = e2m1 * scales[n, k // 16] * global_scale``.
 
-    ``x`` is bfloat16 or float16 ``[M, K]``, M from 1 to 16, K a multiple of 64 and at most 40960. ``weight``
-    is uint8 ``[N, K / 2]`` with two codes a byte, the even k in the low nibble; N is any number from 1.
+    ``x`` is bfloat16 or float16 ``[M, K]``, M from 1 to 16, K a multiple of 64, at most 32768. ``weight`` is
+    uint8 ``[N, K / 2]`` with two codes a byte, the even k in the low nibble; N is any number from 1.
     ``scales`` is float8_e4m3fn, finite and not negative: ``[N, K / 16]``, or with ``swizzled`` what
     ``gb10.nvfp4.swizzle_128x4`` makes of that, ``[N rounded up to 128, K / 16]``. ``global_scale`` is one
     float32 number, ModelOpt's ``weight_scale_2``. ``bias`` (``[N]``) and ``out`` (``[M, N]``) have the dtype

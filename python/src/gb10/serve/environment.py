@@ -22,6 +22,7 @@ OURS = frozenset(
         DRAFT_VOCABULARY,
         "GB10_HELDOUT",
         "GB10_KERNELS",
+        "GB10_KERNELS_SPARSE24",
         "GB10_PROFILE",
         CPU_MODE_VARIABLE,
         "GB10_SERVE_COMMAND",
