@@ -30,7 +30,9 @@ cudaError_t launch_tokens(Arguments const& p, cudaStream_t stream) {
 
 cudaError_t launch(Arguments const& p, Number number, Scaling scaling, cudaStream_t stream) {
   return with_type(number, [&]<typename T>() {
-    if (scaling == Scaling::kRow) return p.tokens > 8 ? launch_tokens<T, 2, false>(p, stream) : launch_tokens<T, 1, false>(p, stream);
+    if (scaling == Scaling::kRow) {
+      return p.tokens > 8 ? launch_tokens<T, 2, false>(p, stream) : launch_tokens<T, 1, false>(p, stream);
+    }
     return p.tokens > 8 ? launch_tokens<T, 2, true>(p, stream) : launch_tokens<T, 1, true>(p, stream);
   });
 }

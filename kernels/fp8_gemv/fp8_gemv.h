@@ -7,7 +7,7 @@
 
 namespace gb10::fp8_gemv {
 
-inline constexpr int kColumnUnit = 64;   // K is a multiple of this
+inline constexpr int kColumnUnit = 64;  // K is a multiple of this
 inline constexpr int kMaxColumns = 1 << 20;
 inline constexpr int kMaxRows = 1 << 30;
 inline constexpr int kScaleBlock = 128;  // rows and columns of a block scale

@@ -12,13 +12,14 @@ namespace gb10::moe_decode {
 
 inline constexpr int kDownThreads = 512;  // at most
 inline constexpr int kDownDepth = 2;      // parts that a warp keeps in flight
+
 inline constexpr int kStageStride = w4a16::token_stride(w4a16::kTileK);  // of one token of one part, in numbers
 
 struct DownPlan {
-  int values;                   // of act
-  int tiles, shared_tiles;      // of k, of an expert
-  int limit;                    // of entries
-  int columns_shift;            // log2 of the most tokens of an entry
+  int values;               // of act
+  int tiles, shared_tiles;  // of k, of an expert
+  int limit;                // of entries
+  int columns_shift;        // log2 of the most tokens of an entry
   bool bfloat16;
 };
 
@@ -47,7 +48,7 @@ inline DownPlan down_plan(Sizes const& s, int columns, bool bfloat16) {
 // Shared memory: ring[warps][kDownDepth] of a Slot and its activations; float partial[2][warps][tokens][16]; Lists.
 template <bool kSwizzled>
 __global__ void __launch_bounds__(kDownThreads, 1)
-down(__grid_constant__ Arguments const a, __grid_constant__ DownPlan const plan) {
+    down(__grid_constant__ Arguments const a, __grid_constant__ DownPlan const plan) {
   unsigned char* const shared = ptx::dynamic_shared();
   int const thread = threadIdx.x, lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3, warps = blockDim.x / 32;
   int const warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
@@ -61,7 +62,9 @@ down(__grid_constant__ Arguments const a, __grid_constant__ DownPlan const plan)
   clear_lists(a, l, plan.limit, thread, blockDim.x);
   if (plan.shared_tiles > 0 && thread < a.tokens) {
     float multiplier = 1.0f;
-    if (a.shared_multiplier && !a.multiplier_as_x) multiplier = ptx::load_relaxed(static_cast<float const*>(a.shared_multiplier) + thread);
+    if (a.shared_multiplier && !a.multiplier_as_x) {
+      multiplier = ptx::load_relaxed(static_cast<float const*>(a.shared_multiplier) + thread);
+    }
     if (a.shared_multiplier && a.multiplier_as_x) {
       std::uint16_t const bits = ptx::load_relaxed(static_cast<std::uint16_t const*>(a.shared_multiplier) + thread);
       multiplier = plan.bfloat16 ? __uint_as_float(static_cast<std::uint32_t>(bits) << 16) : __half2float(__ushort_as_half(bits));
@@ -153,7 +156,10 @@ down(__grid_constant__ Arguments const a, __grid_constant__ DownPlan const plan)
     for (int column = 0; column < count; ++column) {
       int const row = act0 + row_of(items[column]) * width;
       ptx::copy16(stage + 2 * (column * kStageStride + to_lane), act + (row + (valid ? lane * 8 : 0)), valid);
-      if (lane < 8) ptx::copy4(stage + exponents_at + column * 32 + lane * 4, exponents + (row / 8 + (exponents_valid ? lane * 4 : 0)), exponents_valid);
+      if (lane < 8) {
+        ptx::copy4(stage + exponents_at + column * 32 + lane * 4, exponents + (row / 8 + (exponents_valid ? lane * 4 : 0)),
+                   exponents_valid);
+      }
     }
   };
   auto const slot_at = [&](int i) -> Slot& { return *reinterpret_cast<Slot*>(ring + i * slot_bytes); };
@@ -193,7 +199,8 @@ down(__grid_constant__ Arguments const a, __grid_constant__ DownPlan const plan)
         float sum = from[i];
 #pragma unroll 4
         for (int w = 1; w < busy; ++w) sum += from[w * sums + i];
-        std::int64_t const place = static_cast<std::int64_t>(i / w4a16::kTileRows) * a.w2.rows + current * w4a16::kTileRows + i % w4a16::kTileRows;
+        std::int64_t const place =
+            static_cast<std::int64_t>(i / w4a16::kTileRows) * a.w2.rows + current * w4a16::kTileRows + i % w4a16::kTileRows;
         if (plan.bfloat16) static_cast<__nv_bfloat16*>(a.out)[place] = __float2bfloat16_rn(sum);
         else static_cast<__half*>(a.out)[place] = __float2half_rn(sum);
       }
@@ -214,15 +221,15 @@ down(__grid_constant__ Arguments const a, __grid_constant__ DownPlan const plan)
         int const own = stage[exponents_at + column * 32 + lane], largest = __reduce_max_sync(~0u, own);
         __half const half = __float2half_rn(__uint_as_float(static_cast<std::uint32_t>(max(127 + own - largest, 0)) << 23));
         std::uint32_t const factor = twice(__half_as_ushort(half));
-        v = {mul2<__half>(v.x, factor), mul2<__half>(v.y, factor), mul2<__half>(v.z, factor),
-             mul2<__half>(v.w, factor)};
+        v = {mul2<__half>(v.x, factor), mul2<__half>(v.y, factor), mul2<__half>(v.z, factor), mul2<__half>(v.w, factor)};
         if (lane == 0) *reinterpret_cast<float*>(stage + inverse_at + column * 4) = w4a16::power_back(max(largest, 16));
       }
       __syncwarp();
       w4a16::Tile held;
       read_tile(held, slot, lane, g, t);
       float c[4] = {};
-      w4a16::multiply(c, held, reinterpret_cast<__half const*>(stage) + (g < count ? g : 0) * kStageStride + t * w4a16::chunk_stride());
+      w4a16::multiply(c, held,
+                      reinterpret_cast<__half const*>(stage) + (g < count ? g : 0) * kStageStride + t * w4a16::chunk_stride());
       float const global = w4a16::kUnscale * e.globals[0];
 #pragma unroll
       for (int j = 0; j < 2; ++j) {

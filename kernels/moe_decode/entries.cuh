@@ -46,21 +46,23 @@ inline Sizes sizes_of(Arguments const& a) {
 
 // Up to 8 tokens that share an expert's weights. The shared expert is cut into entries of as many tiles as the routed ones have.
 struct alignas(16) Entry {
-  std::uint8_t const* codes;    // of its first row and k
-  std::uint8_t const* scales;   // of its first row and k; gate_up, swizzled: of the matrix
-  int tiles;                    // of channels (gate_up) or of k (down)
-  int code_step, scale_step;    // from a row of a thread to its other row; scale_step is of no use when swizzled
+  std::uint8_t const* codes;   // of its first row and k
+  std::uint8_t const* scales;  // of its first row and k; gate_up, swizzled: of the matrix
+  int tiles;                   // of channels (gate_up) or of k (down)
+  int code_step, scale_step;   // from a row of a thread to its other row; scale_step is of no use when swizzled
   int columns;
-  int act0;                     // act of row 0 would begin here; the row (pair, or tokens * topk + token) times width goes on top
-  int width;                    // intermediate
-  int first_row, apart;         // for swizzled scales: its first row, and from a row of a thread to its other row
-  int left;                     // down: k from its first k to the end of a row
-  int row_bytes;                // of codes; of scales it is an eighth
-  float globals[2];             // gate, up; of w2 twice the same
+  int act0;              // act of row 0 would begin here; the row (pair, or tokens * topk + token) times width goes on top
+  int width;             // intermediate
+  int first_row, apart;  // for swizzled scales: its first row, and from a row of a thread to its other row
+  int left;              // down: k from its first k to the end of a row
+  int row_bytes;         // of codes; of scales it is an eighth
+  float globals[2];      // gate, up; of w2 twice the same
 };
 
 // An item is a column of an entry: a row of act, a token, and where the token lies in gate_up's shared memory, in 64 bytes.
-__device__ __forceinline__ std::uint32_t make_item(int row, int token, int x_step) { return row << 20 | token << 16 | token * x_step; }
+__device__ __forceinline__ std::uint32_t make_item(int row, int token, int x_step) {
+  return row << 20 | token << 16 | token * x_step;
+}
 __device__ __forceinline__ int row_of(std::uint32_t item) { return item >> 20; }
 __device__ __forceinline__ int token_of(std::uint32_t item) { return item >> 16 & 15; }
 __device__ __forceinline__ int place_of(std::uint32_t item) { return item & 0xFFFF; }
@@ -68,13 +70,13 @@ __device__ __forceinline__ int place_of(std::uint32_t item) { return item & 0xFF
 // Lists in shared memory, and how many bytes they take.
 struct Lists {
   Entry* entries;
-  std::uint32_t* items;     // [entries][8]
-  std::uint32_t* table;     // [experts]: tokens that chose it, first entry << 16
-  std::uint32_t* same;      // [pairs]: slots of the token with the pair's expert; bit 0 is slot 0
-  std::int32_t* expert;     // [pairs]: -1 where it is none, or the token has it already
-  std::uint32_t* heads;     // [16]: slots that are the first pair with their expert
-  std::uint32_t* counts;    // [16]: entries of those
-  float* weight;            // [pairs + tokens]: the router weight; after grouping: of all slots with the same expert
+  std::uint32_t* items;   // [entries][8]
+  std::uint32_t* table;   // [experts]: tokens that chose it, first entry << 16
+  std::uint32_t* same;    // [pairs]: slots of the token with the pair's expert; bit 0 is slot 0
+  std::int32_t* expert;   // [pairs]: -1 where it is none, or the token has it already
+  std::uint32_t* heads;   // [16]: slots that are the first pair with their expert
+  std::uint32_t* counts;  // [16]: entries of those
+  float* weight;          // [pairs + tokens]: the router weight; after grouping: of all slots with the same expert
 };
 
 __host__ __device__ constexpr int entry_limit(int pairs, int tokens, int columns, int tiles, int shared_tiles) {
@@ -107,13 +109,13 @@ struct Side {
   int channels;             // of a tile, in act
   int apart;                // of the rows of a thread; 0: intermediate
   bool up_first;
-  int x_step;               // see make_item
-  int shift;                // log2 of the most columns of an entry
+  int x_step;  // see make_item
+  int shift;   // log2 of the most columns of an entry
 };
 
 template <bool kSwizzled>
-__device__ __forceinline__ void make_entry(Entry& e, Side const& side, Matrix const& m, int expert, int width, int first_tile, int tiles,
-                                           int columns, int act_row0) {
+__device__ __forceinline__ void make_entry(Entry& e, Side const& side, Matrix const& m, int expert, int width, int first_tile,
+                                           int tiles, int columns, int act_row0) {
   int const row_bytes = m.k / 2;
   int const up = side.apart ? side.apart : width, apart = side.up_first ? -up : up;
   int const first_row = (side.up_first ? up : 0) + first_tile * side.tile_rows;
@@ -243,8 +245,8 @@ __device__ __forceinline__ int group_pairs(Arguments const& a, Side const& side,
     int const expert = is_shared ? 0 : e.width;
     int const count = is_shared ? min(columns, a.tokens - group * columns) : e.columns;
     int const tiles = is_shared ? min(side.tiles, side.shared_tiles - part * side.tiles) : side.tiles;
-    make_entry<kSwizzled>(e, side, is_shared ? side.shared : side.routed, expert, is_shared ? a.shared_w2.k : a.w2.k, part * side.tiles,
-                          tiles, count, is_shared ? a.tokens * a.topk * (a.w2.k - a.shared_w2.k) : 0);
+    make_entry<kSwizzled>(e, side, is_shared ? side.shared : side.routed, expert, is_shared ? a.shared_w2.k : a.w2.k,
+                          part * side.tiles, tiles, count, is_shared ? a.tokens * a.topk * (a.w2.k - a.shared_w2.k) : 0);
     if (is_shared) {
 #pragma unroll 1
       for (int i = 0; i < count; ++i) {

@@ -11,16 +11,17 @@
 
 namespace gb10::moe_decode {
 
-inline constexpr int kGateUpThreads = 768;  // at most
+inline constexpr int kGateUpWarps = 16;     // at most
+inline constexpr int kGateUpThreads = 768;  // that registers are dealt out for: 80 each, so that a block of down may live beside
 inline constexpr int kGateUpDepth = 2;      // parts that a warp keeps in flight
-inline constexpr int kBounds = kGateUpThreads / 32 + 4;
+inline constexpr int kBounds = kGateUpWarps + 4;
 
 // Where channel `i` of a group of 8 lies in a row of act.
 __device__ __forceinline__ int act_place(int i) { return w4a16::kNaturalOrder ? i : i < 4 ? 2 * i : 2 * i - 7; }
 
 // The sums of a tile to act. c: this thread's rows g and g + 8, columns 2t and 2t + 1; all lanes of a warp together.
 __device__ __forceinline__ void store_act(Arguments const& a, Entry const& e, std::uint32_t const* items, std::uint32_t const* same,
-                                       int tile, float4 sums, float const* inverse, int values) {
+                                          int tile, float4 sums, float const* inverse, int values) {
   int const lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
   __half* const act = static_cast<__half*>(a.act);
   std::uint8_t* const exponents = reinterpret_cast<std::uint8_t*>(act + values);
@@ -62,17 +63,17 @@ __device__ __forceinline__ void store_act(Arguments const& a, Entry const& e, st
 }
 
 struct GateUpPlan {
-  int tiles, shared_tiles;      // of an expert
-  int limit;                    // of entries
-  int parts;                    // of 256 k
-  int last_chunk, last_piece;   // of 64 k; of 32 k
+  int tiles, shared_tiles;     // of an expert
+  int limit;                   // of entries
+  int parts;                   // of 256 k
+  int last_chunk, last_piece;  // of 64 k; of 32 k
   int row_bytes;
-  int tile_rows, lane_rows;     // from tile to tile, from row to row, of gate rows
-  int tile_bytes, four_rows;    // of codes, from tile to tile; from row to fourth row
-  int channels;                 // of a tile
-  int apart;                    // see Side
-  int x_stride;                 // of a token in shared memory, in numbers
-  int values;                   // of act
+  int tile_rows, lane_rows;   // from tile to tile, from row to row, of gate rows
+  int tile_bytes, four_rows;  // of codes, from tile to tile; from row to fourth row
+  int channels;               // of a tile
+  int apart;                  // see Side
+  int x_stride;               // of a token in shared memory, in numbers
+  int values;                 // of act
   bool bfloat16;
 };
 
@@ -99,15 +100,15 @@ inline GateUpPlan gate_up_plan(Arguments const& a, Sizes const& s, bool bfloat16
 
 inline int gate_up_bytes(Arguments const& a, Sizes const& s, int warps) {
   int const limit = entry_limit(s.pairs, s.tokens, kColumns, s.channel_tiles, s.shared_channel_tiles);
-  return s.tokens * x_stride(a.w13.k) * 2 + warps * (kGateUpDepth * static_cast<int>(sizeof(Slot)) + 2 * 32 * 16) + (2 * kMaxTokens + kBounds) * 4 +
-         lists_bytes(limit, s.pairs, s.tokens, a.experts);
+  return s.tokens * x_stride(a.w13.k) * 2 + warps * (kGateUpDepth * static_cast<int>(sizeof(Slot)) + 2 * 32 * 16) +
+         (2 * kMaxTokens + kBounds) * 4 + lists_bytes(limit, s.pairs, s.tokens, a.experts);
 }
 
 // Shared memory: x [tokens][x_stride] in f16; Slot ring[warps][kGateUpDepth]; float4 pieces[2 * warps][32]; float inverse[16];
 // uint32 magnitude[16]; int bounds[kBounds]; Lists.
 template <bool kSwizzled>
 __global__ void __launch_bounds__(kGateUpThreads, 1)
-gate_up(__grid_constant__ Arguments const a, __grid_constant__ GateUpPlan const plan) {
+    gate_up(__grid_constant__ Arguments const a, __grid_constant__ GateUpPlan const plan) {
   unsigned char* const shared = ptx::dynamic_shared();
   int const thread = threadIdx.x, lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
   unsigned const own_warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
@@ -137,7 +138,8 @@ gate_up(__grid_constant__ Arguments const a, __grid_constant__ GateUpPlan const 
 #pragma unroll 1
       for (; k_tile >= parts; k_tile -= parts) ++token;
       if (token >= a.tokens) break;
-      body(token, k_tile, x + token * stride + k_tile * (4 * w4a16::chunk_stride()) + lane / 8 * w4a16::chunk_stride() + lane % 8 * 8);
+      body(token, k_tile,
+           x + token * stride + k_tile * (4 * w4a16::chunk_stride()) + lane / 8 * w4a16::chunk_stride() + lane % 8 * 8);
     }
   };
   for_parts([&](int token, int k_tile, __half* to) {
@@ -146,7 +148,8 @@ gate_up(__grid_constant__ Arguments const a, __grid_constant__ GateUpPlan const 
     ptx::copy16(to, static_cast<__half const*>(a.x) + token * k + (valid ? at : 0), valid);
   });
 
-  Side const side{a.w13, a.shared_w13, plan.tiles, plan.shared_tiles, plan.tile_rows, plan.channels, plan.apart, a.up_first, stride / 32, 3};
+  Side const side{a.w13,         a.shared_w13, plan.tiles, plan.shared_tiles, plan.tile_rows,
+                  plan.channels, plan.apart,   a.up_first, stride / 32,       3};
   int const entries = group_pairs<kSwizzled, false>(a, side, l, thread, blockDim.x);
   ptx::end_copies();
 
@@ -163,7 +166,7 @@ gate_up(__grid_constant__ Arguments const a, __grid_constant__ GateUpPlan const 
   int lane_bytes = own.row * plan.lane_rows * plan.row_bytes, lane_scale_bytes = g * plan.lane_rows * (plan.row_bytes >> 3);
   ptx::keep(lane_bytes);
   ptx::keep(lane_scale_bytes);
-  int round = -1, left = 0;             // of the parts asked for: the round, and how many of it are not
+  int round = -1, left = 0;  // of the parts asked for: the round, and how many of it are not
   int entry = 0, tile = 0, part = 0, piece = 0;
   auto const ask = [&](Slot& slot) {
     if (left == 0) {
@@ -206,7 +209,8 @@ gate_up(__grid_constant__ Arguments const a, __grid_constant__ GateUpPlan const 
     }
     bool const end = part == parts - 1 || left == 1;
     if (lane == 0) {
-      slot.note = {entry, round < rounds ? tile : piece, part, (exists ? kTile : 0) | (end ? kPieceEnd : 0) | (round < rounds ? kWhole : 0)};
+      slot.note = {entry, round < rounds ? tile : piece, part,
+                   (exists ? kTile : 0) | (end ? kPieceEnd : 0) | (round < rounds ? kWhole : 0)};
     }
     --left;
     if (++part == parts) {
@@ -280,7 +284,8 @@ gate_up(__grid_constant__ Arguments const a, __grid_constant__ GateUpPlan const 
     int const from = lane < warps ? bounds[lane] : 0, to = lane < warps ? bounds[lane + 1] : 0;
     float4 sum{};
 #pragma unroll 1
-    for (std::uint32_t which = __ballot_sync(~0u, from < to && from < (v + 1) * parts && to > v * parts); which; which &= which - 1) {
+    for (std::uint32_t which = __ballot_sync(~0u, from < to && from < (v + 1) * parts && to > v * parts); which;
+         which &= which - 1) {
       float4 const part = pieces[(v + __ffs(which) - 1) * 32 + lane];
       sum = {sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w};
     }

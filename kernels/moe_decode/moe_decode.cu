@@ -19,11 +19,13 @@ int fitting(int warps, Device const& device, Bytes&& bytes) {
 
 template <bool kSwizzled>
 cudaError_t launch_gate_up(Arguments const& a, Sizes const& s, Device const& device, bool bfloat16, cudaStream_t stream) {
-  // With little work the warps' own beginnings cost more than they bring.
-  int const most = s.pairs * s.channel_tiles < 8 * device.sms ? 8 : 16;
+  // With little work the warps' own beginnings cost more than they bring (measured in a chain as a model runs it).
+  int const most = s.pairs * s.channel_tiles < 32 * device.sms ? 12 : kGateUpWarps;
   int const warps = fitting(most, device, [&](int warps) { return gate_up_bytes(a, s, warps); });
-  return launch_dependent(gate_up<kSwizzled>, dim3(device.sms), dim3(32 * warps), gate_up_bytes(a, s, warps), stream, a,
-                          gate_up_plan(a, s, bfloat16));
+  // More than half of an SM's memory: with room for two blocks a GPU would put two on some SMs and none on others.
+  auto const alone = std::min(device.block_shared_bytes, device.sm_shared_bytes / 2 - kReservedShared + 128);
+  std::size_t const bytes = std::max<std::size_t>(gate_up_bytes(a, s, warps), alone);
+  return launch_dependent(gate_up<kSwizzled>, dim3(device.sms), dim3(32 * warps), bytes, stream, a, gate_up_plan(a, s, bfloat16));
 }
 
 template <bool kSwizzled>

@@ -40,31 +40,33 @@
 namespace gb10::moe_decode {
 
 inline constexpr int kMaxExperts = 8192;
-inline constexpr int kMaxWidth = 32768;  // of hidden and intermediate: one token fits the 99 KB that a block has on 8.6, 8.9 and 12.x
+inline constexpr int kMaxWidth =
+    32768;  // of hidden and intermediate: one token fits the 99 KB that a block has on 8.6, 8.9 and 12.x
 
 // A stack of NVFP4 matrices [count][rows, k].
 struct Matrix {
-  std::uint8_t const* codes;         // [count][rows][k / 2]
-  std::uint8_t const* scales;        // [count][scale_bytes], linear or swizzled
-  float const* globals;              // [count][global_columns]
-  std::int64_t scale_bytes;          // of one matrix
+  std::uint8_t const* codes;   // [count][rows][k / 2]
+  std::uint8_t const* scales;  // [count][scale_bytes], linear or swizzled
+  float const* globals;        // [count][global_columns]
+  std::int64_t scale_bytes;    // of one matrix
   int rows;
   int k;
-  int global_columns;                // 1, or 2: gate, up
+  int global_columns;  // 1, or 2: gate, up
 };
 
 struct Arguments : moe::Routing, moe::ActivationNumbers {
-  void const* x;                     // [tokens, hidden]
-  void const* shared_multiplier;     // [tokens]: float32, or as x when multiplier_as_x; nullptr: 1
-  void* act;                         // workspace_bytes() of memory, at a multiple of 16
-  void* out;                         // [tokens, hidden]
+  void const* x;                  // [tokens, hidden]
+  void const* shared_multiplier;  // [tokens]: float32, or as x when multiplier_as_x; nullptr: 1
+  void* act;                      // workspace_bytes() of memory, at a multiple of 16
+  void* out;                      // [tokens, hidden]
   Matrix w13, w2;
-  Matrix shared_w13, shared_w2;      // codes is nullptr without a shared expert
+  Matrix shared_w13, shared_w2;  // codes is nullptr without a shared expert
   bool gated, interleaved, up_first, multiplier_as_x;
 };
 
 // Workspace for the results of the activation: 17 bits each.
-constexpr std::int64_t workspace_bytes(std::int64_t tokens, std::int64_t topk, std::int64_t intermediate, std::int64_t shared_intermediate) {
+constexpr std::int64_t workspace_bytes(std::int64_t tokens, std::int64_t topk, std::int64_t intermediate,
+                                       std::int64_t shared_intermediate) {
   std::int64_t const values = tokens * (topk * intermediate + shared_intermediate);
   return 2 * values + values / 8;
 }

@@ -11,11 +11,11 @@ using gb10::torch_op::Tensor;
 namespace decode = gb10::moe_decode;
 
 constexpr char kOp[] = "moe_decode";
-constexpr std::int64_t kUnit = 64;            // of hidden and intermediate
+constexpr std::int64_t kUnit = 64;  // of hidden and intermediate
 
 // A stack of matrices with their scales; `name` is w13, w2, shared_w13 or shared_w2. stacked: [count, rows, k / 2], else [rows, k / 2].
-decode::Matrix matrix_of(std::string const& name, Tensor const& codes, Tensor const& scales, Tensor const& globals, std::int64_t count,
-                      std::int64_t rows, std::int64_t k, bool stacked, bool swizzled, bool two_globals) {
+decode::Matrix matrix_of(std::string const& name, Tensor const& codes, Tensor const& scales, Tensor const& globals,
+                         std::int64_t count, std::int64_t rows, std::int64_t k, bool stacked, bool swizzled, bool two_globals) {
   using namespace gb10::torch_op;
   std::string const scales_name = name + "_scales", globals_name = name + "_global";
   std::int64_t const scale_rows = swizzled ? round_up(rows, 128) : rows;
@@ -27,7 +27,8 @@ decode::Matrix matrix_of(std::string const& name, Tensor const& codes, Tensor co
     check_shape(kOp, scales_name.c_str(), scales, {scale_rows, k / 16});
   }
   bool const one = globals.numel() == count && globals.dim() <= 1;
-  bool const two = two_globals && globals.numel() == 2 * count && globals.dim() == (stacked ? 2 : 1) && globals.size(0) == (stacked ? count : 2);
+  bool const two =
+      two_globals && globals.numel() == 2 * count && globals.dim() == (stacked ? 2 : 1) && globals.size(0) == (stacked ? count : 2);
   std::string wanted = two_globals ? "one number, or two: gate, up" : "one number";
   if (stacked) {
     wanted = std::string("[").append(std::to_string(count)).append("]");
@@ -61,7 +62,8 @@ void moe_decode(Tensor x, Tensor w13, Tensor w13_scales, Tensor w13_global, Tens
   require(has_shared || !shared_multiplier, kOp, "shared_multiplier is given without a shared expert; give both or neither");
   decode::Arguments a{};
   static_cast<gb10::moe::ActivationNumbers&>(a) = check_activation_numbers(kOp, named, limit, alpha, beta);
-  require(named.activation != gb10::moe::Activation::kSitu || alpha > 0, kOp, "alpha is " + std::to_string(alpha) + "; situ needs a positive one");
+  require(named.activation != gb10::moe::Activation::kSitu || alpha > 0, kOp,
+          "alpha is " + std::to_string(alpha) + "; situ needs a positive one");
   require(!(named.interleaved && up_first), kOp, "up_first is true; swigluoai has gate and up rows interleaved, gate first");
 
   std::size_t const id_bytes = topk_ids.scalar_type() == ScalarType::Long ? 8 : 4;
@@ -101,8 +103,8 @@ void moe_decode(Tensor x, Tensor w13, Tensor w13_scales, Tensor w13_global, Tens
     check_shape(kOp, "shared_w2", *shared_w2, {-1, -1});
     shared_intermediate = shared_w2->size(1) * 2;
     check_width(kOp, "the shared intermediate (twice the last size of shared_w2)", shared_intermediate, kUnit, decode::kMaxWidth);
-    a.shared_w13 = matrix_of("shared_w13", *shared_w13, *shared_w13_scales, *shared_w13_global, 1, gate_up * shared_intermediate, hidden,
-                             false, swizzled, named.gated);
+    a.shared_w13 = matrix_of("shared_w13", *shared_w13, *shared_w13_scales, *shared_w13_global, 1, gate_up * shared_intermediate,
+                             hidden, false, swizzled, named.gated);
     a.shared_w2 = matrix_of("shared_w2", *shared_w2, *shared_w2_scales, *shared_w2_global, 1, hidden, shared_intermediate, false,
                             swizzled, false);
     if (shared_multiplier) {
@@ -135,10 +137,11 @@ void moe_decode(Tensor x, Tensor w13, Tensor w13_scales, Tensor w13_global, Tens
 
 }  // namespace
 
-GB10_OPERATOR(moe_decode,
-              "moe_decode(Tensor x, Tensor w13, Tensor w13_scales, Tensor w13_global, Tensor w2, Tensor w2_scales, Tensor w2_global, "
-              "Tensor topk_ids, Tensor topk_weights, Tensor? expert_map, Tensor? shared_w13, Tensor? shared_w13_scales, "
-              "Tensor? shared_w13_global, Tensor? shared_w2, Tensor? shared_w2_scales, Tensor? shared_w2_global, "
-              "Tensor? shared_multiplier, str activation, float limit, float alpha, float beta, bool up_first, bool swizzled, "
-              "bool router_weight_on_input, Tensor(a!) workspace, Tensor(b!) out) -> ()",
-              moe_decode)
+GB10_OPERATOR(
+    moe_decode,
+    "moe_decode(Tensor x, Tensor w13, Tensor w13_scales, Tensor w13_global, Tensor w2, Tensor w2_scales, Tensor w2_global, "
+    "Tensor topk_ids, Tensor topk_weights, Tensor? expert_map, Tensor? shared_w13, Tensor? shared_w13_scales, "
+    "Tensor? shared_w13_global, Tensor? shared_w2, Tensor? shared_w2_scales, Tensor? shared_w2_global, "
+    "Tensor? shared_multiplier, str activation, float limit, float alpha, float beta, bool up_first, bool swizzled, "
+    "bool router_weight_on_input, Tensor(a!) workspace, Tensor(b!) out) -> ()",
+    moe_decode)

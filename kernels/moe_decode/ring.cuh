@@ -1,5 +1,5 @@
-// The parts of a weight (16 rows x 256 k) that a warp of moe_decode keeps in flight: a ring in shared memory, filled by asynchronous
-// copies across tiles, entries and rows.
+// The parts of a weight (16 rows x 256 k) that a warp of moe_decode keeps in flight: a ring in shared memory, filled by
+// asynchronous copies across tiles, entries and rows.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ struct alignas(16) Slot {
 
 // Where a lane's copies come from and go to, in bytes from an entry's first row and k, or from a slot.
 struct Lane {
-  int row, piece;       // its rows of codes are row, row + 4, and the same 8 further down; its 16 bytes in each
+  int row, piece;  // its rows of codes are row, row + 4, and the same 8 further down; its 16 bytes in each
   int to;
 };
 __device__ __forceinline__ Lane lane_of(int lane) {

@@ -177,7 +177,9 @@ __global__ void __launch_bounds__(32 * kBlockWarps, kBlocksPerSm) gemv(Problem c
   std::byte* const ring = shared + (team * slices + slice) * (kDepth * w4a16::kTileBytes);
   std::uint32_t const ring_address = ptx::shared_address(ring);
   auto const prefetch = [&](int place) {
-    if (ahead.row_tile < last_row_tile) fetch<kSwizzled>(ring_address + place * w4a16::kTileBytes, problem, rows, ahead.k_tile, lane);
+    if (ahead.row_tile < last_row_tile) {
+      fetch<kSwizzled>(ring_address + place * w4a16::kTileBytes, problem, rows, ahead.k_tile, lane);
+    }
     ptx::end_copies();
     ahead.k_tile += slices;
     if (ahead.k_tile >= tiles) {

@@ -38,8 +38,7 @@ cudaError_t launch_tiles(Problem const& p, cudaStream_t stream) {
 template <typename T>
 cudaError_t launch_for(Problem const& p, Layout layout, bool gated, cudaStream_t stream) {
   switch (layout) {
-    case Layout::kLinear:
-      return gated ? launch_tiles<T, Layout::kLinear, true>(p, stream) : launch_flat<T>(p, stream);
+    case Layout::kLinear: return gated ? launch_tiles<T, Layout::kLinear, true>(p, stream) : launch_flat<T>(p, stream);
     case Layout::kSwizzled:
       return gated ? launch_tiles<T, Layout::kSwizzled, true>(p, stream) : launch_tiles<T, Layout::kSwizzled, false>(p, stream);
     case Layout::kExperts:

@@ -52,7 +52,10 @@ inline constexpr int kFlatPart = 8 / sizeof(T);  // and of flat_kernel
 // with linear scales (no more than that without spilling). f32 keeps twice the bytes in registers, and needs fewer threads to
 // keep the memory busy.
 template <typename T, Layout kLayout, bool kGated>
-inline constexpr int kResident = sizeof(T) == 4 ? 1 : !kGated ? 6 : kLayout == Layout::kLinear ? 4 : 5;
+inline constexpr int kResident = sizeof(T) == 4               ? 1
+                                 : !kGated                    ? 6
+                                 : kLayout == Layout::kLinear ? 4
+                                                              : 5;
 
 // What a warp of tile_kernel covers.
 template <Layout kLayout>

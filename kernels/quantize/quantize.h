@@ -23,8 +23,8 @@ struct Problem {
   std::int32_t const* expert_offsets;  // kExperts: [experts + 1], the first row of each expert
   std::int32_t const* scale_offsets;   // kExperts: [experts + 1], the first row of each expert's scales
   std::int32_t rows;
-  std::int32_t scale_rows;             // rows of `scales`: for the 128x4 layout a multiple of 128
-  std::int32_t columns;                // K / 16; at most 2^20
+  std::int32_t scale_rows;  // rows of `scales`: for the 128x4 layout a multiple of 128
+  std::int32_t columns;     // K / 16; at most 2^20
   std::int32_t experts;
 };
 

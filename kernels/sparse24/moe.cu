@@ -8,8 +8,8 @@
 namespace gb10::sparse24 {
 namespace {
 
-cudaError_t start(void (*kernel)(MoeArguments), MoeArguments const& p, Device const& device, std::size_t bytes, int tiles_per_block, int tiles,
-                  cudaStream_t stream) {
+cudaError_t start(void (*kernel)(MoeArguments), MoeArguments const& p, Device const& device, std::size_t bytes, int tiles_per_block,
+                  int tiles, cudaStream_t stream) {
   if (cudaError_t const status = allow_shared(kernel, device); status != cudaSuccess) return status;
   int const per_sm = blocks_per_sm(device, bytes, 2);
   int const blocks = std::min(divide_up(tiles, tiles_per_block), device.sms * per_sm);
@@ -25,7 +25,9 @@ cudaError_t launch_groups(MoeArguments const& p, Device const& device, cudaStrea
   if constexpr (kGroups == 1) {
     if (few) status = start(gate_up<T, 1, 8>, p, device, gate_up_bytes<1, 8>(p.tokens, p.topk, p.hidden), 1, tiles, stream);
   }
-  if (!few) status = start(gate_up<T, kGroups, 2>, p, device, gate_up_bytes<kGroups, 2>(p.tokens, p.topk, p.hidden), 4, tiles, stream);
+  if (!few) {
+    status = start(gate_up<T, kGroups, 2>, p, device, gate_up_bytes<kGroups, 2>(p.tokens, p.topk, p.hidden), 4, tiles, stream);
+  }
   if (status != cudaSuccess) return status;
   return start(down<T, kGroups>, p, device, down_bytes<kGroups>(p.tokens, p.topk, p.intermediate), 1, p.hidden / kTileRows, stream);
 }

@@ -19,8 +19,8 @@
 //    the same sums.
 // The loop over tiles and units is teams.cuh's: the order of sums is fixed by the ids and the shape.
 //
-// Bound by memory: 13 / 32 * (3 * hidden * intermediate) bytes an expert. Needs sm_80. From 9.0 on gate_up lets down begin only when
-// the kernels before it have ended; down reads ids and weights while gate_up runs.
+// Bound by memory: 13 / 32 * (3 * hidden * intermediate) bytes an expert. Needs sm_80. From 9.0 on gate_up lets down begin only
+// when the kernels before it have ended; down reads ids and weights while gate_up runs.
 #pragma once
 
 #include <cstddef>
@@ -129,7 +129,12 @@ class GateUp {
   };
 
   __device__ __forceinline__ GateUp(MoeArguments const& p, Entries const& entries, std::uint32_t* peak, __half* x)
-      : p_(p), entries_(entries), pointers_(p.w13, threadIdx.x % 32), peak_(peak), x_(x), column_tiles_(column_tiles(p.hidden)),
+      : p_(p),
+        entries_(entries),
+        pointers_(p.w13, threadIdx.x % 32),
+        peak_(peak),
+        x_(x),
+        column_tiles_(column_tiles(p.hidden)),
         channel_tiles_(p.intermediate / kTileRows) {
     int const g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
@@ -157,7 +162,7 @@ class GateUp {
   __device__ __forceinline__ void activations_ready() {
     auto const* const x = static_cast<T const*>(p_.x);
     stage<T>(x_, peak_, p_.tokens, p_.hidden,
-          [&](int row) { return Source<T>{x + static_cast<std::size_t>(row) * p_.hidden, 1.0f, row}; });
+             [&](int row) { return Source<T>{x + static_cast<std::size_t>(row) * p_.hidden, 1.0f, row}; });
   }
 
   __device__ __forceinline__ void read_rows(int) const {}
@@ -179,7 +184,8 @@ class GateUp {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           float const gate = sum[j][2 * i + v] * (factor * gate_scale), up = sum[kGroups + j][2 * i + v] * (factor * up_scale);
-          p_.act[static_cast<std::size_t>(pair) * p_.intermediate + channel_tile * kTileRows + g + 8 * i] = moe::activate<true>(p_, gate, up);
+          p_.act[static_cast<std::size_t>(pair) * p_.intermediate + channel_tile * kTileRows + g + 8 * i] =
+              moe::activate<true>(p_, gate, up);
         }
       }
     }
@@ -209,8 +215,8 @@ __global__ void __launch_bounds__(kMoeThreads, kGroups == 1 ? 2 : 1) gate_up(__g
   Entries const entries = entries_at(list, pairs);
   int const count = make_entries(p, entries);
   GateUp<T, kGroups> weights(p, entries, peak, x);
-  teams::Loop<2 * kGroups, kSlices, kMoeWarps / kSlices, (kSlices < 8), decltype(weights)>(
-      weights, shared, column_tiles(p.hidden), count * (p.intermediate / kTileRows))
+  teams::Loop<2 * kGroups, kSlices, kMoeWarps / kSlices, (kSlices < 8), decltype(weights)>(weights, shared, column_tiles(p.hidden),
+                                                                                           count * (p.intermediate / kTileRows))
       .run();
 }
 
@@ -234,7 +240,12 @@ class Down {
   };
 
   __device__ __forceinline__ Down(MoeArguments const& p, Entries const& entries, std::uint32_t* peak, __half* act)
-      : p_(p), entries_(entries), pointers_(p.w2, threadIdx.x % 32), peak_(peak), act_(act), column_tiles_(column_tiles(p.intermediate)),
+      : p_(p),
+        entries_(entries),
+        pointers_(p.w2, threadIdx.x % 32),
+        peak_(peak),
+        act_(act),
+        column_tiles_(column_tiles(p.intermediate)),
         row_tiles_(p.hidden / kTileRows) {}
 
   __device__ __forceinline__ void load(Batch& batch, int tile, int unit, int end) const {
@@ -317,7 +328,7 @@ __global__ void __launch_bounds__(kMoeThreads, 2) down(__grid_constant__ MoeArgu
   int const count = make_entries(p, entries);
   Down<T, kGroups> weights(p, entries, peak, act);
   teams::Loop<kGroups, kMoeWarps, 1, false, decltype(weights)>(weights, shared, count * column_tiles(p.intermediate),
-                                                                p.hidden / kTileRows)
+                                                               p.hidden / kTileRows)
       .run();
 }
 

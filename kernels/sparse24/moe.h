@@ -15,15 +15,15 @@ inline constexpr int kMaxExperts = 1 << 16;
 inline constexpr int kMaxWidth = 1 << 16;  // of hidden and intermediate
 
 struct MoeArguments : moe::Routing, moe::ActivationNumbers {
-  void const* x;                   // [tokens, hidden], 16-byte aligned
-  Packed w13;                      // [experts][2 * intermediate, hidden]
-  float const* w13_globals;        // [experts, global_columns]
-  Packed w2;                       // [experts][hidden, intermediate]
-  float const* w2_globals;         // [experts]
-  float* act;                      // workspace: [tokens * topk, intermediate], 16-byte aligned
-  void* out;                       // [tokens, hidden]
+  void const* x;             // [tokens, hidden], 16-byte aligned
+  Packed w13;                // [experts][2 * intermediate, hidden]
+  float const* w13_globals;  // [experts, global_columns]
+  Packed w2;                 // [experts][hidden, intermediate]
+  float const* w2_globals;   // [experts]
+  float* act;                // workspace: [tokens * topk, intermediate], 16-byte aligned
+  void* out;                 // [tokens, hidden]
   int hidden, intermediate;
-  int global_columns;              // 1, or 2: gate, up
+  int global_columns;  // 1, or 2: gate, up
   bool up_first;
 };
 

@@ -149,7 +149,8 @@ void sparse24_moe(Tensor x, Tensor w13_values, Tensor w13_positions, Tensor w13_
   device.check(gb10::current_device(properties));
   std::size_t const bytes = sparse::moe_token_bytes(a.topk, a.hidden, a.intermediate);
   require(bytes <= properties.block_shared_bytes, kMoe,
-          "one token takes " + std::to_string(bytes) + " bytes of shared memory with this hidden, intermediate and topk; this GPU has " +
+          "one token takes " + std::to_string(bytes) +
+              " bytes of shared memory with this hidden, intermediate and topk; this GPU has " +
               std::to_string(properties.block_shared_bytes));
   device.check(sparse::launch_moe(a, number_of(x), device.stream()));
 }

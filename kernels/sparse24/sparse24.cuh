@@ -68,7 +68,11 @@ class Weights {
   };
 
   __device__ __forceinline__ Weights(Arguments const& p, std::uint32_t* peak, __half* activations)
-      : p_(p), pointers_(p.weight, threadIdx.x % 32), peak_(peak), activations_(activations), column_tiles_(column_tiles(p.columns)) {
+      : p_(p),
+        pointers_(p.weight, threadIdx.x % 32),
+        peak_(peak),
+        activations_(activations),
+        column_tiles_(column_tiles(p.columns)) {
     int const g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     if (threadIdx.x < kMaxTokens) peak[threadIdx.x] = 0;
 #pragma unroll
@@ -102,7 +106,7 @@ class Weights {
     ptx::wait_for_previous();
     auto const* const x = static_cast<T const*>(p_.x);
     stage<T>(activations_, peak_, p_.tokens, p_.columns,
-          [&](int row) { return Source<T>{x + static_cast<std::size_t>(row) * p_.columns, 1.0f, row}; });
+             [&](int row) { return Source<T>{x + static_cast<std::size_t>(row) * p_.columns, 1.0f, row}; });
 #pragma unroll
     for (int j = 0; j < kGroups; ++j) {
 #pragma unroll
@@ -164,7 +168,7 @@ __global__ void __launch_bounds__(32 * kSlices * kTeams, kBlocks) gemv(__grid_co
   auto* const peak = reinterpret_cast<std::uint32_t*>(activations) - kMaxTokens;
   Weights<T, kGroups> weights(p, peak, activations);
   teams::Loop<kGroups, kSlices, kTeams, kTurns, decltype(weights)>(weights, shared, column_tiles(p.columns),
-                                                                    (p.rows + kTileRows - 1) / kTileRows)
+                                                                   (p.rows + kTileRows - 1) / kTileRows)
       .run();
 }
 

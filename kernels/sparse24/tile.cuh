@@ -60,7 +60,9 @@ struct Tile {
 class TilePointers {
  public:
   __device__ __forceinline__ TilePointers(Packed const& weight, int lane)
-      : values_(weight.values + 16 * lane), positions_(weight.positions + 8 * lane), last_positions_(weight.positions + 256 + 4 * lane),
+      : values_(weight.values + 16 * lane),
+        positions_(weight.positions + 8 * lane),
+        last_positions_(weight.positions + 256 + 4 * lane),
         scales_(weight.scales + 8 * lane) {}
 
   // Starts the loads of tile `at` + kNext.
@@ -131,7 +133,9 @@ __device__ __forceinline__ int place_of(int group) {
 }
 __device__ __forceinline__ constexpr int offset_of(int word) { return word % 2 * 8 + word / 2 * 4; }
 
-__device__ __forceinline__ std::uint32_t half_pair(float2 v, float factor) { return word_of_floats<__half>(v.x * factor, v.y * factor); }
+__device__ __forceinline__ std::uint32_t half_pair(float2 v, float factor) {
+  return word_of_floats<__half>(v.x * factor, v.y * factor);
+}
 
 // Makes a token's peak what eight numbers a lane ask for. All lanes of a warp have the same row: a row has a multiple of 32 eights.
 __device__ __forceinline__ void note(std::uint32_t& peak, float2 const (&pairs)[4]) {
@@ -254,8 +258,8 @@ __device__ __forceinline__ void stage(__half* activations, std::uint32_t* peak, 
   }
 }
 
-// c[kFirst + i] += tile * x[i], 1 / 128 of it. x[i]: this thread's first number of the tile in shared memory, of token group i. With one group
-// the sum is kept in two parts, so that the matrix instructions wait less for each other.
+// c[kFirst + i] += tile * x[i], 1 / 128 of it. x[i]: this thread's first number of the tile in shared memory, of token group i.
+// With one group the sum is kept in two parts, so that the matrix instructions wait less for each other.
 template <int kGroups, int kFirst = 0, int kSums>
 __device__ __forceinline__ void multiply(float (&c)[kSums][4], Tile const& tile, __half const* const (&x)[kGroups]) {
   std::uint32_t const words[8] = {tile.values[0].x, tile.values[0].y, tile.values[0].z, tile.values[0].w,

@@ -13,8 +13,7 @@
 #pragma once
 
 #if defined(GB10_HW_E2M1)
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000 && \
-    (defined(__CUDA_ARCH_SPECIFIC__) || defined(__CUDA_ARCH_FAMILY_SPECIFIC__))
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000 && (defined(__CUDA_ARCH_SPECIFIC__) || defined(__CUDA_ARCH_FAMILY_SPECIFIC__))
 #define GB10_HW_E2M1 1
 #else
 #define GB10_HW_E2M1 0

@@ -18,7 +18,8 @@ namespace gb10 {
 // Lets a kernel have all the shared memory that a block can have, and with a `carveout` sets the split of L1. Once for a kernel
 // and a device.
 template <typename... Parameters>
-cudaError_t allow_shared(void (*kernel)(Parameters...), Device const& device, cudaSharedCarveout carveout = cudaSharedmemCarveoutDefault) {
+cudaError_t allow_shared(void (*kernel)(Parameters...), Device const& device,
+                         cudaSharedCarveout carveout = cudaSharedmemCarveoutDefault) {
   static std::mutex mutex;
   static std::set<std::pair<int, void (*)(Parameters...)>> allowed;
   std::lock_guard const lock(mutex);

@@ -23,7 +23,7 @@ struct Routing {
   std::int32_t const* expert_map;  // [map_size] to a local expert or -1; nullptr: ids are local
   int tokens, topk, experts, map_size;
   bool wide_ids;
-  bool router_weight_on_input;     // the weights multiply gate and up, before the activation, and not the output
+  bool router_weight_on_input;  // the weights multiply gate and up, before the activation, and not the output
 
   // The same for `count` tokens from `first` on.
   Routing part(int first, int count) const {

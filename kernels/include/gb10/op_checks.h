@@ -93,12 +93,15 @@ NamedActivation const& find_activation(char const* op, std::string const& name, 
     if (name == entry.name) return entry;
     known += std::string(known.empty() ? "" : ", ") + entry.name;
   }
-  if (name == "relu2") refuse(op, "activation is relu2 with a gate, which vLLM names and nobody defines; relu2_no_mul is the one without");
+  if (name == "relu2") {
+    refuse(op, "activation is relu2 with a gate, which vLLM names and nobody defines; relu2_no_mul is the one without");
+  }
   refuse(op, "activation is '" + name + "'; it must be one of " + known);
 }
 
 // The numbers of an activation. Without a gate there is nothing to limit, as in vLLM.
-inline moe::ActivationNumbers check_activation_numbers(char const* op, NamedActivation const& named, double limit, double alpha, double beta) {
+inline moe::ActivationNumbers check_activation_numbers(char const* op, NamedActivation const& named, double limit, double alpha,
+                                                       double beta) {
   require(!std::isnan(limit) && limit > 0, op, "limit is " + std::to_string(limit) + "; it must be positive (infinity: no limit)");
   require(std::isfinite(alpha) && std::isfinite(beta), op, "alpha or beta is not finite");
   if (!named.gated) return {named.activation, std::numeric_limits<float>::infinity(), 1.0f, 0.0f};

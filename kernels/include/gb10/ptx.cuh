@@ -70,7 +70,8 @@ __device__ __forceinline__ void copy16(std::uint32_t to, void const* from) {
 }
 __device__ __forceinline__ void copy16(void* to, void const* from) { copy16(shared_address(to), from); }
 __device__ __forceinline__ void copy16(void* to, void const* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0)
+               : "memory");
 }
 __device__ __forceinline__ void copy4(std::uint32_t to, void const* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");

@@ -171,8 +171,9 @@ class OnDeviceOf {
 }  // namespace gb10::torch_op
 
 // Registers `function` as gb10::name for CUDA tensors, and for CPU tensors so that it can refuse them by name.
-// Used once for each operator, in one ops.cpp for each kernel:  GB10_OPERATOR(name, "name(Tensor x, Tensor(a!) out) -> ()", function)
-#define GB10_OPERATOR(name, schema, function)                                                \
-  STABLE_TORCH_LIBRARY_FRAGMENT(gb10, library) { library.def(schema); }                      \
+// Used once for each operator, in one ops.cpp for each kernel:
+//   GB10_OPERATOR(name, "name(Tensor x, Tensor(a!) out) -> ()", function)
+#define GB10_OPERATOR(name, schema, function)                                                   \
+  STABLE_TORCH_LIBRARY_FRAGMENT(gb10, library) { library.def(schema); }                         \
   STABLE_TORCH_LIBRARY_IMPL(gb10, CUDA, library) { library.impl(#name, TORCH_BOX(&function)); } \
   STABLE_TORCH_LIBRARY_IMPL(gb10, CPU, library) { library.impl(#name, TORCH_BOX(&function)); }

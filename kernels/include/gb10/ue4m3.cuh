@@ -41,8 +41,6 @@ GB10_HOST_DEVICE std::uint32_t encode(float x) {
 GB10_HOST_DEVICE float decode_finite(std::uint32_t byte) { return e2m1::float_of(byte << 20) * 0x1p120f; }
 
 // Any byte up to 0x7F; 0x7F gives NaN.
-GB10_HOST_DEVICE float decode(std::uint32_t byte) {
-  return byte == kNan ? e2m1::float_of(0x7FC00000u) : decode_finite(byte);
-}
+GB10_HOST_DEVICE float decode(std::uint32_t byte) { return byte == kNan ? e2m1::float_of(0x7FC00000u) : decode_finite(byte); }
 
 }  // namespace gb10::ue4m3
