@@ -40,8 +40,7 @@
 namespace gb10::moe_decode {
 
 inline constexpr int kMaxExperts = 8192;
-inline constexpr int kMaxWidth =
-    32768;  // of hidden and intermediate: one token fits the 99 KB that a block has on 8.6, 8.9 and 12.x
+inline constexpr int kMaxWidth = 32768;  // of hidden and intermediate: one token fits the 99 KB of a block on 8.6, 8.9 and 12.x
 
 // A stack of NVFP4 matrices [count][rows, k].
 struct Matrix {

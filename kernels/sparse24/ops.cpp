@@ -12,12 +12,34 @@ namespace {
 using gb10::torch_op::ScalarType;
 using gb10::torch_op::Tensor;
 
+namespace sparse = gb10::sparse24;
+
+// A packed matrix, or a stack of `count` of them; `prefix` stands before its parts' names.
+sparse::Packed packed_of(char const* op, std::string const& prefix, Tensor const& values, Tensor const& positions,
+                         Tensor const& scales, std::optional<std::int64_t> count, std::int64_t rows, std::int64_t columns) {
+  using namespace gb10::torch_op;
+  std::int64_t const row_tiles = (rows + sparse::kTileRows - 1) / sparse::kTileRows;
+  std::int64_t const column_tiles = (columns + sparse::kTileColumns - 1) / sparse::kTileColumns;
+  auto const check = [&](char const* part, Tensor const& tensor, std::int64_t bytes) {
+    std::string const name = prefix + part;
+    if (count) check_shape(op, name.c_str(), tensor, {*count, row_tiles, column_tiles, bytes});
+    else check_shape(op, name.c_str(), tensor, {row_tiles, column_tiles, bytes});
+    return static_cast<std::uint8_t const*>(tensor.data_ptr());
+  };
+  sparse::Packed const packed{check("values", values, sparse::kTileValueBytes),
+                              check("positions", positions, sparse::kTilePositionBytes),
+                              check("scales", scales, sparse::kTileScaleBytes)};
+  std::int64_t const tiles = count.value_or(1) * row_tiles * column_tiles;
+  require(tiles <= std::numeric_limits<std::int32_t>::max(), op,
+          prefix + "values has " + std::to_string(tiles) + " tiles; it must have fewer than 2^31");
+  return packed;
+}
+
 constexpr char kOp[] = "sparse24_gemv";
 
 void sparse24_gemv(Tensor x, Tensor values, Tensor positions, Tensor scales, Tensor global_scale, std::optional<Tensor> bias,
                    Tensor out) {
   using namespace gb10::torch_op;
-  namespace gemv = gb10::sparse24;
 
   Argument const arguments[] = {{"x", &x, {ScalarType::BFloat16, ScalarType::Half}, 16},
                                 {"values", &values, {ScalarType::Byte}, 16},
@@ -29,25 +51,20 @@ void sparse24_gemv(Tensor x, Tensor values, Tensor positions, Tensor scales, Ten
   check_dtypes(kOp, arguments);
 
   std::int64_t const tokens = check_tokens(kOp, x);
-  std::int64_t const columns = check_columns(kOp, x, gemv::kColumnUnit, gemv::kMaxColumns);
+  std::int64_t const columns = check_columns(kOp, x, sparse::kColumnUnit, sparse::kMaxColumns);
   check_shape(kOp, "out", out, {tokens, -1});
   std::int64_t const rows = out.size(1);
-  require(rows >= 1 && rows <= gemv::kMaxRows, kOp,
-          "out has " + std::to_string(rows) + " columns (N); N must be 1 to " + std::to_string(gemv::kMaxRows));
-  std::int64_t const row_tiles = (rows + gemv::kTileRows - 1) / gemv::kTileRows;
-  std::int64_t const column_tiles = (columns + gemv::kTileColumns - 1) / gemv::kTileColumns;
-  check_shape(kOp, "values", values, {row_tiles, column_tiles, gemv::kTileValueBytes});
-  check_shape(kOp, "positions", positions, {row_tiles, column_tiles, gemv::kTilePositionBytes});
-  check_shape(kOp, "scales", scales, {row_tiles, column_tiles, gemv::kTileScaleBytes});
+  require(rows >= 1 && rows <= sparse::kMaxRows, kOp,
+          "out has " + std::to_string(rows) + " columns (N); N must be 1 to " + std::to_string(sparse::kMaxRows));
+  sparse::Packed const packed = packed_of(kOp, "", values, positions, scales, {}, rows, columns);
   check_one(kOp, "global_scale", global_scale);
   if (bias) check_shape(kOp, "bias", *bias, {rows});
 
   check_layouts_and_devices(kOp, arguments);
 
-  gemv::Arguments a{};
+  sparse::Arguments a{};
   a.x = x.data_ptr();
-  a.weight = {static_cast<std::uint8_t const*>(values.data_ptr()), static_cast<std::uint8_t const*>(positions.data_ptr()),
-              static_cast<std::uint8_t const*>(scales.data_ptr())};
+  a.weight = packed;
   a.global_scale = static_cast<float const*>(global_scale.data_ptr());
   a.bias = bias ? bias->data_ptr() : nullptr;
   a.out = out.data_ptr();
@@ -56,29 +73,12 @@ void sparse24_gemv(Tensor x, Tensor values, Tensor positions, Tensor scales, Ten
   a.columns = static_cast<int>(columns);
 
   OnDeviceOf const device(kOp, x);
-  device.check(gemv::launch(a, number_of(x), device.stream()));
+  device.check(sparse::launch(a, number_of(x), device.stream()));
 }
 
 // ---- sparse24_moe
 
 constexpr char kMoe[] = "sparse24_moe";
-
-namespace sparse = gb10::sparse24;
-
-// A stack of packed matrices; `name` is w13 or w2.
-sparse::Packed stack_of(std::string const& name, Tensor const& values, Tensor const& positions, Tensor const& scales,
-                        std::int64_t count, std::int64_t rows, std::int64_t columns) {
-  using namespace gb10::torch_op;
-  std::int64_t const row_tiles = (rows + sparse::kTileRows - 1) / sparse::kTileRows;
-  std::int64_t const column_tiles = (columns + sparse::kTileColumns - 1) / sparse::kTileColumns;
-  check_shape(kMoe, (name + "_values").c_str(), values, {count, row_tiles, column_tiles, sparse::kTileValueBytes});
-  check_shape(kMoe, (name + "_positions").c_str(), positions, {count, row_tiles, column_tiles, sparse::kTilePositionBytes});
-  check_shape(kMoe, (name + "_scales").c_str(), scales, {count, row_tiles, column_tiles, sparse::kTileScaleBytes});
-  require(count * row_tiles * column_tiles <= std::numeric_limits<std::int32_t>::max(), kMoe,
-          name + " has " + std::to_string(count * row_tiles * column_tiles) + " tiles; it must have fewer than 2^31");
-  return {static_cast<std::uint8_t const*>(values.data_ptr()), static_cast<std::uint8_t const*>(positions.data_ptr()),
-          static_cast<std::uint8_t const*>(scales.data_ptr())};
-}
 
 // What moe::activate<true> has.
 bool offered(gb10::torch_op::NamedActivation const& named) {
@@ -118,8 +118,8 @@ void sparse24_moe(Tensor x, Tensor w13_values, Tensor w13_positions, Tensor w13_
   std::int64_t const experts = w2_values.size(0);
   require(experts >= 1 && experts <= sparse::kMaxExperts, kMoe,
           "w2_values holds " + std::to_string(experts) + " experts; it must hold 1 to " + std::to_string(sparse::kMaxExperts));
-  a.w13 = stack_of("w13", w13_values, w13_positions, w13_scales, experts, 2 * intermediate, hidden);
-  a.w2 = stack_of("w2", w2_values, w2_positions, w2_scales, experts, hidden, intermediate);
+  a.w13 = packed_of(kMoe, "w13_", w13_values, w13_positions, w13_scales, experts, 2 * intermediate, hidden);
+  a.w2 = packed_of(kMoe, "w2_", w2_values, w2_positions, w2_scales, experts, hidden, intermediate);
   bool const two = w13_global.dim() == 2;
   if (two) check_shape(kMoe, "w13_global", w13_global, {experts, 2});
   else check_shape(kMoe, "w13_global", w13_global, {experts});

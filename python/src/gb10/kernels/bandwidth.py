@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
-from gb10.kernels.library import load
+from gb10.kernels.library import ready
 
 BLOCKS_PER_SM = 4
 """Of 512 threads each: a full multiprocessor on 8.0, 9.0 and 10.x."""
@@ -19,7 +17,7 @@ def read(x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     number for each thread block that shall run; by default four per multiprocessor. The exclusive or of
     ``out`` is that of ``x``. Bad arguments give RuntimeError, which names the argument.
     """
-    _register()
+    ready("bandwidth_read")
     if out is None:
         blocks = 1
         if x.is_cuda:
@@ -27,13 +25,3 @@ def read(x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         out = torch.empty(blocks, dtype=torch.int32, device=x.device)
     torch.ops.gb10.bandwidth_read(x, out)
     return out
-
-
-@functools.cache
-def _register() -> None:
-    load()
-    torch.library.register_fake("gb10::bandwidth_read", _fake)
-
-
-def _fake(x: torch.Tensor, out: torch.Tensor) -> None:
-    """The operator writes into ``out`` alone; there is nothing to make."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
-from gb10.kernels.library import load
+from gb10.kernels.library import ready
 
 
 def fp8_gemv(
@@ -30,24 +28,8 @@ def fp8_gemv(
     call (a model does so when its weights are loaded). Bad arguments give RuntimeError, which names the
     argument.
     """
-    _ready()
+    ready("fp8_gemv")
     if out is None:
         out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
     torch.ops.gb10.fp8_gemv(x, weight, scales, bias, out)
     return out
-
-
-@functools.cache
-def _ready() -> None:
-    load()
-    torch.library.register_fake("gb10::fp8_gemv", _fake)
-
-
-def _fake(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scales: torch.Tensor,
-    bias: torch.Tensor | None,
-    out: torch.Tensor,
-) -> None:
-    """``out`` is given, so there is nothing to make."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
-from gb10.kernels.library import load
+from gb10.kernels.library import ready
 
 
 def nvfp4_gemv(
@@ -33,26 +31,8 @@ def nvfp4_gemv(
     before it in the stream still runs: after they were written, synchronise once before the first call (a
     model does so when its weights are loaded). Bad arguments give RuntimeError, which names the argument.
     """
-    _ready()
+    ready("nvfp4_gemv")
     if out is None:
         out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
     torch.ops.gb10.nvfp4_gemv(x, weight, scales, global_scale, bias, swizzled, out)
     return out
-
-
-@functools.cache
-def _ready() -> None:
-    load()
-    torch.library.register_fake("gb10::nvfp4_gemv", _fake)
-
-
-def _fake(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scales: torch.Tensor,
-    global_scale: torch.Tensor,
-    bias: torch.Tensor | None,
-    swizzled: bool,
-    out: torch.Tensor,
-) -> None:
-    """``out`` is given, so there is nothing to make."""
