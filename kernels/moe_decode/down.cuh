@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kDownThreads, 1)
     return;
   }
 
-  Lane const own = lane_of(lane);
+  int const own_row = lane >> 3, own_piece = lane & 7, to = w4a16::code_target(lane);
   int const step_entry = busy / plan.tiles, step_tile = busy % plan.tiles;
   int const first_entry = warp / plan.tiles, first_tile = warp % plan.tiles;
   int row_tile = blockIdx.x, entry = first_entry, tile = first_tile;
@@ -113,8 +113,8 @@ __global__ void __launch_bounds__(kDownThreads, 1)
     if (exists) {
       int const row_bytes = e.row_bytes, row = row_tile * w4a16::kTileRows;
       int const last = e.left / w4a16::kThreadK - 1;
-      unsigned const offset = (row + own.row) * row_bytes + min(tile * 8 + own.piece, 2 * last + 1) * 16;
-      copy_codes(slot, own.to, e.codes + offset, 4 * row_bytes, 8 * row_bytes);
+      unsigned const offset = (row + own_row) * row_bytes + min(tile * 8 + own_piece, 2 * last + 1) * 16;
+      copy_codes(slot, to, e.codes + offset, 4 * row_bytes, 8 * row_bytes);
       int const chunk = min(tile * 4 + t, last);
       unsigned first = (row + g) * (row_bytes >> 3) + chunk * 4, second = first + row_bytes;
       if constexpr (kSwizzled) {
@@ -226,7 +226,7 @@ __global__ void __launch_bounds__(kDownThreads, 1)
       }
       __syncwarp();
       w4a16::Tile held;
-      read_tile(held, slot, lane, g, t);
+      w4a16::read(held, slot, lane);
       float c[4] = {};
       w4a16::multiply(c, held,
                       reinterpret_cast<__half const*>(stage) + (g < count ? g : 0) * kStageStride + t * w4a16::chunk_stride());

@@ -162,8 +162,8 @@ __global__ void __launch_bounds__(kGateUpThreads, 1)
   if (lane == 0) bounds[warp] = rest_begin;
   if (thread == 0) bounds[warps] = rest_parts;
 
-  Lane const own = lane_of(lane);
-  int lane_bytes = own.row * plan.lane_rows * plan.row_bytes, lane_scale_bytes = g * plan.lane_rows * (plan.row_bytes >> 3);
+  int const own_row = lane >> 3, own_piece = lane & 7, to = w4a16::code_target(lane);
+  int lane_bytes = own_row * plan.lane_rows * plan.row_bytes, lane_scale_bytes = g * plan.lane_rows * (plan.row_bytes >> 3);
   ptx::keep(lane_bytes);
   ptx::keep(lane_scale_bytes);
   int round = -1, left = 0;  // of the parts asked for: the round, and how many of it are not
@@ -192,8 +192,8 @@ __global__ void __launch_bounds__(kGateUpThreads, 1)
     Entry const& e = l.entries[entry];
     bool const exists = tile < e.tiles;
     if (exists) {
-      unsigned const offset = lane_bytes + min(part * 8 + own.piece, plan.last_piece) * 16 + tile * plan.tile_bytes;
-      copy_codes(slot, own.to, e.codes + offset, plan.four_rows, e.code_step);
+      unsigned const offset = lane_bytes + min(part * 8 + own_piece, plan.last_piece) * 16 + tile * plan.tile_bytes;
+      copy_codes(slot, to, e.codes + offset, plan.four_rows, e.code_step);
       int const chunk = min(part * 4 + t, plan.last_chunk);
       std::uint8_t const* scales[2];
       if constexpr (kSwizzled) {
@@ -258,7 +258,7 @@ __global__ void __launch_bounds__(kGateUpThreads, 1)
     Note const now = slot.note;
     if (now.flags & kStop) break;
     w4a16::Tile held;
-    read_tile(held, slot, lane, g, t);
+    w4a16::read(held, slot, lane);
     __syncwarp();
     ask(slot);
     ptx::end_copies();

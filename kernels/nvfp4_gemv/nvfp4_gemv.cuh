@@ -33,6 +33,8 @@
 
 namespace gb10::nvfp4_gemv {
 
+static_assert(sizeof(w4a16::Place) == kTileBytes);
+
 __host__ __device__ constexpr int x_stride(int k) { return w4a16::token_stride(k_tiles(k) * w4a16::kTileK); }
 
 // A warp's place in its sequence of tiles: all its k of one tile of rows, then the next tile of rows.
@@ -75,7 +77,7 @@ __device__ __forceinline__ void fetch(std::uint32_t place, Problem const& proble
   }
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    ptx::copy4(place + w4a16::scale_target(lane) + i * 128, problem.scales + (rows.scales[i] + scale));
+    ptx::copy4(place + offsetof(w4a16::Place, scales) + lane * 8 + i * 4, problem.scales + (rows.scales[i] + scale));
   }
 }
 
@@ -163,7 +165,7 @@ __device__ __forceinline__ void store(Problem const& problem, float const (&c)[k
 // Grid: any number of blocks. Block: (32 * slices, teams). kGroups: 1 for up to 8 tokens, 2 for up to 16.
 template <typename T, int kGroups, bool kSwizzled>
 __global__ void __launch_bounds__(32 * kBlockWarps, kBlocksPerSm) gemv(Problem const problem) {
-  std::byte* const shared = reinterpret_cast<std::byte*>(ptx::dynamic_shared());
+  auto* const rings = reinterpret_cast<w4a16::Place*>(ptx::dynamic_shared());
   int const lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   int const slice = threadIdx.x / 32, slices = blockDim.x / 32;
   int const team = threadIdx.y, teams = blockDim.y;
@@ -174,11 +176,11 @@ __global__ void __launch_bounds__(32 * kBlockWarps, kBlocksPerSm) gemv(Problem c
   Place ahead = now;
   Rows rows = rows_at<kSwizzled>(problem, ahead.row_tile, lane);
   // This warp's ring: the place that is read next, and where it is for the copies.
-  std::byte* const ring = shared + (team * slices + slice) * (kDepth * w4a16::kTileBytes);
+  w4a16::Place* const ring = rings + (team * slices + slice) * kDepth;
   std::uint32_t const ring_address = ptx::shared_address(ring);
   auto const prefetch = [&](int place) {
     if (ahead.row_tile < last_row_tile) {
-      fetch<kSwizzled>(ring_address + place * w4a16::kTileBytes, problem, rows, ahead.k_tile, lane);
+      fetch<kSwizzled>(ring_address + place * kTileBytes, problem, rows, ahead.k_tile, lane);
     }
     ptx::end_copies();
     ahead.k_tile += slices;
@@ -193,7 +195,7 @@ __global__ void __launch_bounds__(32 * kBlockWarps, kBlocksPerSm) gemv(Problem c
   ptx::release_next();
   ptx::wait_for_previous();
 
-  __half* const x = reinterpret_cast<__half*>(shared + teams * slices * kDepth * w4a16::kTileBytes);
+  __half* const x = reinterpret_cast<__half*>(rings + teams * slices * kDepth);
   int const stride = x_stride(problem.k);
   float const unscale = w4a16::kUnscale * *problem.global_scale;
   float* const inverses = reinterpret_cast<float*>(x + problem.tokens * stride) + slice * kMaxTokens;
@@ -233,7 +235,7 @@ __global__ void __launch_bounds__(32 * kBlockWarps, kBlocksPerSm) gemv(Problem c
       w4a16::Tile tile;
       ptx::wait_for_copies<kDepth - 1>();
       __syncwarp();
-      w4a16::read(tile, ring + d * w4a16::kTileBytes, lane);
+      w4a16::read(tile, ring[d], lane);
       __syncwarp();
       prefetch(d);
       w4a16::multiply<kGroups>(c, tile, at);

@@ -77,28 +77,29 @@ struct Tile {
   std::uint32_t scales[2];
 };
 
-// A tile by way of shared memory, so that a warp has many in flight without registers for them. Each warp owns a ring of places
-// of kTileBytes: 16 rows of 128 bytes of codes (the 16-byte pieces of odd rows exchanged in pairs, so that 8 threads that read
-// together meet different banks), then 16 rows of 16 bytes of scales.
-inline constexpr int kTileBytes = kTileRows * (kTileK / 2 + kTileK / 16);
+// A tile by way of shared memory, so that a warp has many in flight without registers for them: each warp owns a ring of places.
+struct alignas(16) Place {
+  unsigned char codes[kTileRows * kTileK / 2];  // rows of 128 bytes; the 16-byte pieces of odd rows are exchanged in pairs, so that
+                                                // 8 threads that read together meet different banks
+  uint2 scales[32];                             // the words of a lane's two rows
+};
 
-// What a lane copies: the 16-byte piece `lane % 8` of rows lane / 8 + 4 i, and the scale word t of rows g + 8 i.
-__device__ __forceinline__ std::uint32_t code_target(int lane) {
-  int const row = lane / 8;
-  return row * 128 + (lane % 8 ^ row % 2) * 16;
-}
-__device__ __forceinline__ std::uint32_t scale_target(int lane) { return kTileRows * 128 + lane * 4; }
+// Where a lane copies its 16-byte piece of codes, lane % 8 of row lane / 8, in `codes`; 512 bytes further the same of row + 4.
+__device__ __forceinline__ int code_target(int lane) { return lane / 8 * 128 + ((lane & 7) ^ (lane / 8 & 1)) * 16; }
 
 // The tile at `place` (complete, and seen by the warp) into registers.
-__device__ __forceinline__ void read(Tile& tile, std::byte const* place, int lane) {
-  int const g = lane / 4, t = lane % 4;
-  int const first = g * 128 + (2 * t ^ g % 2) * 16;
+__device__ __forceinline__ void read(Tile& tile, Place const& place, int lane) {
+  int const g = lane >> 2, t = lane & 3;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    tile.codes[i][0] = *reinterpret_cast<uint4 const*>(place + i * 1024 + first);
-    tile.codes[i][1] = *reinterpret_cast<uint4 const*>(place + i * 1024 + (first ^ 16));
-    tile.scales[i] = *reinterpret_cast<std::uint32_t const*>(place + scale_target(lane) + i * 128);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      tile.codes[i][j] = *reinterpret_cast<uint4 const*>(place.codes + (g + 8 * i) * 128 + ((2 * t + j) ^ (g & 1)) * 16);
+    }
   }
+  uint2 const scales = place.scales[lane];
+  tile.scales[0] = scales.x;
+  tile.scales[1] = scales.y;
 }
 
 // Activations in shared memory: a token's k in chunks of 64 with 8 numbers of padding, so that the four t of a quad read
