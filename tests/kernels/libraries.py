@@ -59,4 +59,4 @@ def load_without_gpu(toolkit: Path, name: str) -> None:
     ctypes.CDLL(str(toolkit / "lib" / "libcudart.so.13"), mode=ctypes.RTLD_GLOBAL)
     from gb10.kernels.library import KERNELS, SPARSE24, load  # torch takes seconds to import
 
-    load({"kernels": KERNELS, "sparse24": SPARSE24}[name])
+    load(KERNELS if name == "kernels" else SPARSE24)

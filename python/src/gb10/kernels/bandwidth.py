@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gb10.kernels.library import ready
+from gb10.kernels.library import load
 
 BLOCKS_PER_SM = 4
 """Of 512 threads each: a full multiprocessor on 8.0, 9.0 and 10.x."""
@@ -17,7 +17,7 @@ def read(x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     number for each thread block that shall run; by default four per multiprocessor. The exclusive or of
     ``out`` is that of ``x``. Bad arguments give RuntimeError, which names the argument.
     """
-    ready("bandwidth_read")
+    load()
     if out is None:
         blocks = 1
         if x.is_cuda:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gb10.kernels.library import ready
+from gb10.kernels.library import load
 
 
 def fp8_gemv(
@@ -28,7 +28,7 @@ def fp8_gemv(
     call (a model does so when its weights are loaded). Bad arguments give RuntimeError, which names the
     argument.
     """
-    ready("fp8_gemv")
+    load()
     if out is None:
         out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
     torch.ops.gb10.fp8_gemv(x, weight, scales, bias, out)

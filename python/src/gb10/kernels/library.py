@@ -23,9 +23,24 @@ class Library(NamedTuple):
     variables: tuple[str, ...]
     """Environment variables: the first one that is set names the place."""
 
+    operators: tuple[str, ...]
 
-KERNELS = Library("libgb10_kernels.so", "kernels", ("GB10_KERNELS",))
-SPARSE24 = Library("libgb10_sparse24.so", "kernels-sparse24", ("GB10_KERNELS_SPARSE24", "GB10_KERNELS"))
+
+KERNELS = Library(
+    "libgb10_kernels.so",
+    "kernels",
+    ("GB10_KERNELS",),
+    (
+        *("bandwidth_read", "fp8_gemv", "moe_decode", "nvfp4_gemv"),
+        *("quantize_nvfp4", "silu_mul_quantize_nvfp4", "quantize_nvfp4_experts"),
+    ),
+)
+SPARSE24 = Library(
+    "libgb10_sparse24.so",
+    "kernels-sparse24",
+    ("GB10_KERNELS_SPARSE24", "GB10_KERNELS"),
+    ("sparse24_gemv", "sparse24_moe"),
+)
 
 
 def library_path(library: Library = KERNELS) -> Path:
@@ -50,12 +65,16 @@ def library_path(library: Library = KERNELS) -> Path:
     raise UserError(f"{variable} is {place}, where there is no {library.file}; {remedy}")
 
 
-@functools.cache
 def load(library: Library = KERNELS) -> None:
-    """Load a library's operators into torch, once.
+    """Load a library's operators into torch, once; for fake tensors too: what they write is given to them.
 
     Raises ``UserError`` when it cannot be found or loaded.
     """
+    _load(library)
+
+
+@functools.cache
+def _load(library: Library) -> None:
     path = library_path(library)
     load_library: Callable[[str], None] = torch.ops.load_library  # torch gives it no types
     try:
@@ -63,13 +82,5 @@ def load(library: Library = KERNELS) -> None:
     except OSError as error:
         reason = str(error.__cause__ or error)
         raise UserError(f"{path} cannot be loaded: {reason}") from error
-
-
-@functools.cache
-def ready(operator: str, library: Library = KERNELS) -> None:
-    """Make an operator ready, for fake tensors too: what it writes is given, so it makes nothing.
-
-    Raises ``UserError`` when the library cannot be found or loaded.
-    """
-    load(library)
-    torch.library.register_fake(f"gb10::{operator}", lambda *_: None)
+    for name in library.operators:
+        torch.library.register_fake(f"gb10::{name}", lambda *_: None)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from gb10.errors import UserError
-from gb10.kernels.library import ready
+from gb10.kernels.library import load
 
 _ALIASES = {"gelu_pytorch_tanh": "gelu_tanh"}
 # What vLLM 0.32.0 fixes for an activation: (limit, alpha, beta).
@@ -134,7 +134,7 @@ def moe_decode(
     bits. Weights may be read while the kernel before the call still runs: after they were written,
     synchronise once before the first call. Bad arguments give RuntimeError, which names the argument.
     """
-    ready("moe_decode")
+    load()
     activation = _ALIASES.get(activation, activation)
     numbers = activation_numbers(activation, limit, alpha, beta)
     if out is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gb10.kernels.library import ready
+from gb10.kernels.library import load
 
 
 def nvfp4_gemv(
@@ -31,7 +31,7 @@ def nvfp4_gemv(
     before it in the stream still runs: after they were written, synchronise once before the first call (a
     model does so when its weights are loaded). Bad arguments give RuntimeError, which names the argument.
     """
-    ready("nvfp4_gemv")
+    load()
     if out is None:
         out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
     torch.ops.gb10.nvfp4_gemv(x, weight, scales, global_scale, bias, swizzled, out)

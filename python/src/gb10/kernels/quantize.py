@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gb10.kernels.library import ready
+from gb10.kernels.library import load
 from gb10.nvfp4.constants import BLOCK_SIZE
 from gb10.nvfp4.layout import padded_shape
 
@@ -36,7 +36,7 @@ def quantize_nvfp4(
     on one CUDA device, ``x`` at a multiple of 16 bytes, ``packed`` at a multiple of 8, swizzled ``scales`` at
     a multiple of 4. Bad arguments give RuntimeError, which names the argument.
     """
-    ready("quantize_nvfp4")
+    load()
     packed, scales = _outputs(x, x.shape[-1:].numel(), swizzled, packed, scales)
     torch.ops.gb10.quantize_nvfp4(x, global_scale, swizzled, packed, scales)
     return packed, scales
@@ -59,7 +59,7 @@ def silu_mul_quantize_nvfp4(
 
     The rest, and the shapes for K, is as in ``quantize_nvfp4``.
     """
-    ready("silu_mul_quantize_nvfp4")
+    load()
     packed, scales = _outputs(x, x.shape[-1:].numel() // 2, swizzled, packed, scales)
     torch.ops.gb10.silu_mul_quantize_nvfp4(x, global_scale, swizzled, packed, scales)
     return packed, scales
@@ -90,7 +90,7 @@ def quantize_nvfp4_experts(
 
     The rest is as in ``quantize_nvfp4``.
     """
-    ready("quantize_nvfp4_experts")
+    load()
     if scales is None:
         most = x.shape[0] + 127 * global_scales.shape[0] if scale_rows is None else scale_rows
         shape = padded_shape(most, x.shape[-1] // BLOCK_SIZE)

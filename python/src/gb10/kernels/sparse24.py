@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from gb10.errors import UserError
-from gb10.kernels.library import SPARSE24, ready
+from gb10.kernels.library import SPARSE24, load
 from gb10.kernels.moe_decode import activation_numbers
 from gb10.sparse24 import Sparse24Weight
 
@@ -32,7 +32,7 @@ def sparse24_gemv(
     before it in the stream still runs: after they were written, synchronise once before the first call (a
     model does so when its weights are loaded). Bad arguments give RuntimeError, which names the argument.
     """
-    ready("sparse24_gemv", SPARSE24)
+    load(SPARSE24)
     if out is None:
         out = torch.empty((x.shape[0], weight.rows), dtype=x.dtype, device=x.device)
     torch.ops.gb10.sparse24_gemv(
@@ -83,7 +83,7 @@ def sparse24_moe(
     of the tokens when their activations do not fit into shared memory together. Bad arguments give
     RuntimeError, which names the argument.
     """
-    ready("sparse24_moe", SPARSE24)
+    load(SPARSE24)
     if shared is not None:
         raise UserError("the 2 of 4 path takes no shared expert; run it as dense NVFP4 and add its output")
     numbers = activation_numbers(activation, limit, alpha, beta)
