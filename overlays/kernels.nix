@@ -3,19 +3,44 @@ final: prev:
 
 let
   build = import ../nix/packages/kernels.nix { pkgs = final; };
+  kernels =
+    route:
+    build {
+      name = "kernels";
+      folders = [
+        ../kernels/bandwidth
+        ../kernels/fp8_gemv
+        ../kernels/moe_decode
+        ../kernels/nvfp4_gemv
+        ../kernels/quantize
+      ];
+      inherit route;
+    };
+  sparse24 =
+    route:
+    build {
+      name = "sparse24";
+      folders = [ ../kernels/sparse24 ];
+      inherit route;
+    };
   vllmFp4 = import ../nix/packages/vllm-fp4.nix { pkgs = final; };
 in
 {
   gb10 = prev.gb10 // {
     # Machine code for sm_90 and the 12.x family, with the FP4 instructions where the GPU has them.
-    kernels = build { route = "hardware"; };
+    kernels = kernels "hardware";
     # Machine code for generic sm_121: the software route, for comparison and for its check.
-    kernels-software = build { route = "software"; };
+    kernels-software = kernels "software";
+
+    # Weights kept 2 of 4: lossy and opt-in, so in a library of its own.
+    kernels-sparse24 = sparse24 "hardware";
+    kernels-sparse24-software = sparse24 "software";
 
     # vLLM's CUDA sources, patched, and what is built of them.
     vllm-source = import ../nix/packages/vllm-source.nix { pkgs = final; };
     vllm-fp4 = vllmFp4.hardware;
     vllm-fp4-software = vllmFp4.software;
     vllm-fp4-gemm = vllmFp4.gemm;
+    vllm-fp4-checks = import ../nix/packages/vllm-fp4-checks.nix { pkgs = final; };
   };
 }

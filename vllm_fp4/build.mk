@@ -1,7 +1,7 @@
 # Builds libgb10_vllm_fp4.so: vLLM's NVFP4 quantisation units with patches/vllm/csrc, and our registration of them.
 #
 #   make -f build.mk CUDA=<toolkit> TORCH=<torch package> CUTLASS=<include folder of nvidia-cutlass>
-#     VLLM=<unpacked and patched sdist of vllm 0.32.0> OUT=<folder> [ROUTE=hardware|software] [library|gemm]
+#     VLLM=<unpacked and patched sdist of vllm 0.32.0> OUT=<folder> [ROUTE=hardware|software] [INCLUDE=<kernels/include>] [library|gemm]
 #
 # ROUTE=hardware  machine code for sm_90 (software E2M1) and for the 12.x family (sm_120f, the instruction)
 # ROUTE=software  machine code for generic sm_121, software E2M1. Apart, because a GPU of 12.1 would choose it over sm_120f.
@@ -16,6 +16,7 @@ ROUTE ?= hardware
 CXX ?= g++
 
 here := $(dir $(lastword $(MAKEFILE_LIST)))
+INCLUDE ?= $(here)../kernels/include
 fp4 := csrc/quantization/fp4
 units := $(fp4)/nvfp4_quant_kernels $(fp4)/activation_nvfp4_quant_fusion_kernels $(fp4)/nvfp4_experts_quant $(fp4)/nvfp4_quant_entry \
   csrc/cuda_utils_kernels
@@ -25,7 +26,7 @@ gemm_objects := $(OUT)/nvfp4_scaled_mm_sm120_kernels.cu.o $(OUT)/nvfp4_blockwise
 targets.hardware := -gencode arch=compute_90,code=sm_90 -gencode arch=compute_120f,code=sm_120f
 targets.software := -gencode arch=compute_121,code=sm_121 -DGB10_FP4_SOFTWARE
 gemm_targets := -gencode arch=compute_120f,code=sm_120f
-headers := -I$(here)../kernels/include -I$(VLLM)/csrc -isystem $(TORCH)/include -isystem $(here)shim -isystem $(CUTLASS) \
+headers := -I$(INCLUDE) -I$(VLLM)/csrc -isystem $(TORCH)/include -isystem $(here)shim -isystem $(CUTLASS) \
   -isystem $(CUTLASS)/../tools/util/include -isystem $(CUDA)/include/cccl
 # vLLM sets the same: stable ABI of torch 2.11 and newer.
 defines := -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020b000000000000 -DENABLE_NVFP4_SM120=1 -DENABLE_NVFP4_SOFTWARE=1

@@ -13,7 +13,7 @@
 // Nothing is registered when the library is loaded. gb10_vllm_fp4_install() puts these kernels in front of what _C has for
 // CUDA, gb10_vllm_fp4_uninstall() takes them away again and the kernels from before are back. The dispatcher of torch keeps
 // all kernels of an operator in a list and calls the newest, so the order of loading does not matter and no Python runs in
-// between. The operators must have a schema by then (python/src/gb10/vllm_fp4.py sees to it).
+// between. The operators must have a schema by then (python/src/gb10/vllm_plugin/cuda/fp4_ops.py sees to it).
 //
 // vLLM's entry points check little. What would read or write outside of a tensor is refused here, by name.
 #include <algorithm>
@@ -36,12 +36,12 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr std::int64_t block_size = 16;    // values that share a block scale
-constexpr std::int64_t tile_rows = 128;    // of the swizzled layout
+constexpr std::int64_t block_size = 16;  // values that share a block scale
+constexpr std::int64_t tile_rows = 128;  // of the swizzled layout
 constexpr std::int64_t tile_columns = 4;
-constexpr std::int64_t load_bytes = 32;    // widest load of vLLM's kernels
-constexpr std::int64_t store_bytes = 8;    // widest store
-constexpr std::int64_t offsets_bytes = 16; // expert offsets are read as int4
+constexpr std::int64_t load_bytes = 32;     // widest load of vLLM's kernels
+constexpr std::int64_t store_bytes = 8;     // widest store
+constexpr std::int64_t offsets_bytes = 16;  // expert offsets are read as int4
 
 std::int64_t round_up(std::int64_t value, std::int64_t step) { return (value + step - 1) / step * step; }
 
@@ -62,8 +62,8 @@ std::int64_t check_input(Tensor const& input, std::int64_t halves) {
   STD_TORCH_CHECK(input.dim() == 2, "input has ", input.dim(), " dimensions, 2 are wanted");
   STD_TORCH_CHECK(input.scalar_type() == ScalarType::Half || input.scalar_type() == ScalarType::BFloat16,
                   "input is neither float16 nor bfloat16");
-  STD_TORCH_CHECK(input.size(1) % (halves * block_size) == 0, "input has rows of ", input.size(1),
-                  " values, a multiple of ", halves * block_size, " is wanted");
+  STD_TORCH_CHECK(input.size(1) % (halves * block_size) == 0, "input has rows of ", input.size(1), " values, a multiple of ",
+                  halves * block_size, " is wanted");
   STD_TORCH_CHECK(input.size(0) <= INT32_MAX && input.size(1) <= INT32_MAX, "input has more than 2^31 rows or columns");
   return input.size(1) / halves;
 }

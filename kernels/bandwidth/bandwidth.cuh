@@ -10,20 +10,12 @@
 
 #include <cstdint>
 
-#include <cuda_runtime.h>
+#include "gb10/ptx.cuh"
 
 namespace gb10::bandwidth {
 
 inline constexpr int kThreads = 512;
 inline constexpr int kInFlight = 4;
-
-__device__ __forceinline__ uint4 load_once(uint4 const* address) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(address));
-  return v;
-}
 
 __global__ __launch_bounds__(kThreads) void read(uint4 const* __restrict__ x, std::int64_t words, std::uint32_t* out) {
   std::int64_t const step = static_cast<std::int64_t>(gridDim.x) * kThreads;
@@ -32,12 +24,13 @@ __global__ __launch_bounds__(kThreads) void read(uint4 const* __restrict__ x, st
   for (; at + (kInFlight - 1) * step < words; at += kInFlight * step) {
     uint4 v[kInFlight];
 #pragma unroll
-    for (int i = 0; i < kInFlight; ++i) v[i] = load_once(x + at + i * step);
+    for (int i = 0; i < kInFlight; ++i) ptx::load_stream(v[i], x + at + i * step);
 #pragma unroll
     for (int i = 0; i < kInFlight; ++i) sum ^= v[i].x ^ v[i].y ^ v[i].z ^ v[i].w;
   }
   for (; at < words; at += step) {
-    uint4 const v = load_once(x + at);
+    uint4 v;
+    ptx::load_stream(v, x + at);
     sum ^= v.x ^ v.y ^ v.z ^ v.w;
   }
 

@@ -24,8 +24,8 @@ void bandwidth_read(Tensor x, Tensor out) {
   check_layouts_and_devices(kOp, arguments);
 
   OnDeviceOf const device(kOp, x);
-  device.check(gb10::bandwidth::launch(x.data_ptr(), x.numel() / 16, out.data_ptr(), static_cast<int>(out.numel()),
-                                       device.stream()));
+  device.check(
+      gb10::bandwidth::launch(x.data_ptr(), x.numel() / 16, out.data_ptr(), static_cast<int>(out.numel()), device.stream()));
 }
 
 }  // namespace

@@ -21,14 +21,11 @@
 #include <cstddef>
 #include <cstdint>
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "fp8_gemv.h"
 #include "gb10/arch.cuh"
-#include "gb10/launch.cuh"
 #include "gb10/mma.cuh"
-#include "gb10/w4a16.cuh"
+#include "gb10/ptx.cuh"
+#include "gb10/types.cuh"
 #include "split_k.cuh"
 
 namespace gb10::fp8_gemv {
@@ -44,34 +41,27 @@ template <>
 __device__ __forceinline__ void decode4<__nv_bfloat16>(std::uint32_t q, std::uint32_t& first, std::uint32_t& second) {
   // Sign to bit 15, the other seven bits to 10..4: as bf16 that is 2^-120 of the value, subnormals too.
   std::uint32_t const sign = 0x80008000u, magnitude = 0x07F007F0u, two_to_120 = 0x7B807B80u;
-  first = w4a16::mul2<__nv_bfloat16>(((q << 8) & sign) | ((q << 4) & magnitude), two_to_120);
-  second = w4a16::mul2<__nv_bfloat16>((q & sign) | ((q >> 4) & magnitude), two_to_120);
+  first = mul2<__nv_bfloat16>(((q << 8) & sign) | ((q << 4) & magnitude), two_to_120);
+  second = mul2<__nv_bfloat16>((q & sign) | ((q >> 4) & magnitude), two_to_120);
 }
 
 template <>
 __device__ __forceinline__ void decode4<__half>(std::uint32_t q, std::uint32_t& first, std::uint32_t& second) {
 #if GB10_HW_E4M3
-  asm("{\n"
-      ".reg .b16 low, high;\n"
-      "mov.b32 {low, high}, %2;\n"
-      "cvt.rn.f16x2.e4m3x2 %0, low;\n"
-      "cvt.rn.f16x2.e4m3x2 %1, high;\n"
-      "}"
-      : "=r"(first), "=r"(second)
-      : "r"(q));
+  ptx::from_e4m3(q, first, second);
 #else
   // Sign to bit 15, the other seven bits to 13..7: as f16 that is 2^-8 of the value, subnormals too.
   std::uint32_t const sign = 0x80008000u, magnitude = 0x3F803F80u, two_to_8 = 0x5C005C00u;
   std::uint32_t const low = __byte_perm(q, 0, 0x1404), high = __byte_perm(q, 0, 0x3424);
-  first = w4a16::mul2<__half>((low & sign) | ((low >> 1) & magnitude), two_to_8);
-  second = w4a16::mul2<__half>((high & sign) | ((high >> 1) & magnitude), two_to_8);
+  first = mul2<__half>((low & sign) | ((low >> 1) & magnitude), two_to_8);
+  second = mul2<__half>((high & sign) | ((high >> 1) & magnitude), two_to_8);
 #endif
 }
 
 // Eight activations in the order of decode4's operand words.
 template <typename T>
 __device__ __forceinline__ uint4 order8(uint4 x) {
-  if constexpr (__is_same(T, __nv_bfloat16)) {
+  if constexpr (kIsBFloat16<T>) {
     return {__byte_perm(x.x, x.y, 0x5410), __byte_perm(x.x, x.y, 0x7632), __byte_perm(x.z, x.w, 0x5410),
             __byte_perm(x.z, x.w, 0x7632)};
   }
@@ -121,8 +111,8 @@ class Weights {
 #pragma unroll
     for (int i = 0; i < kBatchUnits * kUnitChunks; ++i) {
       if (first + i < chunk_end) {
-        batch.codes[i][0] = w4a16::load_weights(row0 + i * kChunkK);
-        batch.codes[i][1] = w4a16::load_weights(row1 + i * kChunkK);
+        ptx::load_weights(batch.codes[i][0], row0 + i * kChunkK);
+        ptx::load_weights(batch.codes[i][1], row1 + i * kChunkK);
       }
     }
     if constexpr (kBlockScales) {
@@ -157,7 +147,7 @@ class Weights {
   }
 
   __device__ __forceinline__ void activations_ready() const {
-    wait_for_previous();
+    ptx::wait_for_previous();
     if constexpr (kStaged) {
       int const groups = p_.columns / 8;
       auto const* x = static_cast<uint4 const*>(p_.x);
@@ -214,9 +204,8 @@ class Weights {
 
 template <typename T, int kTokenTiles, int kWarps, bool kBlockScales, bool kStaged>
 __global__ void __launch_bounds__(32 * kWarps, split_k::kSmWarps / kWarps) gemv(Arguments const p) {
-  extern __shared__ __align__(16) unsigned char shared[];
-  release_next();
-  auto* const sums = reinterpret_cast<float*>(shared);
+  ptx::release_next();
+  auto* const sums = reinterpret_cast<float*>(ptx::dynamic_shared());
   auto* const activations = reinterpret_cast<T*>(sums + split_k::sum_floats<kTokenTiles, kWarps>());
   Weights<T, kTokenTiles, kBlockScales, kStaged> weights(p, activations);
   int const units = (p.columns + kScaleBlock - 1) / kScaleBlock;

@@ -3,15 +3,15 @@
 
 #include <cuda_runtime_api.h>
 
+#include "gb10/types.h"
+
 namespace gb10::fp8_gemv {
 
-inline constexpr int kMaxTokens = 16;
-inline constexpr int kColumnUnit = 64;   // K is a multiple of this
+inline constexpr int kColumnUnit = 64;  // K is a multiple of this
 inline constexpr int kMaxColumns = 1 << 20;
 inline constexpr int kMaxRows = 1 << 30;
 inline constexpr int kScaleBlock = 128;  // rows and columns of a block scale
 
-enum class Number { kBFloat16, kFloat16 };
 enum class Scaling { kRow, kBlock };
 
 struct Arguments {

@@ -21,7 +21,7 @@ void fp8_gemv(Tensor x, Tensor weight, Tensor scales, std::optional<Tensor> bias
                                 {"out", &out, {x.scalar_type()}, 2}};
   check_dtypes(kOp, arguments);
 
-  std::int64_t const tokens = check_tokens(kOp, x, gemv::kMaxTokens);
+  std::int64_t const tokens = check_tokens(kOp, x);
   std::int64_t const columns = check_columns(kOp, x, gemv::kColumnUnit, gemv::kMaxColumns);
   check_shape(kOp, "weight", weight, {-1, -1});
   std::int64_t const rows = weight.size(0);
@@ -53,8 +53,7 @@ void fp8_gemv(Tensor x, Tensor weight, Tensor scales, std::optional<Tensor> bias
   a.columns = static_cast<int>(columns);
 
   OnDeviceOf const device(kOp, x);
-  device.check(gemv::launch(a, x.scalar_type() == ScalarType::Half ? gemv::Number::kFloat16 : gemv::Number::kBFloat16,
-                            per_row ? gemv::Scaling::kRow : gemv::Scaling::kBlock, device.stream()));
+  device.check(gemv::launch(a, number_of(x), per_row ? gemv::Scaling::kRow : gemv::Scaling::kBlock, device.stream()));
 }
 
 }  // namespace

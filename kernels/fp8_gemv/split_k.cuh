@@ -1,4 +1,4 @@
-// A few vectors times a weight, tile of rows by tile of rows: the loop that the kernels of this kind share.
+// A few vectors times a weight, tile of rows by tile of rows, all warps of a block at one tile.
 //
 // A block of kWarps warps takes tiles of 16 rows, one after another, gridDim.x apart; its warps split K into ranges of units.
 // A warp reads a batch of kBatchUnits units at a time. Two batches are in its registers: while one is used the other is on its

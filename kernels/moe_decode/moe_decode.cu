@@ -1,102 +1,85 @@
-// Instantiations and launch of moe_decode.cuh.
-#include "cut.h"
-#include "gb10/device.h"
-#include "moe_decode.cuh"
+// How a call of moe_decode is cut, and its launches.
+#include "moe_decode.h"
 
 #include <algorithm>
+
+#include "down.cuh"
+#include "gate_up.cuh"
+#include "gb10/launch.cuh"
 
 namespace gb10::moe_decode {
 namespace {
 
-// Lets a kernel have that much shared memory, and gives the number of its blocks that an SM holds.
-cudaError_t prepare(void const* kernel, int threads, int bytes, int& blocks) {
-  if (cudaError_t const e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes); e != cudaSuccess) return e;
-  // One split of L1 for both kernels: with different ones they could not share an SM.
-  if (cudaError_t const e = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
-      e != cudaSuccess)
-    return e;
-  return cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, bytes);
-}
-
-template <bool kSwizzled, int kDepth>
-cudaError_t launch_gate_up(Arguments const& a, Sizes const& s, Device const& device, bool bfloat16, cudaStream_t stream,
-                           Tuning const& tuning, int warps) {
-  auto* const kernel = &gate_up<kSwizzled, kDepth>;
-  int const bytes = gate_up_bytes(a, s, warps, kDepth);
-  int per_sm = 0;
-  if (cudaError_t const e = prepare(reinterpret_cast<void const*>(kernel), 32 * warps, bytes, per_sm); e != cudaSuccess) return e;
-  return launch_dependent(kernel, dim3(device.sms), dim3(32 * warps), bytes, stream, tuning.overlap, a, gate_up_plan(a, s, bfloat16));
-}
-
-template <bool kSwizzled, int kDepth>
-cudaError_t launch_down(Arguments const& a, Sizes const& s, Device const& device, bool bfloat16, cudaStream_t stream,
-                        Tuning const& tuning, int warps, int columns) {
-  auto* const kernel = &down<kSwizzled, kDepth>;
-  int const bytes = down_bytes(a, s, warps, kDepth, columns);
-  int per_sm = 0;
-  if (cudaError_t const e = prepare(reinterpret_cast<void const*>(kernel), 32 * warps, bytes, per_sm); e != cudaSuccess) return e;
-  int const blocks = std::min(a.w2.rows / w4a16::kTileRows, device.sms * std::max(per_sm, 1));
-  return launch_dependent(kernel, dim3(blocks), dim3(32 * warps), bytes, stream, tuning.overlap, a, down_plan(s, columns, bfloat16));
+// The most warps, `warps` at most, with which a block fits its shared memory; bytes(warps) is what it takes.
+template <typename Bytes>
+int fitting(int warps, Device const& device, Bytes&& bytes) {
+  while (warps > 1 && bytes(warps) > static_cast<int>(device.block_shared_bytes)) --warps;
+  return warps;
 }
 
 template <bool kSwizzled>
-cudaError_t launch_tokens(Arguments const& a, Device const& device, bool bfloat16, cudaStream_t stream, Tuning const& tuning) {
+cudaError_t launch_gate_up(Arguments const& a, Sizes const& s, Device const& device, bool bfloat16, cudaStream_t stream) {
+  // With little work the warps' own beginnings cost more than they bring (measured in a chain as a model runs it).
+  int const most = s.pairs * s.channel_tiles < 32 * device.sms ? 12 : kGateUpWarps;
+  int const warps = fitting(most, device, [&](int warps) { return gate_up_bytes(a, s, warps); });
+  // More than half of an SM's memory: with room for two blocks a GPU would put two on some SMs and none on others.
+  auto const alone = std::min(device.block_shared_bytes, device.sm_shared_bytes / 2 - kReservedShared + 128);
+  std::size_t const bytes = std::max<std::size_t>(gate_up_bytes(a, s, warps), alone);
+  return launch_dependent(gate_up<kSwizzled>, dim3(device.sms), dim3(32 * warps), bytes, stream, a, gate_up_plan(a, s, bfloat16));
+}
+
+template <bool kSwizzled>
+cudaError_t launch_down(Arguments const& a, Sizes const& s, Device const& device, bool bfloat16, cudaStream_t stream) {
+  int const columns = s.tokens == 1 ? 1 : 2;  // of an entry
+  // At least two parts to a warp.
+  int const items = s.pairs * s.k_tiles + divide_up(s.tokens, columns) * s.shared_k_tiles;
+  int const most = items < 4 * kDownThreads / 32 ? std::clamp(divide_up(items, 2), 1, 8) : kDownThreads / 32;
+  int const warps = fitting(most, device, [&](int warps) { return down_bytes(a, s, warps, columns); });
+  int const bytes = down_bytes(a, s, warps, columns);
+  int per_sm = 0;
+  cudaError_t const status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, down<kSwizzled>, 32 * warps, bytes);
+  if (status != cudaSuccess) return status;
+  int const blocks = std::min(a.w2.rows / w4a16::kTileRows, device.sms * std::max(per_sm, 1));
+  return launch_dependent(down<kSwizzled>, dim3(blocks), dim3(32 * warps), bytes, stream, a, down_plan(s, columns, bfloat16));
+}
+
+template <bool kSwizzled>
+cudaError_t launch_tokens(Arguments const& a, Device const& device, bool bfloat16, cudaStream_t stream) {
+  // One split of L1 for both kernels: with different ones they could not share an SM.
+  cudaError_t status = allow_shared(gate_up<kSwizzled>, device, cudaSharedmemCarveoutMaxShared);
+  if (status == cudaSuccess) status = allow_shared(down<kSwizzled>, device, cudaSharedmemCarveoutMaxShared);
   Sizes const s = sizes_of(a);
-  int const limit = static_cast<int>(device.block_shared_bytes);
-  if (tuning.launches & 1) {
-    // With little work the warps' own beginnings cost more than they bring.
-    int depth = tuning.gate_up_depth ? tuning.gate_up_depth : 2;
-    int warps = tuning.gate_up_warps ? tuning.gate_up_warps : s.pairs * s.channel_tiles < 8 * device.sms ? 8 : 16;
-    while (warps > 8 && gate_up_bytes(a, s, warps, depth) > limit) --warps;
-    while (depth > 2 && gate_up_bytes(a, s, warps, depth) > limit) --depth;
-    while (warps > 1 && gate_up_bytes(a, s, warps, depth) > limit) --warps;
-    auto* const first = depth == 2 ? &launch_gate_up<kSwizzled, 2> : depth == 3 ? &launch_gate_up<kSwizzled, 3> : &launch_gate_up<kSwizzled, 4>;
-    if (cudaError_t const e = first(a, s, device, bfloat16, stream, tuning, warps); e != cudaSuccess) return e;
-  }
-  if (tuning.launches & 2) {
-    int columns = tuning.down_columns ? tuning.down_columns : 2;
-    while (columns > 1 && columns / 2 >= s.tokens) columns /= 2;
-    int depth = tuning.down_depth ? tuning.down_depth : 2;
-    // At least two parts to a warp.
-    int const items = s.pairs * s.k_tiles + divide_up(s.tokens, columns) * s.shared_k_tiles;
-    int warps = tuning.down_warps ? tuning.down_warps : items < 4 * kDownThreads / 32 ? std::clamp(divide_up(items, 2), 1, 8) : kDownThreads / 32;
-    while (warps > 8 && down_bytes(a, s, warps, depth, columns) > limit) --warps;
-    while (depth > 2 && down_bytes(a, s, warps, depth, columns) > limit) --depth;
-    while (warps > 1 && down_bytes(a, s, warps, depth, columns) > limit) --warps;
-    auto* const second = depth == 2 ? &launch_down<kSwizzled, 2> : depth == 3 ? &launch_down<kSwizzled, 3> : &launch_down<kSwizzled, 4>;
-    if (cudaError_t const e = second(a, s, device, bfloat16, stream, tuning, warps, columns); e != cudaSuccess) return e;
-  }
-  return cudaSuccess;
+  if (status == cudaSuccess) status = launch_gate_up<kSwizzled>(a, s, device, bfloat16, stream);
+  if (status == cudaSuccess) status = launch_down<kSwizzled>(a, s, device, bfloat16, stream);
+  return status;
 }
 
 }  // namespace
 
-cudaError_t launch(Arguments const& a, bool bfloat16, bool swizzled, cudaStream_t stream, Tuning tuning) {
+cudaError_t launch(Arguments const& a, Number number, bool swizzled, cudaStream_t stream) {
   Device device{};
-  if (cudaError_t const e = current_device(device); e != cudaSuccess) return e;
-  int const limit = static_cast<int>(device.block_shared_bytes);
+  cudaError_t status = current_device(device);
+  if (status != cudaSuccess) return status;
   // All tokens at once, unless their activations do not fit in shared memory.
   int step = a.tokens;
-  for (;; step = divide_up(step, 2)) {
-    Arguments part = a;
-    part.tokens = step;
-    if (step == 1 || gate_up_bytes(part, sizes_of(part), 8, 2) <= limit) break;
-  }
-  for (int begin = 0; begin < a.tokens; begin += step) {
-    Arguments part = a;
-    part.tokens = std::min(step, a.tokens - begin);
-    part.x = static_cast<std::uint16_t const*>(a.x) + static_cast<std::int64_t>(begin) * a.w13.k;
-    part.out = static_cast<std::uint16_t*>(a.out) + static_cast<std::int64_t>(begin) * a.w2.rows;
-    part.ids = static_cast<std::uint8_t const*>(a.ids) + begin * a.topk * (a.wide_ids ? 8 : 4);
-    part.weights = a.weights + begin * a.topk;
+  auto const bytes_of = [&](int tokens) {
+    Arguments some = a;
+    some.tokens = tokens;
+    return gate_up_bytes(some, sizes_of(some), 8);
+  };
+  while (step > 1 && bytes_of(step) > static_cast<int>(device.block_shared_bytes)) step = divide_up(step, 2);
+  for (int first = 0; first < a.tokens && status == cudaSuccess; first += step) {
+    Arguments some = a;
+    static_cast<moe::Routing&>(some) = a.part(first, std::min(step, a.tokens - first));
+    some.x = static_cast<std::uint16_t const*>(a.x) + static_cast<std::int64_t>(first) * a.w13.k;
+    some.out = static_cast<std::uint16_t*>(a.out) + static_cast<std::int64_t>(first) * a.w2.rows;
     if (a.shared_multiplier) {
-      part.shared_multiplier = static_cast<std::uint8_t const*>(a.shared_multiplier) + begin * (a.multiplier_as_x ? 2 : 4);
+      some.shared_multiplier = static_cast<std::uint8_t const*>(a.shared_multiplier) + first * (a.multiplier_as_x ? 2 : 4);
     }
-    cudaError_t const e = swizzled ? launch_tokens<true>(part, device, bfloat16, stream, tuning)
-                                   : launch_tokens<false>(part, device, bfloat16, stream, tuning);
-    if (e != cudaSuccess) return e;
+    bool const bfloat16 = number == Number::kBFloat16;
+    status = swizzled ? launch_tokens<true>(some, device, bfloat16, stream) : launch_tokens<false>(some, device, bfloat16, stream);
   }
-  return cudaSuccess;
+  return status;
 }
 
 }  // namespace gb10::moe_decode

@@ -27,11 +27,13 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "gb10/launch.cuh"
+#include "gb10/ptx.cuh"
 #include "gb10/w4a16.cuh"
 #include "plan.h"
 
 namespace gb10::nvfp4_gemv {
+
+static_assert(sizeof(w4a16::Place) == kTileBytes);
 
 __host__ __device__ constexpr int x_stride(int k) { return w4a16::token_stride(k_tiles(k) * w4a16::kTileK); }
 
@@ -71,11 +73,11 @@ __device__ __forceinline__ void fetch(std::uint32_t place, Problem const& proble
   std::uint32_t const scale = min(k_tile * 4 + lane % 4, problem.k / w4a16::kThreadK - 1) * (kSwizzled ? 512 : 4);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    w4a16::copy_16(place + w4a16::code_target(lane) + i * 512, problem.weight + (rows.codes[i] + code));
+    ptx::copy16(place + w4a16::code_target(lane) + i * 512, problem.weight + (rows.codes[i] + code));
   }
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    w4a16::copy_4(place + w4a16::scale_target(lane) + i * 128, problem.scales + (rows.scales[i] + scale));
+    ptx::copy4(place + offsetof(w4a16::Place, scales) + lane * 8 + i * 4, problem.scales + (rows.scales[i] + scale));
   }
 }
 
@@ -163,7 +165,7 @@ __device__ __forceinline__ void store(Problem const& problem, float const (&c)[k
 // Grid: any number of blocks. Block: (32 * slices, teams). kGroups: 1 for up to 8 tokens, 2 for up to 16.
 template <typename T, int kGroups, bool kSwizzled>
 __global__ void __launch_bounds__(32 * kBlockWarps, kBlocksPerSm) gemv(Problem const problem) {
-  extern __shared__ uint4 shared[];
+  auto* const rings = reinterpret_cast<w4a16::Place*>(ptx::dynamic_shared());
   int const lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   int const slice = threadIdx.x / 32, slices = blockDim.x / 32;
   int const team = threadIdx.y, teams = blockDim.y;
@@ -174,11 +176,13 @@ __global__ void __launch_bounds__(32 * kBlockWarps, kBlocksPerSm) gemv(Problem c
   Place ahead = now;
   Rows rows = rows_at<kSwizzled>(problem, ahead.row_tile, lane);
   // This warp's ring: the place that is read next, and where it is for the copies.
-  std::byte* const ring = reinterpret_cast<std::byte*>(shared) + (team * slices + slice) * (kDepth * w4a16::kTileBytes);
-  std::uint32_t const ring_address = static_cast<std::uint32_t>(__cvta_generic_to_shared(ring));
+  w4a16::Place* const ring = rings + (team * slices + slice) * kDepth;
+  std::uint32_t const ring_address = ptx::shared_address(ring);
   auto const prefetch = [&](int place) {
-    if (ahead.row_tile < last_row_tile) fetch<kSwizzled>(ring_address + place * w4a16::kTileBytes, problem, rows, ahead.k_tile, lane);
-    w4a16::end_of_copies();
+    if (ahead.row_tile < last_row_tile) {
+      fetch<kSwizzled>(ring_address + place * kTileBytes, problem, rows, ahead.k_tile, lane);
+    }
+    ptx::end_copies();
     ahead.k_tile += slices;
     if (ahead.k_tile >= tiles) {
       ahead.k_tile = slice;
@@ -188,10 +192,10 @@ __global__ void __launch_bounds__(32 * kBlockWarps, kBlocksPerSm) gemv(Problem c
   };
 #pragma unroll
   for (int d = 0; d < kDepth; ++d) prefetch(d);
-  release_next();
-  wait_for_previous();
+  ptx::release_next();
+  ptx::wait_for_previous();
 
-  __half* const x = reinterpret_cast<__half*>(reinterpret_cast<std::byte*>(shared) + teams * slices * kDepth * w4a16::kTileBytes);
+  __half* const x = reinterpret_cast<__half*>(rings + teams * slices * kDepth);
   int const stride = x_stride(problem.k);
   float const unscale = w4a16::kUnscale * *problem.global_scale;
   float* const inverses = reinterpret_cast<float*>(x + problem.tokens * stride) + slice * kMaxTokens;
@@ -229,9 +233,9 @@ __global__ void __launch_bounds__(32 * kBlockWarps, kBlocksPerSm) gemv(Problem c
 #pragma unroll
       for (int group = 0; group < kGroups; ++group) at[group] = operand[group] + now.k_tile * (4 * w4a16::chunk_stride());
       w4a16::Tile tile;
-      w4a16::wait_for_copies<kDepth - 1>();
+      ptx::wait_for_copies<kDepth - 1>();
       __syncwarp();
-      w4a16::read(tile, ring + d * w4a16::kTileBytes, lane);
+      w4a16::read(tile, ring[d], lane);
       __syncwarp();
       prefetch(d);
       w4a16::multiply<kGroups>(c, tile, at);
@@ -253,9 +257,9 @@ __global__ void __launch_bounds__(32 * kBlockWarps, kBlocksPerSm) gemv(Problem c
           }
           int const barrier = 1 + team * slices + turn;
           if (turn != slice) {
-            asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(32 * slices) : "memory");
+            ptx::barrier_arrive(barrier, 32 * slices);
           } else {
-            asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(32 * slices) : "memory");
+            ptx::barrier_wait(barrier, 32 * slices);
 #pragma unroll
             for (int group = 0; group < kGroups; ++group) {
               float4 sum = mine[group * 32 + lane];

@@ -3,13 +3,12 @@
 
 #include <cuda_runtime_api.h>
 
+#include "gb10/types.h"
 #include "plan.h"
 
 namespace gb10::nvfp4_gemv {
 
-enum class Type { kBfloat16, kHalf };
-
 // Runs on the current device. Everything in `problem` has been checked.
-cudaError_t launch(Problem const& problem, Type type, bool swizzled, int device, cudaStream_t stream);
+cudaError_t launch(Problem const& problem, Number number, bool swizzled, cudaStream_t stream);
 
 }  // namespace gb10::nvfp4_gemv

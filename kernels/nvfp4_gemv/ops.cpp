@@ -25,11 +25,9 @@ void nvfp4_gemv(Tensor x, Tensor weight, Tensor scales, Tensor global_scale, std
                                 {"out", &out, {x.scalar_type()}, 2}};
   check_dtypes(kOp, arguments);
 
-  std::int64_t const tokens = check_tokens(kOp, x, gemv::kMaxTokens);
+  std::int64_t const tokens = check_tokens(kOp, x);
   check_shape(kOp, "weight", weight, {-1, -1});
-  std::int64_t const k = x.size(1), rows = weight.size(0);
-  require(k >= 64 && k % 64 == 0 && k <= gemv::kMaxK, kOp,
-          "x has " + std::to_string(k) + " columns (K); K must be a multiple of 64, and 64 to " + std::to_string(gemv::kMaxK));
+  std::int64_t const k = check_columns(kOp, x, gemv::kUnitK, gemv::kMaxK), rows = weight.size(0);
   require(rows >= 1 && (rows + 127) * (k / 2) <= std::numeric_limits<std::uint32_t>::max(), kOp,
           "weight has " + std::to_string(rows) + " rows (N) of " + std::to_string(k / 2) +
               " bytes; N must be at least 1 and a weight smaller than 4 GiB");
@@ -57,8 +55,7 @@ void nvfp4_gemv(Tensor x, Tensor weight, Tensor scales, Tensor global_scale, std
   problem.k = static_cast<int>(k);
 
   OnDeviceOf const device(kOp, x);
-  auto const type = x.scalar_type() == ScalarType::Half ? gemv::Type::kHalf : gemv::Type::kBfloat16;
-  device.check(gemv::launch(problem, type, swizzled, x.get_device_index(), device.stream()));
+  device.check(gemv::launch(problem, number_of(x), swizzled, device.stream()));
 }
 
 }  // namespace

@@ -6,11 +6,12 @@
 #include <cstdint>
 
 #include "gb10/device.h"
+#include "gb10/types.h"
 
 namespace gb10::nvfp4_gemv {
 
-inline constexpr int kMaxTokens = 16;
-inline constexpr int kMaxK = 32768;     // one token and one warp fit the 99 KB of shared memory that a block has on 8.6, 8.9 and 12.x
+inline constexpr int kUnitK = 64;    // K is a multiple of this
+inline constexpr int kMaxK = 32768;  // one token and one warp fit the 99 KB of shared memory that a block has on 8.6, 8.9 and 12.x
 inline constexpr int kBlockWarps = 8;   // at most
 inline constexpr int kBlocksPerSm = 2;  // full blocks an SM holds by their registers
 inline constexpr int kDepth = 3;        // tiles in flight a warp
@@ -36,8 +37,6 @@ struct Plan {
   int blocks;
   std::size_t shared_bytes;
 };
-
-constexpr int divide_up(int a, int b) { return a / b + (a % b != 0); }
 
 // Tiles of 256 k that cover K, the last one perhaps in part; tiles of 16 rows likewise.
 constexpr int k_tiles(int k) { return divide_up(k, 256); }
@@ -69,7 +68,9 @@ inline Plan choose(int tokens, int rows, int k, std::size_t token_bytes, Device 
         int const steps = divide_up(todo, resident * most_teams) * (divide_up(tiles, slices) + (slices > 1));
         // With few tiles: smaller blocks, when large ones would leave SMs idle for more than a third of the time.
         int teams = most_teams;
-        while (teams > divide_up(todo, resident) && 10LL * divide_up(divide_up(todo, teams), device.sms) * teams * device.sms > 14LL * todo) --teams;
+        while (teams > divide_up(todo, resident) &&
+               10LL * divide_up(divide_up(todo, teams), device.sms) * teams * device.sms > 14LL * todo)
+          --teams;
         if (best_steps == 0 || (many ? 8 * slices <= tiles : steps <= best_steps)) {
           best_steps = steps;
           best = {part, slices, teams, std::min(divide_up(todo, teams), resident), shared_bytes(part, token_bytes, slices, teams)};

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include <gb10/arch.cuh>
-#include <gb10/e2m1.cuh>
-#include <gb10/ue4m3.cuh>
+#include "gb10/arch.cuh"
+#include "gb10/e2m1.cuh"
+#include "gb10/ue4m3.cuh"
 
 #include "divide.cuh"
 

@@ -14,8 +14,9 @@
 
 #include <cstdint>
 
-#include <gb10/arch.cuh>
-#include <gb10/e2m1.cuh>
+#include "gb10/arch.cuh"
+#include "gb10/e2m1.cuh"
+#include "gb10/ptx.cuh"
 
 namespace gb10::quantize {
 
@@ -64,9 +65,7 @@ GB10_HOST_DEVICE Reciprocal reciprocal(float s, float estimate) {
 
 GB10_HOST_DEVICE Reciprocal reciprocal(float s) {
 #if defined(__CUDA_ARCH__)
-  float estimate;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(estimate) : "f"(s));
-  return reciprocal(s, estimate);
+  return reciprocal(s, ptx::reciprocal(s));
 #else
   return reciprocal(s, 1.0f / s);
 #endif

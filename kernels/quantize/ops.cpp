@@ -14,14 +14,6 @@ using gb10::torch_op::Tensor;
 constexpr std::int64_t kMaximumK = 1 << 24;
 constexpr std::int64_t kMaximumRows = std::numeric_limits<std::int32_t>::max() - 256;
 
-quantize::Type type_of(Tensor const& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::BFloat16: return quantize::Type::kBfloat16;
-    case ScalarType::Half: return quantize::Type::kHalf;
-    default: return quantize::Type::kFloat;
-  }
-}
-
 // K of x, whose last dimension is `parts` times K.
 std::int64_t check_k(char const* op, Tensor const& x, std::int64_t parts) {
   using namespace gb10::torch_op;
@@ -85,7 +77,7 @@ void quantize_any(char const* op, bool gated, Tensor const& x, Tensor const& glo
   problem.columns = static_cast<std::int32_t>(k / 16);
   OnDeviceOf const device(op, x);
   auto const layout = swizzled ? quantize::Layout::kSwizzled : quantize::Layout::kLinear;
-  device.check(quantize::launch(problem, type_of(x), layout, gated, device.stream()));
+  device.check(quantize::launch(problem, number_of(x), layout, gated, device.stream()));
 }
 
 void quantize_nvfp4(Tensor x, Tensor global_scale, bool swizzled, Tensor packed, Tensor scales) {
@@ -137,7 +129,7 @@ void quantize_nvfp4_experts(Tensor x, Tensor global_scales, Tensor expert_offset
   problem.columns = static_cast<std::int32_t>(k / 16);
   problem.experts = static_cast<std::int32_t>(experts);
   OnDeviceOf const device(op, x);
-  device.check(quantize::launch(problem, type_of(x), quantize::Layout::kExperts, false, device.stream()));
+  device.check(quantize::launch(problem, number_of(x), quantize::Layout::kExperts, false, device.stream()));
 }
 
 }  // namespace

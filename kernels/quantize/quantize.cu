@@ -38,8 +38,7 @@ cudaError_t launch_tiles(Problem const& p, cudaStream_t stream) {
 template <typename T>
 cudaError_t launch_for(Problem const& p, Layout layout, bool gated, cudaStream_t stream) {
   switch (layout) {
-    case Layout::kLinear:
-      return gated ? launch_tiles<T, Layout::kLinear, true>(p, stream) : launch_flat<T>(p, stream);
+    case Layout::kLinear: return gated ? launch_tiles<T, Layout::kLinear, true>(p, stream) : launch_flat<T>(p, stream);
     case Layout::kSwizzled:
       return gated ? launch_tiles<T, Layout::kSwizzled, true>(p, stream) : launch_tiles<T, Layout::kSwizzled, false>(p, stream);
     case Layout::kExperts:
@@ -50,13 +49,9 @@ cudaError_t launch_for(Problem const& p, Layout layout, bool gated, cudaStream_t
 
 }  // namespace
 
-cudaError_t launch(Problem const& problem, Type type, Layout layout, bool gated, cudaStream_t stream) {
-  switch (type) {
-    case Type::kBfloat16: return launch_for<__nv_bfloat16>(problem, layout, gated, stream);
-    case Type::kHalf: return launch_for<__half>(problem, layout, gated, stream);
-    case Type::kFloat: return launch_for<float>(problem, layout, gated, stream);
-  }
-  return cudaErrorInvalidValue;
+cudaError_t launch(Problem const& problem, Number number, Layout layout, bool gated, cudaStream_t stream) {
+  if (number == Number::kFloat32) return launch_for<float>(problem, layout, gated, stream);
+  return with_type(number, [&]<typename T>() { return launch_for<T>(problem, layout, gated, stream); });
 }
 
 }  // namespace gb10::quantize

@@ -33,12 +33,8 @@
 
 #include <cstdint>
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include <gb10/arch.cuh>
-#include <gb10/e2m1.cuh>
-#include <gb10/ue4m3.cuh>
+#include "gb10/ptx.cuh"
+#include "gb10/types.cuh"
 
 #include "block.cuh"
 #include "quantize.h"
@@ -56,7 +52,10 @@ inline constexpr int kFlatPart = 8 / sizeof(T);  // and of flat_kernel
 // with linear scales (no more than that without spilling). f32 keeps twice the bytes in registers, and needs fewer threads to
 // keep the memory busy.
 template <typename T, Layout kLayout, bool kGated>
-inline constexpr int kResident = sizeof(T) == 4 ? 1 : !kGated ? 6 : kLayout == Layout::kLinear ? 4 : 5;
+inline constexpr int kResident = sizeof(T) == 4               ? 1
+                                 : !kGated                    ? 6
+                                 : kLayout == Layout::kLinear ? 4
+                                                              : 5;
 
 // What a warp of tile_kernel covers.
 template <Layout kLayout>
@@ -67,64 +66,22 @@ struct Tile {
   static constexpr int kStep = kSwizzled ? 32 : 1;  // between the rows of a lane
 };
 
-__device__ __forceinline__ float larger_or_nan(float a, float b) {
-  float out;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(out) : "f"(a), "f"(b));
-  return out;
-}
-
 __device__ __forceinline__ float silu(float v) {
-  float e, r;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(__fmul_rn(fabsf(v), -1.44269504f)));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(__fadd_rn(e, 1.0f)));
+  float const e = ptx::power_of_2(__fmul_rn(fabsf(v), -1.44269504f)), r = ptx::reciprocal(__fadd_rn(e, 1.0f));
   return __fmul_rn(v, v >= 0.0f ? r : __fmul_rn(e, r));
 }
 
 __device__ __forceinline__ float silu_mul(float gate, float up) { return __fmul_rn(silu(gate), up); }
 
+// Of two numbers in a word: their magnitudes; of two words: the larger ones, or NaN.
 template <typename T>
-struct Pair;  // two numbers of a 16-bit type in a word
-
-template <>
-struct Pair<__nv_bfloat16> {
-  static __device__ __forceinline__ float low(std::uint32_t word) { return __uint_as_float(word << 16); }
-  static __device__ __forceinline__ float high(std::uint32_t word) { return __uint_as_float(word & 0xFFFF0000u); }
-  static __device__ __forceinline__ std::uint32_t join(float low, float high) {
-    __nv_bfloat162 const pair = __floats2bfloat162_rn(low, high);
-    return *reinterpret_cast<std::uint32_t const*>(&pair);
-  }
-  static __device__ __forceinline__ std::uint32_t magnitudes(std::uint32_t word) {
-    __nv_bfloat162 const pair = __habs2(*reinterpret_cast<__nv_bfloat162 const*>(&word));
-    return *reinterpret_cast<std::uint32_t const*>(&pair);
-  }
-  static __device__ __forceinline__ std::uint32_t larger(std::uint32_t a, std::uint32_t b) {
-    __nv_bfloat162 const pair =
-        __hmax2_nan(*reinterpret_cast<__nv_bfloat162 const*>(&a), *reinterpret_cast<__nv_bfloat162 const*>(&b));
-    return *reinterpret_cast<std::uint32_t const*>(&pair);
-  }
-};
-
-template <>
-struct Pair<__half> {
-  static __device__ __forceinline__ float low(std::uint32_t word) {
-    return __low2float(*reinterpret_cast<__half2 const*>(&word));
-  }
-  static __device__ __forceinline__ float high(std::uint32_t word) {
-    return __high2float(*reinterpret_cast<__half2 const*>(&word));
-  }
-  static __device__ __forceinline__ std::uint32_t join(float low, float high) {
-    __half2 const pair = __floats2half2_rn(low, high);
-    return *reinterpret_cast<std::uint32_t const*>(&pair);
-  }
-  static __device__ __forceinline__ std::uint32_t magnitudes(std::uint32_t word) {
-    __half2 const pair = __habs2(*reinterpret_cast<__half2 const*>(&word));
-    return *reinterpret_cast<std::uint32_t const*>(&pair);
-  }
-  static __device__ __forceinline__ std::uint32_t larger(std::uint32_t a, std::uint32_t b) {
-    __half2 const pair = __hmax2_nan(*reinterpret_cast<__half2 const*>(&a), *reinterpret_cast<__half2 const*>(&b));
-    return *reinterpret_cast<std::uint32_t const*>(&pair);
-  }
-};
+__device__ __forceinline__ std::uint32_t magnitudes(std::uint32_t word) {
+  return word_of(__habs2(pair_of<T>(word)));
+}
+template <typename T>
+__device__ __forceinline__ std::uint32_t larger(std::uint32_t a, std::uint32_t b) {
+  return word_of(__hmax2_nan(pair_of<T>(a), pair_of<T>(b)));
+}
 
 // Sixteen values as they lie in memory.
 template <typename T>
@@ -144,7 +101,8 @@ struct Values {
     if constexpr (sizeof(T) == 4) {
       return __uint_as_float(words[i]);
     } else {
-      return i % 2 ? Pair<T>::high(words[i / 2]) : Pair<T>::low(words[i / 2]);
+      float2 const pair = floats_of<T>(words[i / 2]);
+      return i % 2 ? pair.y : pair.x;
     }
   }
 
@@ -153,16 +111,14 @@ struct Values {
     if constexpr (sizeof(T) == 4) {
       float top = fabsf(at(0));
 #pragma unroll
-      for (int i = 1; i < kBlock; ++i) top = larger_or_nan(top, fabsf(at(i)));
+      for (int i = 1; i < kBlock; ++i) top = ptx::larger_or_nan(top, fabsf(at(i)));
       return top;
     } else {
       std::uint32_t top[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        top[i] = Pair<T>::larger(Pair<T>::magnitudes(words[i]), Pair<T>::magnitudes(words[i + 4]));
-      }
-      std::uint32_t const both = Pair<T>::larger(Pair<T>::larger(top[0], top[1]), Pair<T>::larger(top[2], top[3]));
-      return larger_or_nan(Pair<T>::low(both), Pair<T>::high(both));
+      for (int i = 0; i < 4; ++i) top[i] = larger<T>(magnitudes<T>(words[i]), magnitudes<T>(words[i + 4]));
+      float2 const both = floats_of<T>(larger<T>(larger<T>(top[0], top[1]), larger<T>(top[2], top[3])));
+      return ptx::larger_or_nan(both.x, both.y);
     }
   }
 
@@ -174,7 +130,7 @@ struct Values {
     } else {
 #pragma unroll
       for (int i = 0; i < kWords; ++i) {
-        words[i] = Pair<T>::join(silu_mul(at(2 * i), up.at(2 * i)), silu_mul(at(2 * i + 1), up.at(2 * i + 1)));
+        words[i] = word_of_floats<T>(silu_mul(at(2 * i), up.at(2 * i)), silu_mul(at(2 * i + 1), up.at(2 * i + 1)));
       }
     }
   }

@@ -5,9 +5,9 @@
 
 #include <cuda_runtime_api.h>
 
-namespace gb10::quantize {
+#include "gb10/types.h"
 
-enum class Type { kBfloat16, kHalf, kFloat };
+namespace gb10::quantize {
 
 enum class Layout {
   kLinear,    // scales [rows, K / 16]
@@ -23,12 +23,12 @@ struct Problem {
   std::int32_t const* expert_offsets;  // kExperts: [experts + 1], the first row of each expert
   std::int32_t const* scale_offsets;   // kExperts: [experts + 1], the first row of each expert's scales
   std::int32_t rows;
-  std::int32_t scale_rows;             // rows of `scales`: for the 128x4 layout a multiple of 128
-  std::int32_t columns;                // K / 16; at most 2^20
+  std::int32_t scale_rows;  // rows of `scales`: for the 128x4 layout a multiple of 128
+  std::int32_t columns;     // K / 16; at most 2^20
   std::int32_t experts;
 };
 
 // Needs rows and scale_rows within 1..2^31 - 257 and columns > 0. kExperts is never gated. Gives the error of the launch.
-cudaError_t launch(Problem const& problem, Type type, Layout layout, bool gated, cudaStream_t stream);
+cudaError_t launch(Problem const& problem, Number number, Layout layout, bool gated, cudaStream_t stream);
 
 }  // namespace gb10::quantize

@@ -19,43 +19,22 @@
 //    the same sums.
 // The loop over tiles and units is teams.cuh's: the order of sums is fixed by the ids and the shape.
 //
-// Bound by memory: 13 / 32 * (3 * hidden * intermediate) bytes an expert. Needs sm_80. From 9.0 on gate_up lets down begin only when
-// the kernels before it have ended; down reads ids and weights while gate_up runs.
+// Bound by memory: 13 / 32 * (3 * hidden * intermediate) bytes an expert. Needs sm_80. From 9.0 on gate_up lets down begin only
+// when the kernels before it have ended; down reads ids and weights while gate_up runs.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-#include "gb10/launch.cuh"
+#include "gb10/moe.cuh"
+#include "gb10/ptx.cuh"
+#include "gb10/teams.cuh"
 #include "moe.h"
-#include "teams.cuh"
 #include "tile.cuh"
 
 namespace gb10::sparse24 {
 
 inline constexpr std::uint16_t kNoPair = 0xFFFF;
-
-// What kernels before gate_up wrote, read while kernels may overlap.
-__device__ __forceinline__ int load_relaxed(std::int32_t const* address) {
-  int v;
-  asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(v) : "l"(address) : "memory");
-  return v;
-}
-__device__ __forceinline__ float load_relaxed(float const* address) {
-  float v;
-  asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(v) : "l"(address) : "memory");
-  return v;
-}
-
-// The local expert of a (token, slot) pair, or -1.
-__device__ __forceinline__ int expert_of(MoeArguments const& p, int pair) {
-  std::int32_t const* const words = static_cast<std::int32_t const*>(p.ids) + (p.wide_ids ? 2 * pair : pair);
-  int id = load_relaxed(words);
-  if (p.wide_ids && load_relaxed(words + 1) != 0) id = -1;
-  if (id < 0 || id >= (p.expert_map != nullptr ? p.map_size : p.experts)) return -1;
-  if (p.expert_map != nullptr) id = load_relaxed(p.expert_map + id);
-  return id >= 0 && id < p.experts ? id : -1;
-}
 
 // In shared memory, for up to `pairs` entries.
 struct Entries {
@@ -78,7 +57,7 @@ __device__ __forceinline__ Entries entries_at(unsigned char* shared, int pairs) 
 // Makes the list and gives its length; called by all threads of the block.
 __device__ __forceinline__ int make_entries(MoeArguments const& p, Entries const& e) {
   int const pairs = p.tokens * p.topk, thread = threadIdx.x, threads = blockDim.x;
-  for (int pair = thread; pair < pairs; pair += threads) e.key[pair] = expert_of(p, pair);
+  for (int pair = thread; pair < pairs; pair += threads) e.key[pair] = moe::local_expert(p, moe::raw_id(p, pair));
   auto* const members = reinterpret_cast<std::uint32_t*>(e.members);
   for (int i = thread; i < pairs * kMaxTokens / 2; i += threads) members[i] = kNoPair * 0x10001u;
   __syncthreads();
@@ -127,23 +106,6 @@ __device__ __forceinline__ int make_entries(MoeArguments const& p, Entries const
   return count;
 }
 
-// NaN stays NaN in both.
-__device__ __forceinline__ float at_most(float v, float limit) { return v > limit ? limit : v; }
-__device__ __forceinline__ float at_least(float v, float limit) { return v < limit ? limit : v; }
-
-__device__ __forceinline__ float activate(MoeArguments const& p, float gate, float up) {
-  switch (p.activation) {
-    case Activation::kSilu:
-      gate = at_most(gate, p.limit);
-      up = at_least(at_most(up, p.limit), -p.limit) + p.beta;
-      return gate / (1.0f + expf(-p.alpha * gate)) * up;
-    case Activation::kGelu:
-      return 0.5f * gate * (1.0f + erff(gate * 0.70710678118654752f)) * up;
-    default:
-      return 0.5f * gate * (1.0f + tanhf(0.79788456080286536f * (gate + 0.044715f * gate * gate * gate))) * up;
-  }
-}
-
 inline constexpr int kMoeWarps = 8;
 inline constexpr int kMoeThreads = 32 * kMoeWarps;
 
@@ -167,7 +129,12 @@ class GateUp {
   };
 
   __device__ __forceinline__ GateUp(MoeArguments const& p, Entries const& entries, std::uint32_t* peak, __half* x)
-      : p_(p), entries_(entries), pointers_(p.w13, threadIdx.x % 32), peak_(peak), x_(x), column_tiles_(column_tiles(p.hidden)),
+      : p_(p),
+        entries_(entries),
+        pointers_(p.w13, threadIdx.x % 32),
+        peak_(peak),
+        x_(x),
+        column_tiles_(column_tiles(p.hidden)),
         channel_tiles_(p.intermediate / kTileRows) {
     int const g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
@@ -195,7 +162,7 @@ class GateUp {
   __device__ __forceinline__ void activations_ready() {
     auto const* const x = static_cast<T const*>(p_.x);
     stage<T>(x_, peak_, p_.tokens, p_.hidden,
-          [&](int row) { return Source<T>{x + static_cast<std::size_t>(row) * p_.hidden, 1.0f, row}; });
+             [&](int row) { return Source<T>{x + static_cast<std::size_t>(row) * p_.hidden, 1.0f, row}; });
   }
 
   __device__ __forceinline__ void read_rows(int) const {}
@@ -213,11 +180,12 @@ class GateUp {
         int const pair = entries_.members[entry * kMaxTokens + token];
         if (pair == kNoPair) continue;
         float factor = from_f16_range(peak_[token]);
-        if (p_.router_weight_on_input) factor *= load_relaxed(p_.weights + pair);
+        if (p_.router_weight_on_input) factor *= ptx::load_relaxed(p_.weights + pair);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           float const gate = sum[j][2 * i + v] * (factor * gate_scale), up = sum[kGroups + j][2 * i + v] * (factor * up_scale);
-          p_.act[static_cast<std::size_t>(pair) * p_.intermediate + channel_tile * kTileRows + g + 8 * i] = activate(p_, gate, up);
+          p_.act[static_cast<std::size_t>(pair) * p_.intermediate + channel_tile * kTileRows + g + 8 * i] =
+              moe::activate<true>(p_, gate, up);
         }
       }
     }
@@ -236,19 +204,19 @@ class GateUp {
 template <typename T, int kGroups, int kSlices>
 // With two groups x alone leaves room for one block an SM.
 __global__ void __launch_bounds__(kMoeThreads, kGroups == 1 ? 2 : 1) gate_up(__grid_constant__ MoeArguments const p) {
-  extern __shared__ __align__(16) unsigned char shared[];
+  unsigned char* const shared = ptx::dynamic_shared();
   int const pairs = p.tokens * p.topk;
   auto* const peak = reinterpret_cast<std::uint32_t*>(shared + gate_up_sum_bytes<kGroups, kSlices>());
   auto* const list = reinterpret_cast<unsigned char*>(peak + kMaxTokens);
   auto* const x = reinterpret_cast<__half*>(list + (entry_bytes(pairs) + 15) / 16 * 16);
   if (threadIdx.x < kMaxTokens) peak[threadIdx.x] = 0;
-  wait_for_previous();
-  release_next();
+  ptx::wait_for_previous();
+  ptx::release_next();
   Entries const entries = entries_at(list, pairs);
   int const count = make_entries(p, entries);
   GateUp<T, kGroups> weights(p, entries, peak, x);
-  teams::Loop<2 * kGroups, kSlices, kMoeWarps / kSlices, (kSlices < 8), decltype(weights)>(
-      weights, shared, column_tiles(p.hidden), count * (p.intermediate / kTileRows))
+  teams::Loop<2 * kGroups, kSlices, kMoeWarps / kSlices, (kSlices < 8), decltype(weights)>(weights, shared, column_tiles(p.hidden),
+                                                                                           count * (p.intermediate / kTileRows))
       .run();
 }
 
@@ -272,7 +240,12 @@ class Down {
   };
 
   __device__ __forceinline__ Down(MoeArguments const& p, Entries const& entries, std::uint32_t* peak, __half* act)
-      : p_(p), entries_(entries), pointers_(p.w2, threadIdx.x % 32), peak_(peak), act_(act), column_tiles_(column_tiles(p.intermediate)),
+      : p_(p),
+        entries_(entries),
+        pointers_(p.w2, threadIdx.x % 32),
+        peak_(peak),
+        act_(act),
+        column_tiles_(column_tiles(p.intermediate)),
         row_tiles_(p.hidden / kTileRows) {}
 
   __device__ __forceinline__ void load(Batch& batch, int tile, int unit, int end) const {
@@ -302,13 +275,13 @@ class Down {
   }
 
   __device__ __forceinline__ void activations_ready() {
-    wait_for_previous();
+    ptx::wait_for_previous();
     int const pairs = p_.tokens * p_.topk;
     stage<float>(act_, peak_, pairs + 1, p_.intermediate, [&](int row) {
       int const expert = row < pairs ? entries_.key[row] : -1;
       if (expert < 0) return Source<float>{nullptr, 0.0f, 0};
       float factor = __ldg(p_.w2_globals + (expert >> 5));
-      if (!p_.router_weight_on_input) factor *= load_relaxed(p_.weights + row);
+      if (!p_.router_weight_on_input) factor *= ptx::load_relaxed(p_.weights + row);
       return Source<float>{p_.act + static_cast<std::size_t>(row) * p_.intermediate, factor, row / p_.topk};
     });
   }
@@ -344,9 +317,9 @@ class Down {
 
 template <typename T, int kGroups>
 __global__ void __launch_bounds__(kMoeThreads, 2) down(__grid_constant__ MoeArguments const p) {
-  extern __shared__ __align__(16) unsigned char shared[];
+  unsigned char* const shared = ptx::dynamic_shared();
   int const pairs = p.tokens * p.topk;
-  release_next();
+  ptx::release_next();
   auto* const peak = reinterpret_cast<std::uint32_t*>(shared + down_sum_bytes<kGroups>());
   auto* const list = reinterpret_cast<unsigned char*>(peak + kMaxTokens);
   auto* const act = reinterpret_cast<__half*>(list + (entry_bytes(pairs) + 15) / 16 * 16);
@@ -355,7 +328,7 @@ __global__ void __launch_bounds__(kMoeThreads, 2) down(__grid_constant__ MoeArgu
   int const count = make_entries(p, entries);
   Down<T, kGroups> weights(p, entries, peak, act);
   teams::Loop<kGroups, kMoeWarps, 1, false, decltype(weights)>(weights, shared, count * column_tiles(p.intermediate),
-                                                                p.hidden / kTileRows)
+                                                               p.hidden / kTileRows)
       .run();
 }
 

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "gb10/device.h"
+#include "gb10/launch.cuh"
 
 namespace gb10::sparse24 {
 namespace {
@@ -14,15 +14,15 @@ cudaError_t start(Arguments const& p, Device const& device, int tiles, cudaStrea
   constexpr bool kTurns = kSlices * kTeams < 16;
   auto* const kernel = gemv<T, kGroups, kSlices, kTeams, kTurns, kMost>;
   std::size_t const bytes = shared_bytes<kGroups, kSlices, kTeams, kTurns>(p.tokens, p.columns);
-  if (cudaError_t const status = allow_shared(kernel, device, bytes); status != cudaSuccess) return status;
-  int const blocks = std::min((tiles + kTeams - 1) / kTeams, device.sms * blocks_per_sm(device, bytes, kMost));
-  return launch_dependent(kernel, dim3(blocks), dim3(32 * kSlices * kTeams), bytes, stream, true, p);
+  if (cudaError_t const status = allow_shared(kernel, device); status != cudaSuccess) return status;
+  int const blocks = std::min(divide_up(tiles, kTeams), device.sms * blocks_per_sm(device, bytes, kMost));
+  return launch_dependent(kernel, dim3(blocks), dim3(32 * kSlices * kTeams), bytes, stream, p);
 }
 
 // The fewer tiles there are for the warps of the GPU, the more warps share one. Measured on an H200 (docs/sparse24.md).
 template <typename T>
 cudaError_t launch_tokens(Arguments const& p, Device const& device, cudaStream_t stream) {
-  int const tiles = (p.rows + kTileRows - 1) / kTileRows, warps = 16 * device.sms;
+  int const tiles = divide_up(p.rows, kTileRows), warps = 16 * device.sms;
   if (p.tokens > 8) {
     if (tiles >= warps) return start<T, 2, 1, 8>(p, device, tiles, stream);
     if (tiles > 4 * device.sms) return start<T, 2, 4, 2>(p, device, tiles, stream);
@@ -54,7 +54,7 @@ cudaError_t launch_typed(Arguments p, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t launch(Arguments const& p, Number number, cudaStream_t stream) {
-  return number == Number::kBFloat16 ? launch_typed<__nv_bfloat16>(p, stream) : launch_typed<__half>(p, stream);
+  return with_type(number, [&]<typename T>() { return launch_typed<T>(p, stream); });
 }
 
 }  // namespace gb10::sparse24

@@ -41,12 +41,9 @@
 #include <cstddef>
 #include <cstdint>
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include "gb10/launch.cuh"
+#include "gb10/ptx.cuh"
+#include "gb10/teams.cuh"
 #include "sparse24.h"
-#include "teams.cuh"
 #include "tile.cuh"
 
 namespace gb10::sparse24 {
@@ -71,7 +68,11 @@ class Weights {
   };
 
   __device__ __forceinline__ Weights(Arguments const& p, std::uint32_t* peak, __half* activations)
-      : p_(p), pointers_(p.weight, threadIdx.x % 32), peak_(peak), activations_(activations), column_tiles_(column_tiles(p.columns)) {
+      : p_(p),
+        pointers_(p.weight, threadIdx.x % 32),
+        peak_(peak),
+        activations_(activations),
+        column_tiles_(column_tiles(p.columns)) {
     int const g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     if (threadIdx.x < kMaxTokens) peak[threadIdx.x] = 0;
 #pragma unroll
@@ -102,10 +103,10 @@ class Weights {
   __device__ __forceinline__ void activations_ready() {
     float const unscale = w4a16::kUnscale * __ldg(p_.global_scale);
     __syncthreads();
-    wait_for_previous();
+    ptx::wait_for_previous();
     auto const* const x = static_cast<T const*>(p_.x);
     stage<T>(activations_, peak_, p_.tokens, p_.columns,
-          [&](int row) { return Source<T>{x + static_cast<std::size_t>(row) * p_.columns, 1.0f, row}; });
+             [&](int row) { return Source<T>{x + static_cast<std::size_t>(row) * p_.columns, 1.0f, row}; });
 #pragma unroll
     for (int j = 0; j < kGroups; ++j) {
 #pragma unroll
@@ -161,13 +162,13 @@ class Weights {
 
 template <typename T, int kGroups, int kSlices, int kTeams, bool kTurns, int kBlocks>
 __global__ void __launch_bounds__(32 * kSlices * kTeams, kBlocks) gemv(__grid_constant__ Arguments const p) {
-  extern __shared__ __align__(16) unsigned char shared[];
-  release_next();
+  unsigned char* const shared = ptx::dynamic_shared();
+  ptx::release_next();
   auto* const activations = reinterpret_cast<__half*>(shared + sum_bytes<kGroups, kSlices, kTeams, kTurns>());
   auto* const peak = reinterpret_cast<std::uint32_t*>(activations) - kMaxTokens;
   Weights<T, kGroups> weights(p, peak, activations);
   teams::Loop<kGroups, kSlices, kTeams, kTurns, decltype(weights)>(weights, shared, column_tiles(p.columns),
-                                                                    (p.rows + kTileRows - 1) / kTileRows)
+                                                                   (p.rows + kTileRows - 1) / kTileRows)
       .run();
 }
 

@@ -5,12 +5,13 @@
 
 #include <cuda_runtime_api.h>
 
+#include "gb10/types.h"
+
 namespace gb10::sparse24 {
 
-inline constexpr int kMaxTokens = 16;
 inline constexpr int kMaxColumns = 16 * 1024;  // one token's activations must fit into any GPU's shared memory
 inline constexpr int kMaxRows = 1 << 29;
-inline constexpr int kColumnUnit = 16;         // K is a multiple of this
+inline constexpr int kColumnUnit = 16;  // K is a multiple of this
 inline constexpr int kTileRows = 16;
 inline constexpr int kTileColumns = 256;
 
@@ -18,8 +19,6 @@ inline constexpr int kTileColumns = 256;
 inline constexpr int kTileValueBytes = 1024;
 inline constexpr int kTilePositionBytes = 384;
 inline constexpr int kTileScaleBytes = 256;
-
-enum class Number { kBFloat16, kFloat16 };
 
 // A packed matrix, or a stack of them with `matrices` in front of each shape.
 struct Packed {
@@ -29,11 +28,11 @@ struct Packed {
 };
 
 struct Arguments {
-  void const* x;                  // [tokens, columns], 16-byte aligned
+  void const* x;  // [tokens, columns], 16-byte aligned
   Packed weight;
-  float const* global_scale;      // one number
-  void const* bias;               // [rows] or null
-  void* out;                      // [tokens, rows]
+  float const* global_scale;  // one number
+  void const* bias;           // [rows] or null
+  void* out;                  // [tokens, rows]
   int tokens;
   int rows;
   int columns;

@@ -5,23 +5,14 @@
 #include <cstddef>
 #include <cstdint>
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "gb10/arch.cuh"
+#include "gb10/mma.cuh"
+#include "gb10/ptx.cuh"
+#include "gb10/types.cuh"
 #include "gb10/w4a16.cuh"
 #include "sparse24.h"
 
 namespace gb10::sparse24 {
-
-// c[16 x 8] += a[16 x 32, 2 of 4 kept] b[32 x 8]; b: column g: k 2t, 2t+1 of each eight.
-template <int kSelector>
-__device__ __forceinline__ void mma_sp_m16n8k32(float (&c)[4], std::uint32_t const (&a)[4], uint4 b, std::uint32_t metadata) {
-  asm("mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.f16.f16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, %13;"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y), "r"(b.z), "r"(b.w), "r"(metadata), "n"(kSelector));
-}
 
 // Eight 3-bit position codes to eight pairs of 2-bit positions: a byte permutation is a look-up of four codes at once. Codes 6
 // and 7 do not occur in packed weights; they read as 0.
@@ -50,14 +41,12 @@ __device__ __forceinline__ void decode(std::uint32_t q, std::uint32_t (&a)[4]) {
 __device__ __forceinline__ __half2 scale_pair(std::uint32_t scales, int pair) {
   std::uint32_t out;
 #if GB10_HW_E4M3
-  std::uint16_t const both = static_cast<std::uint16_t>(scales >> (16 * pair));
-  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(out) : "h"(both));
-  out = w4a16::mul2<__half>(out, w4a16::twice(0x5800));
+  out = mul2<__half>(ptx::from_e4m3(static_cast<std::uint16_t>(scales >> (16 * pair))), twice(0x5800));
 #else
   // As f16 bits in 13..7 a byte is 2^-8 of the scale, subnormals too.
-  out = w4a16::mul2<__half>(__byte_perm(scales, 0, pair ? 0x4342 : 0x4140) << 7, w4a16::twice(0x7800));
+  out = mul2<__half>(__byte_perm(scales, 0, pair ? 0x4342 : 0x4140) << 7, twice(0x7800));
 #endif
-  return *reinterpret_cast<__half2 const*>(&out);
+  return pair_of<__half>(out);
 }
 
 // What a thread holds of one tile.
@@ -67,17 +56,13 @@ struct Tile {
   std::uint32_t scales[2];
 };
 
-__device__ __forceinline__ uint2 load_pair(void const* address) {
-  uint2 v;
-  asm("ld.global.nc.L1::evict_first.L2::128B.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(address));
-  return v;
-}
-
 // Where a thread reads in tile 0 of a stack of packed tiles.
 class TilePointers {
  public:
   __device__ __forceinline__ TilePointers(Packed const& weight, int lane)
-      : values_(weight.values + 16 * lane), positions_(weight.positions + 8 * lane), last_positions_(weight.positions + 256 + 4 * lane),
+      : values_(weight.values + 16 * lane),
+        positions_(weight.positions + 8 * lane),
+        last_positions_(weight.positions + 256 + 4 * lane),
         scales_(weight.scales + 8 * lane) {}
 
   // Starts the loads of tile `at` + kNext.
@@ -85,13 +70,14 @@ class TilePointers {
   __device__ __forceinline__ void load(Tile& tile, std::uint32_t at) const {
     std::uint64_t const wide = at;
     std::uint8_t const* const values = values_ + wide * kTileValueBytes + kNext * kTileValueBytes;
-    tile.values[0] = w4a16::load_weights(values);
-    tile.values[1] = w4a16::load_weights(values + 512);
-    uint2 const first = load_pair(positions_ + wide * kTilePositionBytes + kNext * kTilePositionBytes);
+    uint2 first, both;
+    ptx::load_weights(tile.values[0], values);
+    ptx::load_weights(tile.values[1], values + 512);
+    ptx::load_weights(first, positions_ + wide * kTilePositionBytes + kNext * kTilePositionBytes);
     tile.positions[0] = first.x;
     tile.positions[1] = first.y;
-    tile.positions[2] = w4a16::load_scales(last_positions_ + wide * kTilePositionBytes + kNext * kTilePositionBytes);
-    uint2 const both = load_pair(scales_ + wide * kTileScaleBytes + kNext * kTileScaleBytes);
+    ptx::load_weights(tile.positions[2], last_positions_ + wide * kTilePositionBytes + kNext * kTilePositionBytes);
+    ptx::load_weights(both, scales_ + wide * kTileScaleBytes + kNext * kTileScaleBytes);
     tile.scales[0] = both.x;
     tile.scales[1] = both.y;
   }
@@ -113,25 +99,9 @@ __host__ __device__ constexpr int row_stride(int columns) { return column_tiles(
 
 // Eight numbers as they come from memory, and as floats.
 template <typename T>
-struct Eight;
-
-template <>
-struct Eight<__nv_bfloat16> {
+struct Eight {
   uint4 words = {0, 0, 0, 0};
-  __device__ __forceinline__ void load(__nv_bfloat16 const* from) { words = *reinterpret_cast<uint4 const*>(from); }
-  static __device__ __forceinline__ float2 pair(std::uint32_t word) {
-    return {__uint_as_float(word << 16), __uint_as_float(word & 0xFFFF0000u)};
-  }
-};
-
-template <>
-struct Eight<__half> {
-  uint4 words = {0, 0, 0, 0};
-  __device__ __forceinline__ void load(__half const* from) { words = *reinterpret_cast<uint4 const*>(from); }
-  static __device__ __forceinline__ float2 pair(std::uint32_t word) {
-    return {__half2float(__ushort_as_half(static_cast<std::uint16_t>(word))),
-            __half2float(__ushort_as_half(static_cast<std::uint16_t>(word >> 16)))};
-  }
+  __device__ __forceinline__ void load(T const* from) { words = *reinterpret_cast<uint4 const*>(from); }
 };
 
 template <>
@@ -143,12 +113,10 @@ struct Eight<float> {
   }
 };
 
-// Activations are multiplied in f16, each token's times the power of two that puts its largest magnitude into [2^14, 2^15). For
-// bf16 and f16 that is exact for all numbers down to 2^-32 of the largest; below, the error is at most 2^-40 of the largest.
-// Infinities and NaN stay what they are. peak is the largest magnitude as the bits of a float.
-__device__ __forceinline__ std::uint32_t peak_exponent(std::uint32_t peak) { return min(max(peak >> 23, 16u), 254u); }
-__device__ __forceinline__ float to_f16_range(std::uint32_t peak) { return __uint_as_float((268u - peak_exponent(peak)) << 23); }
-__device__ __forceinline__ float from_f16_range(std::uint32_t peak) { return __uint_as_float((peak_exponent(peak) - 14u) << 23); }
+// Activations are multiplied in f16, each token's times the power of two of w4a16.cuh; that is exact for all f16 and bf16 numbers
+// down to 2^-32 of the largest. peak is the largest magnitude as the bits of a float.
+__device__ __forceinline__ float to_f16_range(std::uint32_t peak) { return w4a16::power_to(w4a16::exponent_of(peak >> 23)); }
+__device__ __forceinline__ float from_f16_range(std::uint32_t peak) { return w4a16::power_back(w4a16::exponent_of(peak >> 23)); }
 
 // Where a row of activations comes from; token names its peak. Without `from` the row is zeros.
 template <typename T>
@@ -166,8 +134,7 @@ __device__ __forceinline__ int place_of(int group) {
 __device__ __forceinline__ constexpr int offset_of(int word) { return word % 2 * 8 + word / 2 * 4; }
 
 __device__ __forceinline__ std::uint32_t half_pair(float2 v, float factor) {
-  __half2 const pair = __floats2half2_rn(v.x * factor, v.y * factor);
-  return *reinterpret_cast<std::uint32_t const*>(&pair);
+  return word_of_floats<__half>(v.x * factor, v.y * factor);
 }
 
 // Makes a token's peak what eight numbers a lane ask for. All lanes of a warp have the same row: a row has a multiple of 32 eights.
@@ -201,8 +168,8 @@ __device__ __forceinline__ void stage_few(__half* activations, std::uint32_t* pe
     for (int d = 0; d < kMost; ++d) {
       int const i = threadIdx.x + d * blockDim.x;
       if (i >= total) break;
-      float2 const pairs[4] = {Eight<T>::pair(v[d].words.x), Eight<T>::pair(v[d].words.y), Eight<T>::pair(v[d].words.z),
-                               Eight<T>::pair(v[d].words.w)};
+      float2 const pairs[4] = {floats_of<T>(v[d].words.x), floats_of<T>(v[d].words.y), floats_of<T>(v[d].words.z),
+                               floats_of<T>(v[d].words.w)};
       if (pass == 0) {
         note(peak[token[d]], pairs);
       } else {
@@ -255,7 +222,7 @@ __device__ __forceinline__ void stage(__half* activations, std::uint32_t* peak, 
             std::uint32_t const words[4] = {v[d].words.x, v[d].words.y, v[d].words.z, v[d].words.w};
 #pragma unroll
             for (int w = 0; w < 4; ++w) {
-              pairs[w] = Eight<T>::pair(words[w]);
+              pairs[w] = floats_of<T>(words[w]);
               *reinterpret_cast<std::uint32_t*>(at + offset_of(w)) = words[w];
             }
           } else {
@@ -283,7 +250,7 @@ __device__ __forceinline__ void stage(__half* activations, std::uint32_t* peak, 
 #pragma unroll
         for (int w = 0; w < 4; ++w) {
           auto* const word = reinterpret_cast<std::uint32_t*>(at + offset_of(w));
-          if constexpr (kOnce) *word = half_pair(Eight<T>::pair(*word), factor);
+          if constexpr (kOnce) *word = half_pair(floats_of<T>(*word), factor);
         }
       }
     }
@@ -291,8 +258,8 @@ __device__ __forceinline__ void stage(__half* activations, std::uint32_t* peak, 
   }
 }
 
-// c[kFirst + i] += tile * x[i], 1 / 128 of it. x[i]: this thread's first number of the tile in shared memory, of token group i. With one group
-// the sum is kept in two parts, so that the matrix instructions wait less for each other.
+// c[kFirst + i] += tile * x[i], 1 / 128 of it. x[i]: this thread's first number of the tile in shared memory, of token group i.
+// With one group the sum is kept in two parts, so that the matrix instructions wait less for each other.
 template <int kGroups, int kFirst = 0, int kSums>
 __device__ __forceinline__ void multiply(float (&c)[kSums][4], Tile const& tile, __half const* const (&x)[kGroups]) {
   std::uint32_t const words[8] = {tile.values[0].x, tile.values[0].y, tile.values[0].z, tile.values[0].w,
@@ -313,8 +280,7 @@ __device__ __forceinline__ void multiply(float (&c)[kSums][4], Tile const& tile,
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
         __half2 const scale = i % 2 ? __high2half2(pairs[r % 2]) : __low2half2(pairs[r % 2]);
-        __half2 const product = __hmul2(*reinterpret_cast<__half2 const*>(&a[r]), scale);
-        a[r] = *reinterpret_cast<std::uint32_t const*>(&product);
+        a[r] = word_of(__hmul2(pair_of<__half>(a[r]), scale));
       }
 #pragma unroll
       for (int group = 0; group < kGroups; ++group) {

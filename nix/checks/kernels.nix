@@ -1,5 +1,5 @@
 # The kernels without a GPU: host builds of their headers, their machine code, what the operators refuse. tests/gpu skips
-# here and says why.
+# here and says why. vLLM's GEMM units take 7 GB of memory each: `nix build .#vllm-fp4-checks` looks at them.
 {
   pkgs,
   room,
@@ -11,22 +11,30 @@ let
     cuda-toolkit
     kernels
     kernels-software
+    kernels-sparse24
+    kernels-sparse24-software
     vllm-fp4
-    vllm-fp4-gemm
     vllm-fp4-software
     ;
+  common = [
+    ../../kernels/Makefile
+    ../../kernels/include
+  ];
 in
 {
   kernels = room {
     name = "kernels";
     tests = [ ../../tests/kernels ];
-    sources =
-      sets.plugin
-      ++ sets.gb10 [ "kernels" ]
-      ++ [
-        ../../kernels
-        ../../vllm_fp4
-      ];
+    arguments = "-k 'not sparse24' --ignore tests/kernels/test_vllm_fp4_gemm.py";
+    cuda = common ++ [
+      ../../kernels/bandwidth
+      ../../kernels/fp8_gemv
+      ../../kernels/moe_decode
+      ../../kernels/nvfp4_gemv
+      ../../kernels/quantize
+      ../../vllm_fp4
+    ];
+    sources = sets.plugin ++ sets.gb10 [ "kernels" ];
     variables = {
       GB10_CUDA_TOOLKIT = cuda-toolkit;
       GB10_KERNELS = kernels;
@@ -34,9 +42,22 @@ in
       GB10_VLLM_FP4 = "${vllm-fp4}/lib";
       GB10_VLLM_FP4_OBJECTS = pkgs.runCommand "gb10-vllm-fp4-objects" { } ''
         mkdir -p "$out/hardware" "$out/software"
-        ln -s ${vllm-fp4}/objects/* ${vllm-fp4}/lib/* ${vllm-fp4-gemm}/objects/* "$out/hardware/"
+        ln -s ${vllm-fp4}/objects/* ${vllm-fp4}/lib/* "$out/hardware/"
         ln -s ${vllm-fp4-software}/objects/* ${vllm-fp4-software}/lib/* "$out/software/"
       '';
+    };
+  };
+
+  kernels-sparse24 = room {
+    name = "kernels-sparse24";
+    tests = [ ../../tests/kernels ];
+    arguments = "-k sparse24";
+    cuda = common ++ [ ../../kernels/sparse24 ];
+    sources = sets.plugin ++ sets.gb10 [ "kernels" ];
+    variables = {
+      GB10_CUDA_TOOLKIT = cuda-toolkit;
+      GB10_KERNELS_SPARSE24 = kernels-sparse24;
+      GB10_KERNELS_SPARSE24_SOFTWARE = kernels-sparse24-software;
     };
   };
 

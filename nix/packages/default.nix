@@ -12,6 +12,8 @@
     heldout
     kernels
     kernels-software
+    kernels-sparse24
+    kernels-sparse24-software
     lab-env
     quality
     serve
@@ -19,6 +21,7 @@
     speculative
     test-env
     vllm-fp4
+    vllm-fp4-checks
     vllm-fp4-software
     ;
   default = pkgs.gb10.serve;

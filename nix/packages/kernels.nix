@@ -1,38 +1,41 @@
-# The CUDA kernels -> lib/libgb10_kernels.so, for one route (kernels/include/gb10/arch.cuh).
+# A library of kernels -> lib/libgb10_NAME.so (kernels/Makefile), for one route (kernels/include/gb10/arch.cuh).
 { pkgs }:
 
-{ route }:
+{
+  # kernels or sparse24
+  name,
+  # The folders of its kernels.
+  folders,
+  route,
+}:
 
 let
   inherit (pkgs.gb10) cuda-toolkit python wheels;
   inherit (pkgs.lib.fileset) toSource unions;
 in
 pkgs.stdenv.mkDerivation {
-  pname = "gb10-kernels-${route}";
+  pname = "gb10-${name}-${route}";
   version = (builtins.fromTOML (builtins.readFile ../../python/pyproject.toml)).project.version;
   src = toSource {
     root = ../../kernels;
-    fileset = unions [
-      ../../kernels/Makefile
-      ../../kernels/include
-      ../../kernels/bandwidth
-      ../../kernels/fp8_gemv
-      ../../kernels/moe_decode
-      ../../kernels/nvfp4_gemv
-      ../../kernels/quantize
-      ../../kernels/sparse24
-    ];
+    fileset = unions (
+      [
+        ../../kernels/Makefile
+        ../../kernels/include
+      ]
+      ++ folders
+    );
   };
   dontConfigure = true;
   # Only torch's headers and its libraries' names are used, and those are the same for CPU and CUDA.
   buildPhase = ''
     make -j"$NIX_BUILD_CORES" OUT="$PWD/build" ROUTE=${route} \
-      CUDA=${cuda-toolkit} TORCH=${wheels.cpu.torch}/${python.sitePackages}/torch
+      CUDA=${cuda-toolkit} TORCH=${wheels.cpu.torch}/${python.sitePackages}/torch ${name}
   '';
   # No run path: it would put torch for CPU beside torch for CUDA. The library takes the torch that loads it.
   installPhase = ''
-    install -D build/libgb10_kernels.so "$out/lib/libgb10_kernels.so"
-    patchelf --remove-rpath "$out/lib/libgb10_kernels.so"
+    install -D build/libgb10_${name}.so "$out/lib/libgb10_${name}.so"
+    patchelf --remove-rpath "$out/lib/libgb10_${name}.so"
   '';
   nativeBuildInputs = [ pkgs.patchelf ];
 }

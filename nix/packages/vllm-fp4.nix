@@ -30,6 +30,7 @@ let
       buildPhase = ''
         make -j"$NIX_BUILD_CORES" -f vllm_fp4/build.mk OUT="$PWD/build" ROUTE=${route} \
           CUDA=${cuda-toolkit} TORCH=${wheels.cpu.torch}/${python.sitePackages}/torch VLLM=${vllm-source} \
+          INCLUDE="$PWD/kernels/include" \
           CUTLASS=${cutlass}/${python.sitePackages}/cutlass_library/source/include ${target}
       '';
       installPhase = install;

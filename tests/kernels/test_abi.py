@@ -1,13 +1,16 @@
-"""The built library: what it needs of the machine, what it shows, and for which GPUs it has code."""
+"""The built libraries: what each needs of the machine, what it shows, and for which GPUs it has code."""
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+from libraries import ROUTES, built
 
+NAMES = ("kernels", "sparse24")
 GLIBC = (2, 36)  # Debian 12; DGX OS (Ubuntu 24.04) has 2.39
 STABLE_ABI = re.compile(r"aoti_torch_\w+|torch_\w+")
 
@@ -16,10 +19,9 @@ def run(*command: str | Path) -> str:
     return subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True).stdout
 
 
-@pytest.fixture(params=["hardware", "software"])
+@pytest.fixture(params=list(itertools.product(NAMES, ROUTES)), ids="-".join)
 def library(request: pytest.FixtureRequest) -> Path:
-    path: Path = request.getfixturevalue(f"{request.param}_library")
-    return path
+    return built(*request.param)
 
 
 def undefined(library: Path) -> list[str]:
@@ -72,9 +74,12 @@ def architectures(toolkit: Path, library: Path) -> tuple[set[str], set[str]]:
     return set(re.findall(r"-arch (sm_\w+)", images)), set(re.findall(r"\.(sm_\w+)\.ptx", listed.stdout))
 
 
-def test_hardware_build_is_for_hopper_and_the_12x_family(toolkit: Path, hardware_library: Path) -> None:
-    assert architectures(toolkit, hardware_library) == ({"sm_90", "sm_120f"}, set())
-
-
-def test_software_build_is_for_generic_121(toolkit: Path, software_library: Path) -> None:
-    assert architectures(toolkit, software_library) == ({"sm_121"}, set())
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("route", "targets"), [("hardware", {"sm_90", "sm_120f"}), ("software", {"sm_121"})], ids=list(ROUTES)
+)
+def test_the_code_is_for_the_gpus_of_its_route(
+    name: str, route: str, targets: set[str], toolkit: Path
+) -> None:
+    """The hardware build is for Hopper and the 12.x family, the software build for generic 12.1."""
+    assert architectures(toolkit, built(name, route)) == (targets, set())

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import on_the_host
 import pytest
-import split_k_host
 
 SCHEMA = "gb10::fp8_gemv(Tensor x, Tensor weight, Tensor scales, Tensor? bias, Tensor(a!) out) -> ()"
 
@@ -97,9 +96,8 @@ def test_the_fake_gives_shapes(operators: None) -> None:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    from gb10.kernels.fp8_gemv import _ready, fp8_gemv
+    from gb10.kernels.fp8_gemv import fp8_gemv
 
-    _ready()
     with FakeTensorMode():
         x = torch.empty(3, 128, dtype=torch.float16)
         y = fp8_gemv(x, torch.empty(40, 128).to(torch.float8_e4m3fn), torch.empty(40))
@@ -108,10 +106,7 @@ def test_the_fake_gives_shapes(operators: None) -> None:
 
 def test_the_kernel_on_the_cpu(tmp_path: Path, toolkit: Path) -> None:
     """The kernel's own source, thread by thread (host/block.h): all indices, splits, barriers and tails."""
-    program = split_k_host.build("fp8_gemv", tmp_path, toolkit)
-    done = subprocess.run([program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "36 runs, 0 wrong" in done.stdout
+    assert "36 runs, 0 wrong" in on_the_host.run("fp8_gemv", tmp_path, toolkit)
 
 
 def test_machine_code(machine_code: dict[str, list[str]]) -> None:

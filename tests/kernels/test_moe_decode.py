@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import on_the_host
 import pytest
 
-HERE = Path(__file__).parent
-KERNELS = HERE.parents[1] / "kernels"
+KERNELS = Path(__file__).parents[2] / "kernels"
 
 Arguments = dict[str, Any]
 
@@ -223,7 +220,7 @@ def test_the_activations_are_vllms() -> None:
         with pytest.raises(UserError, match=name):
             activation_numbers(name)
     enum = pytest.importorskip("vllm.model_executor.layers.fused_moe.activation").MoEActivation
-    source = (KERNELS / "moe_decode" / "ops.cpp").read_text()
+    source = (KERNELS / "include" / "gb10" / "op_checks.h").read_text()
     named = set(re.findall(r'\{"(\w+)", moe::Activation::', source))
     assert named == {member.value for member in enum} - {"relu2"}
 
@@ -244,59 +241,8 @@ def test_machine_code(machine_code: dict[str, list[str]]) -> None:
         assert len([line for line in code if "HMMA.16816.F32" in line]) == 16, name
 
 
-ON_THE_HOST = {
-    "gb10/arch.cuh": [(r"#define GB10_HW_E2M1 0", "#define GB10_HW_E2M1 GB10_TEST_HW_E2M1")],
-    "gb10/e2m1.cuh": [
-        # The block that decodes; the other one, which encodes, is not used here.
-        (
-            r"asm\(\"\{\\n\"\s*\"\.reg \.b8 b0, b1, b2, b3;\\n\"\s*\"mov\.b32 \{b0.*?\);",
-            "host::unpack_e2m1(word, out);",
-        ),
-    ],
-    "gb10/w4a16.cuh": [
-        (r"asm\(\"ld\.global\S*\.v4\.u32.*?\);", "std::memcpy(&v, address, 16);"),
-        (r"asm\(\"ld\.global\S*\.u32.*?\);", "std::memcpy(&v, address, 4);"),
-    ],
-    "moe_decode.cuh": [
-        (
-            r"extern __shared__ __align__\(16\) unsigned char shared\[\];",
-            "auto* const shared = reinterpret_cast<unsigned char*>(host::shared_memory);",
-        ),
-    ],
-}
-"""What of the kernels is not C++ (beside ptx.cuh), and what stands for it on the CPU."""
-
-
-@pytest.mark.parametrize("instruction", [0, 1])
-def test_the_kernels_on_the_cpu(tmp_path: Path, toolkit: Path, instruction: int) -> None:
-    """The kernels' own source, thread by thread (host/block.h): grouping, indices, splits, barriers, copies.
-
-    For targets without and with the instruction that decodes E2M1.
-    """
-    include = tmp_path / "gb10"
-    include.mkdir()
-    for header in ("arch.cuh", "e2m1.cuh", "w4a16.cuh"):
-        shutil.copy(KERNELS / "include/gb10" / header, include)
-    for replacement in ("block.h", "mma.cuh", "launch.cuh"):
-        shutil.copy(HERE / "host" / replacement, include)
-    for source in ("moe_decode.cuh", "moe_decode.h", "cut.h"):
-        shutil.copy(KERNELS / "moe_decode" / source, tmp_path)
-    for replacement in ("moe_host.h", "moe_decode.cpp"):
-        shutil.copy(HERE / "host" / replacement, tmp_path)
-    shutil.copy(HERE / "host" / "moe_ptx.cuh", tmp_path / "ptx.cuh")
-    for name, changes in ON_THE_HOST.items():
-        path = tmp_path / name
-        text = path.read_text()
-        for pattern, replacement in changes:
-            text, times = re.subn(pattern, replacement, text, flags=re.DOTALL)
-            assert times >= 1, pattern
-        path.write_text(text)
-    program = tmp_path / "moe_decode"
-    flags = ["-std=c++20", "-O2", f"-DGB10_TEST_HW_E2M1={instruction}", "-include", "gb10/block.h"]
-    headers = [f"-I{folder}" for folder in (tmp_path, f"{toolkit}/include", f"{toolkit}/include/cccl")]
-    compiler = os.environ.get("CXX", "g++")
-    main = tmp_path / "moe_decode.cpp"
-    subprocess.run([compiler, *flags, *headers, "-o", program, main], check=True)
-    done = subprocess.run([program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"[1-9]\d* runs, 0 wrong", done.stdout)
+@pytest.mark.parametrize("decodes", [False, True])
+def test_the_kernels_on_the_cpu(tmp_path: Path, toolkit: Path, decodes: bool) -> None:
+    """Grouping, indices, splits, barriers, copies, without and with the instruction that decodes."""
+    printed = on_the_host.run("moe_decode", tmp_path, toolkit, decodes=decodes)
+    assert re.search(r"[1-9]\d* runs, 0 wrong", printed)

@@ -6,13 +6,12 @@ import itertools
 import math
 import re
 import struct
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import on_the_host
 import pytest
-import split_k_host
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -266,7 +265,7 @@ Arguments = dict[str, Any]
 
 
 @pytest.fixture
-def good(operators: None) -> Arguments:
+def good(sparse24_operators: None) -> Arguments:
     """Arguments that only their device speaks against: N = 40, K = 272."""
     weight, _ = pack(random_weight(40, 272, 2), allow_loss=True)
     return {
@@ -332,7 +331,6 @@ def test_bad_arguments_are_refused_by_name(
 
 def test_the_kernel_on_the_cpu(tmp_path: Path, toolkit: Path) -> None:
     """The kernel's own source, thread by thread (host/block.h), with weights that `pack` made."""
-    program = split_k_host.build("sparse24", tmp_path, toolkit)
     with (tmp_path / "weights").open("wb") as file:
         for rows, columns in [(16, 256), (40, 272), (1, 16), (33, 2304), (70, 1040)]:
             weight = random_weight(rows, columns, rows, zeros=0.2)
@@ -342,14 +340,12 @@ def test_the_kernel_on_the_cpu(tmp_path: Path, toolkit: Path) -> None:
             for part in (packed.values, packed.positions, packed.scales.view(torch.uint8)):
                 file.write(part.numpy().tobytes())
             file.write(dequantize(kept.packed, kept.block_scales, 1.0).double().numpy().tobytes())
-    done = subprocess.run([program, tmp_path / "weights"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "80 runs, 0 wrong" in done.stdout
+    printed = on_the_host.run("sparse24", tmp_path, toolkit, tmp_path / "weights")
+    assert "80 runs, 0 wrong" in printed
 
 
 def test_the_moe_on_the_cpu(tmp_path: Path, toolkit: Path) -> None:
     """Both of its kernels, with ids of every kind, both orders of gate and up, and each activation."""
-    program = split_k_host.build("sparse24_moe", tmp_path, toolkit)
     with (tmp_path / "weights").open("wb") as file:
         for experts, hidden, intermediate in [(6, 272, 32), (3, 16, 16), (9, 512, 304)]:
             file.write(struct.pack("<iii", experts, hidden, intermediate))
@@ -365,9 +361,8 @@ def test_the_moe_on_the_cpu(tmp_path: Path, toolkit: Path) -> None:
                     file.write(part.numpy().tobytes())
                 flat = (kept.packed.flatten(0, 1), kept.block_scales.flatten(0, 1))
                 file.write(dequantize(*flat, 1.0).double().numpy().tobytes())
-    done = subprocess.run([program, tmp_path / "weights"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "30 runs, 0 wrong" in done.stdout
+    printed = on_the_host.run("sparse24_moe", tmp_path, toolkit, tmp_path / "weights")
+    assert "30 runs, 0 wrong" in printed
 
 
 MOE_SCHEMA = (
@@ -380,7 +375,7 @@ MOE_SCHEMA = (
 
 
 @pytest.fixture
-def good_moe(operators: None) -> Arguments:
+def good_moe(sparse24_operators: None) -> Arguments:
     """Three experts, hidden 272, intermediate 48, two tokens with two slots; only their device is wrong."""
     fp8 = torch.float8_e4m3fn
     return {
@@ -464,10 +459,10 @@ def test_bad_moe_arguments_are_refused_by_name(
     assert words in moe_refusal({**good_moe, name: change(good_moe[name])})
 
 
-def test_machine_code(machine_code: dict[str, list[str]]) -> None:
+def test_machine_code(sparse24_code: dict[str, list[str]]) -> None:
     """Every target has the sparse matrix instruction, with both selectors; nothing spills."""
     found = {"8sparse244gemv": 0, "8sparse247gate_up": 0, "8sparse244down": 0}
-    for name, code in machine_code.items():
+    for name, code in sparse24_code.items():
         kernel = next((kernel for kernel in found if kernel in name), None)
         if kernel is None:
             continue
@@ -477,7 +472,7 @@ def test_machine_code(machine_code: dict[str, list[str]]) -> None:
         selectors = re.findall(r"HMMA\.SP\.16832\.F32 .*(0x[01])$", text, re.MULTILINE)
         groups = int(re.findall(r"I(?:6__half|13__nv_bfloat16)Li(\d+)E", name)[0])
         assert selectors.count("0x0") == selectors.count("0x1") == 16 * groups, name
-    targets = len({name.split()[0] for name in machine_code})
+    targets = len({name.split()[0] for name in sparse24_code})
     assert targets and found == {
         "8sparse244gemv": 14 * targets,
         "8sparse247gate_up": 6 * targets,

@@ -1,90 +1,35 @@
-"""What the machine code of vLLM's FP4 units consists of: FP4 instructions in one build, none in the other.
+"""The machine code of vLLM's FP4 quantisation: FP4 instructions in one build, none in the other.
 
-``GB10_CUDA_TOOLKIT`` names the toolkit. ``GB10_VLLM_FP4_OBJECTS`` names a folder with what build.mk of
-vllm_fp4 left in its OUT: ``hardware/`` (ROUTE=hardware; the GEMM objects, target ``gemm``, are beside
-the others or absent) and ``software/`` (ROUTE=software).
-
-A cubin's name says sm_120 for sm_120 and for sm_120f. What it was assembled for is in a note of ptxas.
+``GB10_VLLM_FP4_OBJECTS`` names a folder with what build.mk of vllm_fp4 left in its OUT: ``hardware/``
+(ROUTE=hardware) and ``software/`` (ROUTE=software).
 """
 
 from __future__ import annotations
 
 import os
 import re
-import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cubins import (
+    ENCODE,
+    HARDWARE_TARGETS,
+    MATRIX,
+    SOFTWARE_TARGETS,
+    Cubin,
+    cubins_of,
+    hardware_faults,
+    has_ptx,
+    needs_toolkit,
+    software_faults,
+    tool,
+)
 
-TOOLKIT = os.environ.get("GB10_CUDA_TOOLKIT")
 OBJECTS = os.environ.get("GB10_VLLM_FP4_OBJECTS")
-pytestmark = pytest.mark.skipif(TOOLKIT is None, reason="GB10_CUDA_TOOLKIT is not set; this needs cuobjdump")
+pytestmark = needs_toolkit
 needs_objects = pytest.mark.skipif(OBJECTS is None, reason="GB10_VLLM_FP4_OBJECTS is not set")
 
-ENCODE = "F2FP.SATFINITE.E2M1"
-MATRIX = "OMMA.SF"
 QUANT_UNITS = ("nvfp4_quant_kernels", "activation_nvfp4_quant_fusion_kernels", "nvfp4_experts_quant")
-GEMM_UNITS = ("nvfp4_scaled_mm_sm120_kernels", "nvfp4_blockwise_moe_kernel")
-HARDWARE_TARGETS = {"sm_90", "sm_120f"}
-SOFTWARE_TARGETS = {"sm_121"}
-
-
-@dataclass(frozen=True)
-class Cubin:
-    """The machine code of one unit for one target."""
-
-    target: str
-    functions: dict[str, str]
-    """Name of each kernel, and its SASS."""
-
-    def without(self, instruction: str) -> list[str]:
-        return [name for name, sass in self.functions.items() if instruction not in sass]
-
-    def count(self, pattern: str) -> int:
-        return sum(len(re.findall(pattern, sass)) for sass in self.functions.values())
-
-
-def tool(name: str, *arguments: str | Path, cwd: Path | None = None) -> str:
-    command = [f"{TOOLKIT}/bin/{name}", *map(str, arguments)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=cwd)
-    return done.stdout
-
-
-def cubins_of(file: Path, scratch: Path) -> list[Cubin]:
-    """Every cubin inside of an object, a fat binary or a library."""
-    scratch.mkdir(parents=True)
-    tool("cuobjdump", "-xelf", "all", file.resolve(), cwd=scratch)
-    cubins = []
-    for cubin in sorted(scratch.iterdir()):
-        target = re.search(rb"-arch (sm_\w+)", cubin.read_bytes())
-        assert target, f"{cubin.name} does not say what it was assembled for"
-        parts = re.split(r"^\s*Function : (\S+)$", tool("cuobjdump", "-sass", cubin), flags=re.MULTILINE)
-        functions = dict(zip(parts[1::2], parts[2::2], strict=True))
-        cubins.append(Cubin(target.group(1).decode(), functions))
-    return cubins
-
-
-def has_ptx(file: Path) -> bool:
-    return "PTX file" in tool("cuobjdump", "-lptx", file)
-
-
-def hardware_faults(cubins: list[Cubin], instruction: str | None) -> list[str]:
-    """What is wrong with a unit of a hardware build whose 12.x kernels must all hold ``instruction``."""
-    faults = [f"built for {c.target}" for c in cubins if c.target not in HARDWARE_TARGETS]
-    for cubin in cubins:
-        if cubin.target == "sm_90":
-            if cubin.count(r"\bF2FP\S*E2M1|\bOMMA\b"):
-                faults.append("an FP4 instruction for sm_90")
-        elif instruction:
-            faults += [f"{name} is without {instruction}" for name in cubin.without(instruction)]
-    return faults
-
-
-def software_faults(cubins: list[Cubin]) -> list[str]:
-    """What is wrong with a unit of the software build."""
-    faults = [f"built for {c.target}" for c in cubins if c.target not in SOFTWARE_TARGETS]
-    return faults + ["an FP4 instruction" for c in cubins if c.count(r"\bF2FP\S*E2M1|\bOMMA\b")]
 
 
 def objects(route: str) -> list[Path]:
@@ -101,22 +46,6 @@ def test_hardware_quant_units_use_the_conversion(unit: str, tmp_path: Path) -> N
     assert {cubin.target for cubin in cubins} == HARDWARE_TARGETS
     assert all(cubin.functions for cubin in cubins)
     assert hardware_faults(cubins, ENCODE) == []
-    assert not has_ptx(file)
-
-
-@needs_objects
-@pytest.mark.parametrize("unit", GEMM_UNITS)
-def test_gemm_units_use_the_matrix_instruction(unit: str, tmp_path: Path) -> None:
-    assert OBJECTS is not None
-    file = Path(OBJECTS, "hardware", f"{unit}.cu.o")
-    if not file.is_file():
-        pytest.skip(f"{unit} was not built (build.mk's target gemm)")
-    cubins = cubins_of(file, tmp_path / "x")
-    assert [cubin.target for cubin in cubins] == ["sm_120f"]
-    # CUTLASS launches through one template; beside it there is a kernel that only prepares pointers.
-    gemms = {name: sass for name, sass in cubins[0].functions.items() if "13device_kernel" in name}
-    assert gemms
-    assert hardware_faults([Cubin("sm_120f", gemms)], MATRIX) == []
     assert not has_ptx(file)
 
 

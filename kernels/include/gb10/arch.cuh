@@ -8,11 +8,12 @@
 //   GB10_HW_E4M3        cvt between e4m3x2 and f16x2 is one instruction (8.9 and newer)
 //   GB10_HW_DEPENDENTS  griddepcontrol: programmatic dependent launch (9.0 and newer)
 //
-// Host code, and targets without an instruction, take the software route with the same results, bit for bit.
+// Host code, and targets without an instruction, take the software route with the same results, bit for bit. A test without a
+// GPU may define GB10_HW_E2M1 itself.
 #pragma once
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000 && \
-    (defined(__CUDA_ARCH_SPECIFIC__) || defined(__CUDA_ARCH_FAMILY_SPECIFIC__))
+#if defined(GB10_HW_E2M1)
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000 && (defined(__CUDA_ARCH_SPECIFIC__) || defined(__CUDA_ARCH_FAMILY_SPECIFIC__))
 #define GB10_HW_E2M1 1
 #else
 #define GB10_HW_E2M1 0

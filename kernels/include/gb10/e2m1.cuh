@@ -18,7 +18,8 @@
 
 #include <cuda_runtime.h>
 
-#include "arch.cuh"
+#include "gb10/arch.cuh"
+#include "gb10/ptx.cuh"
 
 #if !defined(__CUDA_ARCH__)
 #include <cmath>
@@ -109,27 +110,10 @@ GB10_HOST_DEVICE std::uint32_t encode8_software(float const (&v)[8]) {
   return encode8_software_no_nan(y);
 }
 
-#if GB10_HW_E2M1
-__device__ __forceinline__ std::uint32_t encode8_hardware(float const (&v)[8]) {
-  std::uint32_t word;
-  asm("{\n"
-      ".reg .b8 b0, b1, b2, b3;\n"
-      "cvt.rn.satfinite.e2m1x2.f32 b0, %2, %1;\n"
-      "cvt.rn.satfinite.e2m1x2.f32 b1, %4, %3;\n"
-      "cvt.rn.satfinite.e2m1x2.f32 b2, %6, %5;\n"
-      "cvt.rn.satfinite.e2m1x2.f32 b3, %8, %7;\n"
-      "mov.b32 %0, {b0, b1, b2, b3};\n"
-      "}"
-      : "=r"(word)
-      : "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "f"(v[4]), "f"(v[5]), "f"(v[6]), "f"(v[7]));
-  return word;
-}
-#endif
-
 // Eight values to one word; value i in bits 4i..4i+3.
 GB10_HOST_DEVICE std::uint32_t encode8(float const (&v)[8]) {
 #if GB10_HW_E2M1
-  return encode8_hardware(v);
+  return ptx::to_e2m1(v);
 #else
   return encode8_software(v);
 #endif
@@ -138,7 +122,7 @@ GB10_HOST_DEVICE std::uint32_t encode8(float const (&v)[8]) {
 // The same for a caller who knows that no value is NaN: eight instructions less in software.
 GB10_HOST_DEVICE std::uint32_t encode8_no_nan(float const (&v)[8]) {
 #if GB10_HW_E2M1
-  return encode8_hardware(v);
+  return ptx::to_e2m1(v);
 #else
   return encode8_software_no_nan(v);
 #endif
@@ -154,16 +138,7 @@ GB10_HOST_DEVICE float decode(std::uint32_t code) {
 // Eight codes to eight f16 numbers, exact: word p of `out` holds the bits of value 2p at the bottom and of value 2p + 1 at the top.
 GB10_HOST_DEVICE void decode8_f16(std::uint32_t word, std::uint32_t (&out)[4]) {
 #if GB10_HW_E2M1
-  asm("{\n"
-      ".reg .b8 b0, b1, b2, b3;\n"
-      "mov.b32 {b0, b1, b2, b3}, %4;\n"
-      "cvt.rn.f16x2.e2m1x2 %0, b0;\n"
-      "cvt.rn.f16x2.e2m1x2 %1, b1;\n"
-      "cvt.rn.f16x2.e2m1x2 %2, b2;\n"
-      "cvt.rn.f16x2.e2m1x2 %3, b3;\n"
-      "}"
-      : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
-      : "r"(word));
+  ptx::from_e2m1(word, out);
 #else
   GB10_UNROLL
   for (int p = 0; p < 4; ++p) {

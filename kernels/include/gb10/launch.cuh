@@ -1,32 +1,42 @@
 // Launching a kernel so that it may start while the one before it ends (programmatic dependent launch, 9.0 and newer).
 //
-// A kernel launched here may read weights at once, but must call wait_for_previous() before it reads what an earlier kernel
-// wrote (activations) and before it writes anything. release_next() lets a next kernel launched the same way begin; a next
+// A kernel launched here may read weights at once, but must call ptx::wait_for_previous() before it reads what an earlier kernel
+// wrote (activations) and before it writes anything. ptx::release_next() lets a next kernel launched the same way begin; a next
 // kernel launched the usual way waits for the end of this one whatever this one calls.
 #pragma once
 
+#include <mutex>
+#include <set>
+#include <utility>
+
 #include <cuda_runtime.h>
 
-#include "arch.cuh"
+#include "gb10/device.h"
 
 namespace gb10 {
 
-__device__ __forceinline__ void wait_for_previous() {
-#if GB10_HW_DEPENDENTS
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-__device__ __forceinline__ void release_next() {
-#if GB10_HW_DEPENDENTS
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
+// Lets a kernel have all the shared memory that a block can have, and with a `carveout` sets the split of L1. Once for a kernel
+// and a device.
+template <typename... Parameters>
+cudaError_t allow_shared(void (*kernel)(Parameters...), Device const& device,
+                         cudaSharedCarveout carveout = cudaSharedmemCarveoutDefault) {
+  static std::mutex mutex;
+  static std::set<std::pair<int, void (*)(Parameters...)>> allowed;
+  std::lock_guard const lock(mutex);
+  if (allowed.contains({device.index, kernel})) return cudaSuccess;
+  cudaError_t status =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(device.block_shared_bytes));
+  if (status == cudaSuccess && carveout != cudaSharedmemCarveoutDefault) {
+    status = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, carveout);
+  }
+  if (status == cudaSuccess) allowed.emplace(device.index, kernel);
+  return status;
 }
 
 // Launches and gives the error of the launch, or of the launch before it that nobody asked for.
 template <typename... Parameters, typename... Arguments>
-cudaError_t launch_dependent(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes,
-                             cudaStream_t stream, bool overlap, Arguments... arguments) {
+cudaError_t launch_dependent(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes, cudaStream_t stream,
+                             Arguments... arguments) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -36,7 +46,7 @@ cudaError_t launch_dependent(void (*kernel)(Parameters...), dim3 grid, dim3 bloc
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = overlap ? 1 : 0;
+  config.numAttrs = 1;
   cudaError_t const status = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
   return status != cudaSuccess ? status : cudaGetLastError();
 }

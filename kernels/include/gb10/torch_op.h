@@ -18,6 +18,8 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include "gb10/types.h"
+
 // Torch for CPU has no such function; the library loads there all the same, and refuses.
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(std::int32_t, void**) __attribute__((weak));
 
@@ -40,6 +42,15 @@ inline std::string shape_of(Tensor const& tensor) {
   for (std::int64_t i = 0; i < tensor.dim(); ++i) text << (i ? ", " : "") << tensor.size(i);
   text << ']';
   return text.str();
+}
+
+// For a tensor whose dtype has been checked.
+inline Number number_of(Tensor const& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::BFloat16: return Number::kBFloat16;
+    case ScalarType::Half: return Number::kFloat16;
+    default: return Number::kFloat32;
+  }
 }
 
 inline char const* name_of(ScalarType type) {
@@ -160,8 +171,9 @@ class OnDeviceOf {
 }  // namespace gb10::torch_op
 
 // Registers `function` as gb10::name for CUDA tensors, and for CPU tensors so that it can refuse them by name.
-// Used once for each operator, in one ops.cpp for each kernel:  GB10_OPERATOR(name, "name(Tensor x, Tensor(a!) out) -> ()", function)
-#define GB10_OPERATOR(name, schema, function)                                                \
-  STABLE_TORCH_LIBRARY_FRAGMENT(gb10, library) { library.def(schema); }                      \
+// Used once for each operator, in one ops.cpp for each kernel:
+//   GB10_OPERATOR(name, "name(Tensor x, Tensor(a!) out) -> ()", function)
+#define GB10_OPERATOR(name, schema, function)                                                   \
+  STABLE_TORCH_LIBRARY_FRAGMENT(gb10, library) { library.def(schema); }                         \
   STABLE_TORCH_LIBRARY_IMPL(gb10, CUDA, library) { library.impl(#name, TORCH_BOX(&function)); } \
   STABLE_TORCH_LIBRARY_IMPL(gb10, CPU, library) { library.impl(#name, TORCH_BOX(&function)); }

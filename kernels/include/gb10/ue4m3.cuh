@@ -8,8 +8,9 @@
 
 #include <cstdint>
 
-#include "arch.cuh"
-#include "e2m1.cuh"
+#include "gb10/arch.cuh"
+#include "gb10/e2m1.cuh"
+#include "gb10/ptx.cuh"
 
 namespace gb10::ue4m3 {
 
@@ -30,9 +31,7 @@ GB10_HOST_DEVICE std::uint32_t encode_software(float x) {
 
 GB10_HOST_DEVICE std::uint32_t encode(float x) {
 #if GB10_HW_E4M3
-  std::uint16_t pair;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(0.0f), "f"(x));
-  return pair & 0x7Fu;
+  return ptx::to_e4m3(x) & 0x7Fu;
 #else
   return encode_software(x);
 #endif
@@ -42,8 +41,6 @@ GB10_HOST_DEVICE std::uint32_t encode(float x) {
 GB10_HOST_DEVICE float decode_finite(std::uint32_t byte) { return e2m1::float_of(byte << 20) * 0x1p120f; }
 
 // Any byte up to 0x7F; 0x7F gives NaN.
-GB10_HOST_DEVICE float decode(std::uint32_t byte) {
-  return byte == kNan ? e2m1::float_of(0x7FC00000u) : decode_finite(byte);
-}
+GB10_HOST_DEVICE float decode(std::uint32_t byte) { return byte == kNan ? e2m1::float_of(0x7FC00000u) : decode_finite(byte); }
 
 }  // namespace gb10::ue4m3

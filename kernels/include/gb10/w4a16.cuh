@@ -14,12 +14,10 @@
 #include <cstddef>
 #include <cstdint>
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include "arch.cuh"
-#include "e2m1.cuh"
-#include "mma.cuh"
+#include "gb10/arch.cuh"
+#include "gb10/e2m1.cuh"
+#include "gb10/mma.cuh"
+#include "gb10/types.cuh"
 
 namespace gb10::w4a16 {
 
@@ -27,24 +25,6 @@ inline constexpr int kTileRows = 16;
 inline constexpr int kTileK = 256;
 inline constexpr int kThreadK = 64;  // consecutive k of one thread in a tile: four block scales
 inline constexpr float kUnscale = 128.0f;
-
-// The same 16 bits in both halves of a word.
-__device__ __forceinline__ std::uint32_t twice(std::uint16_t bits) { return bits * 0x00010001u; }
-
-// The products of the lower and of the upper halves.
-template <typename T>
-__device__ __forceinline__ std::uint32_t mul2(std::uint32_t a, std::uint32_t b) {
-  std::uint32_t out;
-  if constexpr (sizeof(T) == 2 && __is_same(T, __nv_bfloat16)) {
-    __nv_bfloat162 const product =
-        __hmul2(*reinterpret_cast<__nv_bfloat162 const*>(&a), *reinterpret_cast<__nv_bfloat162 const*>(&b));
-    out = *reinterpret_cast<std::uint32_t const*>(&product);
-  } else {
-    __half2 const product = __hmul2(*reinterpret_cast<__half2 const*>(&a), *reinterpret_cast<__half2 const*>(&b));
-    out = *reinterpret_cast<std::uint32_t const*>(&product);
-  }
-  return out;
-}
 
 // Targets with the instruction decode two neighbours at a time, and to their plain value.
 inline constexpr bool kNaturalOrder = GB10_HW_E2M1;
@@ -75,23 +55,8 @@ __device__ __forceinline__ std::uint32_t scale_pair(std::uint32_t scales, int i)
 
 // The lower or the upper half twice. (The multiplication that follows takes it as an operand modifier.)
 __device__ __forceinline__ std::uint32_t spread(std::uint32_t pair, int half) {
-  __half2 const v = *reinterpret_cast<__half2 const*>(&pair);
-  __half2 const out = half == 0 ? __low2half2(v) : __high2half2(v);
-  return *reinterpret_cast<std::uint32_t const*>(&out);
-}
-
-__device__ __forceinline__ uint4 load_weights(void const* address) {
-  uint4 v;
-  asm("ld.global.nc.L1::evict_first.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
-      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-      : "l"(address));
-  return v;
-}
-
-__device__ __forceinline__ std::uint32_t load_scales(void const* address) {
-  std::uint32_t v;
-  asm("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(address));
-  return v;
+  __half2 const v = pair_of<__half>(pair);
+  return word_of(half == 0 ? __low2half2(v) : __high2half2(v));
 }
 
 // Offset in bytes of the four scales of (row, scale columns column .. column + 3), column a multiple of 4.
@@ -112,40 +77,29 @@ struct Tile {
   std::uint32_t scales[2];
 };
 
-// A tile by way of shared memory, so that a warp has many in flight without registers for them. Each warp owns a ring of places
-// of kTileBytes: 16 rows of 128 bytes of codes (the 16-byte pieces of odd rows exchanged in pairs, so that 8 threads that read
-// together meet different banks), then 16 rows of 16 bytes of scales.
-inline constexpr int kTileBytes = kTileRows * (kTileK / 2 + kTileK / 16);
+// A tile by way of shared memory, so that a warp has many in flight without registers for them: each warp owns a ring of places.
+struct alignas(16) Place {
+  unsigned char codes[kTileRows * kTileK / 2];  // rows of 128 bytes; the 16-byte pieces of odd rows are exchanged in pairs, so that
+                                                // 8 threads that read together meet different banks
+  uint2 scales[32];                             // the words of a lane's two rows
+};
 
-__device__ __forceinline__ void copy_16(std::uint32_t to, void const* from) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
-__device__ __forceinline__ void copy_4(std::uint32_t to, void const* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
-}
-__device__ __forceinline__ void end_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int kNewer>
-__device__ __forceinline__ void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kNewer) : "memory");
-}
-
-// What a lane copies: the 16-byte piece `lane % 8` of rows lane / 8 + 4 i, and the scale word t of rows g + 8 i.
-__device__ __forceinline__ std::uint32_t code_target(int lane) {
-  int const row = lane / 8;
-  return row * 128 + (lane % 8 ^ row % 2) * 16;
-}
-__device__ __forceinline__ std::uint32_t scale_target(int lane) { return kTileRows * 128 + lane * 4; }
+// Where a lane copies its 16-byte piece of codes, lane % 8 of row lane / 8, in `codes`; 512 bytes further the same of row + 4.
+__device__ __forceinline__ int code_target(int lane) { return lane / 8 * 128 + ((lane & 7) ^ (lane / 8 & 1)) * 16; }
 
 // The tile at `place` (complete, and seen by the warp) into registers.
-__device__ __forceinline__ void read(Tile& tile, std::byte const* place, int lane) {
-  int const g = lane / 4, t = lane % 4;
-  int const first = g * 128 + (2 * t ^ g % 2) * 16;
+__device__ __forceinline__ void read(Tile& tile, Place const& place, int lane) {
+  int const g = lane >> 2, t = lane & 3;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    tile.codes[i][0] = *reinterpret_cast<uint4 const*>(place + i * 1024 + first);
-    tile.codes[i][1] = *reinterpret_cast<uint4 const*>(place + i * 1024 + (first ^ 16));
-    tile.scales[i] = *reinterpret_cast<std::uint32_t const*>(place + scale_target(lane) + i * 128);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      tile.codes[i][j] = *reinterpret_cast<uint4 const*>(place.codes + (g + 8 * i) * 128 + ((2 * t + j) ^ (g & 1)) * 16);
+    }
   }
+  uint2 const scales = place.scales[lane];
+  tile.scales[0] = scales.x;
+  tile.scales[1] = scales.y;
 }
 
 // Activations in shared memory: a token's k in chunks of 64 with 8 numbers of padding, so that the four t of a quad read
@@ -171,7 +125,7 @@ __device__ __forceinline__ uint4 in_k_order(uint4 v) {
 // The largest magnitude of eight numbers, as the bits of a bf16 (0 where no scaling is needed).
 template <typename T>
 __device__ __forceinline__ std::uint32_t magnitude(uint4 v) {
-  if constexpr (__is_same(T, __nv_bfloat16)) {
+  if constexpr (kIsBFloat16<T>) {
     std::uint32_t const mask = 0x7FFF7FFFu;
     std::uint32_t const pair = __vmaxu2(__vmaxu2(v.x & mask, v.y & mask), __vmaxu2(v.z & mask, v.w & mask));
     return max(pair >> 16, pair & 0xFFFFu);
@@ -180,7 +134,13 @@ __device__ __forceinline__ std::uint32_t magnitude(uint4 v) {
   }
 }
 
-// The power of two for numbers up to this magnitude, and its inverse.
+// Powers of two for numbers whose largest magnitude has this exponent field of a float: to [2^14, 2^15), and back. Fields below 16
+// count as 16 and 255 as 254, so that both powers are normal numbers.
+__device__ __forceinline__ std::uint32_t exponent_of(std::uint32_t field) { return min(max(field, 16u), 254u); }
+__device__ __forceinline__ float power_to(std::uint32_t exponent) { return __uint_as_float((268u - exponent) << 23); }
+__device__ __forceinline__ float power_back(std::uint32_t exponent) { return __uint_as_float((exponent - 14u) << 23); }
+
+// What a token of this magnitude is multiplied with, and its sums.
 struct Factor {
   float scale;
   float inverse;
@@ -188,10 +148,9 @@ struct Factor {
 
 template <typename T>
 __device__ __forceinline__ Factor factor_for(std::uint32_t magnitude) {
-  if constexpr (__is_same(T, __nv_bfloat16)) {
-    // Exponent field e: scale 2^(14 - (e - 127)), kept where both powers are normal floats.
-    std::uint32_t const e = min(max(magnitude >> 7, 16u), 254u);
-    return {__uint_as_float((268u - e) << 23), __uint_as_float((e - 14u) << 23)};
+  if constexpr (kIsBFloat16<T>) {
+    std::uint32_t const exponent = exponent_of(magnitude >> 7);
+    return {power_to(exponent), power_back(exponent)};
   } else {
     return {1.0f, 1.0f};
   }
@@ -200,10 +159,10 @@ __device__ __forceinline__ Factor factor_for(std::uint32_t magnitude) {
 // Eight consecutive activations as they come from memory, to f16 and into the order of operands8().
 template <typename T>
 __device__ __forceinline__ uint4 staged(uint4 v, float scale) {
-  if constexpr (__is_same(T, __nv_bfloat16)) {
+  if constexpr (kIsBFloat16<T>) {
     auto const convert = [scale](std::uint32_t word) {
-      __half2 const pair = __floats2half2_rn(__uint_as_float(word << 16) * scale, __uint_as_float(word & 0xFFFF0000u) * scale);
-      return *reinterpret_cast<std::uint32_t const*>(&pair);
+      float2 const v = floats_of<T>(word);
+      return word_of_floats<__half>(v.x * scale, v.y * scale);
     };
     v = {convert(v.x), convert(v.y), convert(v.z), convert(v.w)};
   }

@@ -1,13 +1,17 @@
 // Runs a CUDA block on the CPU, so that a kernel's indices can be tested without a GPU. Each thread is a fiber; threads meet in
 // barriers and in the matrix instruction. A random warp runs until it has to wait, then the next: one warp may be far ahead of
 // another, as far as the barriers let it. Shared memory begins as NaN: a read of what nobody wrote shows in the result.
+// gb10/ptx.cuh and gb10/mma.cuh in this folder stand in front of the kernels' own; all else of them is compiled as it is.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -81,13 +85,37 @@ inline void start() {
   yield();
 }
 
-// Copies to shared memory that are done late: when the group that they belong to is waited for.
+// An asynchronous copy. Until its group is waited for, its place holds NaN.
 struct Copy {
-  std::uint32_t to;
+  void* to;
   void const* from;
   int bytes;
+  bool valid;  // else zeros
 };
-inline std::map<int, std::vector<std::vector<Copy>>> copies;  // by thread: groups, the open one last
+struct Copies {
+  std::vector<Copy> open;
+  std::deque<std::vector<Copy>> groups;
+};
+inline std::map<int, Copies> copies;  // by thread
+
+inline void copy(void* to, void const* from, int bytes, bool valid) {
+  std::memset(to, 0xFF, bytes);
+  copies[current->number].open.push_back({to, from, bytes, valid});
+}
+inline void end_copies() {
+  auto& [open, groups] = copies[current->number];
+  groups.push_back(std::move(open));
+  open.clear();
+}
+inline void wait_for_copies(std::size_t newer) {
+  auto& groups = copies[current->number].groups;
+  for (; groups.size() > newer; groups.pop_front()) {
+    for (Copy const& c : groups.front()) {
+      if (c.valid) std::memcpy(c.to, c.from, c.bytes);
+      else std::memset(c.to, 0, c.bytes);
+    }
+  }
+}
 
 inline void run(Index grid, Index size, std::size_t shared_bytes, std::function<void()> kernel) {
   body = std::move(kernel);
@@ -170,6 +198,42 @@ void mma(float (&c)[4], Operands const& mine) {
   meet_warp();
 }
 
+// mma.sp::ordered_metadata.m16n8k32, from the fragments and the sparse storage there.
+struct SparseOperands {
+  std::uint32_t a[4];
+  uint4 b;
+  std::uint32_t metadata;
+};
+inline SparseOperands sparse_operands[32 * 32];
+
+template <typename T>
+void mma_sp(float (&c)[4], std::uint32_t const (&a)[4], uint4 b, std::uint32_t metadata, int selector) {
+  SparseOperands* const all = sparse_operands + 32 * warp();
+  all[lane()] = {{a[0], a[1], a[2], a[3]}, b, metadata};
+  meet_warp();
+  int const g = lane() / 4, t = lane() % 4;
+  for (int i = 0; i < 4; ++i) {
+    int const lower = i / 2, column = 2 * t + i % 2;
+    double sum = c[i];
+    for (int group = 0; group < 8; ++group) {
+      std::uint32_t const kept = all[4 * g + group % 4].a[lower + group / 4 * 2];
+      std::uint32_t const pair = all[4 * g + 2 * selector + group / 4].metadata >> (16 * lower + 4 * (group % 4)) & 15;
+      if ((pair & 3) >= pair >> 2) {
+        std::puts("positions are not in increasing order");
+        std::exit(4);
+      }
+      for (int e = 0; e < 2; ++e) {
+        int const k = 4 * group + (pair >> 2 * e & 3);
+        uint4 const& v = all[4 * column + k % 8 / 2].b;
+        std::uint32_t const words[4] = {v.x, v.y, v.z, v.w};
+        sum += double{half_of<T>(kept, e)} * half_of<T>(words[k / 8], k % 2);
+      }
+    }
+    c[i] = static_cast<float>(sum);
+  }
+  meet_warp();
+}
+
 inline std::uint32_t byte_perm(std::uint32_t x, std::uint32_t y, std::uint32_t selector) {
   std::uint64_t const bytes = std::uint64_t{y} << 32 | x;
   std::uint32_t out = 0;
@@ -177,16 +241,25 @@ inline std::uint32_t byte_perm(std::uint32_t x, std::uint32_t y, std::uint32_t s
   return out;
 }
 
-// The largest value of a warp.
-inline std::uint32_t largest[32 * 32];
-inline std::uint32_t reduce_max(unsigned, std::uint32_t value) {
-  std::uint32_t* const all = largest + 32 * warp();
-  all[lane()] = value;
+// What each lane of this warp gives.
+template <typename V>
+std::array<V, 32> gather(V v) {
+  static V values[32][32];
+  values[warp()][lane()] = v;
   meet_warp();
-  std::uint32_t result = 0;
-  for (int i = 0; i < 32; ++i) result = all[i] > result ? all[i] : result;
+  std::array<V, 32> all;
+  std::copy_n(values[warp()], 32, all.begin());
   meet_warp();
-  return result;
+  return all;
+}
+
+// Bit i: what flag(i) is for the number of lane i.
+template <typename V, typename Flag>
+std::uint32_t bits(V v, Flag&& flag) {
+  std::uint32_t all = 0;
+  auto const given = gather(v);
+  for (int i = 0; i < 32; ++i) all |= std::uint32_t{flag(given[i])} << i;
+  return all;
 }
 
 inline std::uint32_t max_of_halves(std::uint32_t a, std::uint32_t b) {
@@ -199,29 +272,6 @@ To same_bits(From from) {
   To to;
   std::memcpy(&to, &from, sizeof to);
   return to;
-}
-
-inline void copy(std::uint32_t to, void const* from, int bytes) {
-  auto& groups = copies[current->number];
-  if (groups.empty()) groups.emplace_back();
-  groups.back().push_back({to, from, bytes});
-}
-inline void end_of_copies() {
-  auto& groups = copies[current->number];
-  if (groups.empty()) groups.emplace_back();
-  groups.emplace_back();
-}
-inline void wait_for_copies(std::size_t newer) {
-  auto& groups = copies[current->number];
-  while (groups.size() > newer + 1) {
-    for (Copy const& copy : groups.front()) {
-      std::memcpy(reinterpret_cast<char*>(shared_memory) + copy.to, copy.from, copy.bytes);
-    }
-    groups.erase(groups.begin());
-  }
-}
-inline std::uint32_t shared_address(void const* place) {
-  return static_cast<std::uint32_t>(static_cast<char const*>(place) - reinterpret_cast<char const*>(shared_memory));
 }
 
 // cvt.rn.f16x2.e2m1x2 of the four bytes of a word.
@@ -245,16 +295,55 @@ T max(T a, T b) {
 inline std::uint32_t min(std::uint32_t a, std::uint32_t b) { return a < b ? a : b; }
 inline int min(int a, int b) { return a < b ? a : b; }
 
+inline int __popc(std::uint32_t v) { return __builtin_popcount(v); }
+inline int __ffs(std::uint32_t v) { return __builtin_ffs(static_cast<int>(v)); }
+inline float __fdividef(float a, float b) { return a / b; }
+inline std::uint32_t __float_as_uint(float v) { return host::same_bits<std::uint32_t>(v); }
+inline std::uint32_t __ballot_sync(unsigned, bool vote) {
+  return host::bits(vote, [](bool v) { return v; });
+}
+inline std::uint32_t __match_any_sync(unsigned, int v) {
+  return host::bits(v, [v](int other) { return other == v; });
+}
+template <typename V>
+V __shfl_sync(unsigned, V v, int from) {
+  return host::gather(v)[from];
+}
+template <typename V>
+V __shfl_xor_sync(unsigned, V v, int other) {
+  return host::gather(v)[host::lane() ^ other];
+}
+template <typename V>
+V __reduce_add_sync(unsigned, V v) {
+  V out = 0;
+  for (V other : host::gather(v)) out += other;
+  return out;
+}
+inline std::uint32_t __reduce_max_sync(unsigned, std::uint32_t v) {
+  auto const all = host::gather(v);
+  return *std::max_element(all.begin(), all.end());
+}
+inline void atomicOr(std::uint32_t* to, std::uint32_t v) { *to |= v; }
+inline void atomicMax(std::uint32_t* to, std::uint32_t v) { *to = std::max(*to, v); }
+template <typename T>
+T __ldcg(T const* address) {
+  return *address;
+}
+template <typename T>
+T __ldg(T const* address) {
+  return *address;
+}
+
 #define threadIdx host::thread
 #define blockIdx host::block
 #define blockDim host::block_size
 #define gridDim host::grid_size
 #define __byte_perm host::byte_perm
-#define __reduce_max_sync host::reduce_max
 #define __vmaxu2 host::max_of_halves
 #define __uint_as_float host::same_bits<float, std::uint32_t>
-#define __cvta_generic_to_shared host::shared_address
 #define __syncthreads host::meet_block
 #define __syncwarp host::meet_warp
 #undef __launch_bounds__
 #define __launch_bounds__(...)
+#undef __grid_constant__
+#define __grid_constant__

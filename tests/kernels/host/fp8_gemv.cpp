@@ -1,5 +1,5 @@
 // The kernel of kernels/fp8_gemv on the CPU against float64, with the software decode of both formats.
-#include "split_k.h"
+#include "numbers.h"
 
 #include "fp8_gemv/fp8_gemv.cuh"
 

@@ -1,29 +1,13 @@
 // The kernels of kernels/moe_decode on the CPU against float64: ids of every kind, layouts, activations, cuts of the work.
-#include "moe_host.h"
+#include "numbers.h"
 
-#include "moe_decode.cuh"
-#include "cut.h"
-
-#include <algorithm>
-#include <random>
+#include "moe_decode/down.cuh"
+#include "moe_decode/gate_up.cuh"
 
 namespace {
 
 using namespace gb10::moe_decode;
-
-std::mt19937 random_bits(1);
-
-double uniform(double low, double high) { return low + (high - low) * (random_bits() / 4294967296.0); }
-
-double e2m1(int code) {
-  constexpr double magnitude[8] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
-  return code & 8 ? -magnitude[code & 7] : magnitude[code & 7];
-}
-
-double e4m3(int byte) {
-  int const exponent = byte >> 3, mantissa = byte & 7;
-  return exponent ? std::ldexp(1 + mantissa / 8.0, exponent - 7) : std::ldexp(mantissa, -9);
-}
+using gb10::moe::Activation;
 
 struct Weights {
   int rows, k, globals;
@@ -76,7 +60,7 @@ struct Case {
   Activation activation = Activation::kSwish;
   bool gated = true, interleaved = false;
   float limit = INFINITY, alpha = 1, beta = 0;
-  int warps = 2, columns = 2, blocks = 3, depth = 2;
+  int warps = 2, columns = 2, blocks = 3;
   int infinite = -1;  // a token with an infinity in x: it alone has no finite result
 };
 
@@ -162,22 +146,12 @@ double error(Case const& c) {
   GateUpPlan const first_plan = gate_up_plan(a, sizes, bfloat16);
   int const columns = c.columns;
   DownPlan const second_plan = down_plan(sizes, columns, bfloat16);
-  auto const run = [&]<int kDepth>() {
-    auto const first = c.swizzled ? gate_up<true, kDepth> : gate_up<false, kDepth>;
-    auto const second = c.swizzled ? down<true, kDepth> : down<false, kDepth>;
-    unsigned const threads = 32 * c.warps;
-    host::run({unsigned(c.blocks), 1, 1}, {threads, 1, 1}, gate_up_bytes(a, sizes, c.warps, kDepth), [&] {
-      host::late_copies.erase(host::current->number);
-      first(a, first_plan);
-    });
-    host::run({unsigned(std::min(c.blocks, c.hidden / 16)), 1, 1}, {threads, 1, 1}, down_bytes(a, sizes, c.warps, kDepth, columns), [&] {
-      host::late_copies.erase(host::current->number);
-      second(a, second_plan);
-    });
-  };
-  if (c.depth == 2) run.template operator()<2>();
-  else if (c.depth == 3) run.template operator()<3>();
-  else run.template operator()<4>();
+  auto const first = c.swizzled ? gate_up<true> : gate_up<false>;
+  auto const second = c.swizzled ? down<true> : down<false>;
+  unsigned const threads = 32 * c.warps;
+  host::run({unsigned(c.blocks), 1, 1}, {threads, 1, 1}, gate_up_bytes(a, sizes, c.warps), [&] { first(a, first_plan); });
+  host::run({unsigned(std::min(c.blocks, c.hidden / 16)), 1, 1}, {threads, 1, 1}, down_bytes(a, sizes, c.warps, columns),
+            [&] { second(a, second_plan); });
 
   double wrong = 0, size = 0;
   for (int token = 0; token < c.tokens; ++token) {
@@ -252,9 +226,7 @@ int main() {
   for (int tokens : {4, 7, 8, 10, 13}) {
     both("tokens", {.tokens = tokens, .topk = 3, .experts = 5, .hidden = 128, .intermediate = 64, .shared = 0, .warps = 3});
   }
-  for (int depth : {3, 4}) {
-    both("deep", {.tokens = 3, .topk = 3, .experts = 5, .hidden = 576, .intermediate = 320, .shared = 64, .warps = 5, .depth = depth});
-  }
+  both("many parts", {.tokens = 3, .topk = 3, .experts = 5, .hidden = 576, .intermediate = 320, .shared = 64, .warps = 5});
   both("an infinite token", {.tokens = 4, .topk = 2, .experts = 2, .hidden = 320, .intermediate = 320, .shared = 64, .kind = Ids::kDistinct, .infinite = 2});
   both("one block", {.tokens = 9, .topk = 2, .experts = 4, .hidden = 64, .intermediate = 576, .shared = 64, .columns = 1, .blocks = 1});
   both("more blocks than tiles", {.tokens = 1, .topk = 2, .experts = 4, .hidden = 832, .intermediate = 64, .shared = 0, .warps = 4, .blocks = 20});

@@ -1,23 +1,11 @@
 // The kernel of kernels/nvfp4_gemv on the CPU against float64: every way to cut the work, for shapes of every kind.
-#include "nvfp4_gemv.cuh"
+#include "numbers.h"
 
-#include <random>
+#include "nvfp4_gemv/nvfp4_gemv.cuh"
 
 namespace {
 
 namespace gemv = gb10::nvfp4_gemv;
-
-std::mt19937 random_bits(1);
-
-double e2m1(int code) {
-  constexpr double magnitude[8] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
-  return code & 8 ? -magnitude[code & 7] : magnitude[code & 7];
-}
-
-double e4m3(int byte) {
-  int const exponent = byte >> 3, mantissa = byte & 7;
-  return exponent ? std::ldexp(1 + mantissa / 8.0, exponent - 7) : std::ldexp(mantissa, -9);
-}
 
 struct Case {
   int tokens, rows, k;
@@ -35,7 +23,7 @@ double error(Case const& c, gemv::Plan const& plan) {
   scales = linear;
   if (swizzled) {
     int const tiles = columns / 4;
-    scales.assign(std::size_t(gemv::divide_up(rows, 128)) * tiles * 512, 0x7F);
+    scales.assign(std::size_t(gb10::divide_up(rows, 128)) * tiles * 512, 0x7F);
     for (int row = 0; row < rows; ++row) {
       for (int column = 0; column < columns; ++column) {
         scales[(row / 128 * tiles + column / 4) * 512 + row % 32 * 16 + row % 128 / 32 * 4 + column % 4] =
@@ -96,7 +84,7 @@ int main() {
                         {8, 33, 512, true, false},   {16, 130, 512, false, true}, {9, 48, 768, true, false},
                         {1, 1, 64, false, false},    {2, 17, 320, true, true},   {16, 5, 448, false, true},
                         {4, 70, 2304, false, false}, {5, 31, 2880, true, true},  {11, 16, 4096, true, false}};
-  gb10::Device const h200{132, 232448, 233472}, spark{48, 101376, 102400}, tiny{2, 20000, 20000};
+  gb10::Device const h200{132, 232448, 233472, 0}, spark{48, 101376, 102400, 0}, tiny{2, 20000, 20000, 0};
   int runs = 0, wrong = 0;
   for (Case const& c : cases) {
     std::size_t const token_bytes = gemv::x_stride(c.k) * std::size_t{2};

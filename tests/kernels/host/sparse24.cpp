@@ -1,8 +1,7 @@
 // The kernel of kernels/sparse24 on the CPU against float64, from a file of weights that gb10.sparse24 packed:
 // for each weight the numbers rows, k (int32), values, positions, scales (the packed bytes), and the kept weight [rows, k]
 // without the global scale (float64).
-#include "mma_sp.h"
-#include "split_k.h"
+#include "numbers.h"
 
 #include "sparse24/sparse24.cuh"
 

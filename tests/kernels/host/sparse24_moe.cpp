@@ -1,20 +1,20 @@
 // The kernels of kernels/sparse24/moe.cuh on the CPU against float64, from a file of weights that gb10.sparse24 packed: for each
 // layer the numbers experts, hidden, intermediate (int32), then for w13 and for w2 values, positions, scales (the packed bytes)
 // and the kept weight [experts, rows, k] without global scales (float64).
-#include "mma_sp.h"
-#include "split_k.h"
+#include "numbers.h"
 
 #include "sparse24/moe.cuh"
 
 namespace {
 
-namespace moe = gb10::sparse24;
+namespace sparse = gb10::sparse24;
+using gb10::moe::Activation;
 
 struct Stack {
   std::vector<std::uint8_t> values, positions, scales;
   std::vector<double> weight;
   int rows, k;
-  moe::Packed packed() const { return {values.data(), positions.data(), scales.data()}; }
+  sparse::Packed packed() const { return {values.data(), positions.data(), scales.data()}; }
   double dot(int matrix, int row, double const* x) const {
     double sum = 0;
     double const* const w = weight.data() + (std::size_t(matrix) * rows + row) * k;
@@ -36,9 +36,9 @@ std::vector<T> read(std::FILE* file, std::size_t count) {
 Stack read_stack(std::FILE* file, int count, int rows, int k) {
   std::size_t const tiles = std::size_t(count) * ((rows + 15) / 16) * ((k + 255) / 256);
   Stack s;
-  s.values = read<std::uint8_t>(file, tiles * moe::kTileValueBytes);
-  s.positions = read<std::uint8_t>(file, tiles * moe::kTilePositionBytes);
-  s.scales = read<std::uint8_t>(file, tiles * moe::kTileScaleBytes);
+  s.values = read<std::uint8_t>(file, tiles * sparse::kTileValueBytes);
+  s.positions = read<std::uint8_t>(file, tiles * sparse::kTilePositionBytes);
+  s.scales = read<std::uint8_t>(file, tiles * sparse::kTileScaleBytes);
   s.weight = read<double>(file, std::size_t(count) * rows * k);
   s.rows = rows;
   s.k = k;
@@ -50,12 +50,12 @@ int runs = 0, wrong = 0;
 struct Call {
   int tokens, topk;
   bool up_first, on_input, wide, mapped, two_globals;
-  moe::Activation activation;
+  Activation activation;
 };
 
-double activation(moe::Activation kind, double gate, double up) {
-  if (kind == moe::Activation::kSilu) return gate / (1 + std::exp(-gate)) * up;
-  if (kind == moe::Activation::kGelu) return 0.5 * gate * (1 + std::erf(gate / std::sqrt(2.0))) * up;
+double activation(Activation kind, double gate, double up) {
+  if (kind == Activation::kSwish) return gate / (1 + std::exp(-gate)) * up;
+  if (kind == Activation::kGelu) return 0.5 * gate * (1 + std::erf(gate / std::sqrt(2.0))) * up;
   return 0.5 * gate * (1 + std::tanh(0.79788456080286536 * (gate + 0.044715 * gate * gate * gate))) * up;
 }
 
@@ -105,7 +105,7 @@ void check(Stack const& w13, Stack const& w2, int experts, Call const& call) {
   std::vector<T> out(want.size());
   std::memset(act.data(), 0xFF, act.size() * sizeof(float));
   std::memset(static_cast<void*>(out.data()), 0xFF, out.size() * sizeof(T));
-  moe::MoeArguments p{};
+  sparse::MoeArguments p{};
   p.x = x.data();
   p.w13 = w13.packed();
   p.w13_globals = globals.data();
@@ -129,10 +129,10 @@ void check(Stack const& w13, Stack const& w2, int experts, Call const& call) {
   p.router_weight_on_input = call.on_input;
   p.limit = INFINITY;
   p.alpha = 1.0f;
-  host::run({3, 1, 1}, {moe::kMoeThreads, 1, 1}, moe::gate_up_bytes<kGroups, kSlices>(call.tokens, call.topk, hidden),
-            [&] { moe::gate_up<T, kGroups, kSlices>(p); });
-  host::run({2, 1, 1}, {moe::kMoeThreads, 1, 1}, moe::down_bytes<kGroups>(call.tokens, call.topk, intermediate),
-            [&] { moe::down<T, kGroups>(p); });
+  host::run({3, 1, 1}, {sparse::kMoeThreads, 1, 1}, sparse::gate_up_bytes<kGroups, kSlices>(call.tokens, call.topk, hidden),
+            [&] { sparse::gate_up<T, kGroups, kSlices>(p); });
+  host::run({2, 1, 1}, {sparse::kMoeThreads, 1, 1}, sparse::down_bytes<kGroups>(call.tokens, call.topk, intermediate),
+            [&] { sparse::down<T, kGroups>(p); });
   ++runs;
   // By rows of the output: half a step of T, and what act loses in f16 (a number at a time, so the sum's share is less).
   double const step = std::is_same_v<T, __half> ? 0x1p-11 : 0x1p-8;
@@ -152,12 +152,11 @@ void check(Stack const& w13, Stack const& w2, int experts, Call const& call) {
 
 template <typename T>
 void check_all(Stack const& w13, Stack const& w2, int experts) {
-  using moe::Activation;
-  check<T, 1, 8>(w13, w2, experts, {1, 4, false, false, false, false, true, Activation::kSilu});
+  check<T, 1, 8>(w13, w2, experts, {1, 4, false, false, false, false, true, Activation::kSwish});
   check<T, 1, 8>(w13, w2, experts, {5, 3, true, true, true, true, false, Activation::kGelu});
   check<T, 1, 2>(w13, w2, experts, {8, 5, false, false, true, false, true, Activation::kGeluTanh});
-  check<T, 2, 2>(w13, w2, experts, {16, 32, true, false, false, true, true, Activation::kSilu});
-  check<T, 2, 2>(w13, w2, experts, {9, 2, false, true, false, false, false, Activation::kSilu});
+  check<T, 2, 2>(w13, w2, experts, {16, 32, true, false, false, true, true, Activation::kSwish});
+  check<T, 2, 2>(w13, w2, experts, {9, 2, false, true, false, false, false, Activation::kSwish});
 }
 
 }  // namespace

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
 from gb10.kernels.library import load
@@ -19,7 +17,7 @@ def read(x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     number for each thread block that shall run; by default four per multiprocessor. The exclusive or of
     ``out`` is that of ``x``. Bad arguments give RuntimeError, which names the argument.
     """
-    _register()
+    load()
     if out is None:
         blocks = 1
         if x.is_cuda:
@@ -27,13 +25,3 @@ def read(x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         out = torch.empty(blocks, dtype=torch.int32, device=x.device)
     torch.ops.gb10.bandwidth_read(x, out)
     return out
-
-
-@functools.cache
-def _register() -> None:
-    load()
-    torch.library.register_fake("gb10::bandwidth_read", _fake)
-
-
-def _fake(x: torch.Tensor, out: torch.Tensor) -> None:
-    """The operator writes into ``out`` alone; there is nothing to make."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
 from gb10.kernels.library import load
@@ -19,34 +17,19 @@ def fp8_gemv(
 ) -> torch.Tensor:
     """Give ``y[m, n] = sum over k of x[m, k] * weight[n, k] * scale(n, k) (+ bias[n])``.
 
-    ``x`` is bfloat16 or float16 ``[M, K]``, M from 1 to 16, K a multiple of 64. ``weight`` is float8_e4m3fn
-    ``[N, K]``, any N, without NaN. ``scales`` is float32: one a row, ``[N]`` or ``[N, 1]``, or one a block of
-    128 x 128, ``[ceil(N / 128), ceil(K / 128)]``. ``bias`` (``[N]``) and ``out`` (``[M, N]``) have the dtype
-    of ``x``. All are contiguous and on one CUDA device; ``x`` and ``weight`` begin at a multiple of 16 bytes.
+    ``x`` is bfloat16 or float16 ``[M, K]``, M from 1 to 16, K a multiple of 64, at most 1048576. ``weight``
+    is float8_e4m3fn ``[N, K]``, any N, without NaN. ``scales`` is float32: one a row, ``[N]`` or ``[N, 1]``,
+    or one a block of 128 x 128, ``[ceil(N / 128), ceil(K / 128)]``. ``bias`` (``[N]``) and ``out`` (``[M,
+    N]``) have the dtype of ``x``. All are contiguous and on one CUDA device; ``x`` and ``weight`` begin at a
+    multiple of 16 bytes.
 
     Sums are FP32; two calls give the same bits. The kernel reads ``weight``, ``scales`` and ``bias`` while
     the kernel before it in the stream still runs: after they were written, synchronise once before the first
     call (a model does so when its weights are loaded). Bad arguments give RuntimeError, which names the
     argument.
     """
-    _ready()
+    load()
     if out is None:
         out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
     torch.ops.gb10.fp8_gemv(x, weight, scales, bias, out)
     return out
-
-
-@functools.cache
-def _ready() -> None:
-    load()
-    torch.library.register_fake("gb10::fp8_gemv", _fake)
-
-
-def _fake(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scales: torch.Tensor,
-    bias: torch.Tensor | None,
-    out: torch.Tensor,
-) -> None:
-    """``out`` is given, so there is nothing to make."""

@@ -1,4 +1,4 @@
-"""Finding and loading ``libgb10_kernels.so``."""
+"""Finding and loading the libraries of operators."""
 
 from __future__ import annotations
 
@@ -6,40 +6,81 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from gb10.errors import UserError
 
-LIBRARY_NAME = "libgb10_kernels.so"
+
+class Library(NamedTuple):
+    """A library of operators, and where it is looked for."""
+
+    file: str
+    package: str
+    """The flake's package that has it."""
+
+    variables: tuple[str, ...]
+    """Environment variables: the first one that is set names the place."""
+
+    operators: tuple[str, ...]
 
 
-def library_path() -> Path:
-    """The library that ``GB10_KERNELS`` names: a file, or a folder that holds it (also under ``lib/``).
+KERNELS = Library(
+    "libgb10_kernels.so",
+    "kernels",
+    ("GB10_KERNELS",),
+    (
+        *("bandwidth_read", "fp8_gemv", "moe_decode", "nvfp4_gemv"),
+        *("quantize_nvfp4", "silu_mul_quantize_nvfp4", "quantize_nvfp4_experts"),
+    ),
+)
+SPARSE24 = Library(
+    "libgb10_sparse24.so",
+    "kernels-sparse24",
+    ("GB10_KERNELS_SPARSE24", "GB10_KERNELS"),
+    ("sparse24_gemv", "sparse24_moe"),
+)
 
-    Raises ``UserError`` when the variable is unset or names nothing.
+
+def library_path(library: Library = KERNELS) -> Path:
+    """The library in the place that its variable names: a folder (also under ``lib/``), or the file itself.
+
+    ``SPARSE24`` is looked for beside ``KERNELS`` unless it has a variable of its own. Raises ``UserError``
+    when no variable is set or there is no such file.
     """
-    named = os.environ.get("GB10_KERNELS", "")
-    if not named:
-        raise UserError("GB10_KERNELS is not set; set it to the folder that `nix build .#kernels` gave")
-    folder = Path(named)
-    for candidate in (folder, folder / LIBRARY_NAME, folder / "lib" / LIBRARY_NAME):
+    own = library.variables[0]
+    remedy = f"set {own} to the folder that `nix build .#{library.package}` gave"
+    variable = next((name for name in library.variables if os.environ.get(name)), None)
+    if variable is None:
+        raise UserError(f"{own} is not set; {remedy}")
+    place = Path(os.environ[variable])
+    if place.is_file():
+        if variable == own:
+            return place
+        place = place.parent
+    for candidate in (place / library.file, place / "lib" / library.file):
         if candidate.is_file():
             return candidate
-    problem = f"GB10_KERNELS is {named}, where there is no {LIBRARY_NAME}"
-    raise UserError(f"{problem}; build it with `nix build .#kernels`")
+    raise UserError(f"{variable} is {place}, where there is no {library.file}; {remedy}")
+
+
+def load(library: Library = KERNELS) -> None:
+    """Load a library's operators into torch, once; for fake tensors too: what they write is given to them.
+
+    Raises ``UserError`` when it cannot be found or loaded.
+    """
+    _load(library)
 
 
 @functools.cache
-def load() -> None:
-    """Load the operators into torch, once.
-
-    Raises ``UserError`` when the library cannot be found or loaded.
-    """
-    path = library_path()
+def _load(library: Library) -> None:
+    path = library_path(library)
     load_library: Callable[[str], None] = torch.ops.load_library  # torch gives it no types
     try:
         load_library(str(path))
     except OSError as error:
         reason = str(error.__cause__ or error)
         raise UserError(f"{path} cannot be loaded: {reason}") from error
+    for name in library.operators:
+        torch.library.register_fake(f"gb10::{name}", lambda *_: None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -10,8 +9,6 @@ import torch
 
 from gb10.errors import UserError
 from gb10.kernels.library import load
-
-MAX_TOKENS = 16
 
 _ALIASES = {"gelu_pytorch_tanh": "gelu_tanh"}
 # What vLLM 0.32.0 fixes for an activation: (limit, alpha, beta).
@@ -137,7 +134,7 @@ def moe_decode(
     bits. Weights may be read while the kernel before the call still runs: after they were written,
     synchronise once before the first call. Bad arguments give RuntimeError, which names the argument.
     """
-    _ready()
+    load()
     activation = _ALIASES.get(activation, activation)
     numbers = activation_numbers(activation, limit, alpha, beta)
     if out is None:
@@ -168,13 +165,3 @@ def moe_decode(
         out,
     )
     return out
-
-
-@functools.cache
-def _ready() -> None:
-    load()
-    torch.library.register_fake("gb10::moe_decode", _fake)
-
-
-def _fake(*arguments: object) -> None:
-    """``out`` and ``workspace`` are given, so there is nothing to make."""

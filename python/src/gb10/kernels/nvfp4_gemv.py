@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
 from gb10.kernels.library import load
@@ -22,8 +20,8 @@ def nvfp4_gemv(
     """Give ``y[m, n] = sum over k of x[m, k] * w[n, k] (+ bias[n])``, with
     ``w[n, k] = e2m1 * scales[n, k // 16] * global_scale``.
 
-    ``x`` is bfloat16 or float16 ``[M, K]``, M from 1 to 16, K a multiple of 64 and at most 40960. ``weight``
-    is uint8 ``[N, K / 2]`` with two codes a byte, the even k in the low nibble; N is any number from 1.
+    ``x`` is bfloat16 or float16 ``[M, K]``, M from 1 to 16, K a multiple of 64, at most 32768. ``weight`` is
+    uint8 ``[N, K / 2]`` with two codes a byte, the even k in the low nibble; N is any number from 1.
     ``scales`` is float8_e4m3fn, finite and not negative: ``[N, K / 16]``, or with ``swizzled`` what
     ``gb10.nvfp4.swizzle_128x4`` makes of that, ``[N rounded up to 128, K / 16]``. ``global_scale`` is one
     float32 number, ModelOpt's ``weight_scale_2``. ``bias`` (``[N]``) and ``out`` (``[M, N]``) have the dtype
@@ -33,26 +31,8 @@ def nvfp4_gemv(
     before it in the stream still runs: after they were written, synchronise once before the first call (a
     model does so when its weights are loaded). Bad arguments give RuntimeError, which names the argument.
     """
-    _ready()
+    load()
     if out is None:
         out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
     torch.ops.gb10.nvfp4_gemv(x, weight, scales, global_scale, bias, swizzled, out)
     return out
-
-
-@functools.cache
-def _ready() -> None:
-    load()
-    torch.library.register_fake("gb10::nvfp4_gemv", _fake)
-
-
-def _fake(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    scales: torch.Tensor,
-    global_scale: torch.Tensor,
-    bias: torch.Tensor | None,
-    swizzled: bool,
-    out: torch.Tensor,
-) -> None:
-    """``out`` is given, so there is nothing to make."""

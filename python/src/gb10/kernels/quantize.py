@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
 from gb10.kernels.library import load
@@ -38,7 +36,7 @@ def quantize_nvfp4(
     on one CUDA device, ``x`` at a multiple of 16 bytes, ``packed`` at a multiple of 8, swizzled ``scales`` at
     a multiple of 4. Bad arguments give RuntimeError, which names the argument.
     """
-    _ready()
+    load()
     packed, scales = _outputs(x, x.shape[-1:].numel(), swizzled, packed, scales)
     torch.ops.gb10.quantize_nvfp4(x, global_scale, swizzled, packed, scales)
     return packed, scales
@@ -61,7 +59,7 @@ def silu_mul_quantize_nvfp4(
 
     The rest, and the shapes for K, is as in ``quantize_nvfp4``.
     """
-    _ready()
+    load()
     packed, scales = _outputs(x, x.shape[-1:].numel() // 2, swizzled, packed, scales)
     torch.ops.gb10.silu_mul_quantize_nvfp4(x, global_scale, swizzled, packed, scales)
     return packed, scales
@@ -92,7 +90,7 @@ def quantize_nvfp4_experts(
 
     The rest is as in ``quantize_nvfp4``.
     """
-    _ready()
+    load()
     if scales is None:
         most = x.shape[0] + 127 * global_scales.shape[0] if scale_rows is None else scale_rows
         shape = padded_shape(most, x.shape[-1] // BLOCK_SIZE)
@@ -114,32 +112,3 @@ def _outputs(
         shape = padded_shape(leading.numel(), columns) if swizzled else (*leading, columns)
         scales = torch.empty(shape, dtype=torch.float8_e4m3fn, device=x.device)
     return packed, scales
-
-
-@functools.cache
-def _ready() -> None:
-    load()
-    torch.library.register_fake("gb10::quantize_nvfp4", _fake)
-    torch.library.register_fake("gb10::silu_mul_quantize_nvfp4", _fake)
-    torch.library.register_fake("gb10::quantize_nvfp4_experts", _fake_experts)
-
-
-def _fake(
-    x: torch.Tensor,
-    global_scale: torch.Tensor,
-    swizzled: bool,
-    packed: torch.Tensor,
-    scales: torch.Tensor,
-) -> None:
-    """Both outputs are given, so there is nothing to make."""
-
-
-def _fake_experts(
-    x: torch.Tensor,
-    global_scales: torch.Tensor,
-    expert_offsets: torch.Tensor,
-    scale_offsets: torch.Tensor,
-    packed: torch.Tensor,
-    scales: torch.Tensor,
-) -> None:
-    """Both outputs are given, so there is nothing to make."""

@@ -1,13 +1,15 @@
-"""Decode with a weight packed to 2 of 4 (lossy, see gb10.sparse24), at the speed of its fewer bytes."""
+"""Decode with a weight packed to 2 of 4 (lossy, see gb10.sparse24), at the speed of its fewer bytes.
+
+The operators are a library of their own (kernels/sparse24), named by ``GB10_KERNELS_SPARSE24``, or beside
+the others.
+"""
 
 from __future__ import annotations
-
-import functools
 
 import torch
 
 from gb10.errors import UserError
-from gb10.kernels.library import load
+from gb10.kernels.library import SPARSE24, load
 from gb10.kernels.moe_decode import activation_numbers
 from gb10.sparse24 import Sparse24Weight
 
@@ -21,16 +23,16 @@ def sparse24_gemv(
 ) -> torch.Tensor:
     """Give ``y[m, n] = sum over k of x[m, k] * w[n, k] (+ bias[n])``, w as ``gb10.sparse24.unpack`` has it.
 
-    ``x`` is bfloat16 or float16 ``[M, K]``, M from 1 to 16, K at most 16384. ``weight`` is one matrix (no
-    experts). ``bias`` (``[N]``) and ``out`` (``[M, N]``) have the dtype of ``x``. All are contiguous and on
-    one CUDA device; ``x`` begins at a multiple of 16 bytes. For more tokens, unpack the weight and use what
-    multiplies with dense NVFP4.
+    ``x`` is bfloat16 or float16 ``[M, K]``, M from 1 to 16, K a multiple of 16, at most 16384. ``weight`` is
+    one matrix (no experts). ``bias`` (``[N]``) and ``out`` (``[M, N]``) have the dtype of ``x``. All are
+    contiguous and on one CUDA device; ``x`` begins at a multiple of 16 bytes. For more tokens, unpack the
+    weight and use what multiplies with dense NVFP4.
 
     Sums are FP32; two calls give the same bits. The kernel reads the weight and ``bias`` while the kernel
     before it in the stream still runs: after they were written, synchronise once before the first call (a
     model does so when its weights are loaded). Bad arguments give RuntimeError, which names the argument.
     """
-    _ready()
+    load(SPARSE24)
     if out is None:
         out = torch.empty((x.shape[0], weight.rows), dtype=x.dtype, device=x.device)
     torch.ops.gb10.sparse24_gemv(
@@ -61,8 +63,9 @@ def sparse24_moe(
     ``e = topk_ids[m, s]``: a mixture-of-experts layer after routing, from packed experts.
 
     ``x``: bfloat16 or float16 ``[M, hidden]``, M from 1 to 16. ``w13``: a packed ``[E, 2 * I, hidden]``, gate
-    rows then up rows, or with ``up_first`` up then gate; ``w2``: a packed ``[E, hidden, I]``; hidden and I:
-    multiples of 16. Global scales are float32 ``[E]``; that of w13 may be ``[E, 2]``: gate, up.
+    rows then up rows, or with ``up_first`` up then gate; ``w2``: a packed ``[E, hidden, I]``; hidden and I
+    are multiples of 16, at most 65536; E is at most 65536. Global scales are float32 ``[E]``; that of w13 may
+    be ``[E, 2]``: gate, up.
 
     ``topk_ids``: int32 or int64 ``[M, topk]``, topk from 1 to 32; ``topk_weights``: float32, the same shape.
     With ``expert_map`` (int32 ``[global experts]``) an id is looked up there. An id that is negative, beyond
@@ -80,7 +83,7 @@ def sparse24_moe(
     of the tokens when their activations do not fit into shared memory together. Bad arguments give
     RuntimeError, which names the argument.
     """
-    _ready()
+    load(SPARSE24)
     if shared is not None:
         raise UserError("the 2 of 4 path takes no shared expert; run it as dense NVFP4 and add its output")
     numbers = activation_numbers(activation, limit, alpha, beta)
@@ -111,14 +114,3 @@ def sparse24_moe(
         out,
     )
     return out
-
-
-@functools.cache
-def _ready() -> None:
-    load()
-    torch.library.register_fake("gb10::sparse24_gemv", _fake)
-    torch.library.register_fake("gb10::sparse24_moe", _fake)
-
-
-def _fake(*arguments: object) -> None:
-    """``out`` and ``workspace`` are given, so there is nothing to make."""

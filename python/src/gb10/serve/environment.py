@@ -15,7 +15,14 @@ from gb10.errors import UserError
 from gb10.routing import CPU_MODE_VARIABLE, CPU_MODES
 from gb10.serve.settings import EXTRA_ARGS, ROWS
 
-_ELSEWHERE = ("GB10_HELDOUT", "GB10_KERNELS", "GB10_SERVE_COMMAND", "GB10_TESTBED", "GB10_VLLM_FP4")
+_ELSEWHERE = (
+    "GB10_HELDOUT",
+    "GB10_KERNELS",
+    "GB10_KERNELS_SPARSE24",
+    "GB10_SERVE_COMMAND",
+    "GB10_TESTBED",
+    "GB10_VLLM_FP4",
+)
 OURS = frozenset(_ELSEWHERE) | {row.variable for row in ROWS.values() if row.variable.startswith("GB10_")}
 """GB10_* variables with a meaning: the settings, and what gb10.kernels, gb10_lab and the tests read."""
 

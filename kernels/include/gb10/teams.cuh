@@ -1,4 +1,4 @@
-// A few vectors times a weight, tile of rows by tile of rows: the loop that the kernels of this folder share.
+// A few vectors times a weight, tile of rows by tile of rows: a loop that kernels share.
 //
 // A team is kSlices warps that share tiles of 16 rows; a block is kTeams teams, and all teams of the grid go through the tiles in
 // one sequence, so that the grid reads one window of the weight at a time. The warps of a team split the units of a tile (pieces
@@ -10,18 +10,11 @@
 // group of 8 tokens.
 #pragma once
 
-#include <cstddef>
+#include "gb10/ptx.cuh"
 
 namespace gb10::teams {
 
 inline constexpr int kTileRows = 16;
-
-__device__ __forceinline__ void barrier_sync(int barrier, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(int barrier, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
-}
 
 // With turns the warps of a team add up in turn, and nobody else waits; that takes a set of sums for each slice.
 template <int kSums, int kSlices, int kTeams, bool kTurns>
@@ -115,9 +108,9 @@ class Loop {
       int const barrier = 1 + team_ * (kTurns ? kSlices : 1) + (kTurns ? turn_ : 0);
       // With turns only the warp that adds waits. Without, all warps meet at the same two places.
       if (!kTurns || turn_ == slice_) {
-        barrier_sync(barrier, kThreads);
+        ptx::barrier_wait(barrier, kThreads);
       } else {
-        barrier_arrive(barrier, kThreads);
+        ptx::barrier_arrive(barrier, kThreads);
       }
       if (turn_ == slice_) {
 #pragma unroll
@@ -131,7 +124,7 @@ class Loop {
           sum_[j][0] = total.x, sum_[j][1] = total.y, sum_[j][2] = total.z, sum_[j][3] = total.w;
         }
       }
-      if constexpr (!kTurns) barrier_sync(barrier, kThreads);
+      if constexpr (!kTurns) ptx::barrier_wait(barrier, kThreads);
       if (turn_ == slice_) weights_.store(tile, sum_);
       if constexpr (kTurns) turn_ = turn_ + 1 == kSlices ? 0 : turn_ + 1;
     }

@@ -1,50 +1,16 @@
-// What the CPU tests of the kernels on split_k.cuh share.
+// Random numbers for the tests of kernels on the CPU, what codes stand for, and when a product is right.
 #pragma once
 
-#include <algorithm>
-
-#include "gb10/block.h"
-
-namespace host {
-
-inline std::uint32_t ballot(bool vote) {
-  static std::uint32_t votes[32];
-  std::uint32_t& mine = votes[warp()];
-  meet_warp();
-  if (lane() == 0) mine = 0;
-  meet_warp();
-  mine |= std::uint32_t{vote} << lane();
-  meet_warp();
-  std::uint32_t const all = mine;
-  meet_warp();
-  return all;
-}
-
-}  // namespace host
-
-#define __ballot_sync(mask, vote) host::ballot(vote)
-#undef __grid_constant__
-#define __grid_constant__
-
-inline int __popc(std::uint32_t v) { return __builtin_popcount(v); }
-inline void atomicMax(std::uint32_t* address, std::uint32_t value) { *address = std::max(*address, value); }
-inline std::uint32_t __float_as_uint(float value) {
-  std::uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  return bits;
-}
-
-template <typename T>
-T __ldcg(T const* address) {
-  return *address;
-}
-
-template <typename T>
-T __ldg(T const* address) {
-  return *address;
-}
+#include "block.h"
 
 inline std::mt19937 random_bits(1);
+
+inline double uniform(double low, double high) { return low + (high - low) * (random_bits() / 4294967296.0); }
+
+inline double e2m1(int code) {
+  constexpr double magnitude[8] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
+  return code & 8 ? -magnitude[code & 7] : magnitude[code & 7];
+}
 
 inline double e4m3(int byte) {
   int const exponent = byte >> 3 & 15, mantissa = byte & 7;

@@ -1,4 +1,4 @@
-// In place of gb10/mma.cuh.
+// In place of the kernels' gb10/mma.cuh.
 #pragma once
 
 #include "block.h"
@@ -9,6 +9,11 @@ template <typename T>
 void mma_m16n8k16(float (&c)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
                   std::uint32_t b1) {
   host::mma<T>(c, {{a0, a1, a2, a3}, {b0, b1}});
+}
+
+template <int kSelector>
+void mma_sp_m16n8k32(float (&c)[4], std::uint32_t const (&a)[4], uint4 b, std::uint32_t metadata) {
+  host::mma_sp<__half>(c, a, b, metadata, kSelector);
 }
 
 }  // namespace gb10

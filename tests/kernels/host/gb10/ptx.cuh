@@ -1,0 +1,41 @@
+// In place of the kernels' gb10/ptx.cuh. Kernels run one after the other.
+#pragma once
+
+#include "block.h"
+
+namespace gb10::ptx {
+
+template <typename V>
+void load_weights(V& v, void const* address) {
+  std::memcpy(&v, address, sizeof v);
+}
+template <typename V>
+V load_relaxed(V const* address) {
+  return *address;
+}
+
+inline unsigned char* dynamic_shared() { return reinterpret_cast<unsigned char*>(host::shared_memory); }
+inline std::uint32_t shared_address(void const* place) {
+  return static_cast<std::uint32_t>(static_cast<unsigned char const*>(place) - dynamic_shared());
+}
+
+inline void copy16(void* to, void const* from, bool valid = true) { host::copy(to, from, 16, valid); }
+inline void copy4(void* to, void const* from, bool valid = true) { host::copy(to, from, 4, valid); }
+inline void copy16(std::uint32_t to, void const* from) { copy16(dynamic_shared() + to, from); }
+inline void copy4(std::uint32_t to, void const* from) { copy4(dynamic_shared() + to, from); }
+inline void end_copies() { host::end_copies(); }
+template <int kNewer>
+void wait_for_copies() {
+  host::wait_for_copies(kNewer);
+}
+
+inline void barrier_arrive(int number, int threads) { host::arrive(number, threads); }
+inline void barrier_wait(int number, int threads) { host::meet(number, threads); }
+inline void wait_for_previous() {}
+inline void release_next() {}
+inline void keep(int&) {}
+
+inline void from_e2m1(std::uint32_t word, std::uint32_t (&out)[4]) { host::unpack_e2m1(word, out); }
+std::uint32_t to_e2m1(float const (&v)[8]);  // no kernel here encodes
+
+}  // namespace gb10::ptx
