@@ -16,6 +16,13 @@ let
     vllm-fp4
     vllm-fp4-software
     ;
+  # Also the command `gb10 sparse24`.
+  sources =
+    sets.plugin
+    ++ sets.gb10 [
+      "cli.py"
+      "kernels"
+    ];
   common = [
     ../../kernels/Makefile
     ../../kernels/include
@@ -34,7 +41,7 @@ in
       ../../kernels/quantize
       ../../vllm_fp4
     ];
-    sources = sets.plugin ++ sets.gb10 [ "kernels" ];
+    inherit sources;
     variables = {
       GB10_CUDA_TOOLKIT = cuda-toolkit;
       GB10_KERNELS = kernels;
@@ -53,7 +60,7 @@ in
     tests = [ ../../tests/kernels ];
     arguments = "-k sparse24";
     cuda = common ++ [ ../../kernels/sparse24 ];
-    sources = sets.plugin ++ sets.gb10 [ "kernels" ];
+    inherit sources;
     variables = {
       GB10_CUDA_TOOLKIT = cuda-toolkit;
       GB10_KERNELS_SPARSE24 = kernels-sparse24;

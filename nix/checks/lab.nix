@@ -27,7 +27,7 @@ let
   reference = ../../tests/reference;
 in
 {
-  lab-cli = lab "cli" (sets.plugin ++ [ ../../lab/src ]);
+  lab-cli = lab "cli" (sets.plugin ++ sets.gb10 [ "kernels" ] ++ [ ../../lab/src ]);
   lab-kernel-bench = lab "kernel_bench" (
     sets.gb10 [ "kernels" ]
     ++ sets.lab [
