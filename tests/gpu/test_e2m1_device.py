@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 KERNELS = HERE.parents[1] / "kernels"
 
 # Capability to the targets to try: what nvcc calls the machine code, and whether it has the FP4 instructions.
-TARGETS = {
+TARGETS: dict[tuple[int, int], list[tuple[str, str, list[str]]]] = {
     (9, 0): [("compute_90", "sm_90", [])],
     (12, 0): [("compute_120f", "sm_120f", []), ("compute_120", "sm_120", ["-DGB10_FP4_SOFTWARE"])],
     (12, 1): [("compute_120f", "sm_120f", []), ("compute_121", "sm_121", ["-DGB10_FP4_SOFTWARE"])],

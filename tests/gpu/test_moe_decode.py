@@ -50,7 +50,7 @@ class Layer:
             self.shared = (stack(2 * shared, hidden), stack(hidden, shared))
         torch.cuda.synchronize()
 
-    def arguments(self) -> tuple[Any, ...]:
+    def arguments(self) -> tuple[Any, Any, Any, Any, Any, Any]:
         first, second = self.globals
         return (self.up.packed, self.up.scales, first, self.down.packed, self.down.scales, second)
 

@@ -15,7 +15,7 @@ BF16, F16 = torch.bfloat16, torch.float16
 LIMIT = {BF16: 2e-3, F16: 5e-4}
 
 
-def limit(reference: torch.Tensor, dtype: torch.dtype) -> float:
+def limit(reference: Any, dtype: Any) -> float:
     """The limit; where few results lose more by rounding alone (64 of them can), hardly more than that."""
     rounding = (reference.to(dtype).double() - reference).norm() / reference.norm()
     return max(LIMIT[dtype], float(rounding) + 5e-5)
