@@ -18,16 +18,6 @@ def machine_code(request: pytest.FixtureRequest, toolkit: Path) -> dict[str, lis
     return instructions(toolkit, built("kernels", request.param))
 
 
-@pytest.fixture(scope="session", params=ROUTES)
-def sparse24_code(request: pytest.FixtureRequest, toolkit: Path) -> dict[str, list[str]]:
-    return instructions(toolkit, built("sparse24", request.param))
-
-
 @pytest.fixture(scope="session")
 def operators(toolkit: Path) -> None:
     load_without_gpu(toolkit, "kernels")
-
-
-@pytest.fixture(scope="session")
-def sparse24_operators(toolkit: Path) -> None:
-    load_without_gpu(toolkit, "sparse24")

@@ -14,6 +14,7 @@ import on_the_host
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from libraries import ROUTES, built, instructions, load_without_gpu
 
 torch = pytest.importorskip("torch")
 
@@ -257,6 +258,17 @@ def test_the_command_refuses_what_is_no_file_of_weights(
 
 # The operator.
 
+
+@pytest.fixture(scope="session")
+def operators(toolkit: Path) -> None:
+    load_without_gpu(toolkit, "sparse24")
+
+
+@pytest.fixture(scope="session", params=ROUTES)
+def machine_code(request: pytest.FixtureRequest, toolkit: Path) -> dict[str, list[str]]:
+    return instructions(toolkit, built("sparse24", request.param))
+
+
 SCHEMA = (
     "gb10::sparse24_gemv(Tensor x, Tensor values, Tensor positions, Tensor scales, Tensor global_scale, "
     "Tensor? bias, Tensor(a!) out) -> ()"
@@ -265,7 +277,7 @@ Arguments = dict[str, Any]
 
 
 @pytest.fixture
-def good(sparse24_operators: None) -> Arguments:
+def good(operators: None) -> Arguments:
     """Arguments that only their device speaks against: N = 40, K = 272."""
     weight, _ = pack(random_weight(40, 272, 2), allow_loss=True)
     return {
@@ -375,7 +387,7 @@ MOE_SCHEMA = (
 
 
 @pytest.fixture
-def good_moe(sparse24_operators: None) -> Arguments:
+def good_moe(operators: None) -> Arguments:
     """Three experts, hidden 272, intermediate 48, two tokens with two slots; only their device is wrong."""
     fp8 = torch.float8_e4m3fn
     return {
@@ -459,10 +471,10 @@ def test_bad_moe_arguments_are_refused_by_name(
     assert words in moe_refusal({**good_moe, name: change(good_moe[name])})
 
 
-def test_machine_code(sparse24_code: dict[str, list[str]]) -> None:
+def test_machine_code(machine_code: dict[str, list[str]]) -> None:
     """Every target has the sparse matrix instruction, with both selectors; nothing spills."""
     found = {"8sparse244gemv": 0, "8sparse247gate_up": 0, "8sparse244down": 0}
-    for name, code in sparse24_code.items():
+    for name, code in machine_code.items():
         kernel = next((kernel for kernel in found if kernel in name), None)
         if kernel is None:
             continue
@@ -472,7 +484,7 @@ def test_machine_code(sparse24_code: dict[str, list[str]]) -> None:
         selectors = re.findall(r"HMMA\.SP\.16832\.F32 .*(0x[01])$", text, re.MULTILINE)
         groups = int(re.findall(r"I(?:6__half|13__nv_bfloat16)Li(\d+)E", name)[0])
         assert selectors.count("0x0") == selectors.count("0x1") == 16 * groups, name
-    targets = len({name.split()[0] for name in sparse24_code})
+    targets = len({name.split()[0] for name in machine_code})
     assert targets and found == {
         "8sparse244gemv": 14 * targets,
         "8sparse247gate_up": 6 * targets,

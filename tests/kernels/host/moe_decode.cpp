@@ -111,7 +111,7 @@ double error(Case const& c) {
       if (c.kind == Ids::kDistinct) id = (start + slot) % names;
       if (c.kind == Ids::kNone) id = -1;
       if (c.kind == Ids::kRandom && random_bits() % 8 == 0) id = -1;
-      if (c.kind == Ids::kRandom && random_bits() % 8 == 0) id = c.wide ? (1ll << 32) + 1 : names;
+      if (c.kind == Ids::kRandom && random_bits() % 8 == 0) id = c.wide ? (1ll << 32) + 3 : names;
       wide.push_back(id);
       ids.push_back(int(id));
       weights.push_back(float(uniform(0.05, 0.4)));
