@@ -7,6 +7,7 @@ Those on disk (`patches/`) are plain context diffs. Those made in a running proc
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from gb10.vllm_plugin.patches import Patch
 
 ROOT = Path(__file__).parents[2]
 PATCHES = sorted(ROOT.glob("patches/**/*.patch"))
+# A check that reads fewer files gets the names of all tests in a variable.
+TESTS = frozenset(os.environ.get("GB10_TEST_FILES", "").split()) or frozenset(
+    str(path.relative_to(ROOT)) for path in ROOT.glob("tests/**/*.py")
+)
 FIELDS = ("Symptom", "Evidence", "Upstream", "Test", "Remove when")
 
 
@@ -30,7 +35,7 @@ def _check_header(header: str) -> None:
         assert re.search(rf"^{field}: \S", header, re.MULTILINE), f"no {field!r} in the header"
     tests = re.findall(r"tests/\S+\.py", header)
     assert tests, "the header names no test"
-    assert [name for name in tests if not (ROOT / name).is_file()] == []
+    assert [name for name in tests if name not in TESTS] == []
 
 
 @pytest.mark.parametrize("patch", IN_PROCESS, ids=lambda patch: patch.module)
