@@ -116,6 +116,20 @@ def relative_l2() -> Callable[[torch.Tensor, torch.Tensor], float]:
     return distance
 
 
+@pytest.fixture(scope="session")
+def near(relative_l2: Callable[[torch.Tensor, torch.Tensor], float]) -> Callable[..., bool]:
+    """``near(out, exact, limit)``: whether ``relative_l2`` is at most ``limit``.
+
+    Few results can lose more by rounding alone: then hardly more than that.
+    """
+
+    def is_near(out: torch.Tensor, exact: torch.Tensor, limit: float) -> bool:
+        least = relative_l2(exact.to(out.dtype), exact)
+        return relative_l2(out, exact) <= max(limit, least + 5e-5)
+
+    return is_near
+
+
 def written_arguments(operator: torch._ops.OpOverload, arguments: Sequence[Any]) -> tuple[set[str], set[str]]:
     """The arguments whose bytes one call changes, and those that the schema says it writes."""
     import torch

@@ -50,12 +50,12 @@ def tokens_of(m: int, k: int, dtype: Any, device: Any) -> Any:
 @pytest.mark.parametrize(("n", "k"), MODEL_SHAPES)
 @pytest.mark.parametrize("m", [1, 4, 16])
 def test_the_models_shapes(
-    m: int, n: int, k: int, kind: str, dtype: Any, device: Any, poisoned: Any, relative_l2: Any
+    m: int, n: int, k: int, kind: str, dtype: Any, device: Any, poisoned: Any, near: Any
 ) -> None:
     w, x = make(n, k, kind, device), tokens_of(m, k, dtype, device)
     out = poisoned(m, n, dtype=dtype)
     fp8_gemv(x, w.weight, w.scales, out=out)
-    assert relative_l2(out, x.double() @ w.exact.T) <= LIMIT[dtype]
+    assert near(out, x.double() @ w.exact.T, LIMIT[dtype])
 
 
 @pytest.mark.parametrize("kind", ["row", "block"])
@@ -74,11 +74,11 @@ def test_odd_shapes_with_a_bias(m: int, n: int, k: int, kind: str, device: Any, 
 
 
 @pytest.mark.parametrize("m", [1, 16])
-def test_a_weight_of_many_tiles(m: int, device: Any, poisoned: Any, relative_l2: Any) -> None:
+def test_a_weight_of_many_tiles(m: int, device: Any, poisoned: Any, near: Any) -> None:
     w, x = make(151936, 1024, "row", device), tokens_of(m, 1024, BF16, device)
     out = poisoned(m, 151936)
     fp8_gemv(x, w.weight, w.scales, out=out)
-    assert relative_l2(out, x.double() @ w.exact.T) <= LIMIT[BF16]
+    assert near(out, x.double() @ w.exact.T, LIMIT[BF16])
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=["bf16", "f16"])
@@ -119,7 +119,7 @@ def test_two_runs_give_the_same_bits_and_write_nothing_else(n: int, device: Any,
     assert all(torch.equal(run, runs[0]) for run in runs)
 
 
-def test_a_chain_in_a_graph_sees_new_inputs(device: Any, relative_l2: Any) -> None:
+def test_a_chain_in_a_graph_sees_new_inputs(device: Any, near: Any) -> None:
     """Each link reads what the one before it wrote, and the last writes the first one's input again."""
     first, second = make(2048, 1024, "row", device), make(1024, 2048, "block", device)
     x = torch.zeros(2, 1024, dtype=BF16, device=device)
@@ -140,8 +140,8 @@ def test_a_chain_in_a_graph_sees_new_inputs(device: Any, relative_l2: Any) -> No
         start = (torch.randn(2, 1024, device=device) * 1e-3).to(BF16)
         x.copy_(start)
         graph.replay()
-        assert relative_l2(middle, start.double() @ first.exact.T) <= LIMIT[BF16]
-        assert relative_l2(last, middle.double() @ second.exact.T) <= LIMIT[BF16]
+        assert near(middle, start.double() @ first.exact.T, LIMIT[BF16])
+        assert near(last, middle.double() @ second.exact.T, LIMIT[BF16])
         assert torch.equal(last, x)
 
 

@@ -457,6 +457,10 @@ for name in calls:
 """
 
 
+@pytest.mark.skipif(
+    STOCK is None and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13),
+    reason="torch before 2.13 crashes on a call of a schema that is gone; set GB10_STOCK_VLLM",
+)
 def test_stock_operators_refuse_and_ours_run() -> None:
     done = subprocess.run([sys.executable, "-c", STOCK_SCRIPT], capture_output=True, text=True)
     print(done.stdout)
