@@ -9,6 +9,8 @@ let
   inherit (pkgs.gb10)
     demo-model
     heldout
+    package
+    pythonPath
     serve
     testbed
     ;
@@ -18,24 +20,21 @@ in
     name = "e2e";
     tests = [ ../../tests/e2e ];
     sources =
-      sets.lab-base
+      sets.serve
+      ++ sets.lab-base
       ++ sets.lab [
         "quality"
         "record.py"
         "speculative"
       ]
       ++ [ ../../tests/reference ];
-    # vLLM finds the plug-in by the installed package's entry point.
-    environment = pkgs.gb10.environment {
-      name = "gb10-e2e-env";
-      wheels = pkgs.gb10.wheels.tools;
-      extra = [ pkgs.gb10.package ];
-    };
     variables = {
       GB10_DEMO_MODEL = demo-model;
       GB10_HELDOUT = "${heldout}/heldout.jsonl";
       GB10_SERVE_COMMAND = pkgs.lib.getExe serve;
       GB10_TESTBED = testbed;
+      # vLLM finds the plug-in by the installed package's entry point.
+      PYTHONPATH = pythonPath { inherit package; };
     };
   };
 }

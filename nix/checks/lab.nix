@@ -6,9 +6,14 @@
 }:
 
 let
-  inherit (pkgs.gb10) heldout lab-env testbed;
+  inherit (pkgs.gb10)
+    heldout
+    pythonPath
+    test-env
+    testbed
+    ;
 
-  lab =
+  tests =
     folder: sources:
     room {
       name = "lab-${folder}";
@@ -27,8 +32,8 @@ let
   reference = ../../tests/reference;
 in
 {
-  lab-cli = lab "cli" (sets.plugin ++ sets.gb10 [ "kernels" ] ++ [ ../../lab/src ]);
-  lab-kernel-bench = lab "kernel_bench" (
+  lab-cli = tests "cli" (sets.plugin ++ sets.gb10 [ "kernels" ] ++ [ ../../lab/src ]);
+  lab-kernel-bench = tests "kernel_bench" (
     sets.gb10 [ "kernels" ]
     ++ sets.lab [
       "kernel_bench"
@@ -36,18 +41,18 @@ in
     ]
     ++ [ ../../lab/floors.md ]
   );
-  lab-quality = lab "quality" (sets.lab [ "quality" ] ++ [ reference ]);
-  lab-record = lab "record" (sets.lab [ "record.py" ] ++ [ ../../lab/results ]);
-  lab-speculative = lab "speculative" (
+  lab-quality = tests "quality" (sets.lab [ "quality" ] ++ [ reference ]);
+  lab-record = tests "record" (sets.lab [ "record.py" ] ++ [ ../../lab/results ]);
+  lab-speculative = tests "speculative" (
     sets.plugin
     ++ sets.lab [
       "record.py"
       "speculative"
     ]
   );
-  lab-testbed = lab "testbed" [ reference ];
-  lab-text = lab "text" [ ../../python/locks ../../models/testbed/corpus.json ];
-  lab-training = lab "training" (
+  lab-testbed = tests "testbed" [ reference ];
+  lab-text = tests "text" [ ../../python/locks ../../models/testbed/corpus.json ];
+  lab-training = tests "training" (
     sets.lab [
       "record.py"
       "training"
@@ -55,8 +60,8 @@ in
   );
 
   # The quality figures of models/testbed/expectation.json: fails when a figure is not the recorded one.
-  quality = pkgs.runCommand "gb10-check-quality" { nativeBuildInputs = [ lab-env ]; } ''
-    export HOME=$PWD
+  quality = pkgs.runCommand "gb10-check-quality" { nativeBuildInputs = [ test-env ]; } ''
+    export HOME=$PWD PYTHONPATH=${pythonPath { inherit (pkgs.gb10) lab library; }}
     python3 -m gb10_lab quality --model ${testbed} --held-out ${heldout}/heldout.jsonl \
       --check ${testbed}/expectation.json --out "$out"
   '';

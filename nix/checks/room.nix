@@ -7,8 +7,6 @@
   tests,
   # What they read beside themselves.
   sources ? [ ],
-  # The environment that they run in.
-  environment ? pkgs.gb10.test-env,
   variables ? { },
   arguments ? "",
   # Folders of CUDA that clang-format looks at.
@@ -39,7 +37,7 @@ pkgs.runCommand "gb10-check-${name}"
   (
     {
       nativeBuildInputs = [
-        environment
+        pkgs.gb10.test-env
         pkgs.util-linux
         # The curl line that serve prints is run as it stands.
         pkgs.curl
