@@ -18,7 +18,7 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 # What nixw takes for granted on any Debian. Nothing else of the real machine is on its PATH.
 TOOLS = """
     awk basename bash cat chmod cp cut diff dirname du env find flock grep head id ln ls mkdir mktemp mv paste
-    nproc printf readlink rm sed sh sha256sum sleep sort stat tail tar touch tr wc
+    printf readlink rm sed sh sha256sum sleep sort stat tail tar touch tr wc
 """
 
 # Writes each call's arguments to $FAKE/calls: items end in NUL, calls in a line "end".
