@@ -1,4 +1,4 @@
-# A stand-in for `import nixpkgs { … }`: the base functions of nix/CONTRACT.md and nothing else, made from Debian's packages.
+# A stand-in for `import nixpkgs { … }`: the functions that the flake takes of its base and nothing else, from Debian's packages.
 #
 # Builds run in Nix's sandbox with nixw's unpacked build root as /usr, /bin and /lib. `packages` beside this file is the
 # list of the root's packages and versions; its hash is part of every derivation.
@@ -23,6 +23,7 @@ let
     final:
     {
       inherit lib config;
+      # Builds with phases (wheels, kernels, the packages), builds of one script (environments, the demo model, checks).
       inherit
         (import ./stdenv {
           inherit system rootId;
@@ -33,6 +34,7 @@ let
         writeText
         ;
 
+      # CPU torch, which only PyTorch's own index has.
       fetchurl =
         {
           url,
@@ -45,6 +47,7 @@ let
           hash = if hash != null then hash else "sha256:${sha256}";
         };
 
+      # The programs that `nix run` starts.
       writeShellApplication =
         {
           name,
@@ -74,6 +77,7 @@ let
             /bin/bash -n "$out/bin/${name}"
           '';
 
+      # `nix develop`.
       mkShell =
         {
           packages ? [ ],

@@ -1,5 +1,5 @@
 {
-  description = "gb10's stand-in for nixpkgs: the functions of nix/CONTRACT.md from Debian's packages";
+  description = "gb10's stand-in for nixpkgs: the functions that the flake takes of it, from Debian's packages";
 
   outputs =
     { self }:

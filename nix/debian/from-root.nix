@@ -61,15 +61,17 @@ let
 in
 {
   debianRuntime = runtime;
-  # Libraries that nixpkgs has in packages of their own.
+  # Libraries that nixpkgs has in packages of their own: manylinux wheels take libz, vLLM's CPU library libnuma from the system.
   zlib = runtime;
   numactl = runtime;
 
   bash = programs "bash" [ "bash" ];
   # `nix develop` asks its nixpkgs for this name.
   bashInteractive = final.bash;
+  # lscpu, which vLLM's CPU platform asks for the cores.
   util-linux = programs "util-linux" [ "lscpu" ];
 
+  # The interpreter of all environments; `python312` where a base has it.
   python311 = python;
   # For fetches, which run inside builds only: the build root's pip.
   python3Packages.pip = final.runCommand "pip" { } ''
@@ -77,7 +79,8 @@ in
     printf '#!/bin/bash\nexec /usr/bin/python3 -m pip "$@"\n' >"$out/bin/pip"
     chmod +x "$out/bin/pip"
   '';
-  # In the build root, so on every build's PATH.
+  # In the build root, so on every build's PATH: wheels are unpacked (unzip) and find the loader and the system's libraries
+  # (patchelf); a test runs the line that `serve` prints (curl).
   unzip = final.runCommand "unzip" { } ''mkdir "$out"'';
   curl = final.runCommand "curl" { } ''mkdir "$out"'';
   patchelf = final.runCommand "patchelf" { } ''mkdir "$out"'';
