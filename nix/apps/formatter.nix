@@ -1,4 +1,4 @@
-# `nix fmt`: ruff for Python, and nixfmt for Nix where the base has it.
+# `nix fmt`: ruff for Python, clang-format for CUDA, and nixfmt for Nix where the base has it.
 { pkgs }:
 
 pkgs.writeShellApplication {
@@ -6,7 +6,7 @@ pkgs.writeShellApplication {
   runtimeInputs = [ pkgs.gb10.test-env ] ++ pkgs.lib.optionals (pkgs ? nixfmt) [ pkgs.nixfmt ];
   text = ''
     files=("$@")
-    [ "$#" -gt 0 ] || mapfile -t files < <(git ls-files '*.nix' '*.py' 'kernels/*.cu*' 'kernels/*.h' 'vllm_fp4/*.cpp')
+    [ "$#" -gt 0 ] || mapfile -t files < <(git ls-files '*.nix' '*.py' 'kernels/*' 'vllm_fp4/*')
     nix=() python=() cuda=()
     for file in "''${files[@]}"; do
       case $file in

@@ -34,6 +34,20 @@ in
   ) "lab/src:python/src";
   lint-wheelhouse = python "lint-wheelhouse" "nix/wheelhouse" [ ../../nix/wheelhouse ] "nix/wheelhouse";
 
+  # What the tests of several rooms share.
+  lint-tests =
+    python "lint-tests" "tests/conftest.py tests/lab/small_model.py tests/reference"
+      (
+        [
+          ../../tests/conftest.py
+          ../../tests/lab/small_model.py
+          ../../tests/reference
+        ]
+        ++ sets.plugin
+        ++ sets.lab-base
+      )
+      "tests:lab/src:python/src";
+
   dead-python = lint "dead-python" [ ../../python/src ../../lab/src ../../nix/wheelhouse ] ''
     vulture --config python/pyproject.toml python/src lab/src nix/wheelhouse
   '';
