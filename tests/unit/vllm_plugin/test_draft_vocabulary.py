@@ -1,9 +1,6 @@
 """The reduced draft vocabulary: what it reads, what it computes, what it refuses."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from fresh import python
 
 from gb10.errors import UserError
 
@@ -132,21 +130,7 @@ def test_heads_that_do_not_do(head: dict[str, Any]) -> None:
         restrict(_model(**head), [1, 2])
 
 
-def _python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
 REGISTER = """
-import gb10.vllm_plugin as plugin
-from vllm import ModelRegistry
-from vllm.model_executor.models.qwen3_next_mtp import Qwen3NextMTP
 def model():
     return ModelRegistry.models["Qwen3NextMTP"].load_model_cls()
 assert model() is Qwen3NextMTP
@@ -159,13 +143,13 @@ print("changed" if after is not Qwen3NextMTP else "as it was")
 
 
 def test_registered_only_when_asked_for(ids_file: Callable[[Any], Path]) -> None:
-    for value, said in ((str(ids_file([1, 2])), "changed"), ("", "as it was")):
-        done = _python(REGISTER, **{ENV_NAME: value})
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip().endswith(said)
+    for value, expected in ((str(ids_file([1, 2])), "changed"), ("", "as it was")):
+        status, said = python(REGISTER, **{ENV_NAME: value})
+        assert status == 0, said
+        assert said.strip().endswith(expected)
 
 
 def test_nonsense_stops_the_start(tmp_path: Path) -> None:
-    done = _python(REGISTER, **{ENV_NAME: str(tmp_path / "none")})
-    assert done.returncode != 0
-    assert "UserError: cannot read the draft vocabulary" in done.stderr
+    status, said = python(REGISTER, **{ENV_NAME: str(tmp_path / "none")})
+    assert status != 0
+    assert "UserError: cannot read the draft vocabulary" in said

@@ -1,24 +1,11 @@
 """Registration, in fresh processes: it changes vLLM for the whole process."""
 
-import os
-import subprocess
-import sys
-
 import pytest
+from fresh import python
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-PREPARE = """
-import os, sys
-import torch
-import gb10.vllm_plugin as plugin
-from vllm.platforms import current_platform
-from vllm.platforms.interface import PlatformEnum
-from vllm.model_executor.kernels import linear
-from vllm.model_executor.layers.quantization import get_quantization_config, modelopt
-import vllm.model_executor.layers.fused_moe.oracle.nvfp4 as oracle
-import vllm.envs
-
+HELPERS = """
 def cpu_kernels():
     return [kernel.__name__ for kernel in linear._POSSIBLE_NVFP4_KERNELS.get(PlatformEnum.CPU, [])]
 
@@ -27,20 +14,10 @@ def emulation_experts():
 """
 
 
-def _python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", PREPARE + code],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
 def test_registers_once_and_for_all() -> None:
-    done = _python(
-        """
+    status, said = python(
+        HELPERS
+        + """
 if not current_platform.is_cpu():
     raise SystemExit("needs vLLM's CPU platform")
 marlin = oracle.backend_to_kernel_cls(oracle.NvFp4MoeBackend.VLLM_CUTLASS)
@@ -58,13 +35,14 @@ assert vllm.envs.compile_factors()["GB10_CPU_NVFP4_MODE"] == "packed"
 """,
         GB10_CPU_NVFP4_MODE="packed",
     )
-    assert done.returncode == 0, done.stderr
+    assert status == 0, said
 
 
 def test_checkpoints_find_the_kernel() -> None:
     """A ModelOpt checkpoint of each algorithm picks its configuration; its layers get our kernel."""
-    done = _python(
-        """
+    status, said = python(
+        HELPERS
+        + """
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.model_executor import parameter
 from vllm.model_executor.layers.linear import ReplicatedLinear
@@ -89,12 +67,13 @@ for algorithm in ("NVFP4", "W4A16_NVFP4"):
 """,
         GB10_CPU_NVFP4_MODE="emulate",
     )
-    assert done.returncode == 0, done.stderr
+    assert status == 0, said
 
 
 def test_leaves_other_platforms_alone() -> None:
-    done = _python(
-        """
+    status, said = python(
+        HELPERS
+        + """
 type(current_platform).is_cpu = lambda self: False
 config, experts = get_quantization_config("modelopt_fp4"), oracle.backend_to_kernel_cls
 plugin.register()
@@ -106,12 +85,13 @@ assert "gb10.vllm_plugin.cpu.linear" not in sys.modules
 """,
         GB10_CPU_NVFP4_MODE="nonsense",
     )
-    assert done.returncode == 0, done.stderr
+    assert status == 0, said
 
 
 def test_fork_stays_fork() -> None:
-    done = _python(
-        """
+    status, said = python(
+        HELPERS
+        + """
 from gb10.vllm_plugin import patches
 from vllm.config import VllmConfig
 for expected in ("spawn", "fork", "fork"):
@@ -121,26 +101,25 @@ for expected in ("spawn", "fork", "fork"):
     patches.apply("serve")
 """
     )
-    assert done.returncode == 0, done.stderr
+    assert status == 0, said
 
 
 def test_one_mode_per_process() -> None:
-    done = _python(
-        """
+    status, said = python(
+        HELPERS
+        + """
 plugin.register()
 os.environ["GB10_CPU_NVFP4_MODE"] = "emulate"
 plugin.register()
 """,
         GB10_CPU_NVFP4_MODE="packed",
     )
-    assert done.returncode != 0
-    assert (
-        "RuntimeError: NVFP4 mode is packed in this process already; it cannot become emulate" in done.stderr
-    )
+    assert status != 0
+    assert "RuntimeError: NVFP4 mode is packed in this process already; it cannot become emulate" in said
 
 
 def test_says_what_moved() -> None:
-    done = _python("del oracle.backend_to_kernel_cls\nplugin.register()\n")
-    assert done.returncode != 0
-    assert "IncompatibleVllmError: gb10's plugin was written for vLLM 0.32.0" in done.stderr
-    assert "oracle.nvfp4.backend_to_kernel_cls is gone" in done.stderr
+    status, said = python("del oracle.backend_to_kernel_cls\nplugin.register()\n")
+    assert status != 0
+    assert "IncompatibleVllmError: gb10's plugin was written for vLLM 0.32.0" in said
+    assert "oracle.nvfp4.backend_to_kernel_cls is gone" in said
