@@ -166,7 +166,8 @@ def test_secrets_are_nowhere_to_be_seen(plan: Plan) -> None:
     assert "s3cret" not in shown
     assert "VLLM_API_KEY=... " in shown
     assert "--hf-token=..." in shown
-    assert "--hf-token ... --seed 1" in " ".join(plan(["--hf-token", "s3cret", "--seed", "1"], name="b").shown)
+    apart = plan(["--hf-token", "s3cret", "--seed", "1"], name="apart")
+    assert "--hf-token ... --seed 1" in " ".join(apart.shown)
     assert sorted(found.settings.secrets) == ["s3cret", "s3cret2", "s3cret3"]
 
 

@@ -1,4 +1,4 @@
-"""An open server without a key is refused, however it was spelled: vLLM's own parser reads the final arguments."""
+"""An open server without a key is refused, however it is spelled: vLLM's parser reads the final arguments."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ Judge = Callable[..., command.Plan]
 
 @pytest.fixture
 def judge(make_checkpoint: Make, clean_environment: pytest.MonkeyPatch) -> Judge:
-    """A function from arguments to a plan that was judged as `gb10 serve` judges it, without its processes."""
+    """A function from arguments to a plan that was judged as `gb10 serve` does, without its processes."""
     folder = str(make_checkpoint())
     known, several = launch.options()
 
@@ -136,8 +136,13 @@ def test_a_config_file_that_is_none(
         (["--grpc"], "--grpc is not supported"),
         (["--api-server-count", "2"], "--api-server-count is not supported"),
         (["--enable-auto-tool-choice"], "--enable-auto-tool-choice requires --tool-call-parser"),
-        (["--tool-call-parser", "none-such", "--enable-auto-tool-choice"], "invalid tool call parser: none-such"),
+        (
+            ["--tool-call-parser", "none-such", "--enable-auto-tool-choice"],
+            "invalid tool call parser: none-such",
+        ),
         (["--chat-template", "/no/such/file"], "chat template"),
+        (["--middleware", "no_such_module.Name"], "no_such_module"),
+        (["--middleware", "os.path.no_such_name"], "no_such_name"),
     ],
 )
 def test_what_vllm_refuses_is_one_line(judge: Judge, argv: Sequence[str], message: str) -> None:

@@ -1,10 +1,11 @@
-"""The API key guards every route of vLLM's application but /health, whatever the method, protocol or spelling."""
+"""The API key guards every route of vLLM but /health, in every method, protocol and spelling."""
 
 import asyncio
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -156,18 +157,18 @@ def test_it_does_not_guard_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None
         guard.Guard(behind)
 
 
-WALK = '''
+WALK = """
 import os, sys
 os.environ.update(VLLM_SERVER_DEV_MODE="1", VLLM_ENABLE_COHERE_API="1")
 from test_serve_guard import walk
 walk()
-'''
+"""
 
 
 def test_every_route_of_vllm_needs_the_key() -> None:
     """In a process of its own: vLLM's metrics are registered once per process."""
     pytest.importorskip("vllm.version", reason="vLLM is not installed")
-    here = os.path.dirname(__file__)
+    here = str(Path(__file__).parent)
     done = subprocess.run(
         [sys.executable, "-c", WALK],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([here, *sys.path])},
@@ -216,19 +217,33 @@ def walk() -> None:
     from gb10.serve import launch
 
     tasks = tuple(name for part in get_args(SupportedTask) for name in (get_args(part) or (part,)))
-    arguments = launch.prepare(["--model", "m", "--middleware", "test_serve_guard.OwnMiddleware"], configure=False)
+    arguments = launch.prepare(
+        ["--model", "m", "--middleware", "test_serve_guard.OwnMiddleware"], configure=False
+    )
     launch.guarded(arguments.arguments, [KEY], metrics=False)
     app = build_app(arguments.arguments, tasks, MagicMock())
     found = sorted(set(places(app.routes)))
     paths = {path for _, _, path in found}
     known = {"/invocations", "/tokenize", "/detokenize", "/load", "/scale_elastic_ep", "/generative_scoring"}
-    known |= {"/kv_event_sources", "/v1/completions", "/metrics", "/openapi.json", "/ping", "/version", "/sleep"}
+    known |= {
+        "/kv_event_sources",
+        "/v1/completions",
+        "/metrics",
+        "/openapi.json",
+        "/ping",
+        "/version",
+        "/sleep",
+    }
     assert known <= paths, known - paths
     assert any(kind == "websocket" for kind, _, _ in found), "no websocket"
     for kind, method, path in found:
         for spelled, root in ((path, ""), (f"/{path}", ""), (f"/base{path}", "/base"), (f"{path}/", "")):
             status = ask(app, spelled, method, type=kind, root_path=root)
-            expected = PASSED if kind == "http" and path == "/health" and spelled in ("/health", "/base/health") else 401
+            expected = (
+                PASSED
+                if kind == "http" and path == "/health" and spelled in ("/health", "/base/health")
+                else 401
+            )
             assert status == (403 if kind == "websocket" else expected), (kind, method, spelled, status)
         friend = ask(app, path, method, FRIEND, type=kind)
         assert friend == PASSED, (kind, method, path, friend)

@@ -76,7 +76,9 @@ def test_an_empty_part_of_pythonpath_is_not_the_current_folder(hostile: tuple[Pa
 def fake(monkeypatch: pytest.MonkeyPatch, *, isolated: bool, path: list[str] | None = None) -> None:
     flags = SimpleNamespace(ignore_environment=int(isolated), no_user_site=int(isolated))
     monkeypatch.setattr(
-        isolation, "sys", SimpleNamespace(flags=flags, executable="/p", path=sys.path if path is None else path)
+        isolation,
+        "sys",
+        SimpleNamespace(flags=flags, executable="/p", path=sys.path if path is None else path),
     )
 
 

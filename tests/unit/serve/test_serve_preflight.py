@@ -66,11 +66,19 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def test_an_answer(start: Start) -> None:
     _, engine = start(VERDICT)
     verdict = engine.judge(["--x"], configure=True)
-    assert (verdict.host, verdict.port, verdict.uds, verdict.keys, verdict.ignored) == ("::1", 9, None, ("a",), ())
+    assert (verdict.host, verdict.port, verdict.uds, verdict.keys, verdict.ignored) == (
+        "::1",
+        9,
+        None,
+        ("a",),
+        (),
+    )
 
 
 def test_facts(start: Start) -> None:
-    _, engine = start('{"options": {"-x": "--xx", "--xx": "--xx"}, "several": [], "config": ["--a"], "reports": {}}')
+    _, engine = start(
+        '{"options": {"-x": "--xx", "--xx": "--xx"}, "several": [], "config": ["--a"], "reports": {}}'
+    )
     facts = engine.facts(None, None)
     assert facts.vocabulary.spell("-x") == "--xx"
     assert facts.config == ("--a",)
@@ -122,9 +130,9 @@ def test_redaction(arguments: bytes, secrets: list[str], left: bytes) -> None:
 
 def test_ps_does_not_see_it() -> None:
     text = (
-        "import sys; from gb10.serve.hide import hide_arguments; before = open('/proc/self/cmdline').read();"
-        "hide_arguments(sys.argv[1:]); print(before.count('s3cret'), open('/proc/self/cmdline').read().count('s3cret'),"
-        "sys.argv[1])"
+        "import sys; from gb10.serve.hide import hide_arguments\n"
+        "def count(): return open('/proc/self/cmdline').read().count('s3c' + 'ret')\n"
+        "before = count(); hide_arguments(sys.argv[1:]); print(before, count(), sys.argv[1])"
     )
     done = subprocess.run(
         [sys.executable, "-c", text, "s3cret"], capture_output=True, text=True, timeout=60, check=True

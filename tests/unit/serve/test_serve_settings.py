@@ -117,7 +117,7 @@ def test_a_model_after_the_keys_is_the_model(tmp_path: Path) -> None:
     assert parse(["/m", "--api-key", "k", folder], {}).api_keys == ("k", folder)
     assert parse(["--model", "/m", "--api-key", "k", folder], {}).api_keys == ("k", folder)
     assert parse(["--api-key", folder], {}).api_keys == (folder,)
-    with pytest.raises(UserError, match="--api-key takes several values, .*; MODEL comes first") as caught:
+    with pytest.raises(UserError, match=r"--api-key takes several values, .*; MODEL comes first") as caught:
         parse(["--api-key", "s3cret", "org/name"], {})
     assert "s3cret" not in str(caught.value)
     assert parse(["--api-key", "k", "org/name"], {"MODEL": "/m"}).api_keys == ("k", "org/name")
@@ -289,6 +289,8 @@ def test_is_loopback(host: str, loopback: bool) -> None:
         (["--host", "::"], "http://[::1]:8000"),
         (["--host", "::1", "--port", "9"], "http://[::1]:9"),
         (["--ssl-certfile", "c"], "https://127.0.0.1:8000"),
+        (["--root-path", "/v1"], "http://127.0.0.1:8000/v1"),
+        (["--root-path=/a/"], "http://127.0.0.1:8000/a"),
     ],
 )
 def test_base_url(argv: list[str], url: str) -> None:

@@ -291,8 +291,8 @@ def build(
     demo: bool = False,
     free: memory.Available | None = None,
 ) -> Plan:
-    """The whole plan. ``gpus`` is empty for the CPU engine; ``free`` is the memory before vLLM started, by default
-    what is free now. Raises UserError for what cannot work.
+    """The whole plan. ``gpus`` is empty for the CPU engine; ``free`` is the memory before vLLM started, by
+    default what is free now. Raises UserError for what cannot work.
     """
     _check_listening(settings.host, settings.api_keys, uds=settings.passed_on.has("--uds"))
     target, rows = _route(

@@ -1,7 +1,7 @@
 """The process that becomes vLLM's API server: ``python -P -m gb10.serve.engine``.
 
-It is started by `gb10 serve`, which asks it a few things over a socket (`gb10.serve.preflight`) and then lets it
-serve. Without the socket, called by hand, it serves its own arguments. Before it imports vLLM:
+It is started by `gb10 serve`, which asks it a few things over a socket (`gb10.serve.preflight`) and then
+lets it serve. Without the socket, called by hand, it serves its own arguments. Before it imports vLLM:
 
 1. It asks the kernel to end it when `gb10 serve` dies, so that even SIGKILL leaves no server behind.
 2. On the CPU, where `gb10 serve` asked for fork, it keeps vLLM from going back to spawn. Forked, the

@@ -1,9 +1,9 @@
 """The API key guards every answer of the server but ``/health``.
 
-vLLM's own check looks at paths that begin with /v1, /v2, /inference or /cohere; its ``/invocations`` generates as
-well, and ``/tokenize``, ``/load``, ``/scale_elastic_ep`` and others answer without a key. `Guard` is an ASGI
-middleware that vLLM adds through its option ``--middleware``, as the last and therefore outermost one. What it does
-not know to be open needs the key: an unknown path, method or protocol too.
+vLLM's own check looks at paths that begin with /v1, /v2, /inference or /cohere; its ``/invocations``
+generates as well, and ``/tokenize``, ``/load``, ``/scale_elastic_ep`` and others answer without a key.
+`Guard` is an ASGI middleware that vLLM adds through its option ``--middleware``, as the last and therefore
+outermost one. What it does not know to be open needs the key: an unknown path, method or protocol too.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ def _digest(text: str) -> bytes:
 
 @dataclass(frozen=True)
 class Policy:
-    """Who may ask what: SHA-256 of the keys, the open paths, and whether browsers of other origins may ask."""
+    """Who may ask: SHA-256 of the keys, the open paths, and whether browsers of other origins may ask."""
 
     keys: tuple[bytes, ...]
     open_paths: frozenset[str]
@@ -47,7 +47,7 @@ class Policy:
         if scope["type"] == "http":
             if _route_path(scope) in self.open_paths:
                 return True
-            # A browser asks in this way, never with a key, whether it may send one. CORSMiddleware answers it.
+            # A browser asks in this way, never with a key, whether it may. CORSMiddleware answers.
             preflight = b"origin" in headers and b"access-control-request-method" in headers
             if self.cross_origin and scope["method"] == "OPTIONS" and preflight:
                 return True
@@ -85,10 +85,12 @@ class Guard:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if self.policy.admits(scope):
             await self.app(scope, receive, send)
-        elif scope["type"] == "websocket" and "websocket.http.response" not in (scope.get("extensions") or {}):
+            return
+        websocket = scope["type"] == "websocket"
+        if websocket and "websocket.http.response" not in (scope.get("extensions") or {}):
             await send({"type": "websocket.close", "code": _CLOSED})
         else:
-            prefix = "websocket.http" if scope["type"] == "websocket" else "http"
+            prefix = "websocket.http" if websocket else "http"
             body = json.dumps({"error": "Unauthorized"}).encode()
             headers = [
                 (b"content-type", b"application/json"),

@@ -11,7 +11,7 @@ _ARG_START, _ARG_END = 45, 46
 
 
 def redact(arguments: bytes, secrets: Iterable[str]) -> bytes:
-    """``arguments`` (words that end with a zero byte) of the same length with a dot for each byte of a secret.
+    """``arguments`` (words that end with a zero byte) with a dot for each byte of a secret.
 
     A secret is replaced where it is a word, the value of ``--flag=value``, or a word in a quoted text.
     """
@@ -23,7 +23,7 @@ def redact(arguments: bytes, secrets: Iterable[str]) -> bytes:
 
 
 def hide_arguments(secrets: Iterable[str]) -> None:
-    """Overwrite these words in this process's own arguments. Does nothing where the kernel does not say where."""
+    """Overwrite these words in this process's own arguments, where the kernel says where those are."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         fields = Path("/proc/self/stat").read_text(encoding="latin-1").rpartition(")")[2].split()
         start, end = int(fields[_ARG_START]), int(fields[_ARG_END])

@@ -1,8 +1,8 @@
-"""Python processes that run no code out of the current folder: a checkpoint may bring a ``json.py`` or ``torch/``.
+"""Python processes that run no code out of the current folder, where a checkpoint may bring a ``json.py``.
 
-``python -m`` puts the current folder first on ``sys.path``, unless it is told not to (``-P``). vLLM starts more
-processes in the same way (its model registry, multiprocessing); those read PYTHONSAFEPATH. What
-`nix run .#serve` starts also ignores the user's PYTHONPATH, PYTHONHOME and user site (``-I``); a Python that the
+``python -m`` puts the current folder first on ``sys.path``, unless it is told not to (``-P``). vLLM starts
+more processes in the same way (its model registry, multiprocessing); those read PYTHONSAFEPATH. What `nix
+run .#serve` starts also ignores the user's PYTHONPATH, PYTHONHOME and user site (``-I``); a Python that the
 user called by hand keeps them, since gb10 itself may come from there.
 """
 
@@ -25,8 +25,8 @@ def interpreter() -> list[str]:
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
     """``environ`` for a child of ours and everything that it starts.
 
-    Isolated ourselves, we drop every variable of Python that could bring code in. Else the parts of PYTHONPATH
-    stay, but an empty one, which means the current folder; and gb10 is found where we were found.
+    Isolated ourselves, we drop every variable of Python that could bring code in. Else the parts of
+    PYTHONPATH stay, but an empty one, which means the current folder; and gb10 is found where we were found.
     """
     if sys.flags.ignore_environment:
         kept = {

@@ -1,10 +1,11 @@
 """vLLM's API server in parts: its options, its reading of arguments, its configuration, its HTTP server.
 
-It does what `vllm.entrypoints.launchers.api_server.entry.main` does, out of the same functions, so that what can be
-refused is refused before anything is promised, and the configuration is made once.
+It does what `vllm.entrypoints.launchers.api_server.entry.main` does, out of the same functions, so that what
+can be refused is refused before anything is promised, and the configuration is made once.
 """
 
 import difflib
+import importlib
 import re
 import signal
 import traceback
@@ -12,6 +13,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NoReturn
 
 import uvloop
@@ -56,6 +58,7 @@ class _Parser(FlexibleArgumentParser):  # type: ignore[misc]
         raise UserError(f"neither gb10 nor vLLM knows {unknown}; {hint}")
 
 
+@cache
 def _parser() -> _Parser:
     return make_arg_parser(_Parser())  # type: ignore[no-any-return]
 
@@ -108,7 +111,7 @@ def config_file(path: str) -> list[str]:
 
 @dataclass
 class Prepared:
-    """Arguments that were read, and the engine's, whose configuration is made already (if it was asked for)."""
+    """Arguments that were read, and the engine's, whose configuration is made already if that was asked."""
 
     arguments: Namespace
     engine: Any = None
@@ -147,6 +150,10 @@ def prepare(arguments: Sequence[str], *, configure: bool) -> Prepared:
             if plugin:
                 manager_import(plugin)
         validate_api_server_args(parsed)
+        for place in parsed.middleware:
+            module, _, name = place.rpartition(".")
+            if not callable(getattr(importlib.import_module(module), name)):
+                raise UserError(f"--middleware {place} is neither a class nor a function")
         made = Prepared(parsed)
         if configure:
             engine = AsyncEngineArgs.from_cli_args(parsed)
@@ -165,7 +172,7 @@ def serve(prepared: Prepared, keys: Sequence[str], *, metrics: bool) -> None:
 
 
 def guarded(arguments: Namespace, keys: Sequence[str], *, metrics: bool) -> None:
-    """Put `guard.Guard` around the application that vLLM builds of ``arguments``, outside every other middleware.
+    """Put `guard.Guard` around the application that vLLM builds of ``arguments``, as outermost middleware.
 
     It stands for vLLM's own check. Without ``keys`` nothing changes.
     """

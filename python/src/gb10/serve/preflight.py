@@ -1,11 +1,11 @@
 """What `gb10 serve` asks vLLM's process before that may serve, and what it makes of the answers.
 
-The engine process (`gb10.serve.engine`) imports vLLM once, answers over a socket, and then serves. Each message is
-a line of JSON. In this order:
+The engine process (`gb10.serve.engine`) imports vLLM once, answers over a socket, and then serves. Each
+message is a line of JSON. In this order:
 
 1. ``facts``: vLLM's options, the arguments in a ``--config`` file, and a report of each of `REPORTERS`.
-2. ``judge``: the final arguments; vLLM's own parser reads them and its own classes make the configuration. The
-   answer is a `Verdict`.
+2. ``judge``: the final arguments; vLLM's own parser reads them and its own classes make the configuration.
+   The answer is a `Verdict`.
 3. ``serve``: the keys. No answer: the socket closes, and the process serves what was judged last.
 
 An answer ``{"error": TEXT}`` is a UserError here: exit code 2.
@@ -33,8 +33,8 @@ SOCKET_VARIABLE = "GB10_SERVE_SOCKET"
 
 REPORTERS: Mapping[str, str] = {}
 """Reports on a checkpoint that need vLLM: name -> "module:function". The function takes a
-`gb10.checkpoint.folder.Checkpoint` and gives what JSON can carry; it raises UserError to refuse the checkpoint.
-It runs in the engine process, where vLLM is imported already, for checkpoints in a folder."""
+`gb10.checkpoint.folder.Checkpoint` and gives what JSON can carry; it raises UserError to refuse the
+checkpoint. It runs in the engine process, where vLLM is imported already, for checkpoints in a folder."""
 
 _POLL = 0.1
 
@@ -115,7 +115,8 @@ class Engine:
     def judge(self, arguments: Sequence[str], *, configure: bool) -> Verdict:
         """Let vLLM read its final arguments; with ``configure`` make its configuration of them, too."""
         said = self._ask({"ask": "judge", "arguments": list(arguments), "configure": configure})
-        return Verdict(**{name: tuple(value) if isinstance(value, list) else value for name, value in said.items()})
+        lists = {name: tuple(said.pop(name)) for name in ("keys", "ignored")}
+        return Verdict(**said, **lists)
 
     def serve(self, keys: tuple[str, ...], *, metrics: bool) -> None:
         """Let it serve."""
@@ -148,4 +149,3 @@ class Engine:
                 raise self._server.failure("starting")
         self._show.clear()
         raise Stopped
-

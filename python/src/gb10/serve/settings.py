@@ -215,6 +215,7 @@ class Settings:
     load_format: str | None = setting("--load-format")
     revision: str | None = setting("--revision")
     speculative_config: str | None = setting("--speculative-config")
+    root_path: str | None = setting("--root-path")
     config: str | None = setting("--config")
 
     passed_on: VllmArguments = field(default_factory=VllmArguments)
@@ -266,7 +267,10 @@ class Settings:
         """The address that a client on this machine uses."""
         scheme = "https" if self.passed_on.has("--ssl-certfile") else "http"
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(self.host, self.host)
-        return f"{scheme}://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self.port}"
+        where = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        # The application takes it off where it begins a path, and /v1 may be it.
+        below = self.root_path or ""
+        return f"{scheme}://{where}:{self.port}{below.rstrip('/') if below.startswith('/') else ''}"
 
     def table(self) -> list[tuple[str, str, str]]:
         """(setting, value, origin) of all that is set, as text. A key stays secret."""
@@ -293,7 +297,7 @@ _OWN = {flag for row in ROWS.values() if row.help for flag in row.flags.split()}
 """Flags that vLLM need not know."""
 
 SECRETS = frozenset({"--api-key", "--hf-token", "--watermark-config", "VLLM_API_KEY"})
-"""What is never shown: vLLM's own list of such arguments (entrypoints/serve/utils/api_utils.py), and the key."""
+"""What is never shown: vLLM's list of such arguments (entrypoints/serve/utils/api_utils.py), and the key."""
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -340,7 +344,7 @@ def _read(
 
 
 def _spelled(tokens: Iterable[str], vocabulary: Vocabulary | None) -> list[str]:
-    """``tokens`` with every option's name in its canonical spelling, and without the ends of options (``--``)."""
+    """``tokens`` with each option's name in its canonical spelling, and without ends of options (``--``)."""
     plain = [with_dashes(token) for token in tokens if token != "--"]
     if vocabulary is None:
         return plain
@@ -348,7 +352,7 @@ def _spelled(tokens: Iterable[str], vocabulary: Vocabulary | None) -> list[str]:
 
 
 def _take_model(tokens: list[str], several: Collection[str], *, guess: bool) -> str | None:
-    """Take MODEL out of ``tokens`` where it follows an option that takes several values: ``--api-key K MODEL``.
+    """Take MODEL out of ``tokens`` where it follows an option of several values: ``--api-key K MODEL``.
 
     A folder is the model. What could be a hub name is refused where ``guess``, since no model was named.
     """
@@ -386,8 +390,8 @@ def parse(
 ) -> Settings:
     """Settings out of the command line and the variables.
 
-    Order, strongest first: command line, ``--vllm-args`` or VLLM_EXTRA_ARGS, single variables, the arguments of a
-    ``config`` file, defaults. With vLLM's ``vocabulary`` every spelling that vLLM takes is understood.
+    Order, strongest first: command line, ``--vllm-args`` or VLLM_EXTRA_ARGS, single variables, the arguments
+    of a ``config`` file, defaults. With vLLM's ``vocabulary`` every spelling that vLLM takes is understood.
     Raises UserError for anything malformed; SystemExit(0) after ``--help``.
     """
     tokens = _spelled(argv, vocabulary)

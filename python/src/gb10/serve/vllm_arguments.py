@@ -1,7 +1,7 @@
 """Arguments that are vLLM's: passed on as they were given, grouped so that gb10 can see what they set.
 
-vLLM's own parser says how its options may be spelled (`Vocabulary`); importing vLLM takes seconds, so a first look
-does without.
+vLLM's own parser says how its options may be spelled (`Vocabulary`); importing vLLM takes seconds, so a
+first look does without.
 """
 
 import re
