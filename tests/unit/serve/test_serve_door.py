@@ -125,7 +125,7 @@ def test_a_config_file_that_is_none(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--no-such-flag", "1"], r"neither gb10 nor vLLM knows --no-such-flag 1; leave it out"),
+        (["--no-such-flag", "1"], r"neither gb10 nor vLLM knows --no-such-flag; leave it out"),
         (["--max-modl-len=8"], r"knows --max-modl-len=8; did you mean --max-model-len\?"),
         (["--max-num", "8"], "ambiguous option: --max-num could match"),
         (["--block-size", "many"], "argument --block-size"),
@@ -157,7 +157,7 @@ def test_what_vllm_refuses_is_one_line(judge: Judge, argv: Sequence[str], messag
         (["--max-model=512"], "--max-model-len", "512"),
         (["--tensor-par", "1"], "--tensor-parallel-size", "1"),
         (["--dty", "float32"], "--dtype", "float32"),
-        (["--kv_cache_dty=fp8"], "--kv-cache-dtype", "fp8"),
+        (["--kv_cache_mem=64M"], "--kv-cache-memory-bytes", "67108864"),
         (["--hos", "127.0.0.2"], "--host", "127.0.0.2"),
     ],
 )
