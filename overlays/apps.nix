@@ -7,12 +7,14 @@ final: prev: {
       name = "gb10-cpu-env";
       wheels = final.gb10.wheels.cpu;
       extra = [ final.gb10.package ];
+      isolated = true;
     };
 
     cuda-env = final.gb10.environment {
       name = "gb10-cuda-env";
       wheels = final.gb10.wheels.cuda;
       extra = [ final.gb10.package ];
+      isolated = true;
     };
 
     # The CUDA wheels for aarch64 unpacked and patched on any machine: shows that they exist, apply and do not collide.

@@ -13,6 +13,7 @@ final: prev: {
         final.gb10.library
         final.gb10.lab
       ];
+      isolated = true;
     };
 
     # Not the model card, whose words change nothing.

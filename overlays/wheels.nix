@@ -65,9 +65,10 @@ in
         name,
         wheels,
         extra ? [ ],
+        isolated ? false,
       }:
       final.gb10.wheelhouse.mkEnvironment {
-        inherit name;
+        inherit name isolated;
         packages = builtins.attrValues wheels ++ extra;
         allowedDuplicates = map (
           entry: final.lib.removePrefix "site/" entry.path

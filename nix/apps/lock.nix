@@ -11,6 +11,7 @@ pkgs.writeShellApplication {
   name = "lock";
   runtimeInputs = [ environment ];
   text = ''
-    PYTHONPATH=${../wheelhouse/lock} exec python3 -m gb10_lock "$@"
+    unset PYTHONHOME PYTHONSTARTUP
+    PYTHONPATH=${../wheelhouse/lock} exec python3 -P -s -m gb10_lock "$@"
   '';
 }

@@ -9,6 +9,6 @@ pkgs.writeShellApplication {
   text = ''
     export GB10_TESTBED=''${GB10_TESTBED-${testbed}}
     export GB10_HELDOUT=''${GB10_HELDOUT-${heldout}/heldout.jsonl}
-    exec ${lab-env}/bin/python3 -m gb10_lab quality "$@"
+    ${import ./isolated.nix lab-env "gb10_lab quality"}
   '';
 }

@@ -6,6 +6,7 @@
 
 let
   inherit (pkgs.gb10) cpu-env cuda-env demo-model;
+  isolated = import ./isolated.nix;
 
   serve-cuda = pkgs.writeShellApplication {
     name = "serve-cuda";
@@ -21,7 +22,7 @@ let
       export GB10_PROFILE=cuda
       # No compiler at run time: a kernel that was not built ahead is an error, not an hour of nvcc.
       export FLASHINFER_DISABLE_JIT=''${FLASHINFER_DISABLE_JIT-1}
-      exec ${cuda-env}/bin/python3 -m gb10 serve "$@"
+      ${isolated cuda-env "gb10 serve"}
     '';
   };
 in
@@ -50,7 +51,7 @@ in
       fi
       export GB10_DEMO_MODEL=''${GB10_DEMO_MODEL-${demo-model}}
       export GB10_PROFILE=$profile
-      exec ${cpu-env}/bin/python3 -m gb10 serve "$@"
+      ${isolated cpu-env "gb10 serve"}
     '';
   };
 }

@@ -17,6 +17,6 @@ pkgs.writeShellApplication {
     export GB10_DEMO_MODEL=''${GB10_DEMO_MODEL-${demo-model}}
     export GB10_HELDOUT=''${GB10_HELDOUT-${heldout}/heldout.jsonl}
     export GB10_TESTBED=''${GB10_TESTBED-${testbed}}
-    exec ${lab-env}/bin/python3 -m gb10_lab speculative "$@"
+    ${import ./isolated.nix lab-env "gb10_lab speculative"}
   '';
 }

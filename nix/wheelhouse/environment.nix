@@ -10,6 +10,8 @@
   packages,
   # Files that two wheels may both ship: paths in site-packages.
   allowedDuplicates ? [ ],
+  # Whether the commands in bin ignore the user's PYTHONPATH. Its python3 is the user's own, who decides.
+  isolated ? false,
 }:
 
 pkgs.runCommand name
@@ -17,7 +19,7 @@ pkgs.runCommand name
     nativeBuildInputs = [ python ];
     plan = builtins.toJSON {
       packages = map (package: "${package}") packages;
-      inherit allowedDuplicates;
+      inherit allowedDuplicates isolated;
       inherit (python) sitePackages interpreter pythonVersion;
     };
     passAsFile = [ "plan" ];

@@ -2,7 +2,8 @@
 
 usage: environment.py PLAN.json OUT
 
-PLAN.json holds ``packages`` (store paths), ``sitePackages`` (relative), ``interpreter``, ``pythonVersion``
+PLAN.json holds ``packages`` (store paths), ``sitePackages`` (relative), ``interpreter``, ``pythonVersion``,
+``isolated`` (whether the commands ignore PYTHONPATH and the user's site-packages, by ``python3 -I``)
 and ``allowedDuplicates`` (paths in site-packages that two wheels may both ship; the first one is taken).
 A file that two wheels ship and that is not listed is an error, since which one wins would be chance.
 """
@@ -42,7 +43,7 @@ def link_tree(
             (target / place).symlink_to(source / place)
 
 
-def write_launchers(site: Path, bin_folder: Path, python: Path) -> None:
+def write_launchers(site: Path, bin_folder: Path, python: str) -> None:
     """Write one script for each console entry point, as an installer would."""
     for entry_points in sorted(site.glob("*.dist-info/entry_points.txt")):
         parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
@@ -69,6 +70,7 @@ def main() -> int:
     bin_folder = out / "bin"
     site.mkdir(parents=True)
     bin_folder.mkdir()
+    python = f"{bin_folder}/python3" + (" -I" if plan["isolated"] else "")
     owner: dict[str, Path] = {}
     bin_owner: dict[str, Path] = {}
     clashes: list[str] = []
@@ -86,7 +88,7 @@ def main() -> int:
             with script.open("rb") as handle:
                 first = handle.readline()
             if first.startswith(b"#!python"):
-                target.write_bytes(f"#!{bin_folder}/python3\n".encode() + script.read_bytes()[len(first) :])
+                target.write_bytes(f"#!{python}\n".encode() + script.read_bytes()[len(first) :])
                 target.chmod(0o755)
             else:
                 target.symlink_to(script)
@@ -101,7 +103,7 @@ def main() -> int:
     )
     for name in ("python", "python3", f"python{plan['pythonVersion']}"):
         (bin_folder / name).symlink_to(interpreter)
-    write_launchers(site, bin_folder, bin_folder / "python3")
+    write_launchers(site, bin_folder, python)
     return 0
 
 

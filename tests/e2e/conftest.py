@@ -71,7 +71,9 @@ def still_alive(pids: set[int], seconds: float) -> set[int]:
 class Serve:
     """A running `gb10 serve`. ``lines`` grows with what it prints; ``seconds`` is the time until ready."""
 
-    def __init__(self, arguments: Sequence[str], variables: dict[str, str]) -> None:
+    def __init__(
+        self, arguments: Sequence[str], variables: dict[str, str], folder: Path | None = None
+    ) -> None:
         self.port = free_port()
         self.lines: list[str] = []
         self.seconds = 0.0
@@ -83,6 +85,7 @@ class Serve:
             stderr=subprocess.STDOUT,
             text=True,
             env=variables,
+            cwd=folder,
         )
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -165,11 +168,11 @@ def serve_variables(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def start_serve(serve_variables: dict[str, str]) -> Iterator[Callable[..., Serve]]:
-    """A function that starts `gb10 serve` with arguments and waits until it is ready."""
+    """A function that starts `gb10 serve` with arguments (in a folder) and waits until it is ready."""
     started: list[Serve] = []
 
-    def start(*arguments: str) -> Serve:
-        server = Serve(arguments, serve_variables)
+    def start(*arguments: str, folder: Path | None = None) -> Serve:
+        server = Serve(arguments, serve_variables, folder)
         started.append(server)
         server.wait_ready()
         return server

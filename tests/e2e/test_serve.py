@@ -13,6 +13,7 @@ import signal
 import statistics
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from tokenizers import Tokenizer
 
 STOP_LIMIT = 10.0
 NAME = "gb10-demo"
+KEY = "k3y-of-the-test"
 MESSAGES = [{"role": "user", "content": "Say something about block scales."}]
 COMPACT_JSON = '{"backend":"xgrammar","disable_any_whitespace":true}'
 SPECULATIVE = '{"method":"mtp","num_speculative_tokens":2}'
@@ -42,9 +44,24 @@ def plain(start_serve: Start) -> Serve:
 
 
 @pytest.fixture(scope="module")
-def mtp(start_serve: Start) -> Serve:
-    """The demo model with MTP, asked for as a JSON argument in VLLM_EXTRA_ARGS' flag."""
-    return start_serve("--vllm-args", f"--speculative-config '{SPECULATIVE}' --enable-prefix-caching")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with Python files that leave a mark in ``marks`` when they run."""
+    folder = tmp_path_factory.mktemp("hostile")
+    (folder / "marks").mkdir()
+    for name in ("colorsys", "json", "sitecustomize", "torch", "transformers", "typer", "vllm", "yaml"):
+        place = folder / name if name in ("torch", "vllm") else folder / f"{name}.py"
+        if not place.suffix:
+            place.mkdir()
+            place /= "__init__.py"
+        place.write_text(f"open({str(folder / 'marks' / name)!r}, 'w').close()\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mtp(start_serve: Start, hostile: Path) -> Serve:
+    """The demo model with MTP, asked for as a JSON argument in VLLM_EXTRA_ARGS' flag, and with a key."""
+    options = f"--speculative-config '{SPECULATIVE}' --enable-prefix-caching"
+    return start_serve("--vllm-args", options, "--api-key", "other", KEY, "--open-metrics", folder=hostile)
 
 
 @pytest.fixture
@@ -327,8 +344,59 @@ def metric(serve: Serve, name: str) -> float:
     return float(found[1])
 
 
+def status(serve: Serve, path: str, body: dict[str, object] | None = None, key: str | None = None) -> int:
+    """The HTTP status of one request, with a key or without."""
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{serve.port}{path}", data, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_the_key_guards_everything_but_health(mtp: Serve) -> None:
+    """The walk over every route is tests/unit/serve/test_serve_guard.py; here is the real server."""
+    body = {"model": NAME, "prompt": "import", "max_tokens": 1}
+    for path in ("/v1/completions", "/invocations", "/tokenize", "/detokenize", "//v1/completions"):
+        assert status(mtp, path, body) == 401, path
+        assert status(mtp, path, body, "no") == 401, path
+    for path in ("/version", "/load", "/v1/models", "/openapi.json", "/kv_event_sources"):
+        assert status(mtp, path) == 401, path
+    assert status(mtp, "/health") == 200
+    assert status(mtp, "/metrics") == 200
+    for key in (KEY, "other"):
+        assert status(mtp, "/invocations", body, key) == 200
+        assert status(mtp, "/v1/models", key=key) == 200
+    line = next(line for line in mtp.lines if line.strip().startswith("curl "))
+    assert '-H "Authorization: Bearer YOUR_API_KEY"' in line
+    assert "try it (put the API key for YOUR_API_KEY):" in mtp.text
+
+
+def test_no_process_shows_the_key(mtp: Serve) -> None:
+    pids = descendants(mtp.process.pid)
+    lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids}
+    # The server's own, without the wrapper's: that one is bash until it becomes the server.
+    assert any(b"gb10" in line for line in lines.values())
+    assert not [line for line in lines.values() if KEY.encode() in line]
+
+
+def test_nothing_of_the_current_folder_runs(mtp: Serve, hostile: Path) -> None:
+    assert mtp.seconds > 0
+    assert list((hostile / "marks").iterdir()) == []
+
+
+@pytest.mark.skipif("GB10_SERVE_COMMAND" not in os.environ, reason="the user's own Python keeps PYTHONPATH")
+def test_nothing_of_pythonpath_runs(serve_variables: dict[str, str], hostile: Path) -> None:
+    variables = {**serve_variables, "PYTHONPATH": str(hostile), "PYTHONHOME": str(hostile)}
+    done = run_again(variables, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert list((hostile / "marks").iterdir()) == []
+
+
 def test_mtp_answers_and_drafts(mtp: Serve) -> None:
-    with openai.OpenAI(base_url=mtp.url, api_key="none", timeout=120, max_retries=0) as made:
+    with openai.OpenAI(base_url=mtp.url, api_key=KEY, timeout=120, max_retries=0) as made:
         assert greedy(made) == greedy(made)
         concurrent(made, 32)
     drafts = metric(mtp, "spec_decode_num_draft_tokens_total")
@@ -342,7 +410,7 @@ def test_mtp_answers_and_drafts(mtp: Serve) -> None:
 
 def test_mtp_with_prefix_caching_hits_and_lives_on(mtp: Serve) -> None:
     """Stock vLLM dies at the first request (patches/vllm/0004). Hits need two blocks of 256 tokens."""
-    with openai.OpenAI(base_url=mtp.url, api_key="none", timeout=120, max_retries=0) as made:
+    with openai.OpenAI(base_url=mtp.url, api_key=KEY, timeout=120, max_retries=0) as made:
         (model,) = made.models.list().data
         prompt = [100 + 7 * number % 3000 for number in range(1000)]
         for _ in range(3):

@@ -84,7 +84,8 @@ class TestRefusals:
         done = gb10("serve", str(make_checkpoint()), "--dry-run", "--api-key", "secret", GB10_PROFILE="cpu")
         assert done.returncode == 0
         *table, blank, command = done.stdout.splitlines()
-        assert "gb10.serve.engine --model" in command
+        assert "-P -m gb10.serve.engine --model" in command
+        assert "VLLM_API_KEY=..." in command
         assert blank == ""
         assert table[0].split() == ["setting", "value", "origin"]
         assert ["--max-model-len", "2048", "machine"] in [line.split() for line in table]
@@ -121,6 +122,40 @@ class TestRefusals:
         assert command[command.index("--revision") + 1] == revision
         assert command[command.index("--served-model-name") + 1] == "org/name"
 
+    def test_what_only_vllm_knows_is_refused_before_it_serves(self, make_checkpoint: Make) -> None:
+        folder = str(make_checkpoint())
+        words = ("--dry-run", "--max-num-seq", "3", "--no-such=1")
+        error = refused(gb10("serve", folder, *words, GB10_PROFILE="cpu"))
+        assert "neither gb10 nor vLLM knows --no-such=1" in error
+        error = refused(gb10("serve", folder, "--hos", "0.0.0.0", GB10_PROFILE="cpu"))
+        assert "listening on 0.0.0.0 without an API key" in error
+
+    def test_a_model_in_a_config_file(self, make_checkpoint: Make, tmp_path: Path) -> None:
+        file = tmp_path / "c.yaml"
+        file.write_text(f"model: {make_checkpoint()}\nmax-num-seqs: 3\n")
+        done = gb10("serve", "--config", str(file), "--dry-run", GB10_PROFILE="cpu")
+        assert done.returncode == 0, done.stderr
+        rows = [line.split() for line in done.stdout.splitlines()]
+        assert ["--max-num-seqs", "3", "config"] in rows
+        assert "OMP_NUM_THREADS=" in done.stdout.splitlines()[-1]
+
+    @pytest.mark.parametrize(
+        ("argv", "variables", "source"),
+        [
+            (["--api-key", "k\n"], {}, "--api-key"),
+            (["--api-key", "two words"], {}, "--api-key"),
+            (["--api-key", ""], {}, "--api-key"),
+            (["--api-key", "good", "schl\u00fcssel"], {}, "--api-key"),
+            ([], {"VLLM_API_KEY": "k\r"}, "VLLM_API_KEY"),
+            ([], {"VLLM_EXTRA_ARGS": "--api-key 'a b'"}, "--api-key (in VLLM_EXTRA_ARGS)"),
+        ],
+    )
+    def test_a_key_that_nobody_could_send(
+        self, argv: list[str], variables: dict[str, str], source: str
+    ) -> None:
+        error = refused(gb10("serve", "/m", *argv, GB10_PROFILE="cpu", **variables))
+        assert error.startswith(f"gb10: error: {source} is not a key that a client can send")
+
     def test_refusals_are_quick(self) -> None:
         began = time.monotonic()
         refused(gb10("serve", "/nonexistent/model", GB10_PROFILE="cpu"))
@@ -128,7 +163,7 @@ class TestRefusals:
 
 
 def test_curl_line_is_ready_to_paste() -> None:
-    line = curl_line("http://127.0.0.1:1", "it's", key=True)
+    line = curl_line("http://127.0.0.1:1", "it's", "$VLLM_API_KEY")
     done = subprocess.run(
         ["bash", "-c", f"curl() {{ printf '%s\\n' \"$@\"; }}; VLLM_API_KEY=k; {line}"],
         capture_output=True,
@@ -142,7 +177,7 @@ def test_curl_line_is_ready_to_paste() -> None:
 
 
 def test_curl_line_of_the_demo_model_completes_code() -> None:
-    line = curl_line("https://127.0.0.1:1", "gb10-demo", key=False, demo=True)
+    line = curl_line("https://127.0.0.1:1", "gb10-demo", None, demo=True)
     words = shlex.split(line)
     assert words[:3] == ["curl", "-s", "https://127.0.0.1:1/v1/completions"]
     assert "-k" in words

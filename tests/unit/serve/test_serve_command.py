@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from gb10.errors import UserError
 from gb10.machine import memory
 from gb10.machine.gpu import Gpu
 from gb10.serve import command
+from gb10.serve.preflight import Verdict
 from gb10.serve.settings import parse
 from gb10.serve.vllm_arguments import option_name
 from gb10.units import GIB, MIB
@@ -62,7 +64,7 @@ def test_the_demo_model_is_called_by_its_own_name(plan: Plan) -> None:
 
 def test_cpu_defaults(plan: Plan) -> None:
     found = plan()
-    assert found.command[:3] == [sys.executable, "-m", "gb10.serve.engine"]
+    assert found.command[:4] == [sys.executable, "-P", "-m", "gb10.serve.engine"]
     assert value(found, "--host") == "127.0.0.1"
     assert value(found, "--port") == "8000"
     assert value(found, "--dtype") == "bfloat16"
@@ -154,11 +156,44 @@ def test_open_address_needs_a_key(plan: Plan, host: str) -> None:
         plan(["--host", host])
 
 
-def test_key_goes_through_the_environment(plan: Plan) -> None:
-    found = plan(["--host", "0.0.0.0", "--api-key", "secret"])
-    assert found.environment["VLLM_API_KEY"] == "secret"
-    assert "secret" not in found.arguments
-    assert plan(["--api-key", "a", "b"], name="two").arguments[-3:] == ["--api-key", "a", "b"]
+def test_secrets_are_nowhere_to_be_seen(plan: Plan) -> None:
+    found = plan(["--host", "0.0.0.0", "--api-key", "s3cret", "s3cret2", "--hf-token=s3cret3", "--seed", "1"])
+    assert found.settings.api_keys == ("s3cret", "s3cret2")
+    assert "s3cret" not in str(found.environment)
+    assert [word for word in found.arguments if "s3cret" in word] == ["--hf-token=s3cret3"]
+    assert "s3cret" not in str(found.settings.table())
+    shown = " ".join(found.shown)
+    assert "s3cret" not in shown
+    assert "VLLM_API_KEY=... " in shown
+    assert "--hf-token=..." in shown
+    apart = plan(["--hf-token", "s3cret", "--seed", "1"], name="apart")
+    assert "--hf-token ... --seed 1" in " ".join(apart.shown)
+    assert sorted(found.settings.secrets) == ["s3cret", "s3cret2", "s3cret3"]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "message"),
+    [
+        ({"host": "0.0.0.0"}, "listening on 0.0.0.0 without an API key"),
+        ({"host": None}, "listening on every address of this machine without an API key"),
+        ({"host": ""}, "without an API key"),
+        ({"uds": "/tmp/s"}, "--uds is not supported"),
+        ({"model_tag": "/m"}, "unexpected argument '/m'; MODEL comes first"),
+        ({"ignored": ("--headless",)}, "--headless is not supported"),
+        ({"host": "0.0.0.0", "keys": ("k",)}, None),
+        ({"host": "::1", "port": 9}, None),
+    ],
+)
+def test_the_verdict_counts(plan: Plan, verdict: dict[str, Any], message: str | None) -> None:
+    same = {"host": "127.0.0.1", "port": 8000, "uds": None, "keys": (), "model_tag": None, "ignored": ()}
+    settings = plan().settings
+    judged = Verdict(**{**same, **verdict})
+    if message is not None:
+        with pytest.raises(UserError, match=message):
+            command.check_verdict(settings, judged)
+    else:
+        command.check_verdict(settings, judged)
+        assert (settings.host, settings.port) == (judged.host, judged.port)
 
 
 def test_unix_socket_is_refused(plan: Plan) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gb10.errors import UserError
 from gb10.serve.settings import ROWS, Origin, is_loopback, parse, token_count
-from gb10.serve.vllm_arguments import VllmArguments, option_name
+from gb10.serve.vllm_arguments import VllmArguments, Vocabulary, option_name
 
 
 @pytest.mark.parametrize(
@@ -99,6 +99,102 @@ def test_order_of_strength() -> None:
     assert found.port == 3
     assert found.passed_on.tokens() == ["--seed", "1", "--dtype", "bfloat16"]
     assert parse(["--vllm-args=--port 4"], environment).port == 4
+
+
+def test_keys_of_several_flags_add_up() -> None:
+    assert parse(["--api-key", "a", "b", "--api-key=c"], {}).api_keys == ("a", "b", "c")
+
+
+def test_a_model_after_the_keys_is_the_model(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    for argv in (
+        ["--api-key", "k", folder],
+        ["--api-key", "k", folder, "--seed", "1"],
+        ["--seed", "1", "--api_key", "k", folder],
+    ):
+        found = parse(argv, {"MODEL": "/other"})
+        assert (found.model, found.api_keys, found.origins["model"]) == (folder, ("k",), Origin.FLAG), argv
+    assert parse(["/m", "--api-key", "k", folder], {}).api_keys == ("k", folder)
+    assert parse(["--model", "/m", "--api-key", "k", folder], {}).api_keys == ("k", folder)
+    assert parse(["--api-key", folder], {}).api_keys == (folder,)
+    with pytest.raises(UserError, match=r"--api-key takes several values, .*; MODEL comes first") as caught:
+        parse(["--api-key", "s3cret", "org/name"], {})
+    assert "s3cret" not in str(caught.value)
+    assert parse(["--api-key", "k", "org/name"], {"MODEL": "/m"}).api_keys == ("k", "org/name")
+    assert parse(["--api-key", "a", "b"], {}).model is None
+
+
+NAMES = Vocabulary(
+    {
+        "--host": "--host",
+        "--port": "--port",
+        "--max-num-seqs": "--max-num-seqs",
+        "--max-num-batched-tokens": "--max-num-batched-tokens",
+        "--served-model-name": "--served-model-name",
+        "--speculative-config": "--speculative-config",
+        "-sc": "--speculative-config",
+        "--enable-x": "--enable-x",
+        "--no-enable-x": "--no-enable-x",
+        "--dryer": "--dryer",
+    },
+    ["--served-model-name"],
+)
+
+
+@pytest.mark.parametrize(
+    ("token", "spelled"),
+    [
+        ("--hos", "--host"),
+        ("--ho=::1", "--host=::1"),
+        ("--max-num", "--max-num"),
+        ("--max-num-s=3", "--max-num-seqs=3"),
+        ("-sc.method", "--speculative-config.method"),
+        ("--spec.method=mtp", "--speculative-config.method=mtp"),
+        ("--no-en", "--no-enable-x"),
+        ("--unknown", "--unknown"),
+        ("-1", "-1"),
+        ("host", "host"),
+        ('{"--hos": 1}', '{"--hos": 1}'),
+    ],
+)
+def test_vllms_spelling(token: str, spelled: str) -> None:
+    assert NAMES.spell(token) == spelled
+
+
+def test_every_spelling_is_a_setting() -> None:
+    found = parse(["--hos", "::1", "--por=9", "--dry-run", "--max_num_s", "3"], {}, NAMES)
+    assert (found.host, found.port, found.dry_run, found.max_num_seqs) == ("::1", 9, True, 3)
+    assert not found.passed_on.groups
+    assert parse([], {"VLLM_EXTRA_ARGS": "--hos ::1"}, NAMES).host == "::1"
+    # gb10's own flag is not the beginning of one of vLLM's.
+    assert parse(["--dry-run"], {}, NAMES).dry_run
+    assert not parse(["--dryer", "1"], {}, NAMES).dry_run
+
+
+def test_a_model_after_names_is_the_model(tmp_path: Path) -> None:
+    found = parse(["--served-model-name", "a", str(tmp_path)], {}, NAMES)
+    assert (found.model, found.passed_on.tokens()) == (str(tmp_path), ["--served-model-name", "a"])
+
+
+def test_the_end_of_options_is_none() -> None:
+    assert parse(["--", "/m", "--", "--host", "::1"], {}).host == "::1"
+    assert parse(["--", "/m"], {}).model == "/m"
+    assert parse([], {"VLLM_EXTRA_ARGS": "-- --host ::1"}).host == "::1"
+
+
+def test_a_config_file_is_weaker_than_variables() -> None:
+    words = ["--port", "3", "--seed", "1", "--host", "::1", "--dtype", "half", "--config", "other"]
+    found = parse(["--dtype", "float32", "--config", "f"], {"PORT": "4"}, None, words)
+    assert (found.port, found.host, found.dtype, found.config) == (4, "::1", "float32", "f")
+    assert found.passed_on.tokens() == ["--seed", "1", "--dtype", "float32"]
+    assert found.origins["host"] == found.origins["--seed"] == Origin.CONFIG
+    assert found.origins["port"] == Origin.VARIABLE
+
+
+def test_what_only_vllm_can_tell() -> None:
+    assert parse(["--config", "f"], {}).unsure
+    assert parse(["--hos", "::1"], {}).unsure
+    assert not parse(["--host", "::1", "--seed", "1", "--dtype", "half"], {}).unsure
 
 
 def test_unknown_arguments_are_passed_on_in_order() -> None:
@@ -193,6 +289,8 @@ def test_is_loopback(host: str, loopback: bool) -> None:
         (["--host", "::"], "http://[::1]:8000"),
         (["--host", "::1", "--port", "9"], "http://[::1]:9"),
         (["--ssl-certfile", "c"], "https://127.0.0.1:8000"),
+        (["--root-path", "/v1"], "http://127.0.0.1:8000/v1"),
+        (["--root-path=/a/"], "http://127.0.0.1:8000/a"),
     ],
 )
 def test_base_url(argv: list[str], url: str) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +12,10 @@ from gb10.checkpoint.folder import Checkpoint
 from gb10.errors import UserError
 from gb10.machine import memory
 from gb10.machine.gpu import Gpu
+from gb10.serve import isolation
 from gb10.serve.environment import package_folder
-from gb10.serve.settings import ROWS, Origin, Settings, is_loopback
+from gb10.serve.preflight import Verdict
+from gb10.serve.settings import ROWS, SECRETS, Origin, Settings, is_loopback
 from gb10.units import GIB, text_size
 from gb10.vllm_plugin.draft.ids import ENV_NAME as DRAFT_VOCABULARY
 from gb10.vllm_plugin.draft.ids import DraftVocabulary
@@ -31,8 +32,10 @@ too little: it wedges instead of killing a process (vllm #56824, open-gpu-kernel
 
 _VLLM_MEMORY_SHARE = 0.92
 
-_NO_OPTION = ("model", "api_keys", "vllm_args", "routes", "verbose", "dry_run")
+_NO_OPTION = ("model", "api_keys", "vllm_args", "routes", "verbose", "dry_run", "open_metrics", "config")
 """Settings that vLLM has no option for, or that are rendered in a way of their own."""
+
+_OWN_SERVER = "leave it out, or run vLLM's own `vllm serve`"
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Plan:
     rows: Sequence[routing.Route]
     notes: Sequence[str]
     arguments: Sequence[str]
-    """vLLM's arguments."""
+    """vLLM's arguments, without API keys: those go through a pipe, since anybody can read arguments."""
     environment: dict[str, str]
     """Variables of vLLM's process on top of the user's."""
     demo: bool
@@ -54,7 +57,18 @@ class Plan:
     @property
     def command(self) -> list[str]:
         """The process to start: our entry module, which runs vLLM's API server."""
-        return [sys.executable, "-m", "gb10.serve.engine", *self.arguments]
+        return [*isolation.interpreter(), "-m", "gb10.serve.engine", *self.arguments]
+
+    @property
+    def shown(self) -> list[str]:
+        """The command with its variables, for the user's eyes: no secrets."""
+        words = [f"{name}={value}" for name, value in sorted(self.environment.items())]
+        words += ["VLLM_API_KEY=..."] if self.settings.api_keys else []
+        for before, word in zip(["", *self.command], self.command, strict=False):
+            option, equals, _ = word.partition("=")
+            hidden = f"{option}=..." if equals and option in SECRETS else word
+            words.append("..." if before in SECRETS else hidden)
+        return words
 
 
 def _check_speculative_config(settings: Settings) -> None:
@@ -87,14 +101,31 @@ def _check_draft_vocabulary(settings: Settings, checkpoint: Checkpoint) -> None:
         vocabulary.check(tokens)
 
 
-def _check_listening(settings: Settings) -> None:
-    if settings.passed_on.has("--uds"):
-        raise UserError("--uds is not supported by gb10 serve; leave it out, or run vLLM's own `vllm serve`")
-    if not is_loopback(settings.host) and not settings.api_keys:
+def _check_listening(host: str | None, keys: Sequence[str], *, uds: bool) -> None:
+    if uds:
+        raise UserError(f"--uds is not supported by gb10 serve; {_OWN_SERVER}")
+    if not is_loopback(host or "") and not keys:
+        where = host or "every address of this machine"
         raise UserError(
-            f"listening on {settings.host} without an API key would let anyone on the network use this "
+            f"listening on {where} without an API key would let anyone on the network use this "
             "server; add --api-key KEY (or VLLM_API_KEY=KEY), or leave out --host to stay on 127.0.0.1"
         )
+
+
+def check_verdict(settings: Settings, verdict: Verdict) -> None:
+    """Judge what vLLM made of the final arguments, however they were spelled; its address counts.
+
+    Raises UserError for an open server without a key, and for what vLLM's API server would ignore silently.
+    """
+    if verdict.model_tag is not None:
+        raise UserError(
+            f"unexpected argument {verdict.model_tag!r}; MODEL comes first: gb10 serve MODEL [options]"
+        )
+    for option in verdict.ignored:
+        raise UserError(f"{option} is not supported by gb10 serve; {_OWN_SERVER}")
+    settings.api_keys = settings.api_keys or verdict.keys
+    _check_listening(verdict.host, settings.api_keys, uds=verdict.uds is not None)
+    settings.host, settings.port = verdict.host or "", verdict.port
 
 
 def _fp8_kv_cache(settings: Settings) -> bool:
@@ -252,10 +283,18 @@ def _cpu_start(settings: Settings) -> None:
 
 
 def build(
-    settings: Settings, checkpoint: Checkpoint, gpus: Sequence[Gpu], *, flashinfer: bool, demo: bool = False
+    settings: Settings,
+    checkpoint: Checkpoint,
+    gpus: Sequence[Gpu],
+    *,
+    flashinfer: bool,
+    demo: bool = False,
+    free: memory.Available | None = None,
 ) -> Plan:
-    """The whole plan. ``gpus`` is empty for the CPU engine. Raises UserError for what cannot work."""
-    _check_listening(settings)
+    """The whole plan. ``gpus`` is empty for the CPU engine; ``free`` is the memory before vLLM started, by
+    default what is free now. Raises UserError for what cannot work.
+    """
+    _check_listening(settings.host, settings.api_keys, uds=settings.passed_on.has("--uds"))
     target, rows = _route(
         settings,
         checkpoint,
@@ -271,7 +310,7 @@ def build(
         raise UserError(f"--tensor-parallel-size {ranks} needs {ranks} GPUs and {len(gpus)} can be seen")
     _check_speculative_config(settings)
     _check_draft_vocabulary(settings, checkpoint)
-    free = memory.available()
+    free = free or memory.available()
     settings.settle(Origin.DEFAULT, served_model_name="gb10-demo" if demo else checkpoint.label)
     if gpus:
         notes = _gpu_defaults(settings, gpus)
@@ -297,11 +336,4 @@ def render(settings: Settings, checkpoint: Checkpoint) -> tuple[list[str], dict[
         value = getattr(settings, field)
         if row.flags and field not in _NO_OPTION and value is not None and not given.has(row.name):
             arguments += [row.name] if value is True else [row.name, str(value)]
-    arguments += given.tokens()
-    variables = dict(settings.variables)
-    if len(settings.api_keys) == 1:
-        # Through the environment: a process's arguments can be read by every user of the machine.
-        variables["VLLM_API_KEY"] = settings.api_keys[0]
-    elif settings.api_keys:
-        arguments += ["--api-key", *settings.api_keys]
-    return arguments, variables
+    return [*arguments, *given.tokens()], dict(settings.variables)

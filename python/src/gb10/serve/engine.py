@@ -1,6 +1,7 @@
-"""The process that becomes vLLM's API server: ``python -m gb10.serve.engine ARGUMENTS``.
+"""The process that becomes vLLM's API server: ``python -P -m gb10.serve.engine``.
 
-It is started by `gb10 serve` and does two things before vLLM's own entry point runs.
+It is started by `gb10 serve`, which asks it a few things over a socket (`gb10.serve.preflight`) and then
+lets it serve. Without the socket, called by hand, it serves its own arguments. Before it imports vLLM:
 
 1. It asks the kernel to end it when `gb10 serve` dies, so that even SIGKILL leaves no server behind.
 2. On the CPU, where `gb10 serve` asked for fork, it keeps vLLM from going back to spawn. Forked, the
@@ -11,9 +12,20 @@ It is started by `gb10 serve` and does two things before vLLM's own entry point 
 
 import ctypes
 import gc
+import importlib
 import os
 import signal
+import socket
 import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gb10.errors import UserError
+from gb10.serve.preflight import REPORTERS, SOCKET_VARIABLE, Line
+
+if TYPE_CHECKING:
+    from gb10.serve.launch import Prepared
 
 _PR_SET_PDEATHSIG = 1
 _START_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
@@ -28,8 +40,58 @@ def _die_with(parent: int) -> None:
         sys.exit(0)
 
 
+def _reports(described: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What each reporter says of a checkpoint; nothing for one that is not on this machine."""
+    if described is None or not REPORTERS:
+        return {}
+    from gb10.checkpoint.folder import inspect
+
+    checkpoint = inspect(
+        Path(described["folder"]), described["name"], weights=described["weights"], tokenizer=False
+    )
+    reports = {}
+    for name, place in REPORTERS.items():
+        module, _, function = place.partition(":")
+        reports[name] = getattr(importlib.import_module(module), function)(checkpoint)
+    return reports
+
+
+def _answer(question: Mapping[str, Any], state: dict[str, "Prepared"]) -> dict[str, Any]:
+    from gb10.serve import launch
+
+    if question["ask"] == "facts":
+        known, several = launch.options()
+        config = question["config"]
+        return {
+            "options": known,
+            "several": several,
+            "config": launch.config_file(config) if config else [],
+            "reports": _reports(question["checkpoint"]),
+        }
+    state["judged"] = launch.prepare(question["arguments"], configure=question["configure"])
+    return vars(state["judged"].verdict())
+
+
+def _converse(line: Line) -> None:
+    """Answer until the order to serve comes; end when the other side is gone."""
+    from gb10.serve import launch
+
+    state: dict[str, Prepared] = {}
+    while (question := line.receive()) is not None:
+        if question["ask"] == "serve":
+            line.close()
+            gc.enable()
+            launch.serve(state["judged"], question["keys"], metrics=question["metrics"])
+            return
+        try:
+            answer = _answer(question, state)
+        except UserError as error:
+            answer = {"error": str(error)}
+        line.send(answer)
+
+
 def main() -> None:
-    """Prepare this process and run vLLM's API server with our own arguments; does not return normally."""
+    """Prepare this process, answer what is asked, and run vLLM's API server."""
     _die_with(int(os.environ.pop("GB10_SERVE_PARENT", "0")))
     # The collector walks the growing heap again and again while modules load: 1.5 s of 12 s.
     gc.disable()
@@ -37,10 +99,20 @@ def main() -> None:
         from gb10.vllm_plugin import patches
 
         patches.apply("serve")
-    from vllm.entrypoints.launchers.api_server.entry import main as serve
+    number = os.environ.pop(SOCKET_VARIABLE, None)
+    if number is not None:
+        _converse(Line(socket.socket(fileno=int(number))))
+        return
+    from gb10.serve import launch
 
+    try:
+        prepared = launch.prepare(sys.argv[1:], configure=True)
+    except UserError as error:
+        print(f"gb10: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     gc.enable()
-    serve()
+    key = os.environ.pop("VLLM_API_KEY", "")
+    launch.serve(prepared, prepared.arguments.api_key or ([key] if key else []), metrics=False)
 
 
 if __name__ == "__main__":

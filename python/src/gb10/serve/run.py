@@ -5,16 +5,24 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from gb10 import routing
+from gb10.checkpoint.folder import Checkpoint
 from gb10.checkpoint.hub import locate
 from gb10.errors import UserError
 from gb10.machine import gpu as device
-from gb10.serve import command, environment
+from gb10.machine import memory
+from gb10.serve import command, environment, isolation
+from gb10.serve.hide import hide_arguments
+from gb10.serve.preflight import SOCKET_VARIABLE, Engine, Line, Stopped
 from gb10.serve.progress import Progress
 from gb10.serve.settings import Origin, Settings, parse
 from gb10.serve.supervise import Server, check_port
@@ -30,9 +38,13 @@ def connect(host, port, timeout=None):
 It must not end with a line end, which the model knows only together with the blanks that follow it.
 """
 
+KEY_PLACE = "YOUR_API_KEY"
+"""Stands for a key that the user's shell does not have in a variable."""
+
 _INTERRUPTED = 130
 
 
+@cache
 def _gpus(profile: str | None) -> list[device.Gpu]:
     """The GPUs to use: none with the CPU profile or without a GPU."""
     if profile == "cpu":
@@ -43,7 +55,10 @@ def _gpus(profile: str | None) -> list[device.Gpu]:
     return found
 
 
-def _plan(settings: Settings) -> command.Plan:
+_locate = cache(locate)
+
+
+def _plan(settings: Settings, free: memory.Available) -> command.Plan:
     if environment.package_folder("vllm") is None:
         raise UserError(
             "vLLM is not installed in this Python; use `nix run .#serve`, or add it to the environment"
@@ -58,17 +73,51 @@ def _plan(settings: Settings) -> command.Plan:
             "no model given and GB10_DEMO_MODEL is not set; give a model, or make the demo one of "
             "models/testbed with: python -m gb10_lab quantize --model models/testbed --out DIR"
         )
-    found = locate(
+    found = _locate(
         settings.model,
         revision=settings.revision,
-        weights=settings.load_format not in ("dummy", "gguf", "runai_streamer", "tensorizer"),
+        weights=_reads_weights(settings),
         tokenizer=not settings.passed_on.has("--tokenizer", "--skip-tokenizer-init"),
     )
-    return command.build(settings, found, gpus, flashinfer=device.flashinfer_usable(), demo=demo)
+    flashinfer = device.flashinfer_usable()
+    return command.build(settings, found, gpus, flashinfer=flashinfer, demo=demo, free=free)
 
 
-def curl_line(url: str, model: str, key: bool, *, demo: bool = False) -> str:
-    """A command that asks the server something, ready to paste. With ``key`` it reads VLLM_API_KEY.
+def _reads_weights(settings: Settings) -> bool:
+    """Whether weights must be where gb10 can read them."""
+    return settings.load_format not in ("dummy", "gguf", "runai_streamer", "tensorizer")
+
+
+def _first_plan(settings: Settings, free: memory.Available) -> command.Plan | None:
+    """The plan as far as it can be told without vLLM; None where only vLLM can tell.
+
+    Raises UserError for what is wrong however the rest is meant: that takes no seconds.
+    """
+    try:
+        return _plan(settings, free)
+    except UserError:
+        if settings.unsure:
+            return None
+        raise
+
+
+def _described(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any] | None:
+    """A checkpoint in a folder, for the engine process to inspect; None for one that must be fetched."""
+    if checkpoint.folder is None:
+        return None
+    weights = _reads_weights(settings)
+    return {"folder": str(checkpoint.folder), "name": checkpoint.name, "weights": weights}
+
+
+def _key_word(keys: Sequence[str], environ: Mapping[str, str]) -> str | None:
+    """What stands for the API key in a line to paste: the variable only where the user's shell has it."""
+    if not keys:
+        return None
+    return "$VLLM_API_KEY" if environ.get("VLLM_API_KEY") == keys[0] else KEY_PLACE
+
+
+def curl_line(url: str, model: str, key: str | None, *, demo: bool = False) -> str:
+    """A command that asks the server something, ready to paste. ``key`` is what stands for the API key.
 
     The ``demo`` model completes Python and cannot chat, so it gets the start of a function.
     """
@@ -81,7 +130,7 @@ def curl_line(url: str, model: str, key: bool, *, demo: bool = False) -> str:
         request |= {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}
     parts = [f"curl -s {url}/v1/{path} -H 'Content-Type: application/json'"]
     if key:
-        parts.append('-H "Authorization: Bearer $VLLM_API_KEY"')
+        parts.append(f'-H "Authorization: Bearer {key}"')
     if url.startswith("https"):
         parts.append("-k")
     return " ".join([*parts, "-d", shlex.quote(json.dumps(request))])
@@ -103,42 +152,118 @@ def _print_plan(plan: command.Plan) -> None:
     widths = [min(max(len(row[column]) for row in rows), 60) for column in (0, 1)]
     for name, value, origin in rows:
         print(f"{name:{widths[0]}}  {value:{widths[1]}}  {origin}")
-    shown = sorted((name, "..." if "KEY" in name else value) for name, value in plan.environment.items())
-    print("\n" + shlex.join([*(f"{name}={value}" for name, value in shown), *plan.command]))
+    print("\n" + shlex.join(plan.shown))
+
+
+@contextmanager
+def _started(variables: Mapping[str, str], name: str, *, verbose: bool) -> Iterator[tuple[Server, Line]]:
+    """vLLM's process with ``variables`` on top of the user's, ready to be asked. It ends with the block.
+
+    Its arguments say no more than the model's ``name``, for `ps`.
+    """
+    environ = dict(os.environ)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        given = isolation.environment({**environ, **variables, SOCKET_VARIABLE: str(theirs.fileno())})
+        # The guard has the keys; no process that vLLM starts needs them.
+        given.pop("VLLM_API_KEY", None)
+        server = Server(
+            [*isolation.interpreter(), "-m", "gb10.serve.engine", name],
+            given,
+            environment.log_folder(environ),
+            verbose=verbose,
+            pass_fds=[theirs.fileno()],
+        )
+        try:
+            server.handle_signals()
+            theirs.close()
+            yield server, Line(ours)
+        finally:
+            server.stop()
+
+
+def _final_plan(
+    engine: Engine, argv: Sequence[str], settings: Settings, plan: command.Plan | None, free: memory.Available
+) -> command.Plan:
+    """The plan with what vLLM's process knows: every spelling understood, the config file read."""
+    described = _described(plan.checkpoint, settings) if plan else None
+    while True:
+        facts = engine.facts(settings.config, described)
+        said = parse(argv, os.environ, facts.vocabulary, facts.config)
+        hide_arguments(said.secrets)
+        plan = _plan(said, free)
+        before, described = described, _described(plan.checkpoint, said)
+        if described == before:
+            return plan
 
 
 def run(argv: Sequence[str]) -> int:
     """Run ``gb10 serve`` until a signal ends it.
 
-    Returns 0 after SIGTERM or SIGHUP, 130 after SIGINT. Raises UserError for bad input (exit 2) and
-    ServerFailed when vLLM ends by itself (exit 1).
+    vLLM's process is started early and asked (`gb10.serve.preflight`) before anything is promised. Returns 0
+    after SIGTERM or SIGHUP, 130 after SIGINT. Raises UserError for bad input (exit 2) and ServerFailed when
+    vLLM ends by itself (exit 1).
     """
     environ = dict(os.environ)
     settings = parse(argv, environ)
+    hide_arguments(settings.secrets)
     environment.check(environ)
-    plan = _plan(settings)
+    # Before vLLM's process has its own.
+    free = memory.available()
+    plan = _first_plan(settings, free)
+    if plan is not None and not settings.dry_run:
+        check_port(settings.host, settings.port)
+    progress = Progress(sys.stderr if settings.dry_run else sys.stdout)
+    draw = not settings.verbose and (not settings.dry_run or sys.stderr.isatty())
+    variables = plan.environment if plan else {}
+    for _ in range(2):
+        name = plan.checkpoint.name if plan else "gb10"
+        with _started(variables, name, verbose=settings.verbose) as (server, line):
+            engine = Engine(line, server, progress, draw=draw)
+            try:
+                plan = _final_plan(engine, argv, settings, plan, free)
+                if plan.environment != variables:
+                    # Read when a library loads: the process has to start anew. Rare: a config file, or a
+                    # spelling that only vLLM understood.
+                    variables = plan.environment
+                    continue
+                return _serve(server, engine, plan, progress)
+            except Stopped:
+                return _ended(server)
+    raise AssertionError("a plan from the same words and facts has the same environment")
+
+
+def _serve(server: Server, engine: Engine, plan: command.Plan, progress: Progress) -> int:
+    """Judge, announce and serve a plan; the exit status."""
+    settings = plan.settings
+    here = plan.checkpoint.folder is not None
+    first = (settings.host, settings.port)
+    command.check_verdict(settings, engine.judge(plan.arguments, configure=here or not settings.dry_run))
     if settings.dry_run:
         _print_plan(plan)
         return 0
-    check_port(settings.host, settings.port)
+    if (settings.host, settings.port) != first:
+        check_port(settings.host, settings.port)
     _announce(plan)
+    print(f"log     {_short(server.log_path)}", flush=True)
+    engine.serve(settings.api_keys, metrics=settings.open_metrics)
+    url = settings.base_url
+    name = server.wait_ready(url, settings.api_keys[0] if settings.api_keys else None, progress)
+    if name is not None:
+        print(f"ready after {progress.seconds:.0f} s: {url}/v1  (model name: {name})")
+        key = _key_word(settings.api_keys, os.environ)
+        if key == KEY_PLACE:
+            print(f"try it (put the API key for {KEY_PLACE}):")
+        else:
+            print("try it:")
+        print(f"  {curl_line(url, name, key, demo=plan.demo)}", flush=True)
+        server.wait()
+    return _ended(server)
 
-    progress = Progress()
-    logs = environment.log_folder(environ)
-    server = Server(plan.command, environ | plan.environment, logs, verbose=settings.verbose)
-    try:
-        server.handle_signals()
-        print(f"log     {_short(server.log_path)}", flush=True)
-        key = settings.api_keys[0] if settings.api_keys else None
-        url = settings.base_url
-        name = server.wait_ready(url, key, progress)
-        if name is not None:
-            print(f"ready after {progress.seconds:.0f} s: {url}/v1  (model name: {name})")
-            line = curl_line(url, name, key is not None, demo=plan.demo)
-            print(f"try it:\n  {line}", flush=True)
-            server.wait()
-    finally:
-        server.stop()
+
+def _ended(server: Server) -> int:
+    """Stop the server, as a signal asked; the exit status."""
+    server.stop()
     print("stopped", flush=True)
     return _INTERRUPTED if server.stopping == signal.SIGINT else 0
 

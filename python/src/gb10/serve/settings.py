@@ -8,15 +8,17 @@ come out of it. Whatever is not in it is vLLM's and is passed on. vLLM's own spe
 import argparse
 import ipaddress
 import math
+import re
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import IntEnum, auto
+from pathlib import Path
 from typing import Any
 
 from gb10.errors import UserError
 from gb10.routing import CPU_MODE_VARIABLE, CPU_MODES
-from gb10.serve.vllm_arguments import VllmArguments, with_dashes
+from gb10.serve.vllm_arguments import VllmArguments, Vocabulary, option_name, with_dashes
 from gb10.units import parse_bytes, parse_count
 from gb10.vllm_plugin.draft.ids import ENV_NAME as DRAFT_VOCABULARY
 
@@ -27,11 +29,12 @@ class Origin(IntEnum):
     """Where a value came from. Of two that were said, the stronger (later) counts.
 
     MACHINE: nobody said, and gb10 computed it from the model and the machine. A recipe, what is known to be
-    good for a model, will stand between that and VARIABLE.
+    good for a model, will stand between that and CONFIG, a file that vLLM's ``--config`` names.
     """
 
     DEFAULT = auto()
     MACHINE = auto()
+    CONFIG = auto()
     VARIABLE = auto()
     FLAG = auto()
 
@@ -41,11 +44,16 @@ class Origin(IntEnum):
 
 @dataclass(frozen=True)
 class Kind:
-    """How text becomes a value (ValueError: malformed), what good text is, and what argparse must know."""
+    """How text becomes a value (ValueError: malformed), what good text is, and what argparse must know.
+
+    ``several``: the value is a tuple of such. ``secret``: it is never shown.
+    """
 
     parse: Callable[[str], Any] = str
     says: str = ""
     argparse: Mapping[str, Any] = field(default_factory=lambda: {"metavar": "X"})
+    several: bool = False
+    secret: bool = False
 
 
 def _above_zero(number: Callable[[str], float], highest: float = math.inf) -> Callable[[str], float]:
@@ -63,10 +71,23 @@ def token_count(text: str) -> int | str:
     return "auto" if text in ("auto", "-1") else parse_count(text)
 
 
+def api_key(text: str) -> str:
+    """A key that a client can send in a header. Raises ValueError for spaces, line ends and non-ASCII."""
+    if not re.fullmatch(r"[!-~]+", text):
+        raise ValueError
+    return text
+
+
 TEXT = Kind()
 SWITCH = Kind(argparse={"action": "store_const", "const": True})
-KEYS = Kind(lambda text: (text,), argparse={"nargs": "+", "metavar": "KEY"})
-ROUTES = Kind(argparse={"action": "append", "metavar": "OP=BACKEND"})
+KEYS = Kind(
+    api_key,
+    "a key that a client can send: printable ASCII without spaces and line ends, at least one character",
+    {"nargs": "+", "action": "extend", "metavar": "KEY"},
+    several=True,
+    secret=True,
+)
+ROUTES = Kind(argparse={"action": "append", "metavar": "OP=BACKEND"}, several=True)
 PORT = Kind(_above_zero(int, 65535), "a port (1 to 65535)")
 SHARE = Kind(_above_zero(float, 1), "a fraction above 0, at most 1")
 TOKENS = Kind(token_count, "a number of tokens such as 4096, 32k or auto")
@@ -95,13 +116,18 @@ class Row:
 
     def read(self, given: Any, source: str) -> Any:
         """The value of what was ``given`` in ``source``, None for nothing. Raises UserError if malformed."""
-        if isinstance(given, list):
-            return tuple(part for part in given if part) or None
-        try:
-            value = self.kind.parse(given) if isinstance(given, str) else given
-        except ValueError:
-            raise UserError(f"{source} {given!r} is not {self.kind.says}") from None
+        if isinstance(given, list) or (self.kind.several and isinstance(given, str)):
+            parts = given if isinstance(given, list) else [given]
+            return tuple(value for part in parts if (value := self._parse(part, source)) != "") or None
+        value = self._parse(given, source) if isinstance(given, str) else given
         return None if value == "" else value
+
+    def _parse(self, text: str, source: str) -> Any:
+        try:
+            return self.kind.parse(text)
+        except ValueError:
+            shown = "" if self.kind.secret else f" {text!r}"
+            raise UserError(f"{source}{shown} is not {self.kind.says}") from None
 
 
 def setting(*given: Any, **named: Any) -> Any:
@@ -154,6 +180,9 @@ class Settings:
         shown="none",
         help="more vLLM arguments, split as a shell would: JSON survives",
     )
+    open_metrics: bool = setting(
+        "--open-metrics", "", SWITCH, False, help="let `/metrics` answer without the API key"
+    )
     routes: tuple[str, ...] = setting(
         "--route", "", ROUTES, (), help="force a backend; `gb10 routing --flags` lists them"
     )
@@ -186,6 +215,8 @@ class Settings:
     load_format: str | None = setting("--load-format")
     revision: str | None = setting("--revision")
     speculative_config: str | None = setting("--speculative-config")
+    root_path: str | None = setting("--root-path")
+    config: str | None = setting("--config")
 
     passed_on: VllmArguments = field(default_factory=VllmArguments)
     """vLLM's arguments: those that were given, and the backends that routing chose."""
@@ -216,11 +247,30 @@ class Settings:
                 self.variables[name], self.origins[name] = value, origin
 
     @property
+    def secrets(self) -> list[str]:
+        """Values that nobody else may read, as they stand in the command line."""
+        given = zip(self.passed_on.names, self.passed_on.groups, strict=True)
+        # The beginning of such a name too, which vLLM may take for it.
+        hidden = [group for name, group in given if any(secret.startswith(name) for secret in SECRETS)]
+        joined = [option.partition("=")[2] for option, *_ in hidden]
+        return [*self.api_keys, *joined, *(value for _, *values in hidden for value in values)]
+
+    @property
+    def unsure(self) -> bool:
+        """Whether only vLLM can tell what was said: a config file, or the beginning of a flag's name."""
+        flags = {flag for row in ROWS.values() for flag in row.flags.split()}
+        names = set(self.passed_on.names) - flags
+        return self.config is not None or any(flag.startswith(name) for name in names for flag in flags)
+
+    @property
     def base_url(self) -> str:
         """The address that a client on this machine uses."""
         scheme = "https" if self.passed_on.has("--ssl-certfile") else "http"
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "": "127.0.0.1"}.get(self.host, self.host)
-        return f"{scheme}://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self.port}"
+        where = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        # The application takes it off where it begins a path, and /v1 may be it.
+        below = self.root_path or ""
+        return f"{scheme}://{where}:{self.port}{below.rstrip('/') if below.startswith('/') else ''}"
 
     def table(self) -> list[tuple[str, str, str]]:
         """(setting, value, origin) of all that is set, as text. A key stays secret."""
@@ -235,12 +285,21 @@ class Settings:
             cells.append((option, (*value, *given), self.origins[name]))
         cells += [(name, (value,), self.origins[name]) for name, value in self.variables.items()]
         return [
-            (name, "..." if "KEY" in name.upper() else " ".join(map(str, values)), str(origin))
+            (name, "..." if name in SECRETS else " ".join(map(str, values)), str(origin))
             for name, values, origin in cells
         ]
 
 
 ROWS: dict[str, Row] = {part.name: part.metadata["row"] for part in fields(Settings) if part.metadata}
+
+
+_OWN = {flag for row in ROWS.values() if row.help for flag in row.flags.split()} | {"-h", "--help"}
+"""Flags that vLLM need not know."""
+
+SECRETS = frozenset({"--api-key", "--hf-token", "--watermark-config", "VLLM_API_KEY"})
+"""What is never shown: vLLM's list of such arguments (entrypoints/serve/utils/api_utils.py), and the key."""
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -267,19 +326,53 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read(tokens: Sequence[str], stronger: Sequence[str] = ()) -> tuple[dict[str, Any], VllmArguments]:
+def _read(
+    tokens: Sequence[str], stronger: Collection[str] = (), vocabulary: Vocabulary | None = None
+) -> tuple[dict[str, Any], VllmArguments]:
     """What ``tokens`` say, by field and as given; and vLLM's arguments, without the ``stronger`` names."""
     try:
-        known, rest = build_parser().parse_known_args([with_dashes(token) for token in tokens])
+        known, rest = build_parser().parse_known_args(_spelled(tokens, vocabulary))
     except argparse.ArgumentError as error:
         raise UserError(f"{error} (see: gb10 serve --help)") from None
-    passed_on = VllmArguments.parse(token for token in rest if token != "--").without(stronger)
+    passed_on = VllmArguments.parse(rest).without(stronger)
     vllms = {
         name: (passed_on.switch if row.kind is SWITCH else passed_on.value)(row.flags)
         for name, row in ROWS.items()
         if not row.help
     }
-    return vars(known) | vllms, passed_on
+    return vars(known) | vllms, passed_on.without(["--config"])
+
+
+def _spelled(tokens: Iterable[str], vocabulary: Vocabulary | None) -> list[str]:
+    """``tokens`` with each option's name in its canonical spelling, and without ends of options (``--``)."""
+    plain = [with_dashes(token) for token in tokens if token != "--"]
+    if vocabulary is None:
+        return plain
+    return [token if token.partition("=")[0] in _OWN else vocabulary.spell(token) for token in plain]
+
+
+def _take_model(tokens: list[str], several: Collection[str], *, guess: bool) -> str | None:
+    """Take MODEL out of ``tokens`` where it follows an option of several values: ``--api-key K MODEL``.
+
+    A folder is the model. What could be a hub name is refused where ``guess``, since no model was named.
+    """
+    option, count = "", 0
+    for place, token in enumerate(tokens):
+        if option_name(token) is not None:
+            option, count = token, 0
+            continue
+        count += 1
+        last = place + 1 == len(tokens) or option_name(tokens[place + 1]) is not None
+        if not last or count < 2 or option not in several:
+            continue
+        if Path(token).expanduser().is_dir():
+            return tokens.pop(place)
+        if guess and _HUB_NAME.fullmatch(token):
+            raise UserError(
+                f"{option} takes several values, and the last one looks like the model; MODEL comes first: "
+                f"gb10 serve MODEL {option} ..."
+            )
+    return None
 
 
 def _split(text: str, source: str) -> list[str]:
@@ -289,15 +382,24 @@ def _split(text: str, source: str) -> list[str]:
         raise UserError(f"{source} cannot be split as a shell would: {str(error).lower()}") from None
 
 
-def parse(argv: Sequence[str], environment: Mapping[str, str]) -> Settings:
+def parse(
+    argv: Sequence[str],
+    environment: Mapping[str, str],
+    vocabulary: Vocabulary | None = None,
+    config: Sequence[str] = (),
+) -> Settings:
     """Settings out of the command line and the variables.
 
-    Order, strongest first: command line, ``--vllm-args`` or VLLM_EXTRA_ARGS, single variables, defaults.
+    Order, strongest first: command line, ``--vllm-args`` or VLLM_EXTRA_ARGS, single variables, the arguments
+    of a ``config`` file, defaults. With vLLM's ``vocabulary`` every spelling that vLLM takes is understood.
     Raises UserError for anything malformed; SystemExit(0) after ``--help``.
     """
-    tokens = list(argv)
+    tokens = _spelled(argv, vocabulary)
     positional = tokens.pop(0) if tokens and not tokens[0].startswith("-") else None
-    flags, passed_on = _read(tokens)
+    if positional is None and not any(option_name(token) == "--model" for token in tokens):
+        several = {"--api-key", *(vocabulary.several if vocabulary else ())}
+        positional = _take_model(tokens, several, guess=not environment.get("MODEL"))
+    flags, passed_on = _read(tokens, (), vocabulary)
     if positional is not None:
         if flags["model"] not in (None, positional):
             raise UserError(f"two models given: {positional} and --model {flags['model']}; give one")
@@ -305,16 +407,23 @@ def parse(argv: Sequence[str], environment: Mapping[str, str]) -> Settings:
     text, source, origin = flags["vllm_args"], "--vllm-args", Origin.FLAG
     if text is None:
         text, source, origin = environment.get(EXTRA_ARGS, ""), EXTRA_ARGS, Origin.VARIABLE
-    extra, weaker = _read(_split(text, source), passed_on.names)
+    extra, weaker = _read(_split(text, source), passed_on.names, vocabulary)
+    file, weakest = _read(config, [*weaker.names, *passed_on.names], vocabulary)
 
-    found = Settings(passed_on=VllmArguments(weaker.groups + passed_on.groups), environment=environment)
-    found.origins = dict.fromkeys(weaker.names, origin) | dict.fromkeys(passed_on.names, Origin.FLAG)
+    groups = weakest.groups + weaker.groups + passed_on.groups
+    found = Settings(passed_on=VllmArguments(groups), environment=environment)
+    found.origins = (
+        dict.fromkeys(weakest.names, Origin.CONFIG)
+        | dict.fromkeys(weaker.names, origin)
+        | dict.fromkeys(passed_on.names, Origin.FLAG)
+    )
     for name, row in ROWS.items():
         # The layers, strongest first. A recipe is one more, before the default.
         layers = (
             (flags.get(name), row.name, Origin.FLAG),
             (extra.get(name), f"{row.name} (in {source})", origin),
             (environment.get(row.variable) or None, row.variable, Origin.VARIABLE),
+            (file.get(name), f"{row.name} (in the --config file)", Origin.CONFIG),
             (row.default, row.name, Origin.DEFAULT),
         )
         given, where, found.origins[name] = next(

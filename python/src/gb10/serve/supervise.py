@@ -96,7 +96,13 @@ class Server:
     """
 
     def __init__(
-        self, command: Sequence[str], environment: Mapping[str, str], logs: Path, *, verbose: bool = False
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        logs: Path,
+        *,
+        verbose: bool = False,
+        pass_fds: Sequence[int] = (),
     ) -> None:
         self.log_path, log = open_log(logs)
         self.stopping: int | None = None
@@ -121,6 +127,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                pass_fds=pass_fds,
             )
 
     @property

@@ -1,10 +1,11 @@
 """Arguments that are vLLM's: passed on as they were given, grouped so that gb10 can see what they set.
 
-vLLM's own parser would tell more, but importing vLLM takes 12 s.
+vLLM's own parser says how its options may be spelled (`Vocabulary`); importing vLLM takes seconds, so a
+first look does without.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from gb10.errors import UserError
@@ -39,6 +40,27 @@ def option_name(token: str) -> str | None:
 def with_dashes(token: str) -> str:
     """``--max_model_len=8`` as ``--max-model-len=8``; values and what follows a dot stay as they are."""
     return re.sub(r"^--[^=.]*", lambda match: match[0].replace("_", "-"), token)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """vLLM's options: each spelling with its canonical one, and those that take several values."""
+
+    options: Mapping[str, str]
+    several: Collection[str] = ()
+
+    def spell(self, token: str) -> str:
+        """An option token in its canonical spelling: ``--hos=::1`` as ``--host=::1``.
+
+        argparse takes the beginning of a name for the whole where only one name begins so. What is no such
+        thing, a value too, stays as it is.
+        """
+        match = re.match(r"--?[A-Za-z][^=.]*", token)
+        if match is None:
+            return token
+        name = match[0]
+        begun = [name] if name in self.options else [one for one in self.options if one.startswith(name)]
+        return self.options[begun[0]] + token[len(name) :] if len(begun) == 1 else token
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,199 @@
+"""vLLM's API server in parts: its options, its reading of arguments, its configuration, its HTTP server.
+
+It does what `vllm.entrypoints.launchers.api_server.entry.main` does, out of the same functions, so that what
+can be refused is refused before anything is promised, and the configuration is made once.
+"""
+
+import difflib
+import importlib
+import re
+import signal
+import traceback
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NoReturn
+
+import uvloop
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.launchers.api_server.entry import (
+    build_and_serve,
+    build_async_engine_client_from_engine_args,
+)
+from vllm.entrypoints.launchers.cli_args import (
+    make_arg_parser,
+    propagate_flash_late_interaction,
+    validate_parsed_serve_args,
+)
+from vllm.entrypoints.launchers.launcher import setup_server, validate_api_server_args
+from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+from vllm.logger import configure_logging_from_args
+from vllm.reasoning import ReasoningParserManager
+from vllm.tool_parsers import ToolParserManager
+from vllm.usage.usage_lib import UsageContext
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.utils.system_utils import decorate_logs
+
+from gb10.errors import UserError
+from gb10.serve import guard
+from gb10.serve.preflight import Verdict
+
+_LONGEST = 400
+_CONTEXT = UsageContext.OPENAI_API_SERVER
+_UNKNOWN = "unrecognized arguments: "
+
+
+class _Parser(FlexibleArgumentParser):  # type: ignore[misc]
+    """vLLM's parser; what is wrong becomes a UserError instead of usage and an exit."""
+
+    def error(self, message: str) -> NoReturn:
+        if not message.startswith(_UNKNOWN):
+            raise UserError(f"vLLM's arguments: {message}")
+        unknown = message.removeprefix(_UNKNOWN)
+        name = unknown.split()[0].partition("=")[0]
+        close = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.75)
+        hint = f"did you mean {close[0]}?" if close else "leave it out"
+        raise UserError(f"neither gb10 nor vLLM knows {unknown}; {hint}")
+
+
+@cache
+def _parser() -> _Parser:
+    return make_arg_parser(_Parser())  # type: ignore[no-any-return]
+
+
+def _one_line(error: Exception) -> str:
+    """The message of an exception of vLLM or pydantic in one line."""
+    details = getattr(error, "errors", None)
+    if callable(details):
+        text = "; ".join(str(detail["msg"]).removeprefix("Value error, ") for detail in details())
+    elif isinstance(error, KeyError) and error.args:
+        text = str(error.args[0])
+    else:
+        text = str(error)
+    text = re.sub(r"\s+", " ", text).removeprefix("Error: ").strip() or type(error).__name__
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 4].rsplit(" ", 1)[0] + " ..."
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What vLLM raises becomes a UserError; the traceback goes to the log."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        raise UserError(f"vLLM refuses this: {_one_line(error)}") from error
+
+
+def options() -> tuple[dict[str, str], list[str]]:
+    """Every spelling of vLLM's options with its canonical name, and the names that take several values."""
+    known, several = {}, []
+    for action in _parser()._actions:
+        long = [option for option in action.option_strings if option.startswith("--")]
+        for option in action.option_strings:
+            # --no-x stays: its canonical name is that of what it turns off.
+            known[option] = option if option.startswith("--no-") or not long else long[0]
+        if action.nargs in ("+", "*") and long:
+            several.append(long[0])
+    return known, several
+
+
+def config_file(path: str) -> list[str]:
+    """The arguments that a ``--config`` file stands for, as vLLM reads them. Raises UserError."""
+    try:
+        return list(_parser().load_config_file(path))
+    except Exception as error:
+        raise UserError(f"--config {path} cannot be read: {_one_line(error)}") from error
+
+
+@dataclass
+class Prepared:
+    """Arguments that were read, and the engine's, whose configuration is made already if that was asked."""
+
+    arguments: Namespace
+    engine: Any = None
+
+    def verdict(self) -> Verdict:
+        """What `gb10 serve` must know of it."""
+        given = self.arguments
+        ignored = [
+            name
+            for name, is_set in (
+                ("--headless", given.headless),
+                ("--grpc", given.grpc),
+                ("--api-server-count", given.api_server_count not in (None, 1)),
+                ("--data-parallel-multi-port-external-lb", given.data_parallel_multi_port_external_lb),
+            )
+            if is_set
+        ]
+        keys = tuple(given.api_key or ())
+        return Verdict(given.host, given.port, given.uds, keys, given.model_tag, tuple(ignored))
+
+
+def prepare(arguments: Sequence[str], *, configure: bool) -> Prepared:
+    """Read and check ``arguments`` as vLLM's API server does; with ``configure`` make the configuration.
+
+    Raises UserError for all that vLLM refuses.
+    """
+    with _refusals():
+        cli_env_setup()
+        parsed = _parser().parse_args(list(arguments))
+        configure_logging_from_args(parsed)
+        validate_parsed_serve_args(parsed)
+        for plugin, manager_import in (
+            (parsed.tool_parser_plugin, ToolParserManager.import_tool_parser),
+            (parsed.reasoning_parser_plugin, ReasoningParserManager.import_reasoning_parser),
+        ):
+            if plugin:
+                manager_import(plugin)
+        validate_api_server_args(parsed)
+        for place in parsed.middleware:
+            module, _, name = place.rpartition(".")
+            if not callable(getattr(importlib.import_module(module), name)):
+                raise UserError(f"--middleware {place} is neither a class nor a function")
+        made = Prepared(parsed)
+        if configure:
+            engine = AsyncEngineArgs.from_cli_args(parsed)
+            propagate_flash_late_interaction(parsed, engine)
+            configuration = engine.create_engine_config(usage_context=_CONTEXT)
+            # Asked for again when the engine's client is built.
+            engine.create_engine_config = lambda **_: configuration
+            made.engine = engine
+    return made
+
+
+def serve(prepared: Prepared, keys: Sequence[str], *, metrics: bool) -> None:
+    """Serve until a signal ends it. With ``keys`` every path but /health (and /metrics) needs one of them."""
+    guarded(prepared.arguments, keys, metrics=metrics)
+    uvloop.run(_serve(prepared))
+
+
+def guarded(arguments: Namespace, keys: Sequence[str], *, metrics: bool) -> None:
+    """Put `guard.Guard` around the application that vLLM builds of ``arguments``, as outermost middleware.
+
+    It stands for vLLM's own check. Without ``keys`` nothing changes.
+    """
+    arguments.api_key = None
+    if keys:
+        guard.arm(keys, metrics=metrics, cross_origin=bool(arguments.allowed_origins))
+        arguments.middleware = [*arguments.middleware, guard.MIDDLEWARE]
+
+
+async def _serve(prepared: Prepared) -> None:
+    decorate_logs("APIServer", skip_if_decorated=True)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt("terminated")
+
+    # Until uvicorn has its own handlers.
+    signal.signal(signal.SIGTERM, interrupt)
+    address, listening = setup_server(prepared.arguments, reuse_port=False)
+    async with build_async_engine_client_from_engine_args(prepared.engine, usage_context=_CONTEXT) as client:
+        end = await build_and_serve(client, address, listening, prepared.arguments)
+    try:
+        await end
+    finally:
+        listening.close()
