@@ -134,7 +134,7 @@ def test_a_killed_worker_is_named(serve_variables: dict[str, str]) -> None:
         while "error" not in serve.text and time.monotonic() < deadline:
             time.sleep(0.05)
         assert re.search(
-            r"ended while loading: its process VllmWorker-0 was killed by signal 9 \(SIGKILL\), .*out of memory",
+            r"while loading: its process VllmWorker-0 was killed by signal 9 \(SIGKILL\), .*out of memory",
             serve.lines[-1],
         )
     finally:
