@@ -89,3 +89,17 @@ def test_usage_above_the_limit_is_no_free_memory(machine: Machine) -> None:
 def test_this_machine_has_memory() -> None:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 < available().size <= total
+
+
+def test_what_the_kernel_killed_in_our_own_cgroup(machine: Machine) -> None:
+    machine.group("0::/a/b\n", "fs/cgroup", {"cgroup.controllers": "memory"})
+    machine.group("0::/a/b\n", "fs/cgroup/a", {"memory.events": "oom 9\noom_kill 9\n"})
+    machine.group("0::/a/b\n", "fs/cgroup/a/b", {"memory.events": "low 0\noom 3\noom_kill 2\n"})
+    machine.proc.joinpath("vmstat").write_text("pgfault 12\noom_kill 17\n")
+    assert memory.oom_kills(machine.proc, machine.sys) == memory.Kills(2, 17)
+
+
+def test_what_the_kernel_killed_in_cgroup_v1(machine: Machine) -> None:
+    files = {"memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 5\n"}
+    machine.group("3:memory:/box\n", "fs/cgroup/memory/box", files)
+    assert memory.oom_kills(machine.proc, machine.sys) == memory.Kills(5, 0)

@@ -107,9 +107,28 @@ def test_a_signal_ends_the_waiting(start: Start) -> None:
 
 def test_keys_go_through_the_socket(start: Start) -> None:
     server, engine = start(VERDICT)
-    engine.serve(("a", "b"), metrics=False)
+    with socket.socket() as listener:
+        engine.serve(("a", "b"), listener, metrics=False)
     server._process.wait(20)
     assert "serves with ['a', 'b']\n" in server.log_path.read_text()
+
+
+def test_a_socket_goes_with_a_message() -> None:
+    """It is the same socket: bound here, it is bound there."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        sender, receiver = Line(ours), Line(theirs)
+        sender.send({"first": "x" * 10_000})
+        sender.send({"second": 2}, listener)
+        assert receiver.receive() == {"first": "x" * 10_000}
+        assert receiver.receive() == {"second": 2}
+        (received,) = receiver.sockets
+        with received:
+            assert received.fileno() != listener.fileno()
+            assert received.getsockname() == listener.getsockname()
+            received.listen()
+        assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
 
 
 @pytest.mark.parametrize(

@@ -86,3 +86,28 @@ def available(proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> Available
         if free < least.size:
             least = Available(free, str(folder / limit_name))
     return least
+
+
+@dataclass(frozen=True)
+class Kills:
+    """How many processes the kernel has killed for want of memory, in our own cgroup and in the machine."""
+
+    group: int
+    machine: int
+
+
+def _count(path: Path, name: str) -> int:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.split()[:1] == [name])
+
+
+def oom_kills(proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> Kills:
+    """What the kernel counts up to now; 0 where it does not say."""
+    own: dict[str, Path] = {}
+    for folder, limit_name, _ in _cgroups(proc, sys):
+        own.setdefault(limit_name, folder)
+    files = [folder / name for folder in own.values() for name in ("memory.events", "memory.oom_control")]
+    return Kills(sum(_count(file, "oom_kill") for file in files), _count(proc / "vmstat", "oom_kill"))

@@ -3,18 +3,16 @@
 It is started by `gb10 serve`, which asks it a few things over a socket (`gb10.serve.preflight`) and then
 lets it serve. Without the socket, called by hand, it serves its own arguments. Before it imports vLLM:
 
-1. It asks the kernel to end it when `gb10 serve` dies, so that even SIGKILL leaves no server behind.
+1. It lets vLLM's processes die together (`gb10.vllm_plugin.lifeline`).
 2. On the CPU, where `gb10 serve` asked for fork, it keeps vLLM from going back to spawn. Forked, the
    engine and its worker share the modules that are already loaded; spawned, each of the three
    processes imports torch and vLLM again (12 s each). The OpenMP settings that vLLM gives to a spawned
    worker are in our environment already (see `gb10.serve.command`).
 """
 
-import ctypes
 import gc
 import importlib
 import os
-import signal
 import socket
 import sys
 from collections.abc import Mapping
@@ -23,21 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 from gb10.errors import UserError
 from gb10.serve.preflight import REPORTERS, SOCKET_VARIABLE, Line
+from gb10.vllm_plugin import lifeline
 
 if TYPE_CHECKING:
     from gb10.serve.launch import Prepared
 
-_PR_SET_PDEATHSIG = 1
 _START_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
-
-
-def _die_with(parent: int) -> None:
-    """Get SIGTERM when the parent dies. ``parent`` is its pid, 0 to skip."""
-    if not parent:
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        sys.exit(0)
 
 
 def _reports(described: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -79,7 +68,11 @@ def _converse(line: Line) -> None:
     state: dict[str, Prepared] = {}
     while (question := line.receive()) is not None:
         if question["ask"] == "serve":
+            from gb10.serve import listen
+
             line.close()
+            for listener in line.sockets:
+                listen.hand_over(listener)
             gc.enable()
             launch.serve(state["judged"], question["keys"], metrics=question["metrics"])
             return
@@ -92,7 +85,7 @@ def _converse(line: Line) -> None:
 
 def main() -> None:
     """Prepare this process, answer what is asked, and run vLLM's API server."""
-    _die_with(int(os.environ.pop("GB10_SERVE_PARENT", "0")))
+    lifeline.install()
     # The collector walks the growing heap again and again while modules load: 1.5 s of 12 s.
     gc.disable()
     if os.environ.get(_START_METHOD) == "fork":

@@ -132,7 +132,13 @@ def check(environment: Mapping[str, str]) -> None:
         raise UserError("environment: " + "; ".join(troubles))
 
 
-def log_folder(environment: Mapping[str, str]) -> Path:
-    """Where logs of `gb10 serve` go: XDG_STATE_HOME/gb10/serve, by default ~/.local/state/gb10/serve."""
+def log_folder(environment: Mapping[str, str]) -> Path | None:
+    """Where logs of `gb10 serve` go: XDG_STATE_HOME/gb10/serve, by default ~/.local/state/gb10/serve.
+
+    None for a user without a home.
+    """
     state = environment.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(state).expanduser() / "gb10" / "serve"
+    try:
+        return Path(state).expanduser() / "gb10" / "serve"
+    except RuntimeError:
+        return None

@@ -6,7 +6,8 @@ message is a line of JSON. In this order:
 1. ``facts``: vLLM's options, the arguments in a ``--config`` file, and a report of each of `REPORTERS`.
 2. ``judge``: the final arguments; vLLM's own parser reads them and its own classes make the configuration.
    The answer is a `Verdict`.
-3. ``serve``: the keys. No answer: the socket closes, and the process serves what was judged last.
+3. ``serve``: the keys, and the socket to listen on. No answer: the line closes, and the process serves what
+   was judged last.
 
 An answer ``{"error": TEXT}`` is a UserError here: exit code 2.
 """
@@ -75,19 +76,26 @@ class Line:
     def __init__(self, end: socket.socket) -> None:
         self._end = end
         self._rest = b""
+        self.sockets: list[socket.socket] = []
+        """Those that came with messages."""
 
     def fileno(self) -> int:
         """For select."""
         return self._end.fileno()
 
-    def send(self, message: Mapping[str, Any]) -> None:
-        """Send one message; OSError when the other end is gone."""
-        self._end.sendall(json.dumps(message, default=str).encode() + b"\n")
+    def send(self, message: Mapping[str, Any], *sockets: socket.socket) -> None:
+        """Send one message, and a few sockets with it; OSError when the other end is gone."""
+        data = json.dumps(message, default=str).encode() + b"\n"
+        if sockets:
+            sent = socket.send_fds(self._end, [data], [one.fileno() for one in sockets])
+            data = data[sent:]
+        self._end.sendall(data)
 
     def receive(self) -> dict[str, Any] | None:
         """The next message; None when there will be none. Waits for it."""
         while b"\n" not in self._rest:
-            data = self._end.recv(1 << 16)
+            data, files, _, _ = socket.recv_fds(self._end, 1 << 16, 4)
+            self.sockets += [socket.socket(fileno=file) for file in files]
             if not data:
                 return None
             self._rest += data
@@ -118,10 +126,10 @@ class Engine:
         lists = {name: tuple(said.pop(name)) for name in ("keys", "ignored")}
         return Verdict(**said, **lists)
 
-    def serve(self, keys: tuple[str, ...], *, metrics: bool) -> None:
-        """Let it serve."""
+    def serve(self, keys: tuple[str, ...], listener: socket.socket, *, metrics: bool) -> None:
+        """Let it serve, on a socket that is bound and does not listen yet."""
         with contextlib.suppress(OSError):
-            self._line.send({"ask": "serve", "keys": keys, "metrics": metrics})
+            self._line.send({"ask": "serve", "keys": keys, "metrics": metrics}, listener)
         self._line.close()
 
     def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:

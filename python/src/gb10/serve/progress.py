@@ -1,9 +1,9 @@
-"""One line of progress while vLLM loads, read from its log; and the line that matters when it dies."""
+"""One line of progress while vLLM loads, read from its log."""
 
+import os
 import re
 import sys
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -22,21 +22,6 @@ _STAGES = (
 FIRST_STAGE = "starting Python and vLLM"
 FIRST_TOKEN_STAGE = "computing the first token"
 
-_PREFIX = re.compile(
-    r"^(\((?P<who>[\w-]+) pid=\d+\)\s*)?((INFO|WARNING|ERROR|DEBUG|CRITICAL) [\d-]+ [\d:]+ \[[^\]]+\]\s*)?"
-)
-_ERROR = re.compile(
-    r"^\s*(?:[\w.]*\.)?(?P<kind>\w*(?:Error|Exception|Interrupt)|OutOfMemory\w*)\b: *(?P<text>.*)"
-)
-_ARGPARSE = re.compile(r"^[\w.-]+: error: (?P<text>.+)")
-_CONSEQUENCES = re.compile(
-    r"Engine core initialization failed|See root cause|WorkerProc initialization failed|EngineDeadError|"
-    r"CancelledError|Executor failed|KeyboardInterrupt|resource_tracker"
-)
-_PYDANTIC_TAIL = re.compile(r" \[type=\w+, input_value=.*")
-_LONGEST = 360
-_SPACES = re.compile(r"\s+")
-
 
 def stage_of(line: str) -> str | None:
     """The stage that a line of vLLM's log begins, None if it begins none."""
@@ -47,41 +32,16 @@ def stage_of(line: str) -> str | None:
     return None
 
 
-def last_error(lines: Iterable[str]) -> str | None:
-    """The error that ended vLLM, as one line, without log prefixes; None if there is none.
-
-    vLLM's processes fail one after the other; the first real error is the cause, those that only
-    report another process's end are left out. A message that goes on over several lines is joined
-    with its next line.
-    """
-    found: str | None = None
-    waiting = False
-    for raw in lines:
-        line = _PREFIX.sub("", raw.rstrip("\n"))
-        if waiting and line.strip() and not line.startswith(("Traceback", "  File")):
-            found = f"{found} {line.strip()}"
-        waiting = False
-        match = _ERROR.match(line) or _ARGPARSE.match(line)
-        if match is None or _CONSEQUENCES.search(line):
-            continue
-        kind = match.groupdict().get("kind")
-        text = match["text"].strip()
-        found = f"{kind}: {text}" if kind else text
-        waiting = text == "" or text.endswith(":") or "validation error" in text
-    if found is None:
-        return None
-    found = _SPACES.sub(" ", _PYDANTIC_TAIL.sub("", found)).strip()
-    return found if len(found) <= _LONGEST else found[: _LONGEST - 4].rsplit(" ", 1)[0] + " ..."
-
-
-def last_line(lines: Iterable[str]) -> str | None:
-    """The last line with words in it, without its log prefix."""
-    found = None
-    for raw in lines:
-        line = _PREFIX.sub("", raw).strip()
-        if re.search(r"[A-Za-z]{3}", line):
-            found = line
-    return found
+def write(text: str, out: TextIO | None = None) -> None:
+    """Write text at once. A server goes on when its terminal, or who reads its output, is gone."""
+    out = out or sys.stdout
+    try:
+        out.write(text)
+        out.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, out.fileno())
+        os.close(nowhere)
 
 
 @dataclass
@@ -123,17 +83,15 @@ class Progress:
                 self._line(f"{mark} {self.seconds:4.0f} s  {self.stage}")
                 self._drawn = now
         elif self.stage != self._stage_drawn or since >= self.interval:
-            print(f"loading: {self.seconds:.0f} s, {self.stage}", file=self.out, flush=True)
+            write(f"loading: {self.seconds:.0f} s, {self.stage}\n", self.out)
             self._drawn, self._stage_drawn = now, self.stage
 
     def _line(self, text: str) -> None:
-        self.out.write("\r" + text.ljust(self._width))
-        self.out.flush()
+        write("\r" + text.ljust(self._width), self.out)
         self._width = len(text)
 
     def clear(self) -> None:
         """Remove the changing line."""
         if self._terminal and self._width:
             self._line("")
-            self.out.write("\r")
-            self.out.flush()
+            write("\r", self.out)

@@ -22,10 +22,12 @@ from gb10.machine import gpu as device
 from gb10.machine import memory
 from gb10.serve import command, environment, isolation
 from gb10.serve.hide import hide_arguments
+from gb10.serve.listen import Claim, claim
 from gb10.serve.preflight import SOCKET_VARIABLE, Engine, Line, Stopped
-from gb10.serve.progress import Progress
+from gb10.serve.progress import Progress, write
+from gb10.serve.scratch import usable_home
 from gb10.serve.settings import Origin, Settings, parse
-from gb10.serve.supervise import Server, check_port
+from gb10.serve.supervise import Server
 
 DEMO_PROMPT = """\
 def connect(host, port, timeout=None):
@@ -204,6 +206,7 @@ def run(argv: Sequence[str]) -> int:
     after SIGTERM or SIGHUP, 130 after SIGINT. Raises UserError for bad input (exit 2) and ServerFailed when
     vLLM ends by itself (exit 1).
     """
+    os.environ.update(usable_home(os.environ))
     environ = dict(os.environ)
     settings = parse(argv, environ)
     hide_arguments(settings.secrets)
@@ -211,8 +214,7 @@ def run(argv: Sequence[str]) -> int:
     # Before vLLM's process has its own.
     free = memory.available()
     plan = _first_plan(settings, free)
-    if plan is not None and not settings.dry_run:
-        check_port(settings.host, settings.port)
+    port = None if plan is None or settings.dry_run else claim(settings.host, settings.port)
     progress = Progress(sys.stderr if settings.dry_run else sys.stdout)
     draw = not settings.verbose and (not settings.dry_run or sys.stderr.isatty())
     variables = plan.environment if plan else {}
@@ -227,36 +229,37 @@ def run(argv: Sequence[str]) -> int:
                     # spelling that only vLLM understood.
                     variables = plan.environment
                     continue
-                return _serve(server, engine, plan, progress)
+                return _serve(server, engine, plan, progress, port)
             except Stopped:
                 return _ended(server)
     raise AssertionError("a plan from the same words and facts has the same environment")
 
 
-def _serve(server: Server, engine: Engine, plan: command.Plan, progress: Progress) -> int:
-    """Judge, announce and serve a plan; the exit status."""
+def _serve(server: Server, engine: Engine, plan: command.Plan, progress: Progress, port: Claim | None) -> int:
+    """Judge, announce and serve a plan; the exit status. ``port`` is what was claimed before."""
     settings = plan.settings
     here = plan.checkpoint.folder is not None
-    first = (settings.host, settings.port)
     command.check_verdict(settings, engine.judge(plan.arguments, configure=here or not settings.dry_run))
     if settings.dry_run:
         _print_plan(plan)
         return 0
-    if (settings.host, settings.port) != first:
-        check_port(settings.host, settings.port)
+    held = port if port is not None and port.is_for(settings.host, settings.port) else None
+    if held is None:
+        if port is not None:
+            port.close()
+        held = claim(settings.host, settings.port)
     _announce(plan)
-    print(f"log     {_short(server.log_path)}", flush=True)
-    engine.serve(settings.api_keys, metrics=settings.open_metrics)
+    write(f"log     {_short(server.log_path)}\n")
+    engine.serve(settings.api_keys, held.listener, metrics=settings.open_metrics)
     url = settings.base_url
-    name = server.wait_ready(url, settings.api_keys[0] if settings.api_keys else None, progress)
+    first_key = settings.api_keys[0] if settings.api_keys else None
+    name = server.wait_ready(url, first_key, progress, lambda: held.answers)
     if name is not None:
-        print(f"ready after {progress.seconds:.0f} s: {url}/v1  (model name: {name})")
+        name = name or settings.served_model_name or plan.checkpoint.name
+        write(f"ready after {progress.seconds:.0f} s: {url}/v1  (model name: {name})\n")
         key = _key_word(settings.api_keys, os.environ)
-        if key == KEY_PLACE:
-            print(f"try it (put the API key for {KEY_PLACE}):")
-        else:
-            print("try it:")
-        print(f"  {curl_line(url, name, key, demo=plan.demo)}", flush=True)
+        where = f" (put the API key for {KEY_PLACE})" if key == KEY_PLACE else ""
+        write(f"try it{where}:\n  {curl_line(url, name, key, demo=plan.demo)}\n")
         server.wait()
     return _ended(server)
 
@@ -264,11 +267,13 @@ def _serve(server: Server, engine: Engine, plan: command.Plan, progress: Progres
 def _ended(server: Server) -> int:
     """Stop the server, as a signal asked; the exit status."""
     server.stop()
-    print("stopped", flush=True)
-    return _INTERRUPTED if server.stopping == signal.SIGINT else 0
+    interrupted = server.stopping == signal.SIGINT
+    # The terminal has drawn ^C where the cursor was.
+    write("\nstopped\n" if interrupted and sys.stdout.isatty() else "stopped\n")
+    return _INTERRUPTED if interrupted else 0
 
 
 def _short(path: Path) -> str:
-    home = str(Path.home())
+    home = os.path.expanduser("~")  # noqa: PTH111 (Path.home() raises for a user without one)
     text = str(path)
     return f"~{text.removeprefix(home)}" if text.startswith(home + "/") else text

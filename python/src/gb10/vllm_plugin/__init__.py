@@ -16,10 +16,11 @@ def register() -> None:
     """
     from vllm.platforms import current_platform
 
-    from gb10.vllm_plugin import patches
+    from gb10.vllm_plugin import lifeline, patches
     from gb10.vllm_plugin.cpu.mode import Mode
     from gb10.vllm_plugin.draft.ids import DraftVocabulary
 
+    lifeline.install()
     if DraftVocabulary.from_env() is not None:
         patches.apply("draft")
     if current_platform.is_cpu():

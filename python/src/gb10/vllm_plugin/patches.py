@@ -12,9 +12,10 @@ from typing import Literal
 from gb10.vllm_plugin import compat
 from gb10.vllm_plugin.compat import Need
 
-Room = Literal["cpu", "cuda", "draft", "serve"]
+Room = Literal["cpu", "cuda", "draft", "life", "serve"]
 """When a change is made. `cpu`: on vLLM's CPU platform; `draft`: with GB10_DRAFT_VOCABULARY; `serve`: in the
-server's process, where `gb10 serve` asked for fork; `cuda`: by those who ask for it."""
+server's process, where `gb10 serve` asked for fork; `life`: in every process of `gb10 serve`, before vLLM is
+imported where that can be; `cuda`: by those who ask for it."""
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,19 @@ Test: tests/unit/vllm_plugin/test_register.py
 Remove when: CpuPlatform.check_and_update_config leaves a start method alone that the user has set.
 """,
         (Need("vllm.platforms.interface", "Platform.check_and_update_config", "vllm_config"),),
+    ),
+    Patch(
+        "life",
+        "gb10.vllm_plugin.lifeline",
+        """
+Symptom: SIGKILL (the OOM killer) to the engine core while it loads: the worker goes on for minutes, and the
+  last error is "BrokenPipeError". To a worker: "Engine core initialization failed. See root cause above".
+Evidence: a forked worker inherits the pipe by whose end multiprocessing notices that the engine core died;
+  exit statuses are read, and logged only while serving.
+Upstream: not reported as far as known.
+Test: tests/unit/serve/test_serve_death.py, tests/unit/serve/test_serve_cause.py
+Remove when: vLLM names the process that died and the signal at every stage, and its processes die together.
+""",
     ),
     Patch(
         "cuda",

@@ -1,0 +1,157 @@
+"""Why vLLM ended, as one line: how its processes ended, and what its log says."""
+
+import json
+import re
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+
+from gb10.machine import memory
+from gb10.units import text_size
+
+REFUSED = "gb10: refused: "
+"""How a line of vLLM's log begins that says why this model must not be served; the rest is for the user."""
+
+_PREFIX = re.compile(
+    r"^(\((?P<who>[\w-]+) pid=\d+\)\s*)?((INFO|WARNING|ERROR|DEBUG|CRITICAL) [\d-]+ [\d:]+ \[[^\]]+\]\s*)?"
+)
+_ERROR = re.compile(
+    r"^\s*(?:[\w.]*\.)?(?P<kind>\w*(?:Error|Exception|Interrupt)|OutOfMemory\w*)\b"
+    r"(?:: *(?P<text>.*)|(?P<bare>))$"
+)
+_PLAIN = re.compile(r"^(?:[\w.-]+: error: |\s*what\(\):\s+)(?P<text>.+)")
+"""argparse's errors, and what C++ says of an exception that nobody caught."""
+
+_PLACE = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
+_TRACE = re.compile(r'^\s*(Traceback|File ")')
+_COMPILER = re.compile(r"\bfatal error: (?P<text>.+)")
+_COMPILER_HINT = "; install what it names (Python.h: Python's headers), or add --enforce-eager"
+_CONSEQUENCES = re.compile(
+    r"Engine core initialization failed|See root cause|WorkerProc initialization failed|EngineDeadError|"
+    r"check the stack trace above|Executor failed|resource_tracker|"
+    r"^\s*(?:[\w.]*\.)?(BrokenPipe|Cancelled|ConnectionReset|EOF)Error\b|KeyboardInterrupt"
+)
+"""Errors that only report another's end. They count where there is nothing else."""
+
+_PYDANTIC_TAIL = re.compile(r" \[type=\w+, input_value=.*")
+_LONGEST = 360
+_SPACES = re.compile(r"\s+")
+_WORDS = re.compile(r"[A-Za-z]{3}")
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
+_KILLER = "the kernel killed a process for want of memory"
+_SAYS = {
+    signal.SIGBUS: "perhaps /dev/shm or the disk is full",
+    signal.SIGILL: "an instruction that this processor lacks",
+}
+
+
+def _bare(line: str) -> str:
+    return _PREFIX.sub("", line.rstrip("\n"))
+
+
+def refusal(line: str) -> str | None:
+    """What a line of vLLM's log says after `REFUSED`, None for any other line."""
+    text = _bare(line)
+    return text.removeprefix(REFUSED).strip() if text.startswith(REFUSED) else None
+
+
+def _short(text: str) -> str:
+    text = _SPACES.sub(" ", _PYDANTIC_TAIL.sub("", text)).strip()
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 4].rsplit(" ", 1)[0] + " ..."
+
+
+def last_error(lines: Iterable[str]) -> str | None:
+    """The error that ended vLLM, as one line, without log prefixes; None if there is none.
+
+    vLLM's processes fail one after the other; the last real error is the cause, those that only report
+    another process's end count where there is no other. What a compiler said comes before all. A message that
+    goes on over several lines is joined with its next line; an error without one gets its place.
+    """
+    found: str | None = None
+    consequence: str | None = None
+    compiler: str | None = None
+    waiting = False
+    place: re.Match[str] | None = None
+    code = ""
+    for raw in lines:
+        line = _bare(raw)
+        if waiting and found and line.strip() and not _TRACE.match(line):
+            found = f"{found} {line.strip()}"
+        waiting = False
+        if compiled := _COMPILER.search(line):
+            compiler = compiler or f"the compiler says: {compiled['text']}{_COMPILER_HINT}"
+        if at := _PLACE.match(line):
+            place, code = at, ""
+            continue
+        match = _ERROR.match(line) or _PLAIN.match(line)
+        if match is None:
+            code = code or line.strip()
+            continue
+        kind, text = match.groupdict().get("kind"), (match["text"] or "").strip()
+        if match.groupdict().get("bare") is not None and place is not None:
+            text = f"in {place['function']} ({Path(place['file']).name}:{place['line']}): {code}"
+            told = f"{kind} {text}"
+        elif match.groupdict().get("bare") is not None:
+            continue
+        else:
+            told = f"{kind}: {text}" if kind else text
+        place = None
+        if _CONSEQUENCES.search(line):
+            consequence = told
+            continue
+        found = told
+        waiting = text == "" or text.endswith(":") or "validation error" in text
+    chosen = compiler or found or consequence
+    return None if chosen is None else _short(chosen)
+
+
+def last_line(lines: Iterable[str]) -> str | None:
+    """The last line with words in it, without its log prefix."""
+    found = None
+    for raw in lines:
+        line = _bare(raw).strip()
+        if _WORDS.search(line):
+            found = line
+    return None if found is None else _short(found)
+
+
+def violent_death(deaths: Path, before: memory.Kills) -> str | None:
+    """Which process a signal ended that vLLM had not sent, and what may be behind it; None if none did.
+
+    ``deaths`` are the lines of `gb10.serve.keeper` and `gb10.vllm_plugin.lifeline`, in order. Once vLLM began
+    to end its processes, SIGTERM and SIGKILL are its own. An orphan was killed since its parent had died.
+    ``before``: what the kernel had killed for want of memory before the start.
+    """
+    try:
+        events = [json.loads(line) for line in deaths.read_text().splitlines()]
+    except (OSError, ValueError):
+        return None
+    ending = False
+    for event in events:
+        if "sent" in event:
+            ending = True
+            continue
+        number = -int(event["code"])
+        if number <= 0 or (number in _STOPPING and (ending or event.get("orphan"))):
+            continue
+        name = "API server" if event.get("orphan") is False else event["name"]
+        return f"its process {name} was killed by {_signal(number)}{_behind(number, before)}"
+    return None
+
+
+def _signal(number: int) -> str:
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"
+
+
+def _behind(number: int, before: memory.Kills) -> str:
+    if number != signal.SIGKILL:
+        return f", {_SAYS[signal.Signals(number)]}" if number in _SAYS else ""
+    now, free = memory.oom_kills(), memory.available()
+    if now.group > before.group:
+        return f", out of memory: {_KILLER} in this memory cgroup"
+    if now.machine > before.machine:
+        return f", out of memory: {_KILLER} on this machine"
+    return f", perhaps out of memory: {text_size(free.size)} are free now ({free.limit})"

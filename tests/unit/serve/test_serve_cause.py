@@ -1,0 +1,153 @@
+"""The cause of vLLM's end: its log, and how its processes ended."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gb10.machine import memory
+from gb10.serve.cause import last_error, last_line, refusal, violent_death
+
+API = "(APIServer pid=1) INFO 11-22 14:36:19 [x.py:1] "
+CORE = "(EngineCore pid=2) ERROR 11-22 14:36:19 [core.py:9] "
+
+
+def test_last_error_is_the_cause_not_its_consequence() -> None:
+    lines = [
+        CORE + "EngineCore failed to start.",
+        CORE + "Traceback (most recent call last):",
+        CORE + '  File "x.py", line 1, in f',
+        CORE + "ValueError: KV cache is too small",
+        "Traceback (most recent call last):",
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+        API + "Application shutdown complete.",
+    ]
+    assert last_error(lines) == "ValueError: KV cache is too small"
+
+
+@pytest.mark.parametrize(
+    ("lines", "error"),
+    [
+        (["api_server.py: error: unrecognized arguments: --nope"], "unrecognized arguments: --nope"),
+        (["torch.OutOfMemoryError: CUDA out of memory."], "OutOfMemoryError: CUDA out of memory."),
+        (
+            [
+                "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig",
+                "  Value error, max_model_len is too long. [type=value_error, input_value=Args()]",
+                "    For further information visit https://errors.pydantic.dev/",
+            ],
+            "ValidationError: 1 validation error for ModelConfig Value error, max_model_len is too long.",
+        ),
+        (["RuntimeError:", "  the cause"], "RuntimeError: the cause"),
+        (["ValueError: " + "word " * 100], "ValueError: " + "word " * 68 + "..."),
+        (["all is well"], None),
+    ],
+)
+def test_last_error_kinds(lines: list[str], error: str | None) -> None:
+    assert last_error(lines) == error
+
+
+def test_last_line_has_words_and_no_prefix() -> None:
+    assert last_line([API + "the end", "-----", ""]) == "the end"
+    assert last_line([]) is None
+
+
+def test_a_bare_error_gets_its_place() -> None:
+    lines = [
+        CORE + "Traceback (most recent call last):",
+        CORE + '  File "/a/vllm/x.py", line 12, in load',
+        CORE + "    assert param.shape == weight.shape",
+        CORE + "           ^^^^^^^^^^^^^^^^^^^^^^^^^^^",
+        CORE + "AssertionError",
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+    ]
+    assert last_error(lines) == "AssertionError in load (x.py:12): assert param.shape == weight.shape"
+    assert last_error(["AssertionError"]) is None
+
+
+def test_what_the_compiler_says_comes_first() -> None:
+    lines = [
+        "torch._inductor.exc.InductorError: CppCompileError: C++ compile error",
+        "",
+        "Output:",
+        "/t/c.cpp:1:10: fatal error: Python.h: No such file or directory",
+        "RuntimeError: Worker failed with error 'C', please check the stack trace above for the root cause",
+        "ValueError: something later",
+    ]
+    error = last_error(lines)
+    assert error is not None
+    assert error.startswith("the compiler says: Python.h: No such file or directory; ")
+    assert "--enforce-eager" in error
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "BrokenPipeError: [Errno 32] Broken pipe",
+        "EOFError",
+        "asyncio.exceptions.CancelledError: cancelled",
+        "RuntimeError: Worker failed with error 'x', please check the stack trace above for the root cause",
+    ],
+)
+def test_a_consequence_counts_where_there_is_nothing_else(line: str) -> None:
+    assert last_error(["ValueError: the cause", line]) == "ValueError: the cause"
+    if ": " in line:
+        assert last_error([line]) == line.rpartition("asyncio.exceptions.")[2]
+
+
+def test_an_exception_of_cpp_is_an_error() -> None:
+    lines = ["terminate called after throwing an instance of 'std::bad_alloc'", "  what():  std::bad_alloc"]
+    assert last_error(lines) == "std::bad_alloc"
+
+
+def test_refusal() -> None:
+    assert refusal(CORE + "gb10: refused: norm.weight is not there\n") == "norm.weight is not there"
+    assert refusal("gb10: refused: x") == "x"
+    assert refusal(CORE + "the log says gb10: refused: x") is None
+
+
+NONE_KILLED = memory.Kills(0, 0)
+FREE = memory.Available(3 << 30, "MemAvailable")
+
+
+def death(tmp_path: Path, *events: dict[str, object]) -> str | None:
+    file = tmp_path / "deaths"
+    file.write_text("".join(json.dumps(event) + "\n" for event in events))
+    return violent_death(file, NONE_KILLED)
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr(memory, "available", lambda: FREE)
+    monkeypatch.setattr(memory, "oom_kills", lambda: NONE_KILLED)
+    return monkeypatch
+
+
+def test_the_first_killed_process_is_named(tmp_path: Path, free: pytest.MonkeyPatch) -> None:
+    core: dict[str, object] = {"pid": 2, "name": "EngineCore", "code": -9}
+    said = (
+        "its process EngineCore was killed by signal 9 (SIGKILL), "
+        "perhaps out of memory: 3.0 GiB are free now (MemAvailable)"
+    )
+    orphan = {"pid": 3, "name": "VLLM::Worker", "code": -9, "orphan": True}
+    server = {"pid": 1, "name": "python3", "code": 1, "orphan": False}
+    assert death(tmp_path, orphan, core, server) == said
+    free.setattr(memory, "oom_kills", lambda: memory.Kills(0, 1))
+    assert str(death(tmp_path, core)).endswith("for want of memory on this machine")
+    free.setattr(memory, "oom_kills", lambda: memory.Kills(1, 1))
+    assert str(death(tmp_path, core)).endswith("for want of memory in this memory cgroup")
+
+
+def test_what_vllm_ended_itself_is_no_cause(tmp_path: Path) -> None:
+    sent: dict[str, object] = {"pid": 2, "sent": 15}
+    core: dict[str, object] = {"pid": 2, "name": "EngineCore", "code": -9}
+    assert death(tmp_path, {"pid": 3, "name": "w", "code": 1}, sent, core) is None
+    assert death(tmp_path, sent, core | {"code": -15}) is None
+    # But nobody of vLLM sends a crash.
+    assert (
+        death(tmp_path, sent, core | {"code": -11})
+        == "its process EngineCore was killed by signal 11 (SIGSEGV)"
+    )
+    assert death(tmp_path, {"pid": 3, "name": "w", "code": -9, "orphan": True}) is None
+    assert death(tmp_path) is None
+    assert violent_death(tmp_path / "nowhere", NONE_KILLED) is None
