@@ -103,47 +103,50 @@ class Engine:
 
         The speed is that of one request on average, from its first token to its last.
         """
-        outputs = self._generate(prompts, temperature=0, max_tokens=tokens)
+        outputs = self.outputs(prompts, temperature=0, max_tokens=tokens)
         seconds = sum(output.metrics.last_token_ts - output.metrics.first_token_ts for output in outputs)
         speed = (tokens - 1) * len(outputs) / seconds if seconds else 0.0
         return [tuple(output.outputs[0].token_ids) for output in outputs], speed
 
     def reference(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[Completion]:
         """Complete all prompts greedily and keep the log-probabilities of the likeliest tokens."""
-        outputs = self._generate(prompts, temperature=0, max_tokens=tokens, logprobs=TOP)
-        return [
-            Completion(
-                tuple(output.outputs[0].token_ids),
-                tuple(
-                    {token: entry.logprob for token, entry in step.items()}
-                    for step in output.outputs[0].logprobs
-                ),
-            )
-            for output in outputs
-        ]
+        outputs = self.outputs(prompts, temperature=0, max_tokens=tokens, logprobs=TOP)
+        return [completion(output) for output in outputs]
 
     def samples(
-        self, prompt: Sequence[int], count: int, tokens: int, seed: int, temperature: float = 1.0
+        self, prompt: Sequence[int], count: int, tokens: int, seed: int, **parameters: Any
     ) -> list[tuple[int, ...]]:
-        """Draw `count` continuations of `tokens` tokens, with the seeds `seed`, `seed + 1`, ..."""
-        outputs = self._generate(
-            [prompt] * count,
-            [{"temperature": temperature, "max_tokens": tokens, "seed": seed + at} for at in range(count)],
-        )
+        """Draw `count` continuations of `tokens` tokens, with the seeds `seed`, `seed + 1`, ...
+
+        At temperature 1, unless the sampling `parameters` say otherwise.
+        """
+        common = {"temperature": 1.0, "max_tokens": tokens} | parameters
+        outputs = self.outputs([prompt] * count, [common | {"seed": seed + at} for at in range(count)])
         return [tuple(output.outputs[0].token_ids) for output in outputs]
 
-    def _generate(
-        self, prompts: Sequence[Sequence[int]], each: list[dict[str, Any]] | None = None, **common: Any
+    def outputs(
+        self, prompts: Sequence[Sequence[int]], each: Sequence[dict[str, Any]] | None = None, **common: Any
     ) -> list[Any]:
+        """Give vLLM's `RequestOutput` of each prompt, for sampling parameters of `each` and in `common`.
+
+        Unless they say otherwise a completion has all its tokens, and no text.
+        """
         from vllm import SamplingParams
 
-        parameters = [
-            SamplingParams(**(options | common), ignore_eos=True, detokenize=False)
-            for options in each or [{}] * len(prompts)
-        ]
+        defaults = {"ignore_eos": True, "detokenize": False}
+        parameters = [SamplingParams(**(defaults | own | common)) for own in each or [{}] * len(prompts)]
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         outputs: list[Any] = self._llm.generate(requests, parameters, use_tqdm=False)
         return outputs
+
+
+def completion(output: Any) -> Completion:
+    """Read a `RequestOutput` of a request with `logprobs`."""
+    first = output.outputs[0]
+    return Completion(
+        tuple(first.token_ids),
+        tuple({token: entry.logprob for token, entry in step.items()} for step in first.logprobs),
+    )
 
 
 @contextmanager

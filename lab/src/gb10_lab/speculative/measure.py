@@ -169,7 +169,9 @@ def _draw(
     return [
         (at, sample)
         for at, prompt in enumerate(prompts)
-        for sample in engine.samples(prompt, share, SAMPLED_TOKENS, seed + at * share, temperature)
+        for sample in engine.samples(
+            prompt, share, SAMPLED_TOKENS, seed + at * share, temperature=temperature
+        )
     ]
 
 
