@@ -58,11 +58,15 @@ def _verdict(passed: bool, must_differ: bool) -> str:
 
 def _divergences(rows: Sequence[Row], bound: float) -> list[str]:
     runs = Counter(entry for row in rows for entry in row.comparison.divergences)
-    compared = sum(row.comparison.tokens for row in rows)
     if not runs:
-        return [f"greedy output: all {compared} compared tokens are equal"]
+        return [f"greedy output: all tokens compared are equal, in {len(rows)} runs"]
+    # Runs meet the same places: their sums would be no rates.
+    worst_run = max(rows[1:], key=_rate, default=rows[0])
     lines = [
-        f"greedy output: {compared} tokens compared, first differences at {len(runs)} places",
+        "greedy output: first differences in the tokens compared, of one run",
+        f"  no drafts, prompts alone instead of in batches  {_rate_text(rows[0])}",
+        f"  drafts, the run with most                       {_rate_text(worst_run)}",
+        f"all {len(runs)} places of {len(rows)} runs",
         "  prompt  token  without    with  gap (nats)  runs",
     ]
     worst = sorted(runs.items(), key=lambda item: (-item[0].gap, item[0].prompt, item[0].position))
@@ -75,6 +79,14 @@ def _divergences(rows: Sequence[Row], bound: float) -> list[str]:
     if len(worst) > _LISTED:
         lines.append(f"  ... {len(worst) - _LISTED} more with gaps of at most {worst[_LISTED][0].gap:.3f}")
     return lines
+
+
+def _rate(row: Row) -> float:
+    return len(row.comparison.divergences) / max(1, row.comparison.tokens)
+
+
+def _rate_text(row: Row) -> str:
+    return f"{len(row.comparison.divergences)} of {row.comparison.tokens} ({_rate(row):.2%})"
 
 
 def content(results: Results, bound: float, prompts: Sequence[Prompt]) -> dict[str, Any]:
