@@ -1,6 +1,6 @@
 """vLLM's own tests of what this repository leans on for the CPU, run on the vLLM that its patches make.
 
-GB10_VLLM_TESTS names the folder that holds `tests` of vLLM's source distribution (`nix/packages/vllm-tests.nix`).
+GB10_VLLM_TESTS names the folder with `tests` of vLLM's source distribution (nix/packages/vllm-tests.nix).
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from gb10.vllm_plugin.draft import vocabulary
 from gb10.vllm_plugin.draft.ids import ENV_NAME
 from gb10_lab.speculative.acceptance import Counters
 from gb10_lab.speculative.equality import TOP, Completion
+from gb10_lab.speculative.exactness import Scored
 
 KV_CACHE_BYTES = 512 << 20
 
@@ -112,6 +113,18 @@ class Engine:
         """Complete all prompts greedily and keep the log-probabilities of the likeliest tokens."""
         outputs = self.outputs(prompts, temperature=0, max_tokens=tokens, logprobs=TOP)
         return [completion(output) for output in outputs]
+
+    def scored(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[Scored]:
+        """Complete all prompts greedily, with the log-probabilities of all tokens."""
+        outputs = self.outputs(prompts, temperature=0, max_tokens=tokens, logprobs=0, prompt_logprobs=0)
+        found = []
+        for output in outputs:
+            read, new = output.prompt_token_ids, output.outputs[0]
+            steps = [*output.prompt_logprobs[1:], *new.logprobs]
+            ids = (*read, *new.token_ids)
+            given = (step[token].logprob for token, step in zip(ids[1:], steps, strict=True))
+            found.append(Scored(ids, len(read), tuple(given)))
+        return found
 
     def samples(
         self, prompt: Sequence[int], count: int, tokens: int, seed: int, **parameters: Any
