@@ -30,16 +30,33 @@ class File:
     """Functions whose tests fail, all of them, and why that is to be expected."""
 
 
+_NO_SCIPY = "scipy is in no environment of this repository"
+_SYNTHETIC = "vLLM has no synthetic acceptance on the CPU, and says so; it is for benchmarks"
+
 FILES = {
-    "config/test_modelopt_mixed_nvfp4.py": File(1),
-    "kernels/mamba/cpu/test_cpu_gdn_ops.py": File(1),
-    "kernels/quantization/test_nvfp4_emulation.py": File(1),
-    "kernels/quantization/test_nvfp4_kernel_selection.py": File(1),
-    "kernels/test_cpu_fused_sampling.py": File(1),
-    "quantization/test_modelopt.py": File(1),
-    "v1/sample/test_rejection_sampler.py": File(1),
-    "v1/sample/test_sampler.py": File(1),
-    "v1/sample/test_topk_topp_sampler.py": File(1),
+    "config/test_modelopt_mixed_nvfp4.py": File(7),
+    # 140 with AVX-512 BF16; how many on other processors is not known.
+    "kernels/mamba/cpu/test_cpu_gdn_ops.py": File(50),
+    # All others need Triton, a GPU's or ROCm's.
+    "kernels/quantization/test_nvfp4_emulation.py": File(2),
+    "kernels/quantization/test_nvfp4_kernel_selection.py": File(3),
+    "kernels/test_cpu_fused_sampling.py": File(
+        33,
+        {
+            "test_distribution_chi_squared": _NO_SCIPY,
+            "test_masked_support_matches_softmax": _NO_SCIPY,
+        },
+    ),
+    "quantization/test_modelopt.py": File(
+        84,
+        {"test_modelopt_mixed_precision_composes_gemma4_mappers": "Gemma 4's processor needs torchvision"},
+    ),
+    "v1/sample/test_rejection_sampler.py": File(
+        71, {"test_synthetic_all_accepted": _SYNTHETIC, "test_synthetic_all_rejected": _SYNTHETIC}
+    ),
+    "v1/sample/test_sampler.py": File(36),
+    # All others need Triton.
+    "v1/sample/test_topk_topp_sampler.py": File(3),
 }
 
 Outcomes = dict[str, dict[str, set[str]]]

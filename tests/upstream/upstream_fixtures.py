@@ -6,6 +6,14 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cpu_kernels() -> None:
+    """Put the CPU's functions in the place of Triton's kernels, as the CPU worker does when it starts."""
+    from vllm.platforms import current_platform
+
+    current_platform.register_triton_kernel_overrides()
+
+
 @pytest.fixture
 def dist_init(tmp_path: Path) -> Iterator[None]:
     """Process groups of one process, and a configuration."""
