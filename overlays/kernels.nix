@@ -38,6 +38,7 @@ in
 
     # vLLM's CUDA sources, patched, and what is built of them.
     vllm-source = import ../nix/packages/vllm-source.nix { pkgs = final; };
+    vllm-tests = import ../nix/packages/vllm-tests.nix { pkgs = final; };
     vllm-fp4 = vllmFp4.hardware;
     vllm-fp4-software = vllmFp4.software;
     vllm-fp4-gemm = vllmFp4.gemm;

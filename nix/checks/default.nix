@@ -9,6 +9,7 @@ let
     ./lab.nix
     ./kernels.nix
     ./patches.nix
+    ./upstream.nix
     ./e2e.nix
     ./nix.nix
     ./lint.nix

@@ -46,6 +46,7 @@ in
   lab-speculative = tests "speculative" (
     sets.plugin
     ++ sets.lab [
+      "quality"
       "record.py"
       "speculative"
     ]

@@ -22,6 +22,9 @@ from pathlib import Path
 import pytest
 
 from gb10_lab.testbed.quantize import quantize_checkpoint
+from gb10_lab.text.documents import Document
+
+ROOT = Path(__file__).resolve().parents[2]
 
 START_LIMIT = 240.0
 """Seconds that a start may take on a busy machine. How long it took is in ``Serve.seconds``."""
@@ -132,7 +135,7 @@ class Serve:
 def testbed() -> Path:
     """The trained model in BF16."""
     given = os.environ.get("GB10_TESTBED")
-    return Path(given) if given else Path(__file__).resolve().parents[2] / "models" / "testbed"
+    return Path(given) if given else ROOT / "models" / "testbed"
 
 
 @pytest.fixture(scope="session")
@@ -144,6 +147,29 @@ def demo_model(testbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "demo"
     quantize_checkpoint(testbed, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Text that the model was not trained on: GB10_HELDOUT, else this project's own sources."""
+    if given := os.environ.get("GB10_HELDOUT"):
+        return Path(given)
+    file = tmp_path_factory.mktemp("text") / "held-out.jsonl"
+    with file.open("wb") as lines:
+        for source in sorted((ROOT / "python" / "src").rglob("*.py")):
+            lines.write(Document("gb10", str(source.relative_to(ROOT)), source.read_text()).line())
+    return file
+
+
+@pytest.fixture(scope="session")
+def variables() -> dict[str, str]:
+    """One thread (two fight when the machine is busy), and nothing that changes what vLLM does."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("VLLM_") and name != "GB10_DRAFT_VOCABULARY"
+    }
+    return kept | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Speculative decoding on vLLM's CPU engine: drafts are accepted, and the output is what it is without."""
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -11,36 +10,11 @@ from typing import Any
 import pytest
 
 from gb10_lab.speculative.equality import NEAR_TIE
-from gb10_lab.text.documents import Document
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-ROOT = Path(__file__).parents[2]
 DRAFTS = [1, 3]
 PROMPTS, TOKENS, SAMPLES = 8, 32, 1000
-
-
-@pytest.fixture(scope="module")
-def held_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Text that the model was not trained on: GB10_HELDOUT, else this project's own sources."""
-    if given := os.environ.get("GB10_HELDOUT"):
-        return Path(given)
-    file = tmp_path_factory.mktemp("text") / "held-out.jsonl"
-    with file.open("wb") as lines:
-        for source in sorted((ROOT / "python" / "src").rglob("*.py")):
-            lines.write(Document("gb10", str(source.relative_to(ROOT)), source.read_text()).line())
-    return file
-
-
-@pytest.fixture(scope="module")
-def variables() -> dict[str, str]:
-    """One thread (two fight when the machine is busy), and nothing that changes what vLLM does."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("VLLM_") and name != "GB10_DRAFT_VOCABULARY"
-    }
-    return kept | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")

@@ -86,6 +86,9 @@ def test_table_fits_a_terminal() -> None:
     assert "4.30" in text
     assert "10.00" in text, "the speed against the run without drafts"
     assert "31 of 32" in text
+    assert "  0 of 3072 (0.00%)" in text, "the control"
+    assert "  1 of 3000 (0.03%)" in text, "one run: six runs with the same place are no higher rate"
+    assert "different places in all 7 runs: 1" in text
     assert "NO NEAR-TIE" not in text
     assert "FAILED" not in text
 

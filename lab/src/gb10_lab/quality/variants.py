@@ -120,7 +120,7 @@ def make_variants(
     plain = {name: tensor.to(torch.float32) for name, tensor in source.items()}
     shipped = quantize_tensors(source, amax, modelopt.AS_SHIPPED)
     everything = quantize_tensors(source, amax, _without(modelopt.AS_SHIPPED, modelopt.DENSE + modelopt.HEAD))
-    as_shipped = _dequantised(shipped)
+    as_shipped = dequantised(shipped)
 
     def change(names: set[str], convert: Callable[[str], torch.Tensor]) -> Tensors:
         return as_shipped | {name: convert(name) for name in sorted(names)}
@@ -177,7 +177,8 @@ class _Reading:
         return always + routed * self._chosen // self._experts
 
 
-def _dequantised(stored: Mapping[str, torch.Tensor]) -> Tensors:
+def dequantised(stored: Mapping[str, torch.Tensor]) -> Tensors:
+    """Give the tensors of a checkpoint as float32; what is NVFP4 is rounded once to BF16."""
     scales = (".weight_scale", ".weight_scale_2", ".input_scale")
     return {name: _weight(stored, name) for name in stored if not name.endswith(scales)}
 

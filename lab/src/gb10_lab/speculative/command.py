@@ -71,6 +71,9 @@ def run(
         Option(metavar="NATS", help="largest gap of log-probabilities that rounding may turn over"),
     ] = NEAR_TIE,
     seed: Annotated[int, _whole(0, "choice of the prompts")] = 0,
+    float32: Annotated[
+        bool, Option("--float32", help="compare log-probabilities with the same weights in float32")
+    ] = False,
     graphs: Annotated[
         bool, Option("--graphs", help="compile, with CUDA graphs: speed as when serving")
     ] = False,
@@ -104,6 +107,7 @@ def run(
         timed=min(timed, prompts),
         alone=min(alone, prompts),
         samples=samples,
+        float32=float32,
         limit=limit,
     )
     chosen = read_prompts(held_out, read_tokenizer(model / "tokenizer.json"), prompts, seed)

@@ -17,6 +17,7 @@ from gb10.vllm_plugin.draft import vocabulary
 from gb10.vllm_plugin.draft.ids import ENV_NAME
 from gb10_lab.speculative.acceptance import Counters
 from gb10_lab.speculative.equality import TOP, Completion
+from gb10_lab.speculative.exactness import Scored
 
 KV_CACHE_BYTES = 512 << 20
 
@@ -103,47 +104,62 @@ class Engine:
 
         The speed is that of one request on average, from its first token to its last.
         """
-        outputs = self._generate(prompts, temperature=0, max_tokens=tokens)
+        outputs = self.outputs(prompts, temperature=0, max_tokens=tokens)
         seconds = sum(output.metrics.last_token_ts - output.metrics.first_token_ts for output in outputs)
         speed = (tokens - 1) * len(outputs) / seconds if seconds else 0.0
         return [tuple(output.outputs[0].token_ids) for output in outputs], speed
 
     def reference(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[Completion]:
         """Complete all prompts greedily and keep the log-probabilities of the likeliest tokens."""
-        outputs = self._generate(prompts, temperature=0, max_tokens=tokens, logprobs=TOP)
-        return [
-            Completion(
-                tuple(output.outputs[0].token_ids),
-                tuple(
-                    {token: entry.logprob for token, entry in step.items()}
-                    for step in output.outputs[0].logprobs
-                ),
-            )
-            for output in outputs
-        ]
+        outputs = self.outputs(prompts, temperature=0, max_tokens=tokens, logprobs=TOP)
+        return [completion(output) for output in outputs]
+
+    def scored(self, prompts: Sequence[Sequence[int]], tokens: int) -> list[Scored]:
+        """Complete all prompts greedily, with the log-probabilities of all tokens."""
+        outputs = self.outputs(prompts, temperature=0, max_tokens=tokens, logprobs=0, prompt_logprobs=0)
+        found = []
+        for output in outputs:
+            read, new = output.prompt_token_ids, output.outputs[0]
+            steps = [*output.prompt_logprobs[1:], *new.logprobs]
+            ids = (*read, *new.token_ids)
+            given = (step[token].logprob for token, step in zip(ids[1:], steps, strict=True))
+            found.append(Scored(ids, len(read), tuple(given)))
+        return found
 
     def samples(
-        self, prompt: Sequence[int], count: int, tokens: int, seed: int, temperature: float = 1.0
+        self, prompt: Sequence[int], count: int, tokens: int, seed: int, **parameters: Any
     ) -> list[tuple[int, ...]]:
-        """Draw `count` continuations of `tokens` tokens, with the seeds `seed`, `seed + 1`, ..."""
-        outputs = self._generate(
-            [prompt] * count,
-            [{"temperature": temperature, "max_tokens": tokens, "seed": seed + at} for at in range(count)],
-        )
+        """Draw `count` continuations of `tokens` tokens, with the seeds `seed`, `seed + 1`, ...
+
+        At temperature 1, unless the sampling `parameters` say otherwise.
+        """
+        common = {"temperature": 1.0, "max_tokens": tokens} | parameters
+        outputs = self.outputs([prompt] * count, [common | {"seed": seed + at} for at in range(count)])
         return [tuple(output.outputs[0].token_ids) for output in outputs]
 
-    def _generate(
-        self, prompts: Sequence[Sequence[int]], each: list[dict[str, Any]] | None = None, **common: Any
+    def outputs(
+        self, prompts: Sequence[Sequence[int]], each: Sequence[dict[str, Any]] | None = None, **common: Any
     ) -> list[Any]:
+        """Give vLLM's `RequestOutput` of each prompt, for sampling parameters of `each` and in `common`.
+
+        Unless they say otherwise a completion has all its tokens, and no text.
+        """
         from vllm import SamplingParams
 
-        parameters = [
-            SamplingParams(**(options | common), ignore_eos=True, detokenize=False)
-            for options in each or [{}] * len(prompts)
-        ]
+        defaults = {"ignore_eos": True, "detokenize": False}
+        parameters = [SamplingParams(**(defaults | own | common)) for own in each or [{}] * len(prompts)]
         requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         outputs: list[Any] = self._llm.generate(requests, parameters, use_tqdm=False)
         return outputs
+
+
+def completion(output: Any) -> Completion:
+    """Read a `RequestOutput` of a request with `logprobs`."""
+    first = output.outputs[0]
+    return Completion(
+        tuple(first.token_ids),
+        tuple({token: entry.logprob for token, entry in step.items()} for step in first.logprobs),
+    )
 
 
 @contextmanager

@@ -7,12 +7,13 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gb10_lab.speculative import distribution
 from gb10_lab.speculative.acceptance import Counters
 from gb10_lab.speculative.engine import Engine, Settings
 from gb10_lab.speculative.equality import Comparison, Completion, compare
+from gb10_lab.speculative.exactness import Errors, Float32
 from gb10_lab.speculative.prompts import Prompt
 
 FULL = "full"
@@ -40,6 +41,8 @@ class Plan:
     """Prompts that are also run alone without drafts, to see what another batch does."""
     samples: int
     """Samples for each distribution test; 0 leaves it out."""
+    float32: bool = False
+    """Whether to compare log-probabilities with those of the same weights in float32."""
     limit: float = math.inf
     """Seconds after which nothing more is begun."""
 
@@ -56,6 +59,8 @@ class Row:
     comparison: Comparison
     speed: float
     """Tokens per second of one request alone."""
+    errors: Errors | None = None
+    """Against float32."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ def measure(settings: Settings, plan: Plan, prompts: Sequence[Prompt]) -> Result
     ids = [prompt.ids for prompt in prompts]
     sampled = [prompt[-SAMPLED_PROMPT:] for prompt in ids[:2]]
     results = Results([], [])
+    float32 = Float32(settings.model) if plan.float32 else None
     clock = _Clock(plan.limit, results.skipped)
     with clock.told("no drafts: start"):
         engine = Engine(settings, 0)
@@ -104,7 +110,9 @@ def measure(settings: Settings, plan: Plan, prompts: Sequence[Prompt]) -> Result
             alone = [engine.greedy([prompt], plan.tokens)[0][0] for prompt in ids[: plan.alone]]
             speed = _speed(engine, ids, plan)
             control = compare(reference[: plan.alone], alone)
-            results.rows.append(Row(0, FULL, None, Counters(), control, speed))
+            results.rows.append(
+                Row(0, FULL, None, Counters(), control, speed, _errors(float32, engine, ids, plan))
+            )
         if plan.samples:
             with clock.told("no drafts, samples"):
                 drawn = _draw(engine, sampled, plan, 0)
@@ -127,7 +135,9 @@ def measure(settings: Settings, plan: Plan, prompts: Sequence[Prompt]) -> Result
                     with clock.told(what):
                         if not settings.graphs:
                             engine.restrict(vocabulary)
-                        results.rows.append(_row(engine, reference, ids, plan, draft, name, vocabulary))
+                        row = _row(engine, reference, ids, plan, draft, name, vocabulary)
+                        errors = None if vocabulary else _errors(float32, engine, ids, plan)
+                        results.rows.append(replace(row, errors=errors))
                     if plan.samples and draft == max(plan.draft) and not clock.late(f"{what}, samples"):
                         with clock.told(f"{what}, samples"):
                             more = _draw(engine, sampled, plan, 1 + len(results.sampling))
@@ -154,6 +164,12 @@ def _row(
     return Row(draft, name, size, counters, compare(reference, completions), speed)
 
 
+def _errors(
+    float32: Float32 | None, engine: Engine, ids: Sequence[Sequence[int]], plan: Plan
+) -> Errors | None:
+    return None if float32 is None else float32.errors(engine.scored(ids, plan.tokens))
+
+
 def _speed(engine: Engine, ids: Sequence[Sequence[int]], plan: Plan) -> float:
     """Tokens per second of the timed prompts, each run alone: all tokens over all seconds."""
     engine.greedy(ids[:1], 8)
@@ -169,7 +185,9 @@ def _draw(
     return [
         (at, sample)
         for at, prompt in enumerate(prompts)
-        for sample in engine.samples(prompt, share, SAMPLED_TOKENS, seed + at * share, temperature)
+        for sample in engine.samples(
+            prompt, share, SAMPLED_TOKENS, seed + at * share, temperature=temperature
+        )
     ]
 
 

@@ -34,6 +34,7 @@ def table(results: Results, bound: float) -> str:
             f"{row.speed:7.1f} {row.speed / base:6.2f} {equal:>3} of {row.comparison.prompts}"
         )
     lines += ["", *_divergences(results.rows, bound)]
+    lines += _errors(results.rows)
     if results.sampling:
         lines += ["", f"same distribution when sampling? (different below p = {distribution.THRESHOLD:g})"]
         lines += [
@@ -58,11 +59,15 @@ def _verdict(passed: bool, must_differ: bool) -> str:
 
 def _divergences(rows: Sequence[Row], bound: float) -> list[str]:
     runs = Counter(entry for row in rows for entry in row.comparison.divergences)
-    compared = sum(row.comparison.tokens for row in rows)
     if not runs:
-        return [f"greedy output: all {compared} compared tokens are equal"]
+        return [f"greedy output: all tokens compared are equal, in {len(rows)} runs"]
+    # Runs meet the same places: their sums would be no rates.
+    worst_run = max(rows[1:], key=_rate, default=rows[0])
     lines = [
-        f"greedy output: {compared} tokens compared, first differences at {len(runs)} places",
+        "greedy output: first differences in the tokens compared, of one run",
+        f"  no drafts, prompts alone instead of in batches  {_rate_text(rows[0])}",
+        f"  drafts, the run with most                       {_rate_text(worst_run)}",
+        f"different places in all {len(rows)} runs: {len(runs)}",
         "  prompt  token  without    with  gap (nats)  runs",
     ]
     worst = sorted(runs.items(), key=lambda item: (-item[0].gap, item[0].prompt, item[0].position))
@@ -75,6 +80,33 @@ def _divergences(rows: Sequence[Row], bound: float) -> list[str]:
     if len(worst) > _LISTED:
         lines.append(f"  ... {len(worst) - _LISTED} more with gaps of at most {worst[_LISTED][0].gap:.3f}")
     return lines
+
+
+def _errors(rows: Sequence[Row]) -> list[str]:
+    measured = [(row, row.errors) for row in rows if row.errors is not None]
+    if not measured:
+        return []
+    lines = [
+        "",
+        "log-probabilities against the same weights in float32, in 1e-3 nats",
+        "  drafts              tokens    mean     rms     99 %  largest",
+    ]
+    for row, errors in measured:
+        for what, error in (("prompts", errors.prompts), ("completions", errors.completions)):
+            figures = [1e3 * value for value in (error.mean, error.rms, error.high, error.largest)]
+            lines.append(
+                f"  {row.draft:>6} {what:<12}{error.tokens:>8}"
+                f"{figures[0]:>+8.2f}{figures[1]:>8.2f}{figures[2]:>9.1f}{figures[3]:>9.0f}"
+            )
+    return lines
+
+
+def _rate(row: Row) -> float:
+    return len(row.comparison.divergences) / max(1, row.comparison.tokens)
+
+
+def _rate_text(row: Row) -> str:
+    return f"{len(row.comparison.divergences)} of {row.comparison.tokens} ({_rate(row):.2%})"
 
 
 def content(results: Results, bound: float, prompts: Sequence[Prompt]) -> dict[str, Any]:
@@ -101,6 +133,7 @@ def content(results: Results, bound: float, prompts: Sequence[Prompt]) -> dict[s
                 "compared_prompts": row.comparison.prompts,
                 "compared_tokens": row.comparison.tokens,
                 "divergences": [dataclasses.asdict(entry) for entry in row.comparison.divergences],
+                "float32_errors_nats": row.errors and dataclasses.asdict(row.errors),
             }
             for row in results.rows
         ],
