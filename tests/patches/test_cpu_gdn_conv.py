@@ -103,7 +103,8 @@ def sequences(
 
     def counted(**arguments: Any) -> torch.Tensor:
         calls["native"] += 1
-        return native(**arguments)
+        result: torch.Tensor = native(**arguments)
+        return result
 
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: branch == "native")
     monkeypatch.setattr(gdn, "is_arm_bf16", lambda: False)

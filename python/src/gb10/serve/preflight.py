@@ -124,7 +124,7 @@ class Engine:
         """Let vLLM read its final arguments; with ``configure`` make its configuration of them, too."""
         said = self._ask({"ask": "judge", "arguments": list(arguments), "configure": configure})
         lists = {name: tuple(said.pop(name)) for name in ("keys", "ignored")}
-        return Verdict(**said, **lists)
+        return Verdict(**(said | lists))
 
     def serve(self, keys: tuple[str, ...], listener: socket.socket, *, metrics: bool) -> None:
         """Let it serve, on a socket that is bound and does not listen yet."""
