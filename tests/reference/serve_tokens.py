@@ -23,7 +23,8 @@ def main() -> None:
     from gb10.vllm_plugin import register
 
     # With gb10 installed vLLM has done this already through the entry point. Twice is harmless.
-    register()
+    if os.environ.get("VLLM_PLUGINS") != "":
+        register()
     from vllm import LLM, SamplingParams
 
     job = json.load(sys.stdin)
