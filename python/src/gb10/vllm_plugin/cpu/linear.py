@@ -23,7 +23,13 @@ from gb10.vllm_plugin.cpu.ops import nvfp4_linear
 
 
 class _CpuKernel(NvFp4LinearKernel):  # type: ignore[misc]  # vLLM is untyped for mypy
-    """What all modes share: which machines and layers they serve."""
+    """What all modes share: which machines and layers they serve.
+
+    A layer's `weight_global_scale` is one number, or one for each row where parts of the layer differ.
+    """
+
+    quantize_activations = False
+    takes_row_scales = True
 
     @classmethod
     def is_supported(cls, compute_capability: int | None = None) -> tuple[bool, str | None]:
@@ -51,8 +57,6 @@ class DequantLinearKernel(_CpuKernel):
 
 class PackedLinearKernel(_CpuKernel):
     """Mode `packed`: weights stay packed and are dequantised at each call."""
-
-    quantize_activations = False
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Keep the checkpoint's layout: it is the layout that the operator reads."""
