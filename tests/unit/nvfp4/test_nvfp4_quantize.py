@@ -183,13 +183,19 @@ def test_float8_results_and_double_rounding_are_refused() -> None:
             dequantize(*stored, dtype)
 
 
-@pytest.mark.parametrize("byte", [0x80, 0x81, 0xFE, 0xFF])
-def test_block_scales_with_a_sign_bit_are_refused(byte: int) -> None:
+@pytest.mark.parametrize("byte", [0x81, 0xB8, 0xFE, 0xFF])
+def test_negative_block_scales_are_refused(byte: int) -> None:
     stored = quantize(torch.ones(2, 32))
     stored.block_scales.view(torch.uint8)[1, 1] = byte
     for block_scales in (stored.block_scales, stored.block_scales.view(torch.uint8)):
         with pytest.raises(ValueError, match="no sign"):
             dequantize(stored.packed, block_scales, stored.global_scale)
+
+
+def test_a_block_scale_of_minus_zero_is_zero() -> None:
+    stored = quantize(torch.ones(1, 32))
+    stored.block_scales.view(torch.uint8)[0, 1] = 0x80
+    assert dequantize(*stored)[0].tolist() == pytest.approx([1.0] * 16 + [0.0] * 16)
 
 
 def test_a_nan_block_scale_makes_its_block_nan() -> None:

@@ -16,6 +16,9 @@ from gb10.nvfp4.constants import BLOCK_SIZE, E2M1_MAX, GLOBAL_SCALE_DIVISOR, UE4
 
 GlobalScale = float | torch.Tensor
 
+_MINUS_ZERO = 0x80
+"""The one byte with a sign bit that is no negative scale."""
+
 
 class NvFp4Tensor(NamedTuple):
     """One quantised tensor of logical shape `[..., K]`."""
@@ -90,16 +93,17 @@ def dequantize(
 
     A value is `code * (block scale * global scale)`, the products in float32 in this order, then rounded
     once to `dtype`. vLLM's `dequantize_to_dtype` computes the same bits. A block scale that is NaN (0x7F)
-    makes its block NaN.
+    makes its block NaN, and -0 (0x80) counts as 0.
 
     Raises TypeError for wrong dtypes (`dtype` has at least 16 bits: one scale's range does not fit a
-    float8), ValueError when the shapes do not fit each other or a block scale has its sign bit set.
+    float8), ValueError when the shapes do not fit each other or a block scale is negative.
     """
     if block_scales.dtype not in (torch.uint8, torch.float8_e4m3fn):
         raise TypeError(f"block scales are float8_e4m3fn or uint8, got {block_scales.dtype}")
     if not dtype.is_floating_point or dtype.itemsize == 1:
         raise TypeError(f"NVFP4 stands for numbers of 16 bits or more, not for {dtype}")
-    ue4m3.check_signs(block_scales.view(torch.uint8))
+    if block_scales.numel() and int(block_scales.view(torch.uint8).max()) > _MINUS_ZERO:
+        raise ValueError("UE4M3 has no sign: a block scale is negative")
     values = packing.decode_bytes(packed)
     if values.shape != (*block_scales.shape[:-1], block_scales.shape[-1:].numel() * BLOCK_SIZE):
         raise ValueError(

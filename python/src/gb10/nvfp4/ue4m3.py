@@ -40,11 +40,6 @@ def decode(bits: torch.Tensor) -> torch.Tensor:
     """
     if bits.dtype != torch.uint8:
         raise TypeError(f"UE4M3 bits are uint8, got {bits.dtype}")
-    check_signs(bits)
-    return bits.view(torch.float8_e4m3fn).to(torch.float32)
-
-
-def check_signs(bits: torch.Tensor) -> None:
-    """Raise ValueError when a byte (uint8, any shape) has its top bit set."""
-    if bits.numel() and int(bits.max()) >= _SIGN_BIT:
+    if bool((bits >= _SIGN_BIT).any()):
         raise ValueError("UE4M3 has no sign: a byte above 0x7F is not a block scale")
+    return bits.view(torch.float8_e4m3fn).to(torch.float32)

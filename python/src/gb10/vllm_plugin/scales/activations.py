@@ -36,6 +36,12 @@ def settle(form: Form, method: Any, layer: Any) -> int:
             continue
         scales = form.scales(layer, name)
         absent = scales.isnan()
+        present = scales[~absent]
+        if not is_weight_only(method) and not bool((present.isfinite() & (present > 0)).all()):
+            raise UserError(
+                f"{label(layer)}: {name} is {present.min():g} to {present.max():g}, and scales are positive; "
+                "make or fetch the checkpoint again"
+            )
         largest = _largest(scales, method, layer)
         if bool(largest == 0):
             if is_weight_only(method) and not form.experts:
