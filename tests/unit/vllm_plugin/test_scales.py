@@ -68,7 +68,7 @@ def stored(form: Form, scales: torch.Tensor) -> torch.nn.Parameter:
 def linear_layer(form: Form, split: tuple[float, ...]) -> tuple[Any, torch.Tensor]:
     """A layer as the loader leaves it, and the values of its weight; block scales between 1 and 100 or so."""
     parts = [weight(part, rows, K) for part, rows in enumerate(ROWS)]
-    kept = [quantize(w, w.abs().amax() / 600 * ratio) for w, ratio in zip(parts, split, strict=True)]
+    kept = [quantize(w, 4.4 / 600 * ratio) for w, ratio in zip(parts, split, strict=True)]
     layer = torch.nn.Module()
     layer.prefix, layer.logical_widths = "model.layers.3.qkv_proj", ROWS
     layer.weight = parameter(torch.cat([one.packed for one in kept]))
@@ -474,7 +474,7 @@ for name, config, inverse in (("modelopt_fp4", modelopt, False), ("compressed-te
                 values = []
                 for part, rows in enumerate((32, 16)):
                     weight = torch.randn(rows, 64, generator=generator)
-                    kept = quantize(weight, weight.abs().amax() / 600 * ratio**part)
+                    kept = quantize(weight, 4.4 / 600 * ratio**part)
                     scale = kept.global_scale.reciprocal() if inverse else kept.global_scale
                     values.append(dequantize(kept.packed, kept.block_scales,
                                              1.0 / scale if inverse else scale))

@@ -67,17 +67,3 @@ def _share(
         scales[chosen[same]] = target[same, None]
         done |= same
     return done
-
-
-def reciprocal_of(scales: torch.Tensor) -> torch.Tensor:
-    """Give float32 numbers whose reciprocals, rounded to float32, are `scales` (float32, any shape).
-
-    compressed-tensors stores the reciprocal of a global scale. 1 / (1 / s) is often a neighbour of s; where
-    a neighbour of 1 / s leads back to s, that is taken. There is none for some s.
-    """
-    plain = scales.reciprocal()
-    up = torch.nextafter(plain, torch.full_like(plain, torch.inf))
-    down = torch.nextafter(plain, torch.zeros_like(plain))
-    found = torch.where(up.reciprocal() == scales, up, plain)
-    found = torch.where(down.reciprocal() == scales, down, found)
-    return torch.where(plain.reciprocal() == scales, plain, found)

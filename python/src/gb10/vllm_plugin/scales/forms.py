@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from vllm.model_executor.layers.quantization.utils.quant_utils import kNvfp4Static
 
-from gb10.nvfp4.fused import reciprocal_of
-
 _QUANTIZATION = "vllm.model_executor.layers.quantization"
 _COMPRESSED = f"{_QUANTIZATION}.compressed_tensors"
 
@@ -36,7 +34,8 @@ class Form:
     def store(self, layer: torch.nn.Module, name: str, scales: torch.Tensor) -> None:
         """Put global scales (as they multiply) into a parameter; another shape replaces its tensor."""
         parameter = getattr(layer, name)
-        stored = reciprocal_of(scales) if self.inverse else scales
+        # The reciprocal of a number that is a rounded reciprocal itself leads back to it.
+        stored = scales.reciprocal() if self.inverse else scales
         if stored.shape == parameter.shape:
             parameter.data.copy_(stored)
         else:
