@@ -8,9 +8,7 @@ not be, or the other way round.
 import dataclasses
 import importlib.util
 import json
-import math
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -106,9 +104,11 @@ def weight_only_moe(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-def _compress(source: Path, folder: Path) -> Path:
-    """Write a ModelOpt checkpoint as a compressed-tensors one: other names, and the scales' reciprocals."""
-    shutil.copytree(source, folder)
+@pytest.fixture(scope="module")
+def compressed_moe(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights as a compressed-tensors checkpoint: other names, and the scales' reciprocals."""
+    folder = tmp_path_factory.mktemp("numerics") / "qwen3_moe_compressed"
+    shutil.copytree(moe, folder)
     (folder / "hf_quant_config.json").unlink()
     numbers = {
         "num_bits": 4,
@@ -137,58 +137,6 @@ def _compress(source: Path, folder: Path) -> Path:
             stored[f"{module}.{theirs}"] = stored.pop(f"{module}.{ours}").reciprocal().reshape(1)
     save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
-
-
-@pytest.fixture(scope="module")
-def compressed_moe(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same weights as a compressed-tensors checkpoint."""
-    return _compress(moe, tmp_path_factory.mktemp("numerics") / "qwen3_moe_compressed")
-
-
-def _with_tensors(source: Path, folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
-    shutil.copytree(source, folder)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def split_moe(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same values; some parts of fused layers have twice the global scale and half the block scales."""
-    tensors, changed = load_file(moe / "model.safetensors"), set()
-    for name in [name for name in tensors if name.endswith(("up_proj.weight_scale", "k_proj.weight_scale"))]:
-        halved = (tensors[name].float() / 2).to(torch.float8_e4m3fn)
-        if torch.equal(halved.float() * 2, tensors[name].float()):
-            tensors[name], tensors[f"{name}_2"] = halved, tensors[f"{name}_2"] * 2
-            changed.add(name.split(".")[-2])
-    assert changed == {"up_proj", "k_proj"}
-    return _with_tensors(moe, tmp_path_factory.mktemp("numerics") / "qwen3_moe_split", tensors)
-
-
-@pytest.fixture(scope="module")
-def own_scales_moe(moe: Path, moe_originals: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each projection quantised by itself, with a global scale of its own: no ratio is a power of two."""
-    tensors, originals = load_file(moe / "model.safetensors"), _originals(moe_originals)
-    for name in [name for name in tensors if name.endswith(".weight_scale")]:
-        weight = name.removesuffix("_scale")
-        tensors[weight], tensors[name], tensors[f"{name}_2"] = quantize(originals(weight))
-    gate, up = (
-        tensors[f"model.layers.0.mlp.experts.0.{part}_proj.weight_scale_2"] for part in ("gate", "up")
-    )
-    assert math.frexp(float(gate / up))[0] != 0.5
-    return _with_tensors(moe, tmp_path_factory.mktemp("numerics") / "qwen3_moe_own_scales", tensors)
-
-
-@pytest.fixture(scope="module")
-def uncalibrated_moe(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same model without some input scales; in each layer all that are left are equal."""
-    tensors = {
-        name: tensor
-        for name, tensor in load_file(moe / "model.safetensors").items()
-        if not (
-            name.endswith(".input_scale") and (".k_proj." in name or re.search(r"experts\.(5|11)\.", name))
-        )
-    }
-    return _with_tensors(moe, tmp_path_factory.mktemp("numerics") / "qwen3_moe_uncalibrated", tensors)
 
 
 Serve = Callable[..., list[Served]]
@@ -296,31 +244,6 @@ def test_weight_only_checkpoint_keeps_activations(weight_only_moe: Path, serve: 
 @pytest.mark.parametrize("mode", ["dequant", "packed"])
 def test_compressed_tensors_checkpoint(mode: str, moe: Path, compressed_moe: Path, serve: Serve) -> None:
     _assert_equal(Model(Checkpoint(moe)), serve(compressed_moe, mode))
-
-
-def test_parts_of_fused_layers_that_differ_by_powers_of_two(moe: Path, split_moe: Path, serve: Serve) -> None:
-    _assert_equal(Model(Checkpoint(moe)), serve(split_moe, "dequant"))
-
-
-@pytest.mark.parametrize("mode", ["dequant", "packed"])
-def test_parts_of_fused_layers_with_scales_of_their_own(
-    mode: str, own_scales_moe: Path, serve: Serve
-) -> None:
-    _assert_equal(Model(Checkpoint(own_scales_moe)), serve(own_scales_moe, mode))
-
-
-def test_parts_with_scales_of_their_own_in_compressed_tensors(
-    own_scales_moe: Path, serve: Serve, tmp_path: Path
-) -> None:
-    compressed = _compress(own_scales_moe, tmp_path / "qwen3_moe_own_scales_compressed")
-    _assert_equal(Model(Checkpoint(own_scales_moe)), serve(compressed, "packed"))
-
-
-def test_missing_input_scales_are_those_of_the_other_experts(
-    moe: Path, uncalibrated_moe: Path, serve: Serve
-) -> None:
-    reference = Model(Checkpoint(moe, quantize_activations=True))
-    _assert_equal_but_for_roundings(reference, serve(uncalibrated_moe, "emulate"))
 
 
 @pytest.mark.parametrize("mode", MODES)

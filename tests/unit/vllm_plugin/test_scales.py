@@ -14,11 +14,11 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
 
-from gb10.errors import UserError
 from gb10.nvfp4 import dequantize, quantize
 from gb10.vllm_plugin.cpu.experts import EmulateExperts, PackedExperts, VectorDequantExperts
 from gb10.vllm_plugin.cpu.linear import DequantLinearKernel, EmulateLinearKernel, PackedLinearKernel
 from gb10.vllm_plugin.cpu.ops import nvfp4_experts
+from gb10.vllm_plugin.refusal import Refused
 from gb10.vllm_plugin.scales import activations, weights
 from gb10.vllm_plugin.scales.forms import FORMS, Form, rounds_activations
 
@@ -38,10 +38,10 @@ class _OneScaleKernel:
     """A kernel as those of vLLM for GPUs: one global scale for the whole layer."""
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        layer.packed = layer.weight
+        layer.values = dequantize(layer.weight, layer.weight_scale, layer.weight_global_scale)
 
     def apply_weights(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        out = F.linear(x, dequantize(layer.packed, layer.weight_scale, layer.weight_global_scale))
+        out = F.linear(x, layer.values)
         return out if bias is None else out + bias
 
 
@@ -134,6 +134,18 @@ def test_a_layer_of_one_scale_is_left_alone() -> None:
     assert process_linear(form, method, layer) == weights.Carried()
     assert type(method.kernel) is _OneScaleKernel
     assert torch.equal(layer.weight_scale.view(torch.uint8), before)
+
+
+def test_the_output_of_a_one_scale_kernel_compiles_in_one_graph() -> None:
+    form = LINEAR[0]
+    layer, values = linear_layer(form, SPLITS["any numbers"])
+    method = SimpleNamespace(kernel=_OneScaleKernel())
+    process_linear(form, method, layer)
+    scaled = torch.compile(
+        lambda x: method.kernel.apply_weights(layer, x), backend="eager", fullgraph=True, dynamic=True
+    )
+    x = weight(9, 5, K)
+    torch.testing.assert_close(scaled(x), F.linear(x, values))
 
 
 def test_loading_again_starts_from_the_kernel() -> None:
@@ -297,7 +309,7 @@ def test_refused_where_nothing_can_carry_it(layer_has: dict[str, Any], config_ha
         return layer
 
     method = moe_method(CutlassExperts, **config_has)
-    with pytest.raises(UserError, match=r"model.layers.2.mlp.experts: gate and up projection .* one scale"):
+    with pytest.raises(Refused, match=r"model.layers.2.mlp.experts: gate and up projection .* one scale"):
         weights.carry_experts(MOE[0], method, case(0.7))
     # A power of two needs no activation to go through.
     assert weights.carry_experts(MOE[0], method, case(0.5)) == weights.Carried(shared=2)
@@ -349,7 +361,7 @@ def test_a_layer_without_input_scales(form: Form, runs: type, use_a16: bool, ref
     layer = moe_inputs(form, [[NAN, NAN]] * 3, [NAN] * 3)
     method = moe_method(runs, use_a16=use_a16)
     if refused:
-        with pytest.raises(UserError, match=rf"model.layers.1.mlp.experts: .* no {form.activation}"):
+        with pytest.raises(Refused, match=rf"model.layers.1.mlp.experts: .* no {form.activation}"):
             activations.settle(form, method, layer)
     else:
         assert activations.settle(form, method, layer) == 0
@@ -385,6 +397,14 @@ def linear_inputs(form: Form, scales: list[float]) -> Any:
     return layer
 
 
+@pytest.mark.parametrize("form", MOE, ids=name_of)
+@pytest.mark.parametrize("scale", [0.0, -0.5, float("inf")])
+def test_what_is_no_scale_is_refused(form: Form, scale: float) -> None:
+    layer = moe_inputs(form, [[0.5, 0.5], [NAN, NAN]], [0.5, scale])
+    with pytest.raises(Refused, match=rf"w2_{form.activation} is .* scales are positive"):
+        activations.settle(form, moe_method(CutlassExperts), layer)
+
+
 @pytest.mark.parametrize("form", LINEAR, ids=name_of)
 def test_parts_of_a_linear_layer_take_the_largest_input_scale(form: Form) -> None:
     """It clips nothing. vLLM takes the largest reciprocal of compressed-tensors', the smallest scale."""
@@ -400,7 +420,7 @@ def test_parts_of_a_linear_layer_take_the_largest_input_scale(form: Form) -> Non
 @pytest.mark.parametrize("form", LINEAR, ids=name_of)
 def test_a_linear_layer_without_input_scales(form: Form) -> None:
     layer = linear_inputs(form, [NAN, NAN])
-    with pytest.raises(UserError, match=r"model\.layers\.0\.qkv_proj"):
+    with pytest.raises(Refused, match=r"model\.layers\.0\.qkv_proj"):
         method = SimpleNamespace(kernel=EmulateLinearKernel.__new__(EmulateLinearKernel))
         activations.settle(form, method, layer)
     method = SimpleNamespace(kernel=PackedLinearKernel.__new__(PackedLinearKernel))

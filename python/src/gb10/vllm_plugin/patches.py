@@ -55,7 +55,7 @@ Evidence: the kernels take one global scale for a fused layer. ModelOptNvFp4Fuse
   are made with torch.empty.
 Upstream: https://github.com/vllm-project/vllm/issues/54974, https://github.com/vllm-project/vllm/pull/55073;
   https://github.com/vllm-project/vllm/issues/45212, https://github.com/vllm-project/vllm/pull/45320
-Test: tests/unit/vllm_plugin/test_scales.py, tests/e2e/test_numerics.py
+Test: tests/unit/vllm_plugin/test_scales.py, tests/e2e/test_fused_scales.py
 Remove when: vLLM keeps the global scales of fused parts apart, and knows which input scales were not loaded.
 """,
         (

@@ -49,7 +49,6 @@ def local_expert_ids(topk_ids: torch.Tensor, expert_map: torch.Tensor | None) ->
 class _Nvfp4Experts(CPUUnquantizedExperts):  # type: ignore[misc]
     """What the modes have in common with vLLM's experts for the CPU, but for the weights' format."""
 
-    quantize_activations = False
     takes_row_scales = True
 
     @staticmethod
@@ -144,6 +143,7 @@ class VectorDequantExperts(_DequantExperts):
 class PackedExperts(_Nvfp4Experts):
     """Mode `packed`: weights stay packed; each expert that a batch uses is dequantised for that call."""
 
+    quantize_activations = False
     _input_scales: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @classmethod

@@ -28,7 +28,6 @@ class _CpuKernel(NvFp4LinearKernel):  # type: ignore[misc]  # vLLM is untyped fo
     A layer's `weight_global_scale` is one number, or one for each row where parts of the layer differ.
     """
 
-    quantize_activations = False
     takes_row_scales = True
 
     @classmethod
@@ -57,6 +56,8 @@ class DequantLinearKernel(_CpuKernel):
 
 class PackedLinearKernel(_CpuKernel):
     """Mode `packed`: weights stay packed and are dequantised at each call."""
+
+    quantize_activations = False
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Keep the checkpoint's layout: it is the layout that the operator reads."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gb10.errors import UserError
+from gb10.vllm_plugin.refusal import refuse
 from gb10.vllm_plugin.scales.forms import Form, is_weight_only, label, rounds_activations
 
 
@@ -28,7 +28,7 @@ def settle(form: Form, method: Any, layer: Any) -> int:
     The parts of a linear layer have the same input: they get the largest scale, which vLLM takes for
     ModelOpt, and does not for compressed-tensors, where the largest reciprocal is the smallest scale.
 
-    Raises UserError when no scale of a layer is there and what runs it needs them.
+    Raises Refused when no scale of a layer is there and what runs it needs them, or when one is no scale.
     """
     missing = 0
     for name in _names(form):
@@ -38,7 +38,7 @@ def settle(form: Form, method: Any, layer: Any) -> int:
         absent = scales.isnan()
         present = scales[~absent]
         if not is_weight_only(method) and not bool((present.isfinite() & (present > 0)).all()):
-            raise UserError(
+            refuse(
                 f"{label(layer)}: {name} is {present.min():g} to {present.max():g}, and scales are positive; "
                 "make or fetch the checkpoint again"
             )
@@ -47,7 +47,7 @@ def settle(form: Form, method: Any, layer: Any) -> int:
             if is_weight_only(method) and not form.experts:
                 continue  # vLLM drops it
             if rounds_activations(method):
-                raise UserError(
+                refuse(
                     f"{label(layer)}: the checkpoint has no {form.activation} for this layer, and its "
                     "activations are to be rounded to NVFP4; calibrate it, or declare it W4A16_NVFP4"
                 )

@@ -71,6 +71,10 @@ FORMS = (
 )
 
 
+_WEIGHT_ONLY = ("Dequant", "Packed", "Marlin", "Humming")
+"""Words in the names of kernel and experts classes that leave activations as they are."""
+
+
 def is_nvfp4(method: Any) -> bool:
     """Whether a method or scheme of one of ``FORMS`` builds an NVFP4 layer; ModelOpt's builds others too."""
     spec = getattr(method, "spec", None)
@@ -86,7 +90,7 @@ def is_weight_only(method: Any) -> bool:
 def rounds_activations(method: Any) -> bool:
     """Whether what runs the layer rounds its activations to NVFP4, and so needs their scale.
 
-    Ours say so themselves. Of vLLM's kernels Marlin and Humming take NVFP4 weights without it.
+    Weight-only are ours but for emulation, and of vLLM's Marlin and Humming.
     """
     if is_weight_only(method):
         return False
@@ -94,8 +98,7 @@ def rounds_activations(method: Any) -> bool:
         runs = method.experts_cls
     else:
         runs = type(getattr(method.kernel, "inner", method.kernel))
-    own: bool | None = getattr(runs, "quantize_activations", None)
-    return not any(word in runs.__name__ for word in ("Marlin", "Humming")) if own is None else own
+    return not any(word in runs.__name__ for word in _WEIGHT_ONLY)
 
 
 def takes_row_scales(runs: type) -> bool:

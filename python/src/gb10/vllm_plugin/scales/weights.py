@@ -14,8 +14,8 @@ from vllm.model_executor.kernels.linear import NvFp4LinearKernel
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
 from vllm.model_executor.layers.quantization.utils.quant_utils import QuantKey
 
-from gb10.errors import UserError
 from gb10.nvfp4.fused import share_scale
+from gb10.vllm_plugin.refusal import refuse
 from gb10.vllm_plugin.scales.forms import Form, is_weight_only, label, takes_row_scales
 
 _LINEAR_IN_UP = (MoEActivation.SILU, MoEActivation.GELU, MoEActivation.GELU_TANH)
@@ -39,6 +39,7 @@ class PartScales(NvFp4LinearKernel):  # type: ignore[misc]  # vLLM is untyped fo
         """`scales`: float32 `[P]`; `rows`: how many rows of the weight each of the P parts has."""
         self.inner = inner
         self._row_scales = scales.repeat_interleave(torch.tensor(rows, device=scales.device))
+        self._by_row = takes_row_scales(type(inner))
 
     @classmethod
     def is_supported(cls, compute_capability: int | None = None) -> tuple[bool, str | None]:
@@ -53,7 +54,7 @@ class PartScales(NvFp4LinearKernel):  # type: ignore[misc]  # vLLM is untyped fo
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Give the inner kernel the rows' scales, or keep what its output has to be multiplied with."""
-        if takes_row_scales(type(self.inner)):
+        if self._by_row:
             layer.weight_global_scale = torch.nn.Parameter(self._row_scales, requires_grad=False)
         else:
             layer.register_buffer(
@@ -62,7 +63,7 @@ class PartScales(NvFp4LinearKernel):  # type: ignore[misc]  # vLLM is untyped fo
         self.inner.process_weights_after_loading(layer)
 
     def apply_weights(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        if takes_row_scales(type(self.inner)):
+        if self._by_row:
             out: torch.Tensor = self.inner.apply_weights(layer, x, bias)
             return out
         out = self.inner.apply_weights(layer, x, None)
@@ -93,7 +94,7 @@ def carry_linear(form: Form, method: Any, layer: Any) -> Carried:
 def carry_experts(form: Form, method: Any, layer: Any) -> Carried:
     """Do the same for gate and up of each expert, before vLLM takes the gate's scale for both.
 
-    Raises UserError when an activation that is not linear in the up projection leaves no way.
+    Raises Refused when an activation that is not linear in the up projection leaves no way.
     """
     name = f"w13_{form.weight}"
     scales = form.scales(layer, name)
@@ -122,7 +123,7 @@ def _through_activation(form: Form, method: Any, layer: Any, scales: torch.Tenso
     """
     if not _is_linear_in_up(method, layer):
         gate, up = scales[example].tolist()
-        raise UserError(
+        refuse(
             f"{label(layer)}: gate and up projection of an expert have the global scales {gate:g} and "
             f"{up:g}, which vLLM's {layer.activation.value} experts cannot keep apart; "
             "quantise the checkpoint with one scale for both"
