@@ -11,21 +11,33 @@ from gb10.nvfp4.constants import UE4M3_MAX as E4M3_MAX
 
 
 def encode(tensor: torch.Tensor) -> torch.Tensor:
-    """Round to float8_e4m3fn, ties to even; what lies beyond +-448 saturates."""
-    return tensor.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+    """Round to float8_e4m3fn, ties to even; what lies beyond +-448 saturates, NaN stays NaN.
+
+    Raises TypeError for float64: it would be rounded twice.
+    """
+    return _as_float32(tensor).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
 
 def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes (float8_e4m3fn ``[N, K]``) and scales (float32 ``[N]``) of a float weight ``[N, K]``.
 
-    The largest value of a row becomes +-448; a row of zeros has the scale 1.
+    The largest value of a row becomes +-448; a row of zeros has the scale 1, and one of numbers so small
+    that their scale would not be a normal float32 the smallest normal one.
+
+    Raises TypeError for float64, as `encode` does.
     """
-    wide = weight.to(torch.float32)
-    scales = wide.abs().amax(-1) / E4M3_MAX
-    scales = torch.where(scales == 0, 1.0, scales)
+    wide = _as_float32(weight)
+    largest = wide.abs().amax(-1)
+    scales = torch.where(largest == 0, 1.0, (largest / E4M3_MAX).clamp(min=torch.finfo(torch.float32).tiny))
     return encode(wide / scales[:, None]), scales
 
 
 def dequantize(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """Values (float32 ``[N, K]``) of ``codes`` (float8_e4m3fn) and ``scales`` (float32 ``[N]``)."""
     return codes.to(torch.float32) * scales[:, None]
+
+
+def _as_float32(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.dtype == torch.float64:
+        raise TypeError("float64 would be rounded twice, to float32 and to E4M3: make it float32 first")
+    return tensor.to(torch.float32)

@@ -139,6 +139,73 @@ def test_tiny_and_huge_weights() -> None:
     assert torch.allclose(dequantize(*quantize(largest)), largest)
 
 
+@pytest.mark.parametrize("amax", [2.0**-149, 2.0**-140, 2.0**-127, 2.0**-126, 2.0**-115])
+def test_the_global_scale_of_tiny_numbers_is_the_smallest_normal_one(amax: float) -> None:
+    """Not 1: the quotient underflows to zero, the numbers are not zero."""
+    tiny = torch.finfo(torch.float32).tiny
+    assert global_scale_for(amax).item() == tiny
+    mixed = global_scale_for(torch.tensor([amax, 0.0, 2688.0, 2688 * tiny * 2]))
+    assert mixed.tolist() == [tiny, 1.0, 1.0, 2 * tiny]
+    assert quantize(torch.full((1, 16), amax)).global_scale.item() == tiny
+
+
+@pytest.mark.parametrize("amax", [-1.0, math.nan, math.inf, 1e39])
+def test_no_global_scale_for_what_is_no_magnitude(amax: float) -> None:
+    with pytest.raises(ValueError, match="finite number that is not negative"):
+        global_scale_for(amax)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz]
+)
+def test_float8_weights_are_quantised_as_the_numbers_that_they_are(dtype: torch.dtype) -> None:
+    x = weights(3, 1.0, 6, 48).to(dtype)
+    narrow, wide = quantize(x), quantize(x.to(torch.float32))
+    assert torch.equal(narrow.packed, wide.packed)
+    assert torch.equal(dequantize(*narrow), dequantize(*wide))
+    assert torch.equal(e2m1.encode(x), e2m1.encode(x.to(torch.float32)))
+
+
+def test_float8_results_and_double_rounding_are_refused() -> None:
+    # 0.25 is a tie, to even; a little above it is not, and float32 cannot hold the difference.
+    above = torch.full((1, 16), 0.25 + 2.0**-40, dtype=torch.float64)
+    assert int(e2m1.encode(above)[0, 0]) == 1
+    assert int(e2m1.encode(above.float())[0, 0]) == 0
+    with pytest.raises(TypeError, match="rounded twice"):
+        quantize(above, 1.0)
+    with pytest.raises(TypeError, match="rounded twice"):
+        fake_quantize_activations(above, 1.0)
+    with pytest.raises(TypeError, match="float32, bfloat16 or float16"):
+        fake_quantize_activations(above.to(torch.float8_e4m3fn), 1.0)
+    stored = quantize(torch.full((1, 16), 2688.0))
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.int32):
+        with pytest.raises(TypeError, match="16 bits or more"):
+            dequantize(*stored, dtype)
+
+
+@pytest.mark.parametrize("byte", [0x81, 0xB8, 0xFE, 0xFF])
+def test_negative_block_scales_are_refused(byte: int) -> None:
+    stored = quantize(torch.ones(2, 32))
+    stored.block_scales.view(torch.uint8)[1, 1] = byte
+    for block_scales in (stored.block_scales, stored.block_scales.view(torch.uint8)):
+        with pytest.raises(ValueError, match="no sign"):
+            dequantize(stored.packed, block_scales, stored.global_scale)
+
+
+def test_a_block_scale_of_minus_zero_is_zero() -> None:
+    stored = quantize(torch.ones(1, 32))
+    stored.block_scales.view(torch.uint8)[0, 1] = 0x80
+    assert dequantize(*stored)[0].tolist() == pytest.approx([1.0] * 16 + [0.0] * 16)
+
+
+def test_a_nan_block_scale_makes_its_block_nan() -> None:
+    stored = quantize(torch.ones(1, 32))
+    stored.block_scales.view(torch.uint8)[0, 1] = 0x7F
+    values = dequantize(*stored)
+    assert bool(values[0, :16].isfinite().all())
+    assert bool(values[0, 16:].isnan().all())
+
+
 def test_a_small_block_beside_a_large_one_is_not_lost() -> None:
     w = torch.zeros(1, 32)
     w[0, 0], w[0, 16] = 6 * 448, 6 * 2.0**-10

@@ -26,7 +26,8 @@ _DECODED = torch.tensor([*VALUES, *(-value for value in VALUES)], dtype=torch.fl
 def encode(x: torch.Tensor) -> torch.Tensor:
     """Round every element to the nearest E2M1 number.
 
-    `x` has any shape and any floating dtype; the comparison is exact in each of them. Returns uint8 codes
+    `x` has any shape and any floating dtype; the comparison is exact in each of them (float8 is compared as
+    float32, which holds all its numbers). Returns uint8 codes
     0 to 15 of the same shape. Ties go to the even code. -0 and negative numbers that round to zero give 0x8.
     Infinities and everything beyond 6 saturate. NaN of either sign gives 0x7.
 
@@ -34,6 +35,8 @@ def encode(x: torch.Tensor) -> torch.Tensor:
     """
     if not x.is_floating_point():
         raise TypeError(f"E2M1 encode needs a floating point tensor, got {x.dtype}")
+    if x.element_size() == 1:
+        x = x.to(torch.float32)
     magnitude = x.abs()
     codes = torch.signbit(x).view(torch.uint8) << 3
     for middle in _STEP_ABOVE:

@@ -16,6 +16,9 @@ from gb10.nvfp4.constants import BLOCK_SIZE, E2M1_MAX, GLOBAL_SCALE_DIVISOR, UE4
 
 GlobalScale = float | torch.Tensor
 
+_MINUS_ZERO = 0x80
+"""The one byte with a sign bit that is no negative scale."""
+
 
 class NvFp4Tensor(NamedTuple):
     """One quantised tensor of logical shape `[..., K]`."""
@@ -33,14 +36,20 @@ class NvFp4Tensor(NamedTuple):
 def global_scale_for(amax: float | torch.Tensor) -> torch.Tensor:
     """Give the float32 global scale for the largest magnitude `amax`: amax / 2688, or 1 where `amax` is 0.
 
-    Numbers so small that the quotient is not a normal float32 give the smallest normal one.
+    Numbers so small that the quotient is not a normal float32 give the smallest normal one, subnormal
+    numbers too.
+
+    Raises ValueError when an `amax` is negative, NaN or (as float32) infinite.
     """
-    scale = torch.as_tensor(amax, dtype=torch.float32) / GLOBAL_SCALE_DIVISOR
-    return torch.where(scale == 0, 1.0, scale).clamp(min=torch.finfo(torch.float32).tiny)
+    largest = torch.as_tensor(amax, dtype=torch.float32)
+    if not bool((largest.isfinite() & (largest >= 0)).all()):
+        raise ValueError("a largest magnitude must be a finite number that is not negative")
+    scale = (largest / GLOBAL_SCALE_DIVISOR).clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.where(largest == 0, 1.0, scale)
 
 
 def quantize(w: torch.Tensor, global_scale: GlobalScale | None = None) -> NvFp4Tensor:
-    """Quantise weights `w` of shape `[..., K]`, any floating dtype, K a multiple of 16.
+    """Quantise weights `w` of shape `[..., K]`, K a multiple of 16, any floating dtype but float64.
 
     `global_scale` is one number or a tensor whose shape is a prefix of that of `w` (one per expert, say);
     it must be positive. Without one, a single scale is taken from the largest magnitude in `w`.
@@ -48,8 +57,9 @@ def quantize(w: torch.Tensor, global_scale: GlobalScale | None = None) -> NvFp4T
     Block scales are kept between the smallest positive and the largest UE4M3 number. So a block is never
     flushed to zero as a whole, and an all-zero block has a scale that can be divided by.
 
-    Raises TypeError when `w` is not floating point. Raises ValueError when K does not fit, when `w` holds
-    NaN or infinity, and when the global scale is not a positive number or does not fit the shape of `w`.
+    Raises TypeError when `w` is not floating point, or float64: that would be rounded twice. Raises
+    ValueError when K does not fit, when `w` holds NaN or infinity, and when the global scale is not a
+    positive number or does not fit the shape of `w`.
     """
     blocks = _as_blocks(w)
     if not bool(blocks.isfinite().all()):
@@ -82,12 +92,18 @@ def dequantize(
     `packed`. Returns `[..., K]`.
 
     A value is `code * (block scale * global scale)`, the products in float32 in this order, then rounded
-    once to `dtype`. vLLM's `dequantize_to_dtype` computes the same bits.
+    once to `dtype`. vLLM's `dequantize_to_dtype` computes the same bits. A block scale that is NaN (0x7F)
+    makes its block NaN, and -0 (0x80) counts as 0.
 
-    Raises TypeError for wrong dtypes and ValueError when the shapes do not fit each other.
+    Raises TypeError for wrong dtypes (`dtype` has at least 16 bits: one scale's range does not fit a
+    float8), ValueError when the shapes do not fit each other or a block scale is negative.
     """
     if block_scales.dtype not in (torch.uint8, torch.float8_e4m3fn):
         raise TypeError(f"block scales are float8_e4m3fn or uint8, got {block_scales.dtype}")
+    if not dtype.is_floating_point or dtype.itemsize == 1:
+        raise TypeError(f"NVFP4 stands for numbers of 16 bits or more, not for {dtype}")
+    if block_scales.numel() and int(block_scales.view(torch.uint8).max()) > _MINUS_ZERO:
+        raise ValueError("UE4M3 has no sign: a block scale is negative")
     values = packing.decode_bytes(packed)
     if values.shape != (*block_scales.shape[:-1], block_scales.shape[-1:].numel() * BLOCK_SIZE):
         raise ValueError(
@@ -103,7 +119,7 @@ def dequantize(
 def fake_quantize_activations(x: torch.Tensor, input_scale: GlobalScale) -> torch.Tensor:
     """Quantise activations to NVFP4 and straight back, as the W4A4 path of a GPU does.
 
-    `x` is `[..., K]` of any floating dtype, K a multiple of 16. `input_scale` is the checkpoint's
+    `x` is `[..., K]` in float32, bfloat16 or float16, K a multiple of 16. `input_scale` is the checkpoint's
     calibrated global scale, amax / (6 * 448), one number. Returns the same shape and dtype.
 
     A block whose scale rounds to zero becomes zero. A block whose scale would be above 448 is clipped to
@@ -115,9 +131,11 @@ def fake_quantize_activations(x: torch.Tensor, input_scale: GlobalScale) -> torc
         block scale = UE4M3((1 / input_scale) * (amax * (1 / 6)))
         code        = E2M1(x * (1 / (block scale * (1 / (1 / input_scale)))))
 
-    Raises TypeError when `x` is not floating point, ValueError when K does not fit or the scale is not one
-    positive number.
+    Raises TypeError for other dtypes, ValueError when K does not fit or the scale is not one positive
+    number.
     """
+    if x.is_floating_point() and x.element_size() == 1:
+        raise TypeError(f"activations are float32, bfloat16 or float16, got {x.dtype}")
     blocks = _as_blocks(x)
     scale = torch.as_tensor(input_scale, dtype=torch.float32, device=x.device)
     if scale.numel() != 1 or not bool((scale.isfinite() & (scale > 0)).all()):
@@ -134,6 +152,8 @@ def _as_blocks(x: torch.Tensor) -> torch.Tensor:
     """View `[..., K]` as float32 `[..., K // 16, 16]`."""
     if not x.is_floating_point():
         raise TypeError(f"NVFP4 quantises floating point tensors, got {x.dtype}")
+    if x.dtype == torch.float64:
+        raise TypeError("float64 would be rounded twice, to float32 and to NVFP4: make it float32 first")
     if x.ndim == 0 or x.shape[-1] % BLOCK_SIZE or x.shape[-1] == 0:
         raise ValueError(f"the last dimension must be a multiple of {BLOCK_SIZE}, got shape {list(x.shape)}")
     return x.to(torch.float32).reshape(*x.shape[:-1], x.shape[-1] // BLOCK_SIZE, BLOCK_SIZE)

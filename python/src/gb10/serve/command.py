@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gb10 import routing
-from gb10.checkpoint import size
+from gb10.checkpoint import input_scales, size
 from gb10.checkpoint.folder import Checkpoint
 from gb10.errors import UserError
 from gb10.machine import memory
@@ -248,6 +248,15 @@ def _check_memory(
     return [f"memory  needs {text_size(need)} of {text_size(room)}: {detail}"]
 
 
+def _input_scales(checkpoint: Checkpoint, rows: Sequence[routing.Route]) -> list[str]:
+    """A note on input scales that the checkpoint lacks."""
+    missing = input_scales.find(checkpoint.tensors)
+    if missing is None:
+        return []
+    used = any(row.operation == "activation_quant" and row.backend != "none" for row in rows)
+    return [missing.note(used=used)]
+
+
 def physical_cores() -> int:
     """Physical cores that this process may run on; at least 1. Falls back to logical CPUs."""
     allowed = os.sched_getaffinity(0)
@@ -318,6 +327,7 @@ def build(
         notes = _cpu_defaults(settings, checkpoint, target, free)
         _cpu_start(settings)
     notes += _check_memory(settings, checkpoint, target, gpus, free)
+    notes += _input_scales(checkpoint, rows)
     settings.export(Origin.DEFAULT, VLLM_NO_USAGE_STATS="1")
     elsewhere = ("--tokenizer", "--tokenizer-revision", "--hf-config-path", "--code-revision")
     if checkpoint.folder is not None and not settings.passed_on.has("--speculative-config", *elsewhere):

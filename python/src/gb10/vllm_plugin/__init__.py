@@ -1,13 +1,15 @@
-"""NVFP4 for vLLM's CPU platform, and a reduced draft vocabulary on every platform.
+"""NVFP4 for vLLM's CPU platform; right scales and a reduced draft vocabulary on every platform.
 
 vLLM calls `register` in each of its processes, through the entry point group `vllm.general_plugins`. It
 swallows what goes wrong while this module is imported, so here is nothing but the function. On a GPU, without
-a draft vocabulary, the plugin costs nothing. `patches` is the table of all that changes in vLLM.
+a draft vocabulary, nothing changes but how NVFP4 layers are loaded. `patches` is the table of all that
+changes in vLLM.
 """
 
 
 def register() -> None:
-    """Make NVFP4 linear and MoE layers available on vLLM's CPU platform, and GB10_DRAFT_VOCABULARY on all.
+    """Make NVFP4 linear and MoE layers available on vLLM's CPU platform; on all platforms keep the scales of
+    fused NVFP4 layers apart, and know GB10_DRAFT_VOCABULARY.
 
     It may be called many times, in many processes.
 
@@ -21,6 +23,7 @@ def register() -> None:
     from gb10.vllm_plugin.draft.ids import DraftVocabulary
 
     lifeline.install()
+    patches.apply("load")
     if DraftVocabulary.from_env() is not None:
         patches.apply("draft")
     if current_platform.is_cpu():

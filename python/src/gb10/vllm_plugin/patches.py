@@ -12,10 +12,11 @@ from typing import Literal
 from gb10.vllm_plugin import compat
 from gb10.vllm_plugin.compat import Need
 
-Room = Literal["cpu", "cuda", "draft", "life", "serve"]
-"""When a change is made. `cpu`: on vLLM's CPU platform; `draft`: with GB10_DRAFT_VOCABULARY; `serve`: in the
-server's process, where `gb10 serve` asked for fork; `life`: in every process of `gb10 serve`, before vLLM is
-imported where that can be; `cuda`: by those who ask for it."""
+Room = Literal["load", "cpu", "cuda", "draft", "life", "serve"]
+"""When a change is made. `load`: on every platform, to how models are loaded; `cpu`: on vLLM's CPU platform;
+`draft`: with GB10_DRAFT_VOCABULARY; `serve`: in the server's process, where `gb10 serve` asked for fork;
+`life`: in every process of `gb10 serve`, before vLLM is imported where that can be; `cuda`: by those who ask
+for it."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,57 @@ _KERNELS = "vllm.model_executor.kernels.linear"
 _MODELOPT = f"{_LAYERS}.quantization.modelopt"
 _QUANT_UTILS = f"{_LAYERS}.quantization.utils.quant_utils"
 _CPU_MOE = f"{_LAYERS}.fused_moe.experts.cpu_moe"
+_COMPRESSED = f"{_LAYERS}.quantization.compressed_tensors"
+_COMPRESSED_LINEAR = f"{_COMPRESSED}.schemes.compressed_tensors_w4a4_nvfp4"
+_COMPRESSED_MOE = f"{_COMPRESSED}.compressed_tensors_moe.compressed_tensors_moe_w4a4_nvfp4"
+_QUARK = f"{_LAYERS}.quantization.quark"
+_PROCESS = "process_weights_after_loading"
 _MTP = "vllm.model_executor.models.qwen3_next_mtp"
 
 PATCHES = (
+    Patch(
+        "load",
+        "gb10.vllm_plugin.scales.install",
+        """
+Symptom: a checkpoint whose gate and up projections (or q, k and v) have global scales of their own is served
+  as noise, with one warning; experts without an input_scale run with what was in memory.
+Evidence: the kernels take one global scale for a fused layer. ModelOptNvFp4FusedMoE takes the gate's for both
+  halves, linear layers take the largest, and nothing is done about the block scales. compressed-tensors'
+  linear layers take the largest reciprocal of the input scales, which is the smallest scale. Input scales
+  are made with torch.empty.
+Upstream: https://github.com/vllm-project/vllm/issues/54974, https://github.com/vllm-project/vllm/pull/55073;
+  https://github.com/vllm-project/vllm/issues/45212, https://github.com/vllm-project/vllm/pull/45320
+Test: tests/unit/vllm_plugin/test_scales.py, tests/e2e/test_fused_scales.py
+Remove when: vLLM keeps the global scales of fused parts apart, and knows which input scales were not loaded.
+""",
+        (
+            Need(_MODELOPT, f"ModelOptLinearMethod.{_PROCESS}", "self, layer"),
+            Need(_MODELOPT, "ModelOptLinearMethod.create_weights"),
+            Need(_MODELOPT, f"ModelOptNvFp4FusedMoE.{_PROCESS}", "self, layer"),
+            Need(_MODELOPT, "ModelOptNvFp4FusedMoE.create_weights"),
+            Need(_COMPRESSED_LINEAR, f"CompressedTensorsW4A4Fp4.{_PROCESS}", "self, layer"),
+            Need(_COMPRESSED_LINEAR, "CompressedTensorsW4A4Fp4.create_weights"),
+            Need(_COMPRESSED_MOE, f"CompressedTensorsW4A4Nvfp4MoEMethod.{_PROCESS}", "self, layer"),
+            Need(_COMPRESSED_MOE, "CompressedTensorsW4A4Nvfp4MoEMethod.create_weights"),
+            Need(f"{_QUARK}.schemes.quark_nvfp4", f"QuarkNVFP4.{_PROCESS}", "self, layer"),
+            Need(f"{_QUARK}.schemes.quark_nvfp4", "QuarkNVFP4.create_weights"),
+            Need(f"{_QUARK}.quark_moe", f"QuarkNvfp4MoEMethod.{_PROCESS}", "self, layer"),
+            Need(f"{_QUARK}.quark_moe", "QuarkNvfp4MoEMethod.create_weights"),
+            Need(_KERNELS, "NvFp4LinearKernel.apply_weights", "self, layer, x, bias"),
+            Need(_KERNELS, "NvFp4LinearKernel.input_quant_key", "self"),
+            Need(_QUANT_UTILS, "kNvfp4Static"),
+            Need(f"{_LAYERS}.fused_moe.activation", "MoEActivation.GELU_TANH"),
+            Need("vllm.config", "get_current_vllm_config_or_none", ""),
+            Need("vllm.distributed.parallel_state", "get_ep_group", ""),
+            Need("vllm.envs", "environment_variables"),
+            Need(
+                "vllm.model_executor.model_loader.base_loader",
+                "BaseModelLoader.load_model",
+                "self, vllm_config, model_config, prefix",
+            ),
+            Need("vllm.model_executor.utils", "is_weights_pre_processed", ""),
+        ),
+    ),
     Patch(
         "cpu",
         "gb10.vllm_plugin.cpu.linear",

@@ -49,6 +49,8 @@ def local_expert_ids(topk_ids: torch.Tensor, expert_map: torch.Tensor | None) ->
 class _Nvfp4Experts(CPUUnquantizedExperts):  # type: ignore[misc]
     """What the modes have in common with vLLM's experts for the CPU, but for the weights' format."""
 
+    takes_row_scales = True
+
     @staticmethod
     def _supports_quant_scheme(weight_key: QuantKey | None, activation_key: QuantKey | None) -> bool:
         return weight_key == kNvfp4Static and activation_key in (None, kNvfp4Dynamic)

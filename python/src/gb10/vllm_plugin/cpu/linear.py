@@ -23,7 +23,12 @@ from gb10.vllm_plugin.cpu.ops import nvfp4_linear
 
 
 class _CpuKernel(NvFp4LinearKernel):  # type: ignore[misc]  # vLLM is untyped for mypy
-    """What all modes share: which machines and layers they serve."""
+    """What all modes share: which machines and layers they serve.
+
+    A layer's `weight_global_scale` is one number, or one for each row where parts of the layer differ.
+    """
+
+    takes_row_scales = True
 
     @classmethod
     def is_supported(cls, compute_capability: int | None = None) -> tuple[bool, str | None]:

@@ -24,8 +24,8 @@ def nvfp4_linear(
     """Return x @ dequantise(weight).T (+ bias) in x's dtype.
 
     x: [..., K] float; packed: [N, K/2] uint8; block_scales: [N, K/16] float8_e4m3fn; global_scale: float32
-    scalar; bias: [N] or None. With an `input_scale` (float32 scalar) x is first quantised and dequantised:
-    W4A4 numerics.
+    scalar or [N]; bias: [N] or None. With an `input_scale` (float32 scalar) x is first quantised and
+    dequantised: W4A4 numerics.
     """
     if input_scale is not None:
         x = fake_quantize_activations(x, input_scale)
@@ -76,7 +76,8 @@ def nvfp4_experts(
     """Run each token through its experts and return the (weighted) sum, [T, H] in x's dtype.
 
     x: [T, H]; w13: [E, 2 I, H/2] uint8, gate rows first; w2: [E, H, I/2] uint8; block scales: float8_e4m3fn,
-    one per 16 columns; global scales: [E] float32; input scales: float32 scalars, or None for W4A16 numerics.
+    one per 16 columns; global scales: float32, [E] or one for each row ([E, 2 I], [E, H]); input scales:
+    float32 scalars, or None for W4A16 numerics.
     expert_ids: [T, K] local expert numbers, -1 where the expert lives on another rank.
     expert_weights: [T, K], or None when the router's weight has been applied to x already.
     Sums are held in float32. Experts without a token cost nothing.
