@@ -1,13 +1,13 @@
-"""NVFP4 for vLLM's CPU platform, and a reduced draft vocabulary on every platform.
+"""NVFP4 for vLLM's CPU platform; on every platform a proof of each load, and a reduced draft vocabulary.
 
 vLLM calls `register` in each of its processes, through the entry point group `vllm.general_plugins`. It
-swallows what goes wrong while this module is imported, so here is nothing but the function. On a GPU, without
-a draft vocabulary, the plugin costs nothing. `patches` is the table of all that changes in vLLM.
+swallows what goes wrong while this module is imported, so here is nothing but the function. `patches` is the
+table of all that changes in vLLM.
 """
 
 
 def register() -> None:
-    """Make NVFP4 linear and MoE layers available on vLLM's CPU platform, and GB10_DRAFT_VOCABULARY on all.
+    """Make NVFP4 linear and MoE layers available on vLLM's CPU platform, the rest on all.
 
     It may be called many times, in many processes.
 
@@ -21,6 +21,7 @@ def register() -> None:
     from gb10.vllm_plugin.draft.ids import DraftVocabulary
 
     lifeline.install()
+    patches.apply("load")
     if DraftVocabulary.from_env() is not None:
         patches.apply("draft")
     if current_platform.is_cpu():

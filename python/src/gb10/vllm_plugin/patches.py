@@ -12,10 +12,11 @@ from typing import Literal
 from gb10.vllm_plugin import compat
 from gb10.vllm_plugin.compat import Need
 
-Room = Literal["cpu", "cuda", "draft", "life", "serve"]
-"""When a change is made. `cpu`: on vLLM's CPU platform; `draft`: with GB10_DRAFT_VOCABULARY; `serve`: in the
-server's process, where `gb10 serve` asked for fork; `life`: in every process of `gb10 serve`, before vLLM is
-imported where that can be; `cuda`: by those who ask for it."""
+Room = Literal["cpu", "cuda", "draft", "life", "load", "serve"]
+"""When a change is made. `load`: on every platform, to how models are loaded; `cpu`: on vLLM's CPU platform;
+`draft`: with GB10_DRAFT_VOCABULARY; `serve`: in the server's process, where `gb10 serve` asked for fork;
+`life`: in every process of `gb10 serve`, before vLLM is imported where that can be; `cuda`: by those who ask
+for it."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ _KERNELS = "vllm.model_executor.kernels.linear"
 _MODELOPT = f"{_LAYERS}.quantization.modelopt"
 _QUANT_UTILS = f"{_LAYERS}.quantization.utils.quant_utils"
 _CPU_MOE = f"{_LAYERS}.fused_moe.experts.cpu_moe"
+_LOADER = "vllm.model_executor.model_loader"
 _MTP = "vllm.model_executor.models.qwen3_next_mtp"
 
 PATCHES = (
@@ -127,6 +129,30 @@ Test: tests/unit/vllm_plugin/test_register.py
 Remove when: vLLM's key has a part for plug-ins.
 """,
         (Need("vllm.envs", "environment_variables"),),
+    ),
+    Patch(
+        "load",
+        "gb10.vllm_plugin.load_proof",
+        """
+Symptom: a checkpoint without lm_head, model.norm, one of q/k/v or one expert's tensors is served, and answers
+  out of memory that nobody wrote. With MTP asked for and no weights for it, no draft is ever accepted.
+Evidence: DefaultModelLoader.track_weights_loading is off for quantised models and knows whole parameters
+  only: one of the parts of a fused parameter counts as all. NaN and zero scales are not looked for either.
+Upstream: https://github.com/vllm-project/vllm/pull/57108 (whole parameters)
+Test: tests/unit/vllm_plugin/test_load_proof.py, tests/e2e/test_incomplete.py
+Remove when: vLLM refuses a parameter that was not written whole, quantised models too.
+""",
+        (
+            Need(f"{_LOADER}.base_loader", "BaseModelLoader.load_model", "self, vllm_config, model_config, prefix"),
+            Need(f"{_LOADER}.base_loader", "BaseModelLoader.create_model"),
+            Need(f"{_LOADER}.base_loader", "BaseModelLoader.load_weights", "self, model, model_config"),
+            Need(f"{_LOADER}.default_loader", "_CONFIG_BUILT_PARAMS"),
+            Need(f"{_LOADER}.reload.meta", "SKIP_LOAD_TENSORS"),
+            Need(f"{_LAYERS}.fused_moe.routed_experts", "RoutedExperts"),
+            Need(f"{_LAYERS}.quantization.kv_cache", "BaseKVCacheMethod"),
+            Need(f"{_LAYERS}.quantization.kv_cache", "KVCacheScaleParameter"),
+            Need(f"{_LAYERS}.vocab_parallel_embedding", "VocabParallelEmbedding"),
+        ),
     ),
     Patch(
         "draft",

@@ -1,0 +1,124 @@
+"""Records which bytes of which storages are written while a model is built and loaded.
+
+Every operation of torch passes a dispatch mode, and its schema says which arguments it writes. So this sees
+each copy of each loader of vLLM, whatever it narrows, whatever part of a fused parameter it fills. Nothing is
+read or compared: there is no poison that a weight could equal by chance, and packed 4-bit codes have no value
+that could serve as one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gb10.vllm_plugin.load_proof.coverage import Region, region
+
+_ALLOCATE = frozenset(
+    f"aten::{name}"
+    for name in ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
+)
+"""What gives memory that nobody has written."""
+
+_OVERWRITE = frozenset(
+    f"aten::{name}"
+    for name in (
+        *("copy_", "fill_", "zero_", "set_", "index_copy_", "index_put_", "scatter_"),
+        *("uniform_", "normal_", "random_", "bernoulli_", "exponential_", "log_normal_", "cauchy_", "eye_"),
+    )
+)
+"""Operations in place that do not need what was there. All others (mul_, clamp_, ...) change what is there,
+and are no proof. The indexed ones count as writing all of their argument, which is more than they do; no
+loader of vLLM 0.32.0 uses them."""
+
+
+@dataclass
+class Storage:
+    """What is known of one storage. ``raw``: it came uninitialised. Regions keep the checkpoint's name."""
+
+    alive: StorageWeakRef
+    raw: bool
+    regions: dict[Region, str | None] = field(default_factory=dict)
+
+
+def place(tensor: torch.Tensor) -> tuple[int, Region] | None:
+    """A tensor's storage, as a number, and its bytes there; None for an empty one or one without a storage."""
+    try:
+        storage = tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError, ValueError):
+        # Sparse tensors, wrapper subclasses, parameters that have no shape yet.
+        return None
+    bytes_ = region(tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.element_size())
+    return None if bytes_ is None else (storage._cdata, bytes_)
+
+
+class Writes(TorchDispatchMode):
+    """While it is active it records. ``writer`` is the checkpoint's tensor that is being loaded, if known."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writer: str | None = None
+        self.storages: dict[int, Storage] = {}
+        self._roles: dict[Any, tuple[bool, tuple[tuple[int, str], ...]]] = {}
+
+    def watch(self, tensor: torch.Tensor) -> None:
+        """Record writes to the storage of ``tensor``, which has its content already."""
+        if (at := place(tensor)) is not None and at[0] not in self.storages:
+            self.storages[at[0]] = Storage(StorageWeakRef(tensor.untyped_storage()), raw=False)
+
+    def forget_writes(self) -> None:
+        """Start anew: only what is written from here on counts. What was raw and untouched stays raw."""
+        for storage in self.storages.values():
+            storage.raw = storage.raw and not storage.regions
+            storage.regions.clear()
+
+    def of(self, tensor: torch.Tensor) -> tuple[Storage, Region] | None:
+        """The record of a tensor's storage and its bytes there; None where nothing was recorded."""
+        at = place(tensor)
+        storage = None if at is None else self.storages.get(at[0])
+        return None if at is None or storage is None else (storage, at[1])
+
+    def _role(self, operation: Any) -> tuple[bool, tuple[tuple[int, str], ...]]:
+        """(it allocates raw memory, positions and names of the arguments that it overwrites)."""
+        if operation not in self._roles:
+            schema = operation._schema
+            written = tuple(
+                (number, argument.name)
+                for number, argument in enumerate(schema.arguments)
+                if argument.alias_info is not None and argument.alias_info.is_write
+            )
+            in_place = schema.name.startswith("aten::") and schema.name.endswith("_")
+            if in_place and schema.name.replace("_foreach_", "") not in _OVERWRITE:
+                written = ()
+            self._roles[operation] = (schema.name in _ALLOCATE, written)
+        return self._roles[operation]
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = kwargs or {}
+        allocates, written = self._role(func)
+        result = func(*args, **named)
+        if allocates:
+            if (at := place(result)) is not None:
+                self.storages[at[0]] = Storage(StorageWeakRef(result.untyped_storage()), raw=True)
+        elif written and not self._copies_nothing(func, args):
+            for number, name in written:
+                given = args[number] if number < len(args) else named.get(name)
+                for tensor in given if isinstance(given, list | tuple) else (given,):
+                    if isinstance(tensor, torch.Tensor) and (found := self.of(tensor)) is not None:
+                        found[0].regions[found[1]] = self.writer
+        return result
+
+    def _copies_nothing(self, func: Any, args: Sequence[Any]) -> bool:
+        """Whether this is a copy out of memory that nobody has written (offloading moves empty parameters)."""
+        if func is not torch.ops.aten.copy_.default or not isinstance(args[1], torch.Tensor):
+            return False
+        source = self.of(args[1])
+        return source is not None and source[0].raw and not source[0].regions
