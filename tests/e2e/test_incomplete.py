@@ -101,7 +101,8 @@ CASES = {
     "no MTP k_proj": Case(
         without("mtp.layers.0.self_attn.k_proj"), r"no mtp.layers.0.self_attn.k_proj.weight, which the draft", MTP
     ),
-    "half of the block scales": Case(half(f"{EXPERT}up_proj.weight_scale"), None, values=True),
+    # `gb10 serve` says more of it before (tests/unit/checkpoint/test_inventory.py): vLLM takes what there is.
+    "half of the block scales": Case(half(f"{EXPERT}up_proj.weight_scale"), r"no part of \S+w13_weight_scale, which"),
     "embedding NaN": Case(
         with_value("model.embed_tokens.weight", math.nan), "model.embed_tokens.weight has a value that is nan", values=True
     ),
@@ -209,10 +210,7 @@ def said(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 def test_headers(said: dict[str, tuple[str | None, str | None]], name: str) -> None:
     case = CASES[name]
     headers, _ = said[name]
-    if name == "half of the block scales":
-        assert headers is not None
-        assert headers.startswith(f"vLLM cannot load {EXPERT}up_proj.weight_scale (F8_E4M3, [32, 16])")
-    elif case.said is None or case.values:
+    if case.said is None or case.values:
         assert headers is None
     else:
         assert headers is not None
@@ -223,10 +221,7 @@ def test_headers(said: dict[str, tuple[str | None, str | None]], name: str) -> N
 def test_load(said: dict[str, tuple[str | None, str | None]], name: str) -> None:
     case = CASES[name]
     _, load = said[name]
-    if name == "half of the block scales":
-        # vLLM's own error; before it `gb10 serve` reads the headers (tests/unit/checkpoint/test_inventory.py).
-        assert load is not None
-    elif case.said is None:
+    if case.said is None:
         assert load is None
     else:
         assert load is not None

@@ -308,7 +308,7 @@ def test_a_whole_load_passes(judged: Callable[[dict[str, torch.Tensor]], None]) 
         (("layers.0.a.weight", "layers.0.b.weight"), "layers.0.a.weight and 1 more, which"),
         (("norm",), "norm, which"),
         (("head",), "head, which"),
-        (("layers.0.a.weight", "layers.1.a.weight"), "50% of layers.0.both and 1 more, which"),
+        (("layers.0.a.weight", "layers.1.a.weight"), "part of layers.0.both and 1 more, which"),
     ],
 )
 def test_what_is_missing_is_named(
@@ -331,3 +331,60 @@ def test_a_bad_value_is_named_after_its_tensor(judged: Callable[[dict[str, torch
     tensors["layers.1.b.weight"][1, 2] = math.nan
     with pytest.raises(Refused, match=r"layers.1.b.weight has a value that is nan; make or fetch"):
         judged(tensors)
+
+
+def _experts(raw: bool, rounded: bool, act_and_mul: bool = True) -> tuple[nn.Module, torch.Tensor]:
+    """A stand-in for vLLM's routed experts: three, w13 of [3, 8, 4] float32."""
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    from types import SimpleNamespace
+
+    from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+
+    class Experts(RoutedExperts):  # type: ignore[misc]
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+            make = torch.empty if raw else torch.zeros
+            self.w13_weight = nn.Parameter(make(3, 8, 4), requires_grad=False)
+            self.moe_config = SimpleNamespace(
+                hidden_dim=4,
+                hidden_dim_unpadded=3 if rounded else 4,
+                intermediate_size_per_partition=4,
+                intermediate_size_per_partition_unpadded=4,
+                is_act_and_mul=act_and_mul,
+            )
+
+    from gb10.vllm_plugin.load_proof.proof import LoadProof
+
+    proof = LoadProof()
+    model = proof.build(Experts)
+    model.__dict__["proof"] = proof
+    return model, model.w13_weight.data
+
+
+@pytest.mark.parametrize(
+    ("raw", "rounded", "columns", "rows", "experts", "passes"),
+    [
+        # Whole; then three of four columns, as where a hidden size is rounded up.
+        (True, False, 4, (0, 8), (0, 1, 2), True),
+        (True, True, 3, (0, 8), (0, 1, 2), True),
+        (False, False, 3, (0, 8), (0, 1, 2), True),
+        # Nobody said that these sizes are rounded, and nobody wrote there.
+        (True, False, 3, (0, 8), (0, 1, 2), False),
+        # An expert is missing, or the up projections of all.
+        (False, True, 3, (0, 8), (0, 2), False),
+        (False, True, 3, (0, 4), (0, 1, 2), False),
+        (True, True, 4, (0, 4), (0, 1, 2), False),
+    ],
+)
+def test_padding_is_what_all_experts_lack(
+    raw: bool, rounded: bool, columns: int, rows: tuple[int, int], experts: tuple[int, ...], passes: bool
+) -> None:
+    model, weight = _experts(raw, rounded)
+
+    def load() -> None:
+        for expert in experts:
+            for first in range(*rows, 4):
+                weight[expert, first : first + 4, :columns].copy_(torch.ones(4, columns))
+
+    found = model.__dict__["proof"].load(model, load).find()
+    assert (found == []) is passes, found

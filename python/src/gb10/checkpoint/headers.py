@@ -144,8 +144,8 @@ def read_weights(folder: Path) -> list[Tensor]:
         if lost:
             more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
             raise UserError(
-                f"weights file {folder / file} has no {lost[0]}{more}, which the checkpoint's index says that it "
-                "has; fetch both again"
+                f"weights file {folder / file} has no {lost[0]}{more}, which the checkpoint's index places "
+                "there; fetch both again"
             )
         tensors += found
     return tensors

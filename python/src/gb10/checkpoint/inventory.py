@@ -1,4 +1,4 @@
-"""What the headers of a checkpoint must agree on, before anything is loaded. No weight is read, no vLLM asked.
+"""What the headers of a checkpoint must agree on, before anything is loaded; vLLM is not asked.
 
 What an architecture needs is asked of vLLM itself (`gb10.vllm_plugin.load_proof.rehearsal`); here stands what
 holds for every architecture: the parts of a quantised weight fit each other, and drafts by multi-token
@@ -76,7 +76,7 @@ def check_parts(folder: Path, tensors: Iterable[Tensor]) -> None:
 
 
 def is_mtp(name: str, layers: int | None) -> bool:
-    """Whether a tensor belongs to multi-token prediction: by its name, or in a layer after the model's last."""
+    """Whether a tensor belongs to MTP: by its name, or because it is in a layer after the model's last."""
     if _MTP_NAME.search(name):
         return True
     found = _LAYER.search(name)
@@ -100,9 +100,9 @@ def check_mtp(
     for file, names in read_strays(folder).items():
         if name := next((name for name in names if is_mtp(name, count)), None):
             raise UserError(
-                f"MTP was asked for, and {folder} has its weights ({name}) in {file}, which its index does not "
-                "name, so that vLLM does not read it; add them to model.safetensors.index.json, or leave out "
-                "--speculative-config"
+                f"MTP was asked for, and {folder} has its weights ({name}) in {file}, which its index "
+                "does not name, so that vLLM does not read it; add them to model.safetensors.index.json, "
+                "or leave out --speculative-config"
             )
     raise UserError(
         f"MTP was asked for, and checkpoint {folder} has no MTP weights (mtp.*); leave out "

@@ -1,4 +1,4 @@
-"""Which bytes of a tensor were written: regions of a storage, and what they leave out. Exact for any strides."""
+"""Which bytes of a tensor were written: regions of a storage, and what they leave out; for any strides."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Bytes of a storage: ``run`` bytes from ``start`` on, repeated along ``outer`` (count, stride in bytes)."""
+    """``run`` bytes of a storage from ``start`` on, repeated along ``outer``: (count, stride in bytes)."""
 
     start: int
     run: int
@@ -22,7 +22,7 @@ class Region:
 
 
 def region(offset: int, shape: Sequence[int], strides: Sequence[int], item: int) -> Region | None:
-    """The bytes of a view: ``offset`` and ``strides`` count elements of ``item`` bytes. None for an empty view.
+    """The bytes of a view; ``offset`` and ``strides`` count elements of ``item`` bytes. None for an empty one.
 
     Neighbouring dimensions are merged, so that views of the same bytes give the same region.
     """

@@ -31,8 +31,8 @@ class Gap:
     """A parameter that the checkpoint does not fill. ``names``: its tensors that are missing, if known."""
 
     parameter: str
-    share: float
-    """How much of it is not written, 0 to 1."""
+    whole: bool
+    """Whether nothing of it is filled."""
     names: tuple[str, ...]
 
     @property
@@ -40,7 +40,7 @@ class Gap:
         """For a list of what is missing: the checkpoint's names, else the parameter's own."""
         if self.names:
             return self.names[0]
-        return self.parameter if self.share == 1 else f"{self.share:.0%} of {self.parameter}"
+        return self.parameter if self.whole else f"part of {self.parameter}"
 
 
 @dataclass
@@ -82,7 +82,10 @@ class Parameters:
         )
 
     def source(self, name: str, parameter: Any, element: int) -> str:
-        """The checkpoint's tensor that an element came from, by its number in the flat parameter; else ``name``."""
+        """The checkpoint's tensor that an element came from, by its number in the flat parameter.
+
+        ``name``, the parameter's own, where that is not known.
+        """
         found = self.writes.of(parameter)
         if found is None or found[1].outer:
             return name
@@ -143,7 +146,7 @@ class Parameters:
         size = parameter.numel() * parameter.element_size()
         unwritten = sum(last - first for first, last in left)
         if unwritten < size:
-            return _is_padding(module, parameter, name, left)
+            return _is_padding(module, parameter, name, left, raw)
         # Nothing came for it. It has a value of its own when the model made one.
         known = self.loaded is None or name in self.loaded or name.rpartition(".")[2] in SKIP_LOAD_TENSORS
         return known and not raw
@@ -151,8 +154,7 @@ class Parameters:
     def _gap(self, filled: Filled, left: list[tuple[int, int]], others: list[Filled]) -> Gap:
         names = [name for gap in left for name in missing(filled, gap, others, self.names)]
         names = names or self._parts(filled)
-        share = sum(last - first for first, last in left) / filled.size
-        return Gap(filled.name, share, tuple(dict.fromkeys(names)))
+        return Gap(filled.name, left == [(0, filled.size)], tuple(dict.fromkeys(names)))
 
     def _parts(self, filled: Filled) -> list[str]:
         """The parts of a fused layer that the checkpoint lacks, by the model's own list of what it fuses."""
@@ -169,8 +171,14 @@ class Parameters:
         return [name for name in names if name not in self.names]
 
 
-def _is_padding(module: Any, parameter: Any, name: str, left: list[tuple[int, int]]) -> bool:
-    """Whether what was left unwritten is there to round a size up: declared, or the same for every expert."""
+def _is_padding(
+    module: Any, parameter: Any, name: str, left: list[tuple[int, int]], raw: bool
+) -> bool:
+    """Whether what was left unwritten is there to round a size up.
+
+    Its maker declares that, or it is the same for every expert, in memory that was zeroed or in a layer
+    whose sizes vLLM has rounded up.
+    """
     size, item = parameter.numel() * parameter.element_size(), parameter.element_size()
     unwritten = sum(last - first for first, last in left)
     declared = getattr(parameter, "weight_loader_numel", None)
@@ -178,9 +186,16 @@ def _is_padding(module: Any, parameter: Any, name: str, left: list[tuple[int, in
         return bool(size - unwritten >= declared * item)
     if not isinstance(module, RoutedExperts) or parameter.ndim < 3:
         return False
+    sizes = module.moe_config
+    rounded = (
+        sizes.hidden_dim != sizes.hidden_dim_unpadded
+        or sizes.intermediate_size_per_partition != sizes.intermediate_size_per_partition_unpadded
+    )
+    if raw and not rounded:
+        return False
     step = size // parameter.shape[0]
     # Gate and up projection are halves of each expert's part.
-    halves = 2 if name.rpartition(".")[2].startswith("w13") and module.moe_config.is_act_and_mul else 1
+    halves = 2 if name.rpartition(".")[2].startswith("w13") and sizes.is_act_and_mul else 1
     part = step // halves
     holes: list[list[tuple[int, int]]] = [[] for _ in range(parameter.shape[0] * halves)]
     for first, last in left:

@@ -50,7 +50,7 @@ def renumber(name: str, old: Sequence[str], new: Sequence[str]) -> str:
 
 
 def _with_expert(name: str, old: int, new: int) -> str:
-    """``name`` with the expert ``old`` replaced by ``new``; the last number that equals it is the expert's."""
+    """``name`` with the expert ``old`` replaced by ``new``; the last such number is the expert's."""
     found = [match for match in _NUMBER.finditer(name) if match[0] == str(old)]
     return name if not found else f"{name[: found[-1].start()]}{new}{name[found[-1].end() :]}"
 
@@ -65,7 +65,9 @@ def missing(
     """
     at, last = gap
     numbers = _NUMBER.findall(parameter.name)
-    layers = [(_NUMBER.findall(other.name), other.writers()) for other in others if other.name != parameter.name]
+    layers = [
+        (_NUMBER.findall(other.name), other.writers()) for other in others if other.name != parameter.name
+    ]
     own = parameter.writers()
     step = parameter.size // max(parameter.slices, 1)
     while at < last:

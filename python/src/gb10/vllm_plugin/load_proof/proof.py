@@ -17,7 +17,7 @@ Weights = Iterable[tuple[str, torch.Tensor]]
 
 
 def gap_message(gaps: list[Gap], drafts_with: str | None) -> str:
-    """The line for a model that the checkpoint does not fill. ``drafts_with``: the method of a draft model."""
+    """The line for a model that is not filled. ``drafts_with``: the method, where it is a draft model."""
     names = list(dict.fromkeys(name for gap in gaps for name in gap.names or (gap.text,)))
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     whose = f"the draft model ({drafts_with}) needs" if drafts_with else "the model needs"
@@ -32,7 +32,7 @@ def fault_message(faults: list[str]) -> str:
 
 
 class LoadProof:
-    """Watches the building of a model and its load. ``drafts_with``: the method, where it is a draft model."""
+    """Watches a model being built and loaded. ``drafts_with``: the method, where it is a draft model."""
 
     def __init__(self, drafts_with: str | None = None) -> None:
         self.drafts_with = drafts_with
@@ -82,5 +82,5 @@ class LoadProof:
             refuse(fault_message(faults))
         if idle := parameters.idle_blocks():
             logger.warning(
-                "gb10: %d blocks of NVFP4 weights have a scale of 0 and codes that are not 0; they are 0", idle
+                "gb10: %d NVFP4 blocks have a scale of 0 and codes that are not 0; they count as 0", idle
             )

@@ -118,15 +118,16 @@ def _spread(parameters: Any, experts: int) -> None:
 
 def _misfit(error: Exception, last: Tensor | None) -> str | None:
     """The line for an error of a loader that the real weights would bring too; None for any other error."""
-    shapes = isinstance(error, RuntimeError) and ("must match" in str(error) or "size of tensor" in str(error))
+    text = str(error)
+    shapes = isinstance(error, RuntimeError) and ("must match" in text or "size of tensor" in text)
     if last is None or not (shapes or isinstance(error, AssertionError | ValueError | KeyError)):
         return None
-    if "meta" in str(error):
+    if "meta" in text:
         return None
-    lines = str(error).strip().splitlines()
+    lines = text.strip().splitlines()
     reason = f": {lines[0][:200]}" if lines else ""
     shape = ", ".join(map(str, last.shape))
-    return f"vLLM cannot load {last.name} ({last.dtype}, [{shape}]){reason}; make or fetch the checkpoint again"
+    return f"vLLM cannot load {last.name} ({last.dtype}, [{shape}]){reason}; fetch the checkpoint again"
 
 
 def _load(vllm_config: Any, model_config: Any, load_config: Any, method: str | None) -> str | None:
@@ -135,6 +136,8 @@ def _load(vllm_config: Any, model_config: Any, load_config: Any, method: str | N
 
     from gb10.vllm_plugin.load_proof.proof import LoadProof, gap_message
 
+    if not Path(model_config.model).is_dir():
+        raise CannotTell("vLLM would fetch the weights first")
     headers = Headers()
     loader = _loader(load_config, headers)
     proof = LoadProof(method)
@@ -165,7 +168,8 @@ def draft_config(vllm_config: Any) -> Any:
     """The configuration that vLLM's base proposer makes for its draft model."""
     from vllm.v1.spec_decode.llm_base_proposer import SpecDecodeBaseProposer
 
-    proposer: Any = SimpleNamespace(vllm_config=vllm_config, speculative_config=vllm_config.speculative_config)
+    speculative = vllm_config.speculative_config
+    proposer: Any = SimpleNamespace(vllm_config=vllm_config, speculative_config=speculative)
     return SpecDecodeBaseProposer._create_draft_vllm_config(proposer)
 
 

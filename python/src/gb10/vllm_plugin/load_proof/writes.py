@@ -36,7 +36,7 @@ loader of vLLM 0.32.0 uses them."""
 
 @dataclass
 class Storage:
-    """What is known of one storage. ``raw``: it came uninitialised. Regions keep the checkpoint's name."""
+    """What is known of one storage. ``raw``: it came uninitialised. Regions have the writer's name."""
 
     alive: StorageWeakRef
     raw: bool
@@ -44,7 +44,7 @@ class Storage:
 
 
 def place(tensor: torch.Tensor) -> tuple[int, Region] | None:
-    """A tensor's storage, as a number, and its bytes there; None for an empty one or one without a storage."""
+    """A tensor's storage, as a number, and its bytes there; None for one that is empty or has no storage."""
     try:
         storage = tensor.untyped_storage()
     except (NotImplementedError, RuntimeError, ValueError):
@@ -117,7 +117,7 @@ class Writes(TorchDispatchMode):
         return result
 
     def _copies_nothing(self, func: Any, args: Sequence[Any]) -> bool:
-        """Whether this is a copy out of memory that nobody has written (offloading moves empty parameters)."""
+        """Whether this copies what nobody has written (offloading moves empty parameters)."""
         if func is not torch.ops.aten.copy_.default or not isinstance(args[1], torch.Tensor):
             return False
         source = self.of(args[1])
