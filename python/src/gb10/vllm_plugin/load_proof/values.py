@@ -5,7 +5,10 @@ from typing import Any
 
 import torch
 
-_GLOBAL_SCALES = ("weight_scale_2", "weight_global_scale", "input_scale", "input_global_scale")
+_GLOBAL_SCALES = (
+    *("weight_scale_2", "weight_global_scale"),
+    *("input_scale", "input_scale_2", "input_global_scale"),
+)
 _FP8 = {torch.float8_e4m3fn: 0x7F, torch.float8_e5m2: 0x7C}
 """From which code on a byte without its sign is no finite number. E4M3 has no infinity."""
 
