@@ -90,24 +90,40 @@ CASES = {
         without("model.layers.1.mlp.shared_expert.gate_proj.weight_scale_2"),
         "no model.layers.1.mlp.shared_expert.gate_proj.weight_scale_2, which",
     ),
-    "no state decay": Case(without("model.layers.0.linear_attn.A_log"), "no model.layers.0.linear_attn.A_log"),
+    "no state decay": Case(
+        without("model.layers.0.linear_attn.A_log"), "no model.layers.0.linear_attn.A_log"
+    ),
     "no expert": Case(without(EXPERT), rf"no {EXPERT}\w+.weight\w* and 8 more, which"),
-    "no expert weight": Case(without(f"{EXPERT}down_proj.weight"), rf"no {EXPERT}down_proj.weight\w* and 2 more"),
-    "no expert block scales": Case(without(f"{EXPERT}up_proj.weight_scale"), rf"no {EXPERT}up_proj.weight_scale"),
+    "no expert weight": Case(
+        without(f"{EXPERT}down_proj.weight"), rf"no {EXPERT}down_proj.weight\w* and 2 more"
+    ),
+    "no expert block scales": Case(
+        without(f"{EXPERT}up_proj.weight_scale"), rf"no {EXPERT}up_proj.weight_scale"
+    ),
     "no expert global scale": Case(
         without(f"{EXPERT}gate_proj.weight_scale_2"), f"no {EXPERT}gate_proj.weight_scale_2, which"
     ),
-    "no MTP weights": Case(without("mtp."), r"which the draft model \(mtp\) needs; .*--speculative-config", MTP),
+    "no MTP weights": Case(
+        without("mtp."), r"which the draft model \(mtp\) needs; .*--speculative-config", MTP
+    ),
     "no MTP k_proj": Case(
-        without("mtp.layers.0.self_attn.k_proj"), r"no mtp.layers.0.self_attn.k_proj.weight, which the draft", MTP
+        without("mtp.layers.0.self_attn.k_proj"),
+        r"no mtp.layers.0.self_attn.k_proj.weight, which the draft",
+        MTP,
     ),
     # `gb10 serve` says more of it before (tests/unit/checkpoint/test_inventory.py): vLLM takes what there is.
-    "half of the block scales": Case(half(f"{EXPERT}up_proj.weight_scale"), r"no part of \S+w13_weight_scale, which"),
+    "half of the block scales": Case(
+        half(f"{EXPERT}up_proj.weight_scale"), r"no part of \S+w13_weight_scale, which"
+    ),
     "embedding NaN": Case(
-        with_value("model.embed_tokens.weight", math.nan), "model.embed_tokens.weight has a value that is nan", values=True
+        with_value("model.embed_tokens.weight", math.nan),
+        "model.embed_tokens.weight has a value that is nan",
+        values=True,
     ),
     "global scale infinite": Case(
-        with_value(f"{EXPERT}up_proj.weight_scale_2", math.inf), f"{EXPERT}up_proj.weight_scale_2 has", values=True
+        with_value(f"{EXPERT}up_proj.weight_scale_2", math.inf),
+        f"{EXPERT}up_proj.weight_scale_2 has",
+        values=True,
     ),
     "global scale 0": Case(
         with_value("model.layers.0.linear_attn.out_proj.weight_scale_2", 0),
@@ -115,11 +131,17 @@ CASES = {
         values=True,
     ),
     "global scale negative": Case(
-        with_value(f"{EXPERT}down_proj.weight_scale_2", -1), f"{EXPERT}down_proj.weight_scale_2 is -1", values=True
+        with_value(f"{EXPERT}down_proj.weight_scale_2", -1),
+        f"{EXPERT}down_proj.weight_scale_2 is -1",
+        values=True,
     ),
-    "input scale 0": Case(with_value(f"{EXPERT}down_proj.input_scale", 0), f"{EXPERT}down_proj.input_scale is 0", values=True),
+    "input scale 0": Case(
+        with_value(f"{EXPERT}down_proj.input_scale", 0), f"{EXPERT}down_proj.input_scale is 0", values=True
+    ),
     "block scale NaN": Case(
-        with_byte(f"{EXPERT}gate_proj.weight_scale", 0x7F), f"{EXPERT}gate_proj.weight_scale has a block scale that is NaN", values=True
+        with_byte(f"{EXPERT}gate_proj.weight_scale", 0x7F),
+        f"{EXPERT}gate_proj.weight_scale has a block scale that is NaN",
+        values=True,
     ),
     "block scale negative": Case(
         with_byte("model.layers.3.self_attn.o_proj.weight_scale", 0xB8),
@@ -127,11 +149,14 @@ CASES = {
         values=True,
     ),
     "block scale 0": Case(with_byte("model.layers.3.self_attn.o_proj.weight_scale", 0), None),
-    "MTP norm infinite": Case(with_value("mtp.norm.weight", -math.inf), "mtp.norm.weight has a value that is -inf", MTP, values=True),
+    "MTP norm infinite": Case(
+        with_value("mtp.norm.weight", -math.inf), "mtp.norm.weight has a value that is -inf", MTP, values=True
+    ),
 }
 
 PROGRAM = """
 import json, sys, tempfile
+import torch
 from vllm.config import set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 from vllm.engine.arg_utils import EngineArgs
@@ -151,6 +176,8 @@ def configured(folder, speculative):
 for name, (folder, speculative) in given.items():
     out[name] = [rehearsal.in_child(configured(folder, speculative))]
 
+# As vLLM's worker for the CPU does.
+torch.accelerator.empty_cache = lambda: None
 init_distributed_environment(1, 0, "file://" + tempfile.mkdtemp() + "/store", 0, backend="gloo")
 started = False
 for name, (folder, speculative) in given.items():
@@ -174,7 +201,9 @@ json.dump(out, open(sys.argv[2], "w"))
 
 
 @pytest.fixture(scope="module")
-def said(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str | None, str | None]]:
+def said(
+    demo_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[str | None, str | None]]:
     """For each case what the headers and the load said."""
     if not any(point.name == "gb10" for point in entry_points(group="vllm.general_plugins")):
         pytest.skip("gb10 is not installed: its entry point vllm.general_plugins is missing")
@@ -203,7 +232,10 @@ def said(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return {name: (first, second) for name, (first, second) in json.loads((folder / "said.json").read_text()).items()}
+    return {
+        name: (first, second)
+        for name, (first, second) in json.loads((folder / "said.json").read_text()).items()
+    }
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -54,12 +54,20 @@ def test_parts_that_fit(specs: dict[str, tuple[str, tuple[int, ...]]]) -> None:
 @pytest.mark.parametrize(
     ("base", "changed", "message"),
     [
-        (MODELOPT, {"a.weight_scale": ("F8_E4M3", (16, 3))}, r"a.weight_scale has the shape \[16, 3\], but .* \[32, 3\]"),
+        (
+            MODELOPT,
+            {"a.weight_scale": ("F8_E4M3", (16, 3))},
+            r"a.weight_scale has the shape \[16, 3\], but .* \[32, 3\]",
+        ),
         (MODELOPT, {"a.weight_scale": ("F8_E4M3", (32, 6))}, r"a.weight_scale has the shape \[32, 6\]"),
         (MODELOPT, {"a.weight": ("U8", (32, 20))}, "rows of 40 values, which blocks of 16 do not divide"),
         (MODELOPT, {"a.weight": ("U8", (768,))}, "a.weight has the shape"),
-        (MODELOPT, {"a.weight_scale_2": ("F32", (32,))}, r"a.weight_scale_2 has the shape \[32\]; it must be one number"),
-        (MODELOPT, {"a.input_scale": ("I32", ())}, "a.input_scale is of type I32"),
+        (
+            MODELOPT,
+            {"a.weight_scale_2": ("F32", (32,))},
+            r"a.weight_scale_2 has the shape \[32\]; it must be one number",
+        ),
+        (MODELOPT, {"a.input_scale": ("U8", ())}, "a.input_scale is of type U8"),
         (COMPRESSED, {"a.weight_scale": ("F8_E4M3", (32, 1))}, r"needs \[32, 3\]"),
         (COMPRESSED, {"a.weight_global_scale": ("F32", (2,))}, "a.weight_global_scale has the shape"),
         (COMPRESSED, {"a.input_global_scale": ("U8", (1,))}, "a.input_global_scale is of type U8"),
@@ -85,7 +93,9 @@ def with_index(folder: Path, weight_map: object) -> Path:
 def test_an_index_that_names_what_its_shard_lacks(make_checkpoint: Make) -> None:
     file = "model.safetensors"
     folder = with_index(make_checkpoint(), {"lm_head.weight": file, "model.norm.weight": file, "z": file})
-    with pytest.raises(UserError, match=r"model.safetensors has no model.norm.weight and 1 more, which .* index"):
+    with pytest.raises(
+        UserError, match=r"model.safetensors has no model.norm.weight and 1 more, which .* index"
+    ):
         inspect(folder, "m")
     # A tensor in a file that the index names counts even if it is not listed itself: vLLM reads whole files.
     found = inspect(with_index(folder, {}), "m")
@@ -94,10 +104,12 @@ def test_an_index_that_names_what_its_shard_lacks(make_checkpoint: Make) -> None
     assert [tensor.name for tensor in inspect(folder, "m").tensors] == ["lm_head.weight"]
 
 
-@pytest.mark.parametrize("weight_map", [[], "x", {"a": 1}, {"a": {"b": "c"}}, {"a": "model.safetensors", "b": None}])
+@pytest.mark.parametrize(
+    "weight_map", [[], "x", {"a": 1}, {"a": {"b": "c"}}, {"a": "model.safetensors", "b": None}]
+)
 def test_an_index_of_other_types(make_checkpoint: Make, weight_map: object) -> None:
     folder = with_index(make_checkpoint(), weight_map)
-    with pytest.raises(UserError, match="weights index .* fetch the checkpoint again") as caught:
+    with pytest.raises(UserError, match=r"weights index .* fetch the checkpoint again") as caught:
         inspect(folder, "m")
     assert "\n" not in str(caught.value)
 
@@ -170,14 +182,21 @@ def test_mtp_weights_in_a_file_that_the_index_does_not_name(make_checkpoint: Mak
     check_mtp(folder, found.text, found.tensors, MTP)
     with_index(folder, {"lm_head.weight": "model.safetensors"})
     found = inspect(folder, "m")
-    with pytest.raises(UserError, match=r"its weights \(mtp.fc.weight\) in mtp.safetensors, which its index") as caught:
+    with pytest.raises(
+        UserError, match=r"its weights \(mtp.fc.weight\) in mtp.safetensors, which its index"
+    ) as caught:
         check_mtp(folder, found.text, found.tensors, MTP)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "speculative",
-    [{"method": "ngram"}, {"method": "mtp", "model": "another"}, {"num_speculative_tokens": 2}, {"method": "eagle3"}],
+    [
+        {"method": "ngram"},
+        {"method": "mtp", "model": "another"},
+        {"num_speculative_tokens": 2},
+        {"method": "eagle3"},
+    ],
 )
 def test_other_drafts_need_no_mtp_weights(tmp_path: Path, speculative: dict[str, object]) -> None:
     check_mtp(tmp_path, {}, tensors({"a": ("BF16", (1,))}), speculative)

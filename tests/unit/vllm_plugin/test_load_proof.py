@@ -50,7 +50,10 @@ def test_gaps_are_exact(dtype: torch.dtype) -> None:
         item, start = storage.element_size(), region_of(whole).start
         unwritten = {
             number * item
-            for number in torch.arange(storage.numel()).as_strided(whole.shape, whole.stride(), whole.storage_offset()).flatten().tolist()
+            for number in torch.arange(storage.numel())
+            .as_strided(whole.shape, whole.stride(), whole.storage_offset())
+            .flatten()
+            .tolist()
             if not written.flatten()[number]
         }
         found = {start + at for first, last in left for at in range(first, last, item)}
@@ -141,13 +144,34 @@ def test_memory_that_nobody_wrote_is_known() -> None:
     for tensor in (raw, made, filled, moved, replaced):
         writes.watch(tensor)
     writes.forget_writes()
-    assert [writes.of(tensor)[0].raw for tensor in (raw, made, filled, moved, replaced)] == [True, False, False, True, True]
+    assert [writes.of(tensor)[0].raw for tensor in (raw, made, filled, moved, replaced)] == [
+        True,
+        False,
+        False,
+        True,
+        True,
+    ]
+
+
+def test_what_a_reader_of_files_has_filled_counts() -> None:
+    """It takes raw memory and fills it without torch."""
+    weight, writes = W.clone(), Writes()
+    writes.watch(weight)
+    with writes:
+        read = torch.empty(4, 6)
+        weight.copy_(read)
+        assert writes.of(weight)[0].regions == {}
+        writes.filled(read)
+        weight.copy_(read)
+    assert list(writes.of(weight)[0].regions) == [region_of(weight)]
 
 
 # Four experts of two halves in two layers, as vLLM's w13_weight has them; [4, 4, 2] bytes.
 def experts(layer: int, without: Iterable[tuple[int, str]] = ()) -> Filled:
     regions = {
-        coverage.Region(100 + expert * 8 + half * 4, 4): f"model.layers.{layer}.mlp.experts.{expert}.{name}.weight"
+        coverage.Region(
+            100 + expert * 8 + half * 4, 4
+        ): f"model.layers.{layer}.mlp.experts.{expert}.{name}.weight"
         for expert in range(4)
         for half, name in enumerate(("gate_proj", "up_proj"))
         if (expert, name) not in set(without)
@@ -170,7 +194,9 @@ def test_a_missing_layer_is_named_after_another_one() -> None:
         return Filled(f"model.layers.{layer}.self_attn.qkv_proj.weight", 0, 12, 1, regions)
 
     parts = {"q": coverage.Region(0, 8), "k": coverage.Region(8, 2), "v": coverage.Region(10, 2)}
-    whole = attention(3, {one: f"language_model.layers.3.self_attn.{name}_proj.weight" for name, one in parts.items()})
+    whole = attention(
+        3, {one: f"language_model.layers.3.self_attn.{name}_proj.weight" for name, one in parts.items()}
+    )
     part = attention(11, {parts["q"]: "language_model.layers.11.self_attn.q_proj.weight"})
     wanted = [f"language_model.layers.11.self_attn.{name}_proj.weight" for name in "kv"]
     assert list(missing(part, (8, 12), [whole, part], ())) == wanted
@@ -211,7 +237,9 @@ def poked(value: float, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
         ("weight", torch.tensor([1.0, math.inf]).to(torch.float8_e5m2), 1, "has a value that is not finite"),
     ],
 )
-def test_values_that_cannot_be_computed_with(leaf: str, parameter: torch.Tensor, element: int, text: str) -> None:
+def test_values_that_cannot_be_computed_with(
+    leaf: str, parameter: torch.Tensor, element: int, text: str
+) -> None:
     assert values.fault(leaf, parameter) == values.Fault(element, text)
 
 

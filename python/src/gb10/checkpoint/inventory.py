@@ -17,6 +17,7 @@ _BLOCK = 16
 """`gb10.nvfp4.BLOCK_SIZE`, whose module imports torch; a start does without."""
 
 _GLOBAL = ("weight_scale_2", "weight_global_scale", "input_scale", "input_global_scale")
+_ONE = ((), (1,))
 _FLOATS = ("F16", "BF16", "F32", "F64")
 _MTP_NAME = re.compile(r"(^|[._])(mtp|nextn)")
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -60,11 +61,11 @@ def quantised_parts(tensors: Iterable[Tensor]) -> list[str]:
                 found.append(text)
         elif leaf in _GLOBAL:
             weight = named.get(f"{base}.weight") or named.get(f"{base}.weight_packed")
+            packed = weight is not None and weight.dtype == "U8" and len(weight.shape) == 2
             if tensor.dtype not in _FLOATS:
                 found.append(f"{name} is of type {tensor.dtype}; a scale must be F32")
-            elif weight is not None and weight.dtype == "U8" and len(weight.shape) == 2:
-                if len(tensor.shape) > 1 or tensor.shape not in ((), (1,)):
-                    found.append(f"{name} has the shape {_shape(tensor)}; it must be one number")
+            elif packed and tensor.shape not in _ONE:
+                found.append(f"{name} has the shape {_shape(tensor)}; it must be one number")
     return found
 
 

@@ -143,7 +143,11 @@ Test: tests/unit/vllm_plugin/test_load_proof.py, tests/e2e/test_incomplete.py
 Remove when: vLLM refuses a parameter that was not written whole, quantised models too.
 """,
         (
-            Need(f"{_LOADER}.base_loader", "BaseModelLoader.load_model", "self, vllm_config, model_config, prefix"),
+            Need(
+                f"{_LOADER}.base_loader",
+                "BaseModelLoader.load_model",
+                "self, vllm_config, model_config, prefix",
+            ),
             Need(f"{_LOADER}.base_loader", "BaseModelLoader.create_model"),
             Need(f"{_LOADER}.base_loader", "BaseModelLoader.load_weights", "self, model, model_config"),
             Need(f"{_LOADER}.default_loader", "_CONFIG_BUILT_PARAMS"),

@@ -22,7 +22,7 @@ class Region:
 
 
 def region(offset: int, shape: Sequence[int], strides: Sequence[int], item: int) -> Region | None:
-    """The bytes of a view; ``offset`` and ``strides`` count elements of ``item`` bytes. None for an empty one.
+    """The bytes of a view; ``offset`` and ``strides`` count elements of ``item`` bytes. None for an empty.
 
     Neighbouring dimensions are merged, so that views of the same bytes give the same region.
     """

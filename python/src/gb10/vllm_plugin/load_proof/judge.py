@@ -180,9 +180,7 @@ class Parameters:
         return [name for name in names if name not in self.names]
 
 
-def _is_padding(
-    module: Any, parameter: Any, name: str, left: list[tuple[int, int]], raw: bool
-) -> bool:
+def _is_padding(module: Any, parameter: Any, name: str, left: list[tuple[int, int]], raw: bool) -> bool:
     """Whether what was left unwritten is there to round a size up.
 
     Its maker declares that, or it is the same for every expert, in memory that was zeroed or in a layer

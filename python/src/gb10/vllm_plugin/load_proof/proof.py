@@ -50,6 +50,7 @@ class LoadProof:
 
     def _named(self, weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in weights:
+            self.writes.filled(tensor)
             self.writes.writer = name
             self._names.add(name)
             yield name, tensor

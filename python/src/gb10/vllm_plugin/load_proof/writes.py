@@ -68,6 +68,11 @@ class Writes(TorchDispatchMode):
         if (at := place(tensor)) is not None and at[0] not in self.storages:
             self.storages[at[0]] = Storage(StorageWeakRef(tensor.untyped_storage()), raw=False)
 
+    def filled(self, tensor: torch.Tensor) -> None:
+        """``tensor`` has content, however it got there: readers of files fill memory without torch."""
+        if (at := place(tensor)) is not None and at[0] in self.storages:
+            self.storages[at[0]].raw = False
+
     def forget_writes(self) -> None:
         """Start anew: only what is written from here on counts. What was raw and untouched stays raw."""
         for storage in self.storages.values():
@@ -104,7 +109,12 @@ class Writes(TorchDispatchMode):
     ) -> Any:
         named = kwargs or {}
         allocates, written = self._role(func)
-        result = func(*args, **named)
+        if func is torch.ops.aten.copy_.default and args[1].is_meta and not args[0].is_meta:
+            # A rehearsal has no values, and some parameters are made on the device whatever is asked for.
+            args[1].expand(args[0].shape)
+            result = args[0]
+        else:
+            result = func(*args, **named)
         if allocates:
             if (at := place(result)) is not None:
                 self.storages[at[0]] = Storage(StorageWeakRef(result.untyped_storage()), raw=True)
