@@ -10,13 +10,19 @@ from torch import nn
 
 from gb10.vllm_plugin.load_proof import coverage, values
 from gb10.vllm_plugin.load_proof.names import Filled, missing
-from gb10.vllm_plugin.load_proof.writes import Writes, place
+from gb10.vllm_plugin.load_proof.writes import Storage, Writes, place
 
 
 def region_of(tensor: torch.Tensor) -> coverage.Region:
     found = place(tensor)
     assert found is not None
     return found[1]
+
+
+def record(writes: Writes, tensor: torch.Tensor) -> Storage:
+    found = writes.of(tensor)
+    assert found is not None
+    return found[0]
 
 
 def views(base: torch.Tensor, chance: random.Random) -> torch.Tensor:
@@ -74,9 +80,7 @@ def recorded(act: Callable[[], object], *tensors: torch.Tensor) -> list[bool]:
         act()
     found = []
     for tensor in tensors:
-        record = writes.of(tensor)
-        assert record is not None
-        found.append(not coverage.gaps(record[1], record[0].regions))
+        found.append(not coverage.gaps(region_of(tensor), record(writes, tensor).regions))
     return found
 
 
@@ -144,7 +148,7 @@ def test_memory_that_nobody_wrote_is_known() -> None:
     for tensor in (raw, made, filled, moved, replaced):
         writes.watch(tensor)
     writes.forget_writes()
-    assert [writes.of(tensor)[0].raw for tensor in (raw, made, filled, moved, replaced)] == [
+    assert [record(writes, tensor).raw for tensor in (raw, made, filled, moved, replaced)] == [
         True,
         False,
         False,
@@ -160,10 +164,10 @@ def test_what_a_reader_of_files_has_filled_counts() -> None:
     with writes:
         read = torch.empty(4, 6)
         weight.copy_(read)
-        assert writes.of(weight)[0].regions == {}
+        assert record(writes, weight).regions == {}
         writes.filled(read)
         weight.copy_(read)
-    assert list(writes.of(weight)[0].regions) == [region_of(weight)]
+    assert list(record(writes, weight).regions) == [region_of(weight)]
 
 
 # Four experts of two halves in two layers, as vLLM's w13_weight has them; [4, 4, 2] bytes.
@@ -298,7 +302,7 @@ class Model(nn.Module):
             parts = name.split(".")
             if parts[0] == "layers":
                 half = {"a": 0, "b": 2}[parts[2]]
-                self.layers[int(parts[1])].both.data[half : half + 2].copy_(tensor)
+                self.get_parameter(f"layers.{parts[1]}.both").data[half : half + 2].copy_(tensor)
                 loaded.add(f"layers.{parts[1]}.both")
             else:
                 getattr(self, parts[0]).data.copy_(tensor)
@@ -316,10 +320,14 @@ def judged() -> Iterator[Callable[[dict[str, torch.Tensor]], None]]:
     pytest.importorskip("vllm", reason="vLLM is not installed")
     from gb10.vllm_plugin.load_proof.proof import LoadProof
 
+    def load(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+        assert callable(model.load_weights)
+        model.load_weights(iter(tensors.items()))
+
     def judge(tensors: dict[str, torch.Tensor]) -> None:
         proof = LoadProof()
         model = proof.build(Model)
-        proof.judge(proof.load(model, lambda: model.load_weights(iter(tensors.items())) and None))
+        proof.judge(proof.load(model, lambda: load(model, tensors)))
         assert "load_weights" not in model.__dict__
 
     yield judge
@@ -386,7 +394,7 @@ def _experts(raw: bool, rounded: bool, act_and_mul: bool = True) -> tuple[nn.Mod
     proof = LoadProof()
     model = proof.build(Experts)
     model.__dict__["proof"] = proof
-    return model, model.w13_weight.data
+    return model, model.get_parameter("w13_weight").data
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ def region(offset: int, shape: Sequence[int], strides: Sequence[int], item: int)
         return None
     # A stride of 0 reads the same bytes again.
     dimensions = sorted((s * item, n) for n, s in zip(shape, strides, strict=True) if n > 1 and s > 0)
-    run, outer = item, []
+    run = item
+    outer: list[tuple[int, int]] = []
     for stride, count in dimensions:
         if stride == run and not outer:
             run *= count

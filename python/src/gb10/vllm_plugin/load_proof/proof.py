@@ -49,7 +49,7 @@ class LoadProof:
         return model
 
     def _named(self, weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, tensor in weights:
+        for name, tensor in self.writes.unwatched(iter(weights)):
             self.writes.filled(tensor)
             self.writes.writer = name
             self._names.add(name)

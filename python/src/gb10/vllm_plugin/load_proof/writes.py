@@ -6,13 +6,13 @@ read or compared: there is no poison that a weight could equal by chance, and pa
 that could serve as one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
 
 from gb10.vllm_plugin.load_proof.coverage import Region, region
 
@@ -33,6 +33,13 @@ _OVERWRITE = frozenset(
 and are no proof. The indexed ones count as writing all of their argument, which is more than they do; no
 loader of vLLM 0.32.0 uses them."""
 
+_Role = tuple[bool, tuple[tuple[int, str], ...]]
+"""It allocates raw memory; positions and names of the arguments that it overwrites."""
+
+_NOTHING: _Role = (False, ())
+_END = object()
+_T = TypeVar("_T")
+
 
 @dataclass
 class Storage:
@@ -50,23 +57,28 @@ def place(tensor: torch.Tensor) -> tuple[int, Region] | None:
     except (NotImplementedError, RuntimeError, ValueError):
         # Sparse tensors, wrapper subclasses, parameters that have no shape yet.
         return None
-    bytes_ = region(tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.element_size())
+    bytes_ = region(int(tensor.storage_offset()), tensor.shape, tensor.stride(), tensor.element_size())
     return None if bytes_ is None else (storage._cdata, bytes_)
+
+
+def _weak(tensor: torch.Tensor) -> StorageWeakRef:
+    """While it lives, no other storage has the same number."""
+    return StorageWeakRef(tensor.untyped_storage())
 
 
 class Writes(TorchDispatchMode):
     """While it is active it records. ``writer`` is the checkpoint's tensor that is being loaded, if known."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.writer: str | None = None
         self.storages: dict[int, Storage] = {}
-        self._roles: dict[Any, tuple[bool, tuple[tuple[int, str], ...]]] = {}
+        self._roles: dict[Any, _Role] = {}
 
     def watch(self, tensor: torch.Tensor) -> None:
         """Record writes to the storage of ``tensor``, which has its content already."""
         if (at := place(tensor)) is not None and at[0] not in self.storages:
-            self.storages[at[0]] = Storage(StorageWeakRef(tensor.untyped_storage()), raw=False)
+            self.storages[at[0]] = Storage(_weak(tensor), raw=False)
 
     def filled(self, tensor: torch.Tensor) -> None:
         """``tensor`` has content, however it got there: readers of files fill memory without torch."""
@@ -85,20 +97,34 @@ class Writes(TorchDispatchMode):
         storage = None if at is None else self.storages.get(at[0])
         return None if at is None or storage is None else (storage, at[1])
 
-    def _role(self, operation: Any) -> tuple[bool, tuple[tuple[int, str], ...]]:
-        """(it allocates raw memory, positions and names of the arguments that it overwrites)."""
-        if operation not in self._roles:
-            schema = operation._schema
-            written = tuple(
-                (number, argument.name)
-                for number, argument in enumerate(schema.arguments)
-                if argument.alias_info is not None and argument.alias_info.is_write
-            )
-            in_place = schema.name.startswith("aten::") and schema.name.endswith("_")
-            if in_place and schema.name.replace("_foreach_", "") not in _OVERWRITE:
-                written = ()
-            self._roles[operation] = (schema.name in _ALLOCATE, written)
-        return self._roles[operation]
+    def _role(self, operation: Any) -> _Role:
+        """What an operation that was not seen before does."""
+        schema = operation._schema
+        written = tuple(
+            (number, argument.name)
+            for number, argument in enumerate(schema.arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        )
+        in_place = schema.name.startswith("aten::") and schema.name.endswith("_")
+        if in_place and schema.name.replace("_foreach_", "") not in _OVERWRITE:
+            written = ()
+        allocates = schema.name in _ALLOCATE
+        role = self._roles[operation] = (allocates, written) if allocates or written else _NOTHING
+        return role
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch puts a wrapper around each call otherwise, which costs more than all that is done here."""
+        return False
+
+    def unwatched(self, source: Iterator[_T]) -> Iterator[_T]:
+        """The items of ``source``; what it does to make them is not looked at."""
+        while True:
+            with _pop_mode_temporarily():
+                item = next(source, _END)
+            if item is _END:
+                return
+            yield item  # type: ignore[misc]
 
     def __torch_dispatch__(
         self,
@@ -108,7 +134,10 @@ class Writes(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         named = kwargs or {}
-        allocates, written = self._role(func)
+        role = self._roles.get(func) or self._role(func)
+        if role is _NOTHING:
+            return func(*args, **named)
+        allocates, written = role
         if func is torch.ops.aten.copy_.default and args[1].is_meta and not args[0].is_meta:
             # A rehearsal has no values, and some parameters are made on the device whatever is asked for.
             args[1].expand(args[0].shape)
@@ -117,7 +146,7 @@ class Writes(TorchDispatchMode):
             result = func(*args, **named)
         if allocates:
             if (at := place(result)) is not None:
-                self.storages[at[0]] = Storage(StorageWeakRef(result.untyped_storage()), raw=True)
+                self.storages[at[0]] = Storage(_weak(result), raw=True)
         elif written and not self._copies_nothing(func, args):
             for number, name in written:
                 given = args[number] if number < len(args) else named.get(name)
