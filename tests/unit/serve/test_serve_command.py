@@ -25,6 +25,7 @@ H200 = Gpu("NVIDIA H200", (9, 0), 141 * GIB, unified=False)
 Make = Callable[..., Path]
 Plan = Callable[..., command.Plan]
 NVFP4 = {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}, "num_experts": 512}
+WITH_MTP = {"lm_head.weight": ("BF16", (8, 64)), "mtp.fc.weight": ("BF16", (8, 64))}
 DRAFTS = ("--speculative-config", '{"method": "mtp", "num_speculative_tokens": 2}')
 
 
@@ -40,7 +41,7 @@ def plan(make_checkpoint: Make, clean_environment: pytest.MonkeyPatch) -> Plan:
         demo: bool = False,
         **made: object,
     ) -> command.Plan:
-        folder = make_checkpoint(**made)
+        folder = make_checkpoint(**{"tensors": WITH_MTP, **made})
         settings = parse([str(folder), *argv], dict(os.environ))
         return command.build(settings, locate(str(folder)), gpus, flashinfer=flashinfer, demo=demo)
 
@@ -142,6 +143,11 @@ def test_mtp_leaves_prefix_caching_alone(plan: Plan, config: list[str]) -> None:
     """patches/vllm/0004 makes both work together on the CPU."""
     assert not any("prefix-caching" in argument for argument in plan(config).arguments)
     assert "--enable-prefix-caching" in plan([*config, "--enable-prefix-caching"], name="both").arguments
+
+
+def test_mtp_of_a_checkpoint_without_its_weights_is_refused(plan: Plan) -> None:
+    with pytest.raises(UserError, match=r"has no MTP weights \(mtp.*leave out --speculative-config"):
+        plan(MTP, tensors={"lm_head.weight": ("BF16", (8, 64))})
 
 
 @pytest.mark.parametrize("text", ["{method:mtp}", "[1]", "'{\"method\":1}'"])

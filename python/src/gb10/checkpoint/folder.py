@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gb10.checkpoint.headers import Incomplete, Tensor, read_json, read_weights, readable
+from gb10.checkpoint.inventory import check_parts
 from gb10.errors import UserError
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
@@ -125,6 +126,7 @@ def inspect(folder: Path, name: str, *, weights: bool = True, tokenizer: bool = 
                 f"checkpoint {folder} has a config.json and no weights (*.safetensors); fetch it again"
             )
         tensors = read_weights(folder)
+        check_parts(folder, tensors)
     if tokenizer and not holds(*_TOKENIZERS):
         raise Incomplete(
             f"checkpoint {folder} has no tokenizer (tokenizer.json); add it or give --tokenizer NAME"

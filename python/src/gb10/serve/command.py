@@ -9,6 +9,7 @@ from pathlib import Path
 from gb10 import routing
 from gb10.checkpoint import input_scales, size
 from gb10.checkpoint.folder import Checkpoint
+from gb10.checkpoint.inventory import check_mtp
 from gb10.errors import UserError
 from gb10.machine import memory
 from gb10.machine.gpu import Gpu
@@ -71,7 +72,7 @@ class Plan:
         return words
 
 
-def _check_speculative_config(settings: Settings) -> None:
+def _check_speculative_config(settings: Settings, checkpoint: Checkpoint) -> None:
     name, text = "--speculative-config", settings.speculative_config
     if text is None:
         return
@@ -84,6 +85,8 @@ def _check_speculative_config(settings: Settings) -> None:
         ) from None
     if not isinstance(config, dict):
         raise UserError(f"{name} is not a JSON object: {text}")
+    if checkpoint.folder is not None and checkpoint.tensors:
+        check_mtp(checkpoint.folder, checkpoint.text, checkpoint.tensors, config)
 
 
 def _check_draft_vocabulary(settings: Settings, checkpoint: Checkpoint) -> None:
@@ -317,7 +320,7 @@ def build(
     ranks = settings.tensor_parallel_size or 1
     if gpus and ranks > len(gpus):
         raise UserError(f"--tensor-parallel-size {ranks} needs {ranks} GPUs and {len(gpus)} can be seen")
-    _check_speculative_config(settings)
+    _check_speculative_config(settings, checkpoint)
     _check_draft_vocabulary(settings, checkpoint)
     free = free or memory.available()
     settings.settle(Origin.DEFAULT, served_model_name="gb10-demo" if demo else checkpoint.label)

@@ -1,15 +1,13 @@
-"""NVFP4 for vLLM's CPU platform; right scales and a reduced draft vocabulary on every platform.
+"""NVFP4 for vLLM's CPU platform; on all a proof of each load, right scales, a reduced draft vocabulary.
 
 vLLM calls `register` in each of its processes, through the entry point group `vllm.general_plugins`. It
-swallows what goes wrong while this module is imported, so here is nothing but the function. On a GPU, without
-a draft vocabulary, nothing changes but how NVFP4 layers are loaded. `patches` is the table of all that
-changes in vLLM.
+swallows what goes wrong while this module is imported, so here is nothing but the function. `patches` is the
+table of all that changes in vLLM.
 """
 
 
 def register() -> None:
-    """Make NVFP4 linear and MoE layers available on vLLM's CPU platform; on all platforms keep the scales of
-    fused NVFP4 layers apart, and know GB10_DRAFT_VOCABULARY.
+    """Make NVFP4 linear and MoE layers available on vLLM's CPU platform, the rest on all.
 
     It may be called many times, in many processes.
 

@@ -41,6 +41,7 @@ _COMPRESSED_LINEAR = f"{_COMPRESSED}.schemes.compressed_tensors_w4a4_nvfp4"
 _COMPRESSED_MOE = f"{_COMPRESSED}.compressed_tensors_moe.compressed_tensors_moe_w4a4_nvfp4"
 _QUARK = f"{_LAYERS}.quantization.quark"
 _PROCESS = "process_weights_after_loading"
+_LOADER = "vllm.model_executor.model_loader"
 _MTP = "vllm.model_executor.models.qwen3_next_mtp"
 
 PATCHES = (
@@ -176,6 +177,34 @@ Test: tests/unit/vllm_plugin/test_register.py
 Remove when: vLLM's key has a part for plug-ins.
 """,
         (Need("vllm.envs", "environment_variables"),),
+    ),
+    Patch(
+        "load",
+        "gb10.vllm_plugin.load_proof",
+        """
+Symptom: a checkpoint without lm_head, model.norm, one of q/k/v or one expert's tensors is served, and answers
+  out of memory that nobody wrote. With MTP asked for and no weights for it, no draft is ever accepted.
+Evidence: DefaultModelLoader.track_weights_loading is off for quantised models and knows whole parameters
+  only: one of the parts of a fused parameter counts as all. NaN and zero scales are not looked for either.
+Upstream: https://github.com/vllm-project/vllm/pull/57108 (whole parameters)
+Test: tests/unit/vllm_plugin/test_load_proof.py, tests/e2e/test_incomplete.py
+Remove when: vLLM refuses a parameter that was not written whole, quantised models too.
+""",
+        (
+            Need(
+                f"{_LOADER}.base_loader",
+                "BaseModelLoader.load_model",
+                "self, vllm_config, model_config, prefix",
+            ),
+            Need(f"{_LOADER}.base_loader", "BaseModelLoader.create_model"),
+            Need(f"{_LOADER}.base_loader", "BaseModelLoader.load_weights", "self, model, model_config"),
+            Need(f"{_LOADER}.default_loader", "_CONFIG_BUILT_PARAMS"),
+            Need(f"{_LOADER}.reload.meta", "SKIP_LOAD_TENSORS"),
+            Need(f"{_LAYERS}.fused_moe.routed_experts", "RoutedExperts"),
+            Need(f"{_LAYERS}.quantization.kv_cache", "BaseKVCacheMethod"),
+            Need(f"{_LAYERS}.quantization.kv_cache", "KVCacheScaleParameter"),
+            Need(f"{_LAYERS}.vocab_parallel_embedding", "VocabParallelEmbedding"),
+        ),
     ),
     Patch(
         "draft",

@@ -1,0 +1,219 @@
+"""A load without weights: vLLM's own model and loader on torch's meta device, fed with the headers.
+
+It shows before the start what the proof of a load would show after minutes: tensors that are missing, and
+shapes that do not fit. It runs in a child of a process that has imported vLLM, so nothing of it stays.
+"""
+
+import dataclasses
+import os
+import re
+import signal
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from gb10.checkpoint.headers import Tensor, read_header
+
+SECONDS = 20
+"""How long a start waits for this at most; then the load itself tells."""
+
+_SINGLE: dict[str, Any] = {
+    "tensor_parallel_size": 1,
+    "pipeline_parallel_size": 1,
+    "data_parallel_size": 1,
+    "enable_expert_parallel": False,
+    "enable_eplb": False,
+}
+"""Settings of vLLM's ParallelConfig with which one process holds the whole model."""
+
+_SHARES = ("mtp", "eagle", "eagle3")
+"""Methods whose draft model this rehearses: that of vLLM's base proposer."""
+
+_EXPERT = re.compile(r"(.*\bexperts\.)(\d+)(\..+)")
+
+
+class CannotTell(Exception):
+    """The headers alone do not show whether this model can be loaded."""
+
+
+def _of_first_expert(tensors: Sequence[Tensor]) -> tuple[list[Tensor], int]:
+    """The tensors without those of experts that are just like expert 0, and how many experts there are.
+
+    A model of 512 experts has 300 000 tensors, and only the first expert's say something new. Where experts
+    differ, or one lacks a tensor, all are kept and the number is 1.
+    """
+    groups: defaultdict[tuple[str, str], dict[int, Tensor]] = defaultdict(dict)
+    for tensor in tensors:
+        if (found := _EXPERT.fullmatch(tensor.name)) is not None:
+            groups[found[1], found[3]][int(found[2])] = tensor
+    count = max((len(group) for group in groups.values()), default=1)
+    for group in groups.values():
+        shapes = {(tensor.dtype, tensor.shape) for tensor in group.values()}
+        if set(group) != set(range(count)) or len(shapes) > 1:
+            return list(tensors), 1
+    first = [t for t in tensors if (found := _EXPERT.fullmatch(t.name)) is None or int(found[2]) == 0]
+    return first, count
+
+
+class Headers:
+    """Stands in for the functions of vLLM that read weights. ``experts``: for how many expert 0 stands."""
+
+    def __init__(self) -> None:
+        self.experts = 1
+        self.last: Tensor | None = None
+
+    def tensors(self, files: Iterable[str], *_: Any, **__: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and an empty tensor of the meta device for each tensor of safetensors ``files``."""
+        from safetensors.torch import _TYPES
+
+        listed = [tensor for file in sorted(files) for tensor in read_header(Path(file))]
+        listed, self.experts = _of_first_expert(listed)
+        for tensor in listed:
+            if tensor.dtype not in _TYPES:
+                raise CannotTell(f"torch has no type {tensor.dtype}")
+            self.last = tensor
+            yield tensor.name, torch.empty(tensor.shape, dtype=_TYPES[tensor.dtype], device="meta")
+
+    def refuse(self, *_: Any, **__: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """For files that have no header to read."""
+        raise CannotTell("the weights are not in safetensors files")
+
+
+def _loader(load_config: Any, headers: Headers) -> Any:
+    from vllm.model_executor.model_loader import default_loader, get_model_loader
+
+    loader = get_model_loader(load_config)
+    if type(loader) is not default_loader.DefaultModelLoader:
+        raise CannotTell(f"{type(loader).__name__} does not read a checkpoint's files as they are")
+    for name in list(vars(default_loader)):
+        if name.endswith("_weights_iterator"):
+            setattr(default_loader, name, headers.tensors if "tensor" in name else headers.refuse)
+    loader.enable_weights_track = False
+    return loader
+
+
+def _spread(parameters: Any, experts: int) -> None:
+    """Count what expert 0 wrote as written by all experts."""
+    from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+
+    for module in parameters.model.modules():
+        for parameter in module.parameters(recurse=False) if isinstance(module, RoutedExperts) else ():
+            if (found := parameters.writes.of(parameter)) is None or not found[0].regions:
+                continue
+            storage, whole = found
+            if parameter.shape[0] != experts:
+                raise CannotTell(f"{parameter.shape[0]} experts in the model, {experts} in the checkpoint")
+            step = (whole.end - whole.start) // experts
+            for one, writer in list(storage.regions.items()):
+                if writer is not None and _EXPERT.fullmatch(writer) and one.end <= whole.start + step:
+                    for number in range(1, experts):
+                        storage.regions[dataclasses.replace(one, start=one.start + number * step)] = writer
+
+
+def _misfit(error: Exception, last: Tensor | None) -> str | None:
+    """The line for an error of a loader that the real weights would bring too; None for any other error."""
+    text = str(error)
+    shapes = isinstance(error, RuntimeError) and ("must match" in text or "size of tensor" in text)
+    if last is None or not (shapes or isinstance(error, AssertionError | ValueError | KeyError)):
+        return None
+    if "meta" in text:
+        return None
+    lines = text.strip().splitlines()
+    reason = f": {lines[0][:200]}" if lines else ""
+    shape = ", ".join(map(str, last.shape))
+    return f"vLLM cannot load {last.name} ({last.dtype}, [{shape}]){reason}; fetch the checkpoint again"
+
+
+def _load(vllm_config: Any, model_config: Any, load_config: Any, method: str | None) -> str | None:
+    """The line for what one model lacks, or None."""
+    from vllm.utils.torch_utils import set_default_torch_dtype
+
+    from gb10.vllm_plugin.load_proof.proof import LoadProof, gap_message
+
+    if not Path(model_config.model).is_dir():
+        raise CannotTell("vLLM would fetch the weights first")
+    headers = Headers()
+    loader = _loader(load_config, headers)
+    proof = LoadProof(method)
+    with set_default_torch_dtype(model_config.dtype), torch.device("meta"):
+        model = proof.build(lambda: loader.create_model(vllm_config=vllm_config, model_config=model_config))
+        try:
+            parameters = proof.load(model, lambda: loader.load_weights(model, model_config))
+        except Exception as error:
+            return _misfit(error, headers.last)
+    if headers.experts > 1:
+        _spread(parameters, headers.experts)
+    gaps = parameters.find()
+    return gap_message(gaps, method) if gaps else None
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """Process groups of this process alone, which vLLM's layers ask for their rank."""
+    from vllm.distributed import init_distributed_environment, initialize_model_parallel
+
+    with tempfile.TemporaryDirectory(prefix="gb10-") as folder:
+        init_distributed_environment(1, 0, f"file://{folder}/store", 0, backend="gloo")
+        initialize_model_parallel(backend="gloo")
+        yield
+
+
+def draft_config(vllm_config: Any) -> Any:
+    """The configuration that vLLM's base proposer makes for its draft model."""
+    from vllm.v1.spec_decode.llm_base_proposer import SpecDecodeBaseProposer
+
+    speculative = vllm_config.speculative_config
+    proposer: Any = SimpleNamespace(vllm_config=vllm_config, speculative_config=speculative)
+    return SpecDecodeBaseProposer._create_draft_vllm_config(proposer)
+
+
+def rehearse(vllm_config: Any) -> str | None:
+    """The line for what the checkpoint lacks, or None when nothing is known to be wrong.
+
+    Changes vLLM in this process, and the configuration; see `in_child`.
+    """
+    from vllm.config import replace, set_current_vllm_config
+    from vllm.model_executor.model_loader.utils import get_draft_load_config
+
+    parallel = vllm_config.parallel_config
+    if any(getattr(parallel, name) != value for name, value in _SINGLE.items()):
+        vllm_config = replace(vllm_config, parallel_config=replace(parallel, **_SINGLE))
+    with set_current_vllm_config(vllm_config), _one_process():
+        text = _load(vllm_config, vllm_config.model_config, vllm_config.load_config, None)
+        speculative = vllm_config.speculative_config
+        if text is not None or speculative is None or speculative.method not in _SHARES:
+            return text
+        config = draft_config(vllm_config)
+        draft = speculative.draft_model_config
+        return _load(config, draft, get_draft_load_config(config), str(speculative.method))
+
+
+def in_child(vllm_config: Any, seconds: int = SECONDS) -> str | None:
+    """`rehearse` in a forked child of this process, which must have no GPU in use; it is given ``seconds``.
+
+    None too where the child cannot tell: an error of its own, a model that does not build on the meta
+    device, too little time. Then the proof of the load decides.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(seconds)
+            silence = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(silence, 1)
+            os.dup2(silence, 2)
+            os.write(writing, (rehearse(vllm_config) or "").encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        text = pipe.read().decode(errors="replace")
+    os.waitpid(child, 0)
+    return text or None

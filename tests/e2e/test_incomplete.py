@@ -1,0 +1,262 @@
+"""Broken variants of the demo model: what the headers show, and what the proof of the load says.
+
+All in one process that loads the models and starts no engine.
+"""
+
+import importlib.util
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+
+Tensors = dict[str, torch.Tensor]
+Change = Callable[[Tensors], None]
+MTP = {"method": "mtp", "num_speculative_tokens": 1}
+EXPERT = "model.layers.2.mlp.experts.7."
+KEYS = "model.layers.3.self_attn.k_proj.weight"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A variant, and what must be said of it; None: nothing. ``values``: the headers cannot show it."""
+
+    change: Change
+    said: str | None
+    speculative: Mapping[str, object] | None = None
+    values: bool = False
+    config: Mapping[str, object] | None = None
+
+
+def without(*starts: str) -> Change:
+    def change(tensors: Tensors) -> None:
+        gone = [name for name in tensors if name.startswith(starts)]
+        assert gone
+        for name in gone:
+            del tensors[name]
+
+    return change
+
+
+def with_value(name: str, value: float) -> Change:
+    def change(tensors: Tensors) -> None:
+        tensors[name] = tensors[name].clone()
+        tensors[name].view(-1)[-1] = value
+
+    return change
+
+
+def with_byte(name: str, value: int) -> Change:
+    def change(tensors: Tensors) -> None:
+        tensors[name] = tensors[name].clone()
+        tensors[name].view(torch.uint8).view(-1)[-1] = value
+
+    return change
+
+
+def half(name: str) -> Change:
+    def change(tensors: Tensors) -> None:
+        tensors[name] = tensors[name][: len(tensors[name]) // 2].contiguous()
+
+    return change
+
+
+def nothing(_: Tensors) -> None:
+    return None
+
+
+CASES = {
+    "whole": Case(nothing, None),
+    "whole, with MTP": Case(nothing, None, MTP),
+    "no MTP weights, and none asked for": Case(without("mtp."), None),
+    "no input scale": Case(without(f"{EXPERT}up_proj.input_scale"), None),
+    "no head": Case(without("lm_head"), "no lm_head.weight, which the model needs"),
+    "no head, tied": Case(without("lm_head"), "no lm_head.weight", config={"tie_word_embeddings": True}),
+    "no norm": Case(without("model.norm"), "no model.norm.weight, which the model needs"),
+    "no embedding": Case(without("model.embed_tokens"), "no model.embed_tokens.weight, which"),
+    "no k_proj": Case(without(KEYS), f"no {KEYS}, which"),
+    "no gate of a shared expert": Case(
+        without("model.layers.1.mlp.shared_expert.gate_proj.weight_scale_2"),
+        "no model.layers.1.mlp.shared_expert.gate_proj.weight_scale_2, which",
+    ),
+    "no state decay": Case(
+        without("model.layers.0.linear_attn.A_log"), "no model.layers.0.linear_attn.A_log"
+    ),
+    "no expert": Case(without(EXPERT), rf"no {EXPERT}\w+.weight\w* and 8 more, which"),
+    "no expert weight": Case(
+        without(f"{EXPERT}down_proj.weight"), rf"no {EXPERT}down_proj.weight\w* and 2 more"
+    ),
+    "no expert block scales": Case(
+        without(f"{EXPERT}up_proj.weight_scale"), rf"no {EXPERT}up_proj.weight_scale"
+    ),
+    "no expert global scale": Case(
+        without(f"{EXPERT}gate_proj.weight_scale_2"), f"no {EXPERT}gate_proj.weight_scale_2, which"
+    ),
+    "no MTP weights": Case(
+        without("mtp."), r"which the draft model \(mtp\) needs; .*--speculative-config", MTP
+    ),
+    "no MTP k_proj": Case(
+        without("mtp.layers.0.self_attn.k_proj"),
+        r"no mtp.layers.0.self_attn.k_proj.weight, which the draft",
+        MTP,
+    ),
+    # `gb10 serve` says more of it before (tests/unit/checkpoint/test_inventory.py): vLLM takes what there is.
+    "half of the block scales": Case(
+        half(f"{EXPERT}up_proj.weight_scale"), r"no part of \S+w13_weight_scale, which"
+    ),
+    "embedding NaN": Case(
+        with_value("model.embed_tokens.weight", math.nan),
+        "model.embed_tokens.weight has a value that is nan",
+        values=True,
+    ),
+    "global scale infinite": Case(
+        with_value(f"{EXPERT}up_proj.weight_scale_2", math.inf),
+        f"{EXPERT}up_proj.weight_scale_2 has",
+        values=True,
+    ),
+    "global scale 0": Case(
+        with_value("model.layers.0.linear_attn.out_proj.weight_scale_2", 0),
+        "model.layers.0.linear_attn.out_proj.weight_scale_2 is 0; a scale must be positive",
+        values=True,
+    ),
+    "global scale negative": Case(
+        with_value(f"{EXPERT}down_proj.weight_scale_2", -1),
+        f"{EXPERT}down_proj.weight_scale_2 is -1",
+        values=True,
+    ),
+    "input scale 0": Case(
+        with_value(f"{EXPERT}down_proj.input_scale", 0), f"{EXPERT}down_proj.input_scale is 0", values=True
+    ),
+    "block scale NaN": Case(
+        with_byte(f"{EXPERT}gate_proj.weight_scale", 0x7F),
+        f"{EXPERT}gate_proj.weight_scale has a block scale that is NaN",
+        values=True,
+    ),
+    "block scale negative": Case(
+        with_byte("model.layers.3.self_attn.o_proj.weight_scale", 0xB8),
+        "model.layers.3.self_attn.o_proj.weight_scale has a negative block scale",
+        values=True,
+    ),
+    "block scale 0": Case(with_byte("model.layers.3.self_attn.o_proj.weight_scale", 0), None),
+    "MTP norm infinite": Case(
+        with_value("mtp.norm.weight", -math.inf), "mtp.norm.weight has a value that is -inf", MTP, values=True
+    ),
+}
+
+PROGRAM = """
+import json, sys, tempfile
+import torch
+from vllm.config import set_current_vllm_config
+from vllm.distributed import init_distributed_environment, initialize_model_parallel
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.model_loader import get_model
+from vllm.plugins import load_general_plugins
+
+load_general_plugins()
+from gb10.vllm_plugin.load_proof import rehearsal
+from gb10.vllm_plugin.refusal import Refused
+
+given, out = json.load(open(sys.argv[1])), {}
+
+def configured(folder, speculative):
+    return EngineArgs(model=folder, dtype="bfloat16", enforce_eager=True, max_model_len=512,
+                      speculative_config=speculative).create_engine_config()
+
+for name, (folder, speculative) in given.items():
+    out[name] = [rehearsal.in_child(configured(folder, speculative))]
+
+# As vLLM's worker for the CPU does.
+torch.accelerator.empty_cache = lambda: None
+init_distributed_environment(1, 0, "file://" + tempfile.mkdtemp() + "/store", 0, backend="gloo")
+started = False
+for name, (folder, speculative) in given.items():
+    config, said = configured(folder, speculative), None
+    try:
+        with set_current_vllm_config(config):
+            if not started:
+                initialize_model_parallel(backend="gloo")
+                started = True
+            get_model(vllm_config=config)
+            if speculative:
+                draft = rehearsal.draft_config(config)
+                get_model(vllm_config=draft, model_config=config.speculative_config.draft_model_config)
+    except Refused as error:
+        said = str(error)
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+    out[name].append(said)
+json.dump(out, open(sys.argv[2], "w"))
+"""
+
+
+@pytest.fixture(scope="module")
+def said(
+    demo_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[str | None, str | None]]:
+    """For each case what the headers and the load said."""
+    if not any(point.name == "gb10" for point in entry_points(group="vllm.general_plugins")):
+        pytest.skip("gb10 is not installed: its entry point vllm.general_plugins is missing")
+    folder = tmp_path_factory.mktemp("incomplete")
+    original = load_file(demo_model / "model.safetensors")
+    given = {}
+    for number, (name, case) in enumerate(CASES.items()):
+        variant = folder / str(number)
+        variant.mkdir()
+        for file in demo_model.iterdir():
+            if file.name not in ("model.safetensors", "config.json"):
+                (variant / file.name).symlink_to(file)
+        config = json.loads((demo_model / "config.json").read_text()) | dict(case.config or {})
+        (variant / "config.json").write_text(json.dumps(config))
+        tensors = dict(original)
+        case.change(tensors)
+        save_file(tensors, variant / "model.safetensors", metadata={"format": "pt"})
+        given[name] = (str(variant), case.speculative)
+    (folder / "given.json").write_text(json.dumps(given))
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(folder / "given.json"), str(folder / "said.json")],
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "TORCH_COMPILE_DISABLE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {
+        name: (first, second)
+        for name, (first, second) in json.loads((folder / "said.json").read_text()).items()
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_headers(said: dict[str, tuple[str | None, str | None]], name: str) -> None:
+    case = CASES[name]
+    headers, _ = said[name]
+    if case.said is None or case.values:
+        assert headers is None
+    else:
+        assert headers is not None
+        assert re.search(case.said, headers), headers
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_load(said: dict[str, tuple[str | None, str | None]], name: str) -> None:
+    case = CASES[name]
+    _, load = said[name]
+    if case.said is None:
+        assert load is None
+    else:
+        assert load is not None
+        assert load.startswith("gb10: refused: the checkpoint ")
+        assert "\n" not in load
+        assert re.search(case.said, load), load
