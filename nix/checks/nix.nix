@@ -36,6 +36,13 @@ in
         assert current_platform.is_cpu(), current_platform
         assert (torch.__version__, vllm.__version__) == ("2.13.0+cpu", "0.32.0"), (torch.__version__, vllm.__version__)
         ' 2>&1 | tee "$out"
+        # Its commands run nothing out of PYTHONPATH or the current folder; its python3 is the user's own.
+        mkdir hostile && cd hostile
+        echo 'open("mark", "w").close()' | tee sitecustomize.py > json.py
+        PYTHONPATH=$PWD ${pkgs.gb10.cpu-env}/bin/gb10 --version
+        [ ! -e mark ]
+        PYTHONPATH=$PWD ${pkgs.gb10.cpu-env}/bin/python3 -c ""
+        [ -e mark ]
       '';
 
   # Two rows of tests/nix/derivations, which compares derivations before and after a comment in a file: one in

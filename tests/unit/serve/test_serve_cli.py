@@ -124,11 +124,8 @@ class TestRefusals:
 
     def test_what_only_vllm_knows_is_refused_before_it_serves(self, make_checkpoint: Make) -> None:
         folder = str(make_checkpoint())
-        words = ("--dry-run", "--max-num-seq", "3", "--no-such=1")
-        error = refused(gb10("serve", folder, *words, GB10_PROFILE="cpu"))
+        error = refused(gb10("serve", folder, "--max-num-seq", "3", "--no-such=1", GB10_PROFILE="cpu"))
         assert "neither gb10 nor vLLM knows --no-such=1" in error
-        error = refused(gb10("serve", folder, "--hos", "0.0.0.0", GB10_PROFILE="cpu"))
-        assert "listening on 0.0.0.0 without an API key" in error
 
     def test_a_model_in_a_config_file(self, make_checkpoint: Make, tmp_path: Path) -> None:
         file = tmp_path / "c.yaml"

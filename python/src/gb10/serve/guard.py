@@ -18,9 +18,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
-MIDDLEWARE = "gb10.serve.guard.Guard"
-"""The value for vLLM's ``--middleware``."""
-
 _HEALTH = frozenset({"/health"})
 _METRICS = frozenset({"/metrics", "/metrics/"})
 _CLOSED = 1008
@@ -99,3 +96,7 @@ class Guard:
             ]
             await send({"type": f"{prefix}.response.start", "status": 401, "headers": headers})
             await send({"type": f"{prefix}.response.body", "body": body})
+
+
+MIDDLEWARE = f"{Guard.__module__}.{Guard.__qualname__}"
+"""The value for vLLM's ``--middleware``."""
