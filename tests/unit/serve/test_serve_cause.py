@@ -86,7 +86,7 @@ def test_what_the_compiler_says_comes_first() -> None:
         "BrokenPipeError: [Errno 32] Broken pipe",
         "EOFError",
         "asyncio.exceptions.CancelledError: cancelled",
-        "RuntimeError: Worker failed with error 'x', please check the stack trace above for the root cause",
+        "RuntimeError: Worker failed with error 'IndexError: list index out of range",
     ],
 )
 def test_a_consequence_counts_where_there_is_nothing_else(line: str) -> None:

@@ -28,7 +28,7 @@ _COMPILER = re.compile(r"\bfatal error: (?P<text>.+)")
 _COMPILER_HINT = "; install what it names (Python.h: Python's headers), or add --enforce-eager"
 _CONSEQUENCES = re.compile(
     r"Engine core initialization failed|See root cause|WorkerProc initialization failed|EngineDeadError|"
-    r"check the stack trace above|Executor failed|resource_tracker|"
+    r"Worker failed with error|Executor failed|resource_tracker|"
     r"^\s*(?:[\w.]*\.)?(BrokenPipe|Cancelled|ConnectionReset|EOF)Error\b|KeyboardInterrupt"
 )
 """Errors that only report another's end. They count where there is nothing else."""
