@@ -28,16 +28,21 @@ def wait_for(serve: Serve, done: Callable[[], object], what: str) -> None:
         time.sleep(0.02)
 
 
-def titled(serve: Serve, title: str) -> list[int]:
-    """Descendants whose title, which vLLM sets, has this in it."""
-    found = []
-    for pid in descendants(serve.process.pid):
+def worker(serve: Serve) -> int | None:
+    """vLLM's worker: the child of the engine core, the child of the API server, the child of the keeper.
+
+    Titles are no sign: setting one fails where the first variable of the environment was changed before.
+    """
+    line = [serve.process.pid]
+    for pid in sorted(descendants(serve.process.pid)):
         try:
-            if title in Path(f"/proc/{pid}/cmdline").read_text():
-                found.append(pid)
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+            tracker = b"resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
         except OSError:
             continue
-    return found
+        if parent == line[-1] and not tracker:
+            line.append(pid)
+    return line[4] if len(line) > 4 else None
 
 
 def leftovers(variables: dict[str, str]) -> list[Path]:
@@ -50,7 +55,7 @@ def test_sigkill_while_it_loads_and_the_port_meanwhile(
     variables = {**serve_variables, "TMPDIR": str(tmp_path)}
     serve = Serve((), variables)
     try:
-        wait_for(serve, lambda: titled(serve, "Worker"), "no worker")
+        wait_for(serve, lambda: worker(serve), "no worker")
         second = subprocess.run(
             [*command(), "--port", str(serve.port)],
             capture_output=True,
@@ -127,8 +132,11 @@ def take_terminal() -> None:
 def test_a_killed_worker_is_named(serve_variables: dict[str, str]) -> None:
     serve = Serve((), serve_variables)
     try:
-        wait_for(serve, lambda: titled(serve, "Worker"), "no worker")
-        os.kill(titled(serve, "Worker")[0], signal.SIGKILL)
+        wait_for(serve, lambda: worker(serve), "no worker")
+        time.sleep(0.5)
+        victim = worker(serve)
+        assert victim is not None
+        os.kill(victim, signal.SIGKILL)
         assert serve.process.wait(60) == 1
         deadline = time.monotonic() + 5
         while "error" not in serve.text and time.monotonic() < deadline:

@@ -80,13 +80,26 @@ def test_what_the_compiler_says_comes_first() -> None:
     assert "--enforce-eager" in error
 
 
+def test_a_header_that_torch_missed_explains_its_failure() -> None:
+    """Seen with a Python that has no headers: the compiler's own words are not in the log."""
+    warning = "/t/cpp_builder.py:1361: UserWarning: Can't find Python.h in /p/include/python3.11"
+    failed = (
+        CORE + "torch._inductor.exc.InductorError: ImportError: /t/x.main.so: cannot open shared object file"
+    )
+    error = last_error([warning, failed])
+    assert error is not None
+    assert error.startswith("torch.compile: Can't find Python.h in /p/include/python3.11; install ")
+    assert "x.main.so" in error
+    assert last_error([warning, "ValueError: x"]) == "ValueError: x"
+
+
 @pytest.mark.parametrize(
     "line",
     [
         "BrokenPipeError: [Errno 32] Broken pipe",
         "EOFError",
         "asyncio.exceptions.CancelledError: cancelled",
-        "RuntimeError: Worker failed with error 'x', please check the stack trace above for the root cause",
+        "RuntimeError: Worker failed with error 'IndexError: list index out of range",
     ],
 )
 def test_a_consequence_counts_where_there_is_nothing_else(line: str) -> None:

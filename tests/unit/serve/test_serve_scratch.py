@@ -11,6 +11,7 @@ import pytest
 
 from gb10.errors import UserError
 from gb10.serve import scratch
+from gb10.serve.environment import log_folder
 from gb10.serve.scratch import SOCKET_PATH_LIMIT, Scratch, clear_left_overs, open_log, usable_home
 
 
@@ -212,3 +213,11 @@ def test_a_home_that_cannot_be_written_keeps_its_models(
     assert usable_home({"XDG_CACHE_HOME": "/c"}) == {"HOME": made, "HF_HOME": "/c/huggingface"}
     monkeypatch.setenv("HOME", str(tmp_path))
     assert usable_home({}) == {}
+
+
+def test_a_user_without_a_home_has_no_folder_for_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", unknown)
+    assert log_folder({}) is None

@@ -206,6 +206,20 @@ def test_signal_asks_for_the_end(start: Start, number: signal.Signals) -> None:
     assert server.stopping == number
 
 
+def test_signals_that_come_together_are_one_and_a_later_one_kills(start: Start) -> None:
+    server = start(STUBBORN)
+    assert len(pids_of(server, 3)) == 3
+    server.handle_signals()
+    for _ in range(20):
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.6)
+    assert server.exit_code is None
+    for number in (signal.SIGINT, *[signal.SIGTERM] * 20):
+        os.kill(os.getpid(), number)
+    assert server._process.wait(3) == 128 + signal.SIGKILL
+    assert server.stopping == signal.SIGTERM
+
+
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
 def test_an_ignored_signal_stays_ignored(start: Start, number: signal.Signals) -> None:
     signal.signal(number, signal.SIG_IGN)

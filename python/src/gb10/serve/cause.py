@@ -26,9 +26,12 @@ _PLACE = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<fun
 _TRACE = re.compile(r'^\s*(Traceback|File ")')
 _COMPILER = re.compile(r"\bfatal error: (?P<text>.+)")
 _COMPILER_HINT = "; install what it names (Python.h: Python's headers), or add --enforce-eager"
+_NO_HEADER = re.compile(r"Can't find Python\.h in \S+")
+"""What torch.compile warns of, long before it fails."""
+
 _CONSEQUENCES = re.compile(
     r"Engine core initialization failed|See root cause|WorkerProc initialization failed|EngineDeadError|"
-    r"check the stack trace above|Executor failed|resource_tracker|"
+    r"Worker failed with error|Executor failed|resource_tracker|"
     r"^\s*(?:[\w.]*\.)?(BrokenPipe|Cancelled|ConnectionReset|EOF)Error\b|KeyboardInterrupt"
 )
 """Errors that only report another's end. They count where there is nothing else."""
@@ -70,6 +73,7 @@ def last_error(lines: Iterable[str]) -> str | None:
     found: str | None = None
     consequence: str | None = None
     compiler: str | None = None
+    header: re.Match[str] | None = None
     waiting = False
     place: re.Match[str] | None = None
     code = ""
@@ -80,6 +84,7 @@ def last_error(lines: Iterable[str]) -> str | None:
         waiting = False
         if compiled := _COMPILER.search(line):
             compiler = compiler or f"the compiler says: {compiled['text']}{_COMPILER_HINT}"
+        header = header or _NO_HEADER.search(line)
         if at := _PLACE.match(line):
             place, code = at, ""
             continue
@@ -101,6 +106,8 @@ def last_error(lines: Iterable[str]) -> str | None:
             continue
         found = told
         waiting = text == "" or text.endswith(":") or "validation error" in text
+    if header is not None and found is not None and found.startswith("InductorError"):
+        found = f"torch.compile: {header[0]}{_COMPILER_HINT} ({found})"
     chosen = compiler or found or consequence
     return None if chosen is None else _short(chosen)
 

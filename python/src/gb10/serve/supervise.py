@@ -32,6 +32,9 @@ _KILL_WAIT = 2.0
 _DEATH_WAIT = 8.0
 """Seconds in which a server whose engine is dead ends by itself: vLLM looks every 5 s."""
 
+_TOGETHER = 0.5
+"""Seconds in which a second signal is none of its own."""
+
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL = 0.2
 _TAIL = 2000
@@ -83,6 +86,7 @@ class Server:
         self._partial = b""
         self._offset = 0
         self._ready = False
+        self._asked = 0.0
         self._killed_before = memory.oom_kills()
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         clear_left_overs()
@@ -120,13 +124,16 @@ class Server:
     def handle_signals(self) -> None:
         """Let SIGTERM, SIGINT and SIGHUP ask for the end; a second one kills at once.
 
+        One that comes with the first is the same: who signals a process and its group sends two.
         One that was ignored when we started stays so: ``nohup gb10 serve &`` outlives its terminal.
         """
 
         def on_signal(number: int, _frame: FrameType | None) -> None:
-            if self.stopping is not None:
+            now = time.monotonic()
+            if self.stopping is None:
+                self.stopping, self._asked = number, now
+            elif now - self._asked > _TOGETHER:
                 self._cut()
-            self.stopping = number
 
         for number in _SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -219,9 +226,11 @@ class Server:
 
     def _cut(self) -> None:
         """Let the keeper kill everything."""
-        if self._lifeline >= 0:
-            os.close(self._lifeline)
-            self._lifeline = -1
+        end, self._lifeline = self._lifeline, -1
+        # A signal may come in between, and close it.
+        with contextlib.suppress(OSError):
+            if end >= 0:
+                os.close(end)
 
     def _kill(self, *, trackers: bool) -> None:
         for pid in family(self._process.pid):
