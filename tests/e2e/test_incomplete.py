@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import command, free_port
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
@@ -200,6 +201,20 @@ json.dump(out, open(sys.argv[2], "w"))
 """
 
 
+def write_variant(demo_model: Path, folder: Path, case: Case) -> Path:
+    """Write the variant of a case to a new folder."""
+    folder.mkdir()
+    for file in demo_model.iterdir():
+        if file.name not in ("model.safetensors", "config.json"):
+            (folder / file.name).symlink_to(file)
+    config = json.loads((demo_model / "config.json").read_text()) | dict(case.config or {})
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(demo_model / "model.safetensors")
+    case.change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 @pytest.fixture(scope="module")
 def said(
     demo_model: Path, tmp_path_factory: pytest.TempPathFactory
@@ -208,20 +223,9 @@ def said(
     if not any(point.name == "gb10" for point in entry_points(group="vllm.general_plugins")):
         pytest.skip("gb10 is not installed: its entry point vllm.general_plugins is missing")
     folder = tmp_path_factory.mktemp("incomplete")
-    original = load_file(demo_model / "model.safetensors")
     given = {}
     for number, (name, case) in enumerate(CASES.items()):
-        variant = folder / str(number)
-        variant.mkdir()
-        for file in demo_model.iterdir():
-            if file.name not in ("model.safetensors", "config.json"):
-                (variant / file.name).symlink_to(file)
-        config = json.loads((demo_model / "config.json").read_text()) | dict(case.config or {})
-        (variant / "config.json").write_text(json.dumps(config))
-        tensors = dict(original)
-        case.change(tensors)
-        save_file(tensors, variant / "model.safetensors", metadata={"format": "pt"})
-        given[name] = (str(variant), case.speculative)
+        given[name] = (str(write_variant(demo_model, folder / str(number), case)), case.speculative)
     (folder / "given.json").write_text(json.dumps(given))
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(folder / "given.json"), str(folder / "said.json")],
@@ -260,3 +264,22 @@ def test_load(said: dict[str, tuple[str | None, str | None]], name: str) -> None
         assert load.startswith("gb10: refused: the checkpoint ")
         assert "\n" not in load
         assert re.search(case.said, load), load
+
+
+@pytest.mark.parametrize("name", ["no expert", "embedding NaN"])
+def test_serve_refuses(name: str, demo_model: Path, serve_variables: dict[str, str], tmp_path: Path) -> None:
+    """One line and status 2, whether the headers show it or the values at the load."""
+    case = CASES[name]
+    done = subprocess.run(
+        [*command(), str(write_variant(demo_model, tmp_path / "model", case)), "--port", str(free_port())],
+        env=serve_variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("gb10: error: the checkpoint "), done.stderr
+    assert case.said is not None
+    assert re.search(case.said, last), last

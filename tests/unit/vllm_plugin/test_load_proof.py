@@ -78,10 +78,7 @@ def recorded(act: Callable[[], object], *tensors: torch.Tensor) -> list[bool]:
         writes.watch(tensor)
     with writes:
         act()
-    found = []
-    for tensor in tensors:
-        found.append(not coverage.gaps(region_of(tensor), record(writes, tensor).regions))
-    return found
+    return [not coverage.gaps(region_of(tensor), record(writes, tensor).regions) for tensor in tensors]
 
 
 W = torch.zeros(4, 6)

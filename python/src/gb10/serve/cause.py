@@ -8,9 +8,7 @@ from pathlib import Path
 
 from gb10.machine import memory
 from gb10.units import text_size
-
-REFUSED = "gb10: refused: "
-"""How a line of vLLM's log begins that says why this model must not be served; the rest is for the user."""
+from gb10.vllm_plugin.refusal import PREFIX as REFUSED
 
 _PREFIX = re.compile(
     r"^(\((?P<who>[\w-]+) pid=\d+\)\s*)?((INFO|WARNING|ERROR|DEBUG|CRITICAL) [\d-]+ [\d:]+ \[[^\]]+\]\s*)?"

@@ -39,6 +39,7 @@ from vllm.utils.system_utils import decorate_logs
 from gb10.errors import UserError
 from gb10.serve import guard
 from gb10.serve.preflight import Verdict
+from gb10.vllm_plugin.load_proof import rehearsal
 
 _LONGEST = 400
 _CONTEXT = UsageContext.OPENAI_API_SERVER
@@ -162,6 +163,8 @@ def prepare(arguments: Sequence[str], *, configure: bool) -> Prepared:
             # Asked for again when the engine's client is built.
             engine.create_engine_config = lambda **_: configuration
             made.engine = engine
+            if (lacking := rehearsal.in_child(configuration)) is not None:
+                raise UserError(lacking)
     return made
 
 

@@ -80,7 +80,7 @@ class Server:
     ) -> None:
         self.stopping: int | None = None
         self.refused: str | None = None
-        """What vLLM's log says against the model, if it does (`gb10.serve.cause.REFUSED`)."""
+        """What vLLM's log says against the model, if it does (`gb10.vllm_plugin.refusal`)."""
         self._verbose = verbose
         self._tail: deque[str] = deque(maxlen=_TAIL)
         self._partial = b""

@@ -7,8 +7,10 @@ shapes that do not fit. It runs in a child of a process that has imported vLLM, 
 import dataclasses
 import os
 import re
+import select
 import signal
 import tempfile
+import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,9 +21,15 @@ from typing import Any
 import torch
 
 from gb10.checkpoint.headers import Tensor, read_header
+from gb10.vllm_plugin.refusal import PREFIX
 
-SECONDS = 20
-"""How long a start waits for this at most; then the load itself tells."""
+WAIT = 5.0
+"""Seconds that a start waits for this; then both go on."""
+
+SECONDS = 120
+"""How long it may take."""
+
+_LONGEST = 1 << 16
 
 _SINGLE: dict[str, Any] = {
     "tensor_parallel_size": 1,
@@ -194,26 +202,39 @@ def rehearse(vllm_config: Any) -> str | None:
         return _load(config, draft, get_draft_load_config(config), str(speculative.method))
 
 
-def in_child(vllm_config: Any, seconds: int = SECONDS) -> str | None:
-    """`rehearse` in a forked child of this process, which must have no GPU in use; it is given ``seconds``.
+def _report(vllm_config: Any, writing: int) -> None:
+    """Rehearse in a child process; say it through the pipe, or in the log when nobody waits any more."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(SECONDS)
+    log = os.dup(2)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+    text = rehearse(vllm_config) or ""
+    try:
+        os.write(writing, text.encode() or b"\0")
+    except BrokenPipeError:
+        if text:
+            os.write(log, f"{PREFIX}{text}\n".encode())
+
+
+def in_child(vllm_config: Any, wait: float = WAIT) -> str | None:
+    """`rehearse` in a forked child of this process, which must have no GPU in use.
 
     None too where the child cannot tell: an error of its own, a model that does not build on the meta
-    device, too little time. Then the proof of the load decides.
+    device. Then the proof of the load decides. After ``wait`` seconds the child is left alone; what it finds
+    then is a line in the log that ends the start as the proof of a load does.
     """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(seconds)
-            silence = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(silence, 1)
-            os.dup2(silence, 2)
-            os.write(writing, (rehearse(vllm_config) or "").encode())
+            os.close(reading)
+            _report(vllm_config, writing)
         finally:
             os._exit(0)
     os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        text = pipe.read().decode(errors="replace")
-    os.waitpid(child, 0)
-    return text or None
+    with os.fdopen(reading, "rb", buffering=0) as pipe:
+        text = pipe.read(_LONGEST) if select.select([pipe], [], [], wait)[0] else b""
+    threading.Thread(target=os.waitpid, args=(child, 0), daemon=True).start()
+    return (text or b"").decode(errors="replace").strip("\0") or None
