@@ -28,10 +28,10 @@ from gb10.nvfp4 import quantize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from reference import forms  # noqa: E402
-from reference.checkpoint import Checkpoint  # noqa: E402
-from reference.forms import Form  # noqa: E402
-from reference.model import Model  # noqa: E402
+from reference import forms
+from reference.checkpoint import Checkpoint
+from reference.forms import Form
+from reference.model import Model
 
 __all__ = ["moe", "moe_originals", "one_thread", "serve"]
 

@@ -57,6 +57,11 @@ def parameter(tensor: torch.Tensor) -> torch.nn.Parameter:
     return torch.nn.Parameter(tensor, requires_grad=False)
 
 
+def unmade(kernel: Any) -> Any:
+    """A kernel as it is before vLLM has configured it."""
+    return kernel.__new__(kernel)
+
+
 def weight(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
@@ -69,7 +74,7 @@ def linear_layer(form: Form, split: tuple[float, ...]) -> tuple[Any, torch.Tenso
     """A layer as the loader leaves it, and the values of its weight; block scales between 1 and 100 or so."""
     parts = [weight(part, rows, K) for part, rows in enumerate(ROWS)]
     kept = [quantize(w, 4.4 / 600 * ratio) for w, ratio in zip(parts, split, strict=True)]
-    layer = torch.nn.Module()
+    layer: Any = torch.nn.Module()
     layer.prefix, layer.logical_widths = "model.layers.3.qkv_proj", ROWS
     layer.weight = parameter(torch.cat([one.packed for one in kept]))
     layer.weight_scale = parameter(torch.cat([one.block_scales for one in kept]))
@@ -100,7 +105,7 @@ def test_each_part_of_a_linear_layer_keeps_its_scale(
 ) -> None:
     layer, values = linear_layer(form, split)
     layer.params_dtype = torch.float32
-    method = SimpleNamespace(kernel=kernel.__new__(kernel))
+    method = SimpleNamespace(kernel=unmade(kernel))
     carried = process_linear(form, method, layer)
     exact = split == SPLITS["powers of two"]
     assert carried == (weights.Carried(shared=3) if exact else weights.Carried(own=3))
@@ -213,7 +218,7 @@ class _Experts:
     def run(self, x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         """Run tokens through vLLM's idea of the layer, without rounding activations."""
         layer = self.layer
-        return nvfp4_experts(
+        out: torch.Tensor = nvfp4_experts(
             x,
             layer.w13_weight,
             layer.w13_weight_scale,
@@ -227,6 +232,7 @@ class _Experts:
             None,
             "silu",
         )
+        return out
 
     def expected(self, x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         rows = []
@@ -408,7 +414,7 @@ def test_what_is_no_scale_is_refused(form: Form, scale: float) -> None:
 @pytest.mark.parametrize("form", LINEAR, ids=name_of)
 def test_parts_of_a_linear_layer_take_the_largest_input_scale(form: Form) -> None:
     """It clips nothing. vLLM takes the largest reciprocal of compressed-tensors', the smallest scale."""
-    method = SimpleNamespace(kernel=EmulateLinearKernel.__new__(EmulateLinearKernel))
+    method = SimpleNamespace(kernel=unmade(EmulateLinearKernel))
     layer = linear_inputs(form, [0.25, 1.0, 0.5])
     assert activations.settle(form, method, layer) == 0
     assert form.scales(layer, form.activation).tolist() == [1.0, 1.0, 1.0]
@@ -421,9 +427,9 @@ def test_parts_of_a_linear_layer_take_the_largest_input_scale(form: Form) -> Non
 def test_a_linear_layer_without_input_scales(form: Form) -> None:
     layer = linear_inputs(form, [NAN, NAN])
     with pytest.raises(Refused, match=r"model\.layers\.0\.qkv_proj"):
-        method = SimpleNamespace(kernel=EmulateLinearKernel.__new__(EmulateLinearKernel))
+        method = SimpleNamespace(kernel=unmade(EmulateLinearKernel))
         activations.settle(form, method, layer)
-    method = SimpleNamespace(kernel=PackedLinearKernel.__new__(PackedLinearKernel))
+    method = SimpleNamespace(kernel=unmade(PackedLinearKernel))
     assert activations.settle(form, method, layer) == 0
     assert form.scales(layer, form.activation).tolist() == [1.0, 1.0]
 
@@ -431,7 +437,7 @@ def test_a_linear_layer_without_input_scales(form: Form) -> None:
 def test_a_weight_only_linear_layer_keeps_the_scale_that_vllm_drops() -> None:
     form = LINEAR[0]
     spec = SimpleNamespace(activation=None)
-    kernel = EmulateLinearKernel.__new__(EmulateLinearKernel)
+    kernel = unmade(EmulateLinearKernel)
     layer = linear_inputs(form, [NAN, NAN])
     assert activations.settle(form, SimpleNamespace(kernel=kernel, spec=spec), layer) == 0
     assert bool(form.scales(layer, form.activation).isnan().all())
@@ -439,13 +445,13 @@ def test_a_weight_only_linear_layer_keeps_the_scale_that_vllm_drops() -> None:
 
 def test_who_rounds_activations() -> None:
     def linear(kernel: type, **more: Any) -> Any:
-        return SimpleNamespace(kernel=kernel.__new__(kernel), **more)
+        return SimpleNamespace(kernel=unmade(kernel), **more)
 
     assert rounds_activations(linear(EmulateLinearKernel))
     assert not rounds_activations(linear(PackedLinearKernel))
     assert not rounds_activations(linear(DequantLinearKernel))
     assert not rounds_activations(linear(EmulateLinearKernel, use_a16=True))
-    inner = weights.PartScales(EmulateLinearKernel.__new__(EmulateLinearKernel), torch.ones(1), [2])
+    inner = weights.PartScales(unmade(EmulateLinearKernel), torch.ones(1), [2])
     assert rounds_activations(SimpleNamespace(kernel=inner))
     from vllm.model_executor.kernels.linear.nvfp4.cutlass import CutlassNvFp4LinearKernel
     from vllm.model_executor.kernels.linear.nvfp4.marlin import MarlinNvFp4LinearKernel

@@ -68,7 +68,8 @@ class PartScales(NvFp4LinearKernel):  # type: ignore[misc]  # vLLM is untyped fo
             return out
         out = self.inner.apply_weights(layer, x, None)
         scaled = out.float() * layer.part_ratios
-        return (scaled if bias is None else scaled + bias).to(out.dtype)
+        result: torch.Tensor = scaled if bias is None else scaled + bias
+        return result.to(out.dtype)
 
 
 def carry_linear(form: Form, method: Any, layer: Any) -> Carried:
@@ -156,7 +157,7 @@ def local_experts(layer: Any, count: int) -> torch.Tensor:
     table = getattr(layer, "_expert_map", None)
     if table is None or count == layer.local_num_experts:
         return torch.arange(count)
-    numbers = (table >= 0).nonzero().flatten()
+    numbers: torch.Tensor = (table >= 0).nonzero().flatten()
     return numbers[table[numbers].argsort()]
 
 
