@@ -1,6 +1,5 @@
 """A checkpoint in a folder: what its config says, and what is wrong with it, before vLLM looks."""
 
-import json
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -75,27 +74,6 @@ class Checkpoint:
         return "linear_num_value_heads" in self.text or (
             isinstance(kinds, list) and "linear_attention" in kinds
         )
-
-    @property
-    def quantization(self) -> str | None:
-        """``quant_algo`` or ``quant_method`` of the checkpoint, upper case; None for plain weights."""
-        section = self.config.get("quantization_config")
-        if not isinstance(section, dict) and self.folder is not None:
-            section = _hf_quant_config(self.folder)
-        if not isinstance(section, dict):
-            return None
-        nested = section.get("quantization")
-        inner = nested if isinstance(nested, dict) else section
-        value = inner.get("quant_algo") or inner.get("quant_method")
-        return str(value).upper() if value else None
-
-
-def _hf_quant_config(folder: Path) -> object:
-    """ModelOpt's older side file; vLLM reads it when config.json has no quantization_config."""
-    try:
-        return json.loads((folder / "hf_quant_config.json").read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def inspect(folder: Path, name: str, *, weights: bool = True, tokenizer: bool = True) -> Checkpoint:

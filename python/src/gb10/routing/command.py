@@ -9,6 +9,7 @@ from typer import Option
 
 from gb10 import routing
 from gb10.errors import UserError
+from gb10.machine import cpu
 from gb10.machine import gpu as device
 from gb10.vllm_plugin.cpu.mode import Mode
 
@@ -47,7 +48,13 @@ def run(
     else:
         found = parse_capability(capability)
     usable = device.flashinfer_usable() if flashinfer is None else flashinfer
-    target = routing.Target(found, found is not None and usable, cpu_mode, fp8_kv_cache)
+    target = routing.Target(
+        found,
+        found is not None and usable,
+        cpu_mode,
+        amx=found is None and cpu.has_amx(),
+        kv_cache="fp8" if fp8_kv_cache else "auto",
+    )
     overrides = routing.parse_overrides(routes or (), target)
     if overrides.cpu_mode is not None:
         target = replace(target, cpu_mode=overrides.cpu_mode)
