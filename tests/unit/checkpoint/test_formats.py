@@ -79,9 +79,7 @@ class Oracle:
         from vllm.model_executor.layers.quantization import get_quantization_config
         from vllm.model_executor.models.registry import ModelRegistry
 
-        section = published.config.get("quantization_config") or published.side
-        assert section is not None
-        section = copy.deepcopy(section)
+        section: Any = copy.deepcopy(published.config.get("quantization_config") or published.side)
         self.text = published.config.get("text_config", published.config)
         self.section = section
         inner = section.get("quantization", section)

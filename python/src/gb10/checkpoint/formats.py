@@ -4,7 +4,7 @@ vLLM's own configuration classes read it (`gb10.checkpoint.vllm_formats`); a che
 quantisation needs no vLLM. The record travels between processes as JSON.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -96,19 +96,18 @@ def read(
     checkpoint: Checkpoint,
     *,
     quantization: str | None = None,
-    ask: Callable[[Checkpoint, Iterable[Module], str | None], Formats] | None = None,
 ) -> Formats:
     """Read the formats of a checkpoint. ``quantization`` is the user's ``--quantization``.
 
-    vLLM is imported (seconds) where there is a quantisation to ask about; without vLLM the record says so in
-    ``trouble``. ``ask`` stands in for `gb10.checkpoint.vllm_formats.ask`.
+    vLLM is imported (seconds) where there is a quantisation to ask about.
     """
     modules = modules_of(checkpoint)
-    if not checkpoint.config or not (quantization or any(sections(checkpoint))):
+    said = next(sections(checkpoint), None)
+    if not checkpoint.config or (said is None and not quantization):
         plain = tuple((module, Format()) for module in modules)
         return Formats(dtype=config_dtype(checkpoint.config), modules=plain)
-    if ask is None:
-        from gb10.checkpoint.vllm_formats import ask
+    from gb10.checkpoint.vllm_formats import ask
+
     return ask(checkpoint, modules, quantization)
 
 

@@ -116,8 +116,9 @@ def _arguments_kept(*bases: type) -> Iterator[None]:
 
     def keep_all(kind: type) -> None:
         keep(kind)
-        for below in kind.__subclasses__():
-            keep_all(below)
+        below: list[type] = kind.__subclasses__()
+        for one in below:
+            keep_all(one)
 
     for base in bases:
         keep_all(base)
@@ -228,13 +229,14 @@ class _Names:
         if self._mapper is None:
             return module.name
         leaf = ".0.weight" if module.role == EXPERTS else ".weight"
-        mapped = self._mapper.map_name(module.name + leaf)
-        return module.name if mapped is None else mapped.removesuffix(leaf)
+        mapped: str | None = self._mapper.map_name(module.name + leaf)
+        return mapped.removesuffix(leaf) if mapped else module.name
 
     def fused(self, name: str) -> str:
         """The layer of vLLM that holds this one, for example qkv_proj for q_proj."""
         stem, dot, last = name.rpartition(".")
-        return stem + dot + self._fused.get(last, last)
+        fused: str = self._fused.get(last, last)
+        return stem + dot + fused
 
 
 def _projections(checkpoint: Checkpoint) -> tuple[str, str, str]:
