@@ -103,10 +103,19 @@ def test_the_users_choice_is_compared_by_its_word() -> None:
     assert compare(rows, log.replace("'MARLIN' Nv", "'VLLM_CUTLASS' Nv")) != []
 
 
-@pytest.mark.parametrize("kv", ["auto", "fp8"])
-def test_compressed_tensors_settle_the_kv_cache_after_that_line(kv: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "kv", "differs"),
+    [
+        ("compressed-tensors", "auto", False),
+        ("compressed-tensors", "fp8", False),
+        ("modelopt_fp4", "fp8_e4m3", False),
+        ("modelopt_fp4", "auto", True),
+    ],
+)
+def test_compressed_tensors_settle_the_kv_cache_after_that_line(method: str, kv: str, differs: bool) -> None:
     rows = table(Target((12, 1), kv_cache="fp8", kv_cache_of_checkpoint=True), ["kv_cache"])
-    assert compare(rows, started(kv)) == []
+    log = started(kv).replace("quantization=modelopt_fp4", f"quantization={method}")
+    assert bool(compare(rows, log)) == differs
 
 
 def test_a_log_that_says_nothing_is_no_difference() -> None:

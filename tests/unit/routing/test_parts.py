@@ -69,8 +69,10 @@ def test_linear_layers(form: Format, operation: str, variant: str) -> None:
     [
         (W4A4, "nvfp4_moe", "w4a4"),
         (W4A16, "nvfp4_moe", "w4a16"),
-        (FP8, "fp8_moe", ""),
-        (Format("mxfp4"), "other_moe", ""),
+        (FP8, "fp8_moe", "tensor"),
+        (Format("fp8_block", "fp8"), "fp8_moe", "block"),
+        (Format("mxfp4"), "other_moe", "mxfp4"),
+        (Format("int4"), "other_moe", ""),
     ],
 )
 def test_experts(form: Format, operation: str, variant: str) -> None:

@@ -397,6 +397,16 @@ def test_fp8_on_the_cpu_is_what_vllm_selects(vllm_rows: list[dict[str, Any]], va
         backend = route("fp8_linear", Target(amx=amx), variant=variant).backend
         same = kernel in (f"{backend}LinearKernel", f"{backend}Kernel")
         assert same or (backend, kernel) == (routing.UNSUPPORTED, "none")
+        experts = next(row["experts"][variant] for row in vllm_rows if row.get("amx") == amx)
+        backend = route("fp8_moe", Target(amx=amx), variant=variant).backend
+        assert backend == {"none": routing.UNSUPPORTED}.get(experts, experts)
+
+
+def test_mxfp4_experts_on_the_cpu_need_amx(vllm_rows: list[dict[str, Any]]) -> None:
+    found = {row["amx"]: row["mxfp4"] for row in vllm_rows if "amx" in row}
+    for amx, supported in found.items():
+        backend = route("other_moe", Target(amx=amx), variant="mxfp4").backend
+        assert (backend == routing.UNSUPPORTED) == (not supported)
 
 
 def test_vllm_knows_every_backend_that_route_accepts() -> None:

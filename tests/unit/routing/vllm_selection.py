@@ -95,9 +95,38 @@ def fp8_choices(linear: Any) -> dict[str, str]:
     return found
 
 
+def fp8_expert_choices() -> dict[str, str]:
+    """First backend of the FP8 MoE oracle's order whose kernels take this device, by the weights' scales."""
+    from vllm.model_executor.layers.fused_moe.oracle import fp8
+    from vllm.model_executor.layers.quantization.utils import quant_utils as keys
+
+    alone = SimpleNamespace(use_deepep_v2_kernels=False, ep_size=1)
+    asked = {
+        "tensor": (keys.kFp8StaticTensorSym, keys.kFp8StaticTensorSym),
+        "channel": (keys.kFp8StaticChannelSym, keys.kFp8DynamicTokenSym),
+        "block": (keys.kFp8Static128BlockSym, keys.kFp8Dynamic128Sym),
+    }
+    found = {}
+    for name, scheme in asked.items():
+        order = fp8._get_priority_backends(SimpleNamespace(moe_parallel_config=alone), *scheme)
+        # Those that another platform's package would bring cannot be imported here.
+        usable = [backend for backend in order if backend.name not in ("AITER", "XPU", "HPC")]
+        found[name] = next(
+            (
+                str(backend.name)
+                for backend in usable
+                for kernel in fp8.backend_to_kernel_cls(backend)
+                if kernel._supports_current_device() and kernel._supports_quant_scheme(*scheme)
+            ),
+            "none",
+        )
+    return found
+
+
 def cpu_rows(linear: Any) -> list[dict[str, Any]]:
     """What FP8 layers get on the CPU, without AMX and with it."""
     import torch
+    from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUExpertsMxfp4
 
     def never() -> bool:
         return False
@@ -108,7 +137,8 @@ def cpu_rows(linear: Any) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for amx in (False, True):
         torch.cpu._is_amx_tile_supported = [never, always][amx]
-        rows.append({"amx": amx, "fp8": fp8_choices(linear)})
+        experts = {"experts": fp8_expert_choices(), "mxfp4": CPUExpertsMxfp4._supports_current_device()}
+        rows.append({"amx": amx, "fp8": fp8_choices(linear), **experts})
     return rows
 
 

@@ -45,11 +45,14 @@ def _found(operation: str, log: str) -> list[str]:
     return list(dict.fromkeys(next(name for name in group if name) for group in groups))
 
 
-def _kv_cache(said: str, log: str) -> list[str]:
-    """The KV cache of vLLM's first line; nothing where that was written before the checkpoint was asked."""
+def _kv_cache(log: str) -> list[str]:
+    """The KV cache of vLLM's first line.
+
+    Nothing where that line says auto for compressed-tensors: those are asked later (`Attention.__init__`).
+    """
     dtype = re.search(r"[ ,]dtype=torch\.(\w+)", log)
-    plain = dtype[1] if dtype else ""
-    words = {"fp8": "fp8_e4m3", "auto": plain if said in ("bfloat16", "float16", "float32") else ""}
+    later = re.search(r"[ ,]quantization=compressed-tensors,", log)
+    words = {"fp8": "fp8_e4m3", "auto": dtype[1] if dtype and not later else ""}
     return [word for name in _found("kv_cache", log) if (word := words.get(name, name))]
 
 
@@ -70,9 +73,10 @@ def compare(rows: Sequence[Route], log: str) -> list[str]:
         of = [row for row in rows if (row.like or row.operation) == operation]
         title = BY_NAME[operation].title
         said = _join(row.backend for row in of)
-        found = _kv_cache(said, log) if operation == "kv_cache" else _found(operation, log)
-        if not of and found:
-            lines.append(f"{title}: vLLM chose {_join(found)}, the table has no such row")
+        found = _kv_cache(log) if operation == "kv_cache" else _found(operation, log)
+        if not of:
+            if found and operation.endswith(("_linear", "_moe")):
+                lines.append(f"{title}: vLLM chose {_join(found)}, the table has no such row")
         elif any(row.backend == OPEN for row in of):
             lines += [f"{title}: vLLM chose {_join(found)}"] if found else []
         elif not all(any(_same(row, name) for row in of) for name in found):

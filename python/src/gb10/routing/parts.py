@@ -28,7 +28,9 @@ def _note(form: Format) -> str:
 def _experts(form: Format) -> Part:
     if form.weight == "nvfp4":
         return Part("nvfp4_moe", "w4a4" if form.activation else "w4a16")
-    return Part("fp8_moe" if form.weight in _SCALES else "other_moe", note=_note(form))
+    if form.weight in _SCALES:
+        return Part("fp8_moe", _SCALES[form.weight])
+    return Part("other_moe", "mxfp4" if form.weight == "mxfp4" else "", note=_note(form))
 
 
 def _head(form: Format) -> Part:

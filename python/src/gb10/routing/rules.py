@@ -185,6 +185,7 @@ FI, AMX = When(flashinfer=True), When(cpu=True, amx=True)
 FP8_KV, PLAIN_KV = When(kv_bits=8), When(kv_bits=16)
 W4A16, CHANNEL, BLOCK, W8A16 = (When(variant=name) for name in ("w4a16", "channel", "block", "w8a16"))
 MLA, OTHER = When(variant="mla"), When(variant="other")
+MXFP4 = When(variant="mxfp4", amx=False)
 
 
 def _sm(low: Capability, high: Capability) -> When:
@@ -235,6 +236,12 @@ _FP8_LINEAR = (  # by its scales: one a tensor (ModelOpt), one a channel, one fo
     Rule(SM75_88, "MarlinFP8ScaledMM", VLLM, "W8A16; no FP8 tensor cores before 8.9", "marlin"),
 )
 _OPEN = (Rule(When(), OPEN, VLLM, "gb10 does not foretell it; vLLM's log names it"),)
+_FP8_MOE = (
+    Rule(AMX & BLOCK, "CPU", VLLM, "W8A16; AMX"),
+    Rule(CPU, UNSUPPORTED, VLLM, "vLLM's FP8 experts for the CPU need AMX, and FP8 in blocks"),
+    *_OPEN,
+)
+_OTHER_MOE = (Rule(CPU & MXFP4, UNSUPPORTED, VLLM, "vLLM's MXFP4 experts for the CPU need AMX"), *_OPEN)
 _TRTLLM = "TRTLLM kernels with a {label} KV cache"
 _OWN_DECODE = "prefill: TRTLLM kernels; decode: FlashInfer's own"
 _XQA = "FlashAttention 2 has no FP8 KV cache; decode: XQA kernel"
@@ -346,9 +353,9 @@ OPERATIONS = (
         option="--linear-backend",
         variants=("tensor", "channel", "block", "w8a16"),
     ),
-    Operation("fp8_moe", "FP8 MoE", _OPEN),
+    Operation("fp8_moe", "FP8 MoE", _FP8_MOE, variants=("tensor", "channel", "block")),
     Operation("other_linear", "other linear", _OPEN),
-    Operation("other_moe", "other MoE", _OPEN),
+    Operation("other_moe", "other MoE", _OTHER_MOE, variants=("", "mxfp4")),
     Operation("attention", "attention", _ATTENTION, _BACKENDS, variants=("", "mla", "other")),
     Operation(
         "gdn_prefill",
