@@ -5,7 +5,7 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -356,6 +356,32 @@ def test_routing_command_takes_routes(capsys: pytest.CaptureFixture[str]) -> Non
     assert "--moe-backend" in flags
     assert cli.main(["routing", "--capability", "cpu", "--route", "nvfp4_linear=packed"]) == 0
     assert capsys.readouterr().out.startswith("CPU, NVFP4 mode packed\n")
+
+
+def test_routing_command_takes_a_model(
+    make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    section = {"quant_method": "modelopt", "quant_algo": "W4A16_NVFP4", "kv_cache_quant_algo": "FP8"}
+    folder = make_checkpoint(
+        config={"quantization_config": section},
+        tensors={"model.layers.0.mlp.up_proj.weight": ("U8", (64, 32)), "lm_head.weight": ("U8", (8, 32))},
+    )
+    pytest.importorskip("vllm")
+    asked = ["routing", str(folder), "--capability", "12.1", "--no-flashinfer", "--json"]
+    assert cli.main(asked) == 0
+    rows = json.loads(capsys.readouterr().out)["routes"]
+    backends = {row["operation"]: row["backend"] for row in rows}
+    assert backends == {
+        "nvfp4_linear": "MarlinNvFp4",
+        "attention": "TRITON_ATTN",
+        "activation_quant": "none",
+        "lm_head": "MarlinNvFp4",
+        "sampling": "torch",
+        "kv_cache": "fp8_e4m3",
+    }
+    (folder / "config.json").write_text((folder / "config.json").read_text().replace("W4A16_NVFP4", "W4A17"))
+    assert cli.main(asked) == 2
+    assert "vLLM does not take the quantisation of" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

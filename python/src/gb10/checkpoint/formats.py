@@ -10,6 +10,7 @@ from typing import Any
 
 from gb10.checkpoint.folder import Checkpoint
 from gb10.checkpoint.modules import ROUTER, Module, modules_of, sections
+from gb10.errors import UserError
 
 
 @dataclass(frozen=True, order=True)
@@ -53,6 +54,19 @@ class Formats:
                 if (module.role in roles if roles else module.role != ROUTER) and (drafts or not module.draft)
             }
         )
+
+    @property
+    def model_dtype(self) -> str:
+        """The model's dtype where the user names none: bfloat16 for a checkpoint in float32, as in vLLM."""
+        return self.dtype if self.dtype in ("bfloat16", "float16") else "bfloat16"
+
+    def check(self, name: str) -> None:
+        """Raise UserError for a checkpoint, which the user calls ``name``, that vLLM will refuse."""
+        if self.trouble:
+            raise UserError(
+                f"vLLM does not take the quantisation of {name}: {self.trouble}; "
+                "correct quantization_config in config.json (or hf_quant_config.json), or take another model"
+            )
 
     def json(self) -> dict[str, Any]:
         """This record as what JSON holds; modules of one format share an entry."""

@@ -139,8 +139,7 @@ def _target(settings: Settings, formats: Formats, gpus: Sequence[Gpu], flashinfe
     given = (settings.kv_cache_dtype or "".join(asked[-1:]) or "auto").strip().lower()
     dtype = settings.dtype or ("auto" if gpus else "bfloat16")
     if dtype == "auto":
-        # What vLLM makes of a checkpoint in float32, or of one that does not say.
-        dtype = formats.dtype if formats.dtype in ("bfloat16", "float16") else "bfloat16"
+        dtype = formats.model_dtype
     return routing.Target(
         capability=gpus[0].capability if gpus else None,
         flashinfer=bool(gpus) and flashinfer,
@@ -154,11 +153,7 @@ def _target(settings: Settings, formats: Formats, gpus: Sequence[Gpu], flashinfe
 
 def _check_formats(checkpoint: Checkpoint, formats: Formats, target: routing.Target) -> None:
     """Refuse what vLLM would refuse after it has started."""
-    if formats.trouble:
-        raise UserError(
-            f"vLLM does not take the quantisation of {checkpoint.name}: {formats.trouble}; "
-            "correct quantization_config in its config.json (or hf_quant_config.json), or take another model"
-        )
+    formats.check(checkpoint.name)
     gdn = "linear_num_value_heads" in checkpoint.text
     if gdn and target.capability is None and target.dtype != "bfloat16":
         raise UserError(
