@@ -27,7 +27,8 @@ class Checkpoint:
 
     ``name`` is what the user calls it. ``folder`` is None for a hub model that is not (wholly) on this
     machine. ``config`` is empty when nothing is known, ``tensors`` when weights were not read. ``cached``:
-    ``folder`` is a snapshot in the cache of Hugging Face's hub.
+    ``folder`` is a snapshot in the cache of Hugging Face's hub. ``quantization`` is the user's
+    ``--quantization``.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Checkpoint:
     config: dict[str, Any] = field(default_factory=dict)
     tensors: tuple[Tensor, ...] = ()
     cached: bool = False
+    quantization: str | None = None
 
     @cached_property
     def text(self) -> dict[str, Any]:

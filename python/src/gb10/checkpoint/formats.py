@@ -106,23 +106,23 @@ def config_dtype(config: Mapping[str, Any]) -> str:
     return ""
 
 
-def read(
-    checkpoint: Checkpoint,
-    *,
-    quantization: str | None = None,
-) -> Formats:
-    """Read the formats of a checkpoint. ``quantization`` is the user's ``--quantization``.
+def unread(checkpoint: Checkpoint) -> Formats:
+    """What can be said before vLLM is asked: nothing that would refuse a checkpoint which then fits."""
+    return Formats(
+        kv_cache="fp8" if any(sections(checkpoint)) else "auto", dtype=config_dtype(checkpoint.config)
+    )
 
-    vLLM is imported (seconds) where there is a quantisation to ask about.
-    """
+
+def read(checkpoint: Checkpoint) -> Formats:
+    """Read the formats of a checkpoint. vLLM is imported (seconds) where there is a quantisation to ask of."""
     modules = modules_of(checkpoint)
     said = next(sections(checkpoint), None)
-    if not checkpoint.config or (said is None and not quantization):
+    if not checkpoint.config or (said is None and not checkpoint.quantization):
         plain = tuple((module, Format()) for module in modules)
         return Formats(dtype=config_dtype(checkpoint.config), modules=plain)
     from gb10.checkpoint.vllm_formats import ask
 
-    return ask(checkpoint, modules, quantization)
+    return ask(checkpoint, modules)
 
 
 def report(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -419,13 +419,13 @@ def _ask_all(
     return found, trouble
 
 
-def ask(checkpoint: Checkpoint, modules: Iterable[Module], quantization: str | None = None) -> Formats:
-    """Read the formats of a checkpoint with vLLM. ``quantization`` is the user's ``--quantization``."""
+def ask(checkpoint: Checkpoint, modules: Iterable[Module]) -> Formats:
+    """Read the formats of a checkpoint with vLLM."""
     dtype = config_dtype(checkpoint.config)
     with _quiet():
         hf_config = _hugging_face_config(checkpoint)
         try:
-            method, _ = _method(hf_config, quantization)
+            method, _ = _method(hf_config, checkpoint.quantization)
             config = None if method is None else _configuration(checkpoint, hf_config, method)
         except _REFUSALS as error:
             plain = tuple((module, Format()) for module in modules)
