@@ -114,7 +114,7 @@ def unread(checkpoint: Checkpoint) -> Formats:
 
 
 def read(checkpoint: Checkpoint) -> Formats:
-    """Read the formats of a checkpoint. vLLM is imported (seconds) where there is a quantisation to ask of."""
+    """Read the formats of a checkpoint. vLLM is imported (seconds) where there is a quantisation to ask."""
     modules = modules_of(checkpoint)
     said = next(sections(checkpoint), None)
     if not checkpoint.config or (said is None and not checkpoint.quantization):
