@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gb10.checkpoint.folder import Checkpoint, inspect
+from gb10.checkpoint.folder import Checkpoint
 from gb10.checkpoint.headers import read_header
 from gb10.checkpoint.hub import locate
 from gb10.errors import UserError
@@ -27,7 +27,6 @@ def test_a_good_checkpoint(make_checkpoint: Make) -> None:
     assert found.label == "model"
     assert found.experts == 512
     assert found.max_tokens == 2048
-    assert found.quantization is None
     assert not found.has_gdn
     assert [tensor.size for tensor in found.tensors] == [1024]
 
@@ -144,24 +143,6 @@ def test_read_header_ignores_metadata(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
     assert [(tensor.name, tensor.size) for tensor in read_header(path)] == [("a", 4)]
-
-
-@pytest.mark.parametrize(
-    ("config", "quantization"),
-    [
-        ({"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}}, "NVFP4"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "FP8"),
-        ({"quantization_config": {"quantization": {"quant_algo": "W4A16_NVFP4"}}}, "W4A16_NVFP4"),
-    ],
-)
-def test_quantization(make_checkpoint: Make, config: dict[str, object], quantization: str) -> None:
-    assert inspect(make_checkpoint(config=config), "m").quantization == quantization
-
-
-def test_quantization_from_the_side_file(make_checkpoint: Make) -> None:
-    folder = make_checkpoint()
-    (folder / "hf_quant_config.json").write_text('{"quantization": {"quant_algo": "NVFP4"}}')
-    assert inspect(folder, "m").quantization == "NVFP4"
 
 
 def test_gdn_is_seen() -> None:

@@ -89,7 +89,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["routing", "--capability", "big"], "--capability 'big' is neither cpu nor a compute capability"),
         (["routing", "--cpu-mode", "fast"], "'fast' is not one of 'dequant', 'packed', 'emulate'"),
         (["routing", "--route", "moe"], "--route 'moe' is not OPERATION=BACKEND"),
-        (["routing", "stray"], "Got unexpected extra argument(s) (stray)"),
+        (["routing", "model", "stray"], "Got unexpected extra argument(s) (stray)"),
         (["sparse24"], "Missing argument 'FILE'"),
         (["sparse24", "/nonexistent"], "/nonexistent cannot be read as safetensors"),
     ],

@@ -5,7 +5,7 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gb10 import cli, routing
 from gb10.errors import UserError
-from gb10.routing import OPERATIONS, Target, parse_overrides, route, table
+from gb10.routing import BY_NAME, OPERATIONS, Target, parse_overrides, route, table
 from gb10.routing.command import parse_capability
 
 CAPABILITIES = [None, (8, 0), (8, 9), (9, 0), (10, 0), (12, 0), (12, 1)]
@@ -75,6 +75,9 @@ def test_backends_of_every_gpu(capability: routing.Capability, flashinfer: bool)
     assert found == expected
 
 
+CPUS = [Target(cpu_mode=mode) for mode in routing.CPU_MODES]
+
+
 @pytest.mark.parametrize("mode", routing.CPU_MODES)
 def test_cpu_runs_the_plugin_in_its_mode(mode: str) -> None:
     target = Target(cpu_mode=mode)
@@ -87,7 +90,7 @@ def test_cpu_runs_the_plugin_in_its_mode(mode: str) -> None:
 @pytest.mark.parametrize("target", ALL, ids=str)
 def test_every_operation_has_a_route_for_every_batch(target: Target) -> None:
     rows = table(target)
-    for operation in OPERATIONS:
+    for operation in (BY_NAME[name] for name in dict.fromkeys(row.operation for row in rows)):
         ranges = [row.batch for row in rows if row.operation == operation.name]
         assert ranges[0][0] == 1
         assert ranges[-1][1] is None
@@ -131,7 +134,7 @@ def test_the_phases_of_attention_are_one_operation(phase: str) -> None:
 def test_fp8_kv_cache_moves_attention(
     capability: routing.Capability, flashinfer: bool, backend: str, xqa: bool
 ) -> None:
-    target = Target(capability, flashinfer, fp8_kv_cache=True)
+    target = Target(capability, flashinfer, kv_cache="fp8")
     assert route("attention", target).backend == backend
     assert ("decode: XQA kernel" in route("attention", target).reason) == xqa
     assert route("kv_cache", target).backend == "fp8_e4m3"
@@ -141,6 +144,68 @@ def test_fp8_kv_cache_moves_attention(
 def test_gdn_prefill_is_forced_to_triton_without_flashinfer(capability: routing.Capability) -> None:
     assert route("gdn_prefill", Target(capability)).forces == ("--gdn-prefill-backend", "triton")
     assert route("gdn_prefill", Target(capability, True)).forces == ()
+
+
+WEIGHT_ONLY = [routing.Part("nvfp4_linear", "w4a16"), routing.Part("activation_quant", "w4a16")]
+
+
+@pytest.mark.parametrize("target", [Target((12, 1), True), Target((12, 1)), Target((9, 0)), *CPUS], ids=str)
+def test_weight_only_checkpoints_keep_their_activations(target: Target) -> None:
+    linear, activations = table(target, WEIGHT_ONLY)
+    assert activations.backend == "none"
+    assert "W4A4" not in linear.reason
+    if target.capability:
+        assert linear.backend == "MarlinNvFp4"
+
+
+@pytest.mark.parametrize(("dtype", "label"), [("bfloat16", "BF16"), ("float32", "FP32"), ("half", "FP16")])
+def test_rows_name_the_dtype_that_was_asked_for(dtype: str, label: str) -> None:
+    rows = table(Target(dtype=dtype))
+    named = {row.operation: f"{row.backend} {row.reason}" for row in rows}
+    assert label in named["lm_head"]
+    assert label in named["nvfp4_linear"]
+    assert label in named["activation_quant"]
+    assert route("kv_cache", Target(dtype=dtype)).backend == {"half": "float16"}.get(dtype, dtype)
+    others = {"BF16", "FP32", "FP16"} - {label}
+    assert not any(other in named[name] for other in others for name in ("lm_head", "nvfp4_linear"))
+
+
+@pytest.mark.parametrize(
+    ("kv_cache", "bits", "backend"),
+    [
+        ("auto", 16, "bfloat16"),
+        ("bfloat16", 16, "bfloat16"),
+        ("fp8", 8, "fp8_e4m3"),
+        ("fp8_e4m3", 8, "fp8_e4m3"),
+        ("fp8_e5m2", 8, "fp8_e5m2"),
+        ("nvfp4", 4, "nvfp4"),
+    ],
+)
+def test_kv_cache_types(kv_cache: str, bits: int, backend: str) -> None:
+    target = Target((12, 1), kv_cache=kv_cache)
+    assert target.kv_bits == bits
+    assert route("kv_cache", target).backend == backend
+    expected = {16: "FLASH_ATTN", 8: "TRITON_ATTN", 4: routing.OPEN}[bits]
+    assert route("attention", target).backend == expected
+    assert Target(dtype="float32").kv_bits == 32
+
+
+def test_a_quantised_head_is_a_linear_layer() -> None:
+    parts = [routing.Part("lm_head", "w4a16", "nvfp4_linear", "NVFP4 in the checkpoint")]
+    (row,) = table(Target((12, 1), True), parts)
+    assert (row.operation, row.backend) == ("lm_head", "MarlinNvFp4")
+    assert row.reason.startswith("NVFP4 in the checkpoint; W4A16")
+    (moved,) = routing.apply_overrides(
+        [row], parse_overrides(["nvfp4_linear=humming"], Target((12, 1), True))
+    )
+    assert (moved.backend, moved.whose) == ("humming", "yours")
+
+
+def test_two_formats_of_one_operation_are_two_rows() -> None:
+    parts = [routing.Part("nvfp4_linear", "w4a4"), routing.Part("nvfp4_linear", "w4a16")]
+    rows = table(Target((12, 1)), parts)
+    assert [row.backend for row in rows] == ["CutlassNvFp4", "MarlinNvFp4"]
+    assert len(routing.apply_overrides(rows, routing.Overrides())) == 2
 
 
 def test_gpu_that_is_too_old_is_refused() -> None:
@@ -273,7 +338,10 @@ def test_routing_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None
         "capability": [12, 1],
         "flashinfer": False,
         "cpu_mode": "dequant",
-        "fp8_kv_cache": False,
+        "amx": False,
+        "kv_cache": "auto",
+        "kv_cache_of_checkpoint": False,
+        "dtype": "bfloat16",
     }
     assert {row["whose"] for row in document["routes"]} == {routing.OURS, routing.VLLM}
 
@@ -290,6 +358,32 @@ def test_routing_command_takes_routes(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr().out.startswith("CPU, NVFP4 mode packed\n")
 
 
+def test_routing_command_takes_a_model(
+    make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    section = {"quant_method": "modelopt", "quant_algo": "W4A16_NVFP4", "kv_cache_quant_algo": "FP8"}
+    folder = make_checkpoint(
+        config={"quantization_config": section},
+        tensors={"model.layers.0.mlp.up_proj.weight": ("U8", (64, 32)), "lm_head.weight": ("U8", (8, 32))},
+    )
+    pytest.importorskip("vllm")
+    asked = ["routing", str(folder), "--capability", "12.1", "--no-flashinfer", "--json"]
+    assert cli.main(asked) == 0
+    rows = json.loads(capsys.readouterr().out)["routes"]
+    backends = {row["operation"]: row["backend"] for row in rows}
+    assert backends == {
+        "nvfp4_linear": "MarlinNvFp4",
+        "attention": "TRITON_ATTN",
+        "activation_quant": "none",
+        "lm_head": "MarlinNvFp4",
+        "sampling": "torch",
+        "kv_cache": "fp8_e4m3",
+    }
+    (folder / "config.json").write_text((folder / "config.json").read_text().replace("W4A16_NVFP4", "W4A17"))
+    assert cli.main(asked) == 2
+    assert "vLLM does not take the quantisation of" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def vllm_rows() -> Iterator[list[dict[str, Any]]]:
     if importlib.util.find_spec("vllm") is None:
@@ -301,17 +395,44 @@ def vllm_rows() -> Iterator[list[dict[str, Any]]]:
 
 
 def test_vllm_selectors_agree_with_the_table(vllm_rows: list[dict[str, Any]]) -> None:
-    assert len(vllm_rows) == 12
-    for row in vllm_rows:
+    gpus = [row for row in vllm_rows if "capability" in row]
+    assert len(gpus) == 12
+    for row in gpus:
         major, minor = row["capability"]
         target = Target((major, minor), bool(row["flashinfer"]))
         assert route("nvfp4_linear", target).backend + "LinearKernel" == row["nvfp4_linear"], target
         assert route("nvfp4_moe", target).backend == row["nvfp4_moe"], target
-        assert route("fp8_linear", target).backend + "LinearKernel" == row["fp8_linear"], target
+        weight_only = route("nvfp4_linear", target, variant="w4a16").backend
+        assert weight_only + "LinearKernel" == row["nvfp4_linear w4a16"], target
+        assert route("nvfp4_moe", target, variant="w4a16").backend == row["nvfp4_moe w4a16"], target
+        assert route("fp8_linear", target).backend + "LinearKernel" == row["fp8"]["tensor"], target
+        channel = route("fp8_linear", target, variant="channel").backend + "LinearKernel"
+        assert channel == row["fp8"]["channel"] == row["fp8"]["channel of ModelOpt"], target
         forced = route("gdn_prefill", target).forces
         assert forced[1:] or (route("gdn_prefill", target).backend.lower() == row["gdn_prefill"]), target
         order = [name for name in row["attention"] if name != "FLASHINFER" or target.flashinfer]
         assert route("attention", target).backend.partition(" (")[0] == order[0], target
+        assert route("attention", target, variant="mla").backend in (row["mla"], routing.OPEN), target
+
+
+@pytest.mark.parametrize("variant", ["tensor", "channel", "block"])
+def test_fp8_on_the_cpu_is_what_vllm_selects(vllm_rows: list[dict[str, Any]], variant: str) -> None:
+    found = {row["amx"]: row["fp8"][variant] for row in vllm_rows if "amx" in row}
+    assert set(found) == {False, True}
+    for amx, kernel in found.items():
+        backend = route("fp8_linear", Target(amx=amx), variant=variant).backend
+        same = kernel in (f"{backend}LinearKernel", f"{backend}Kernel")
+        assert same or (backend, kernel) == (routing.UNSUPPORTED, "none")
+        experts = next(row["experts"][variant] for row in vllm_rows if row.get("amx") == amx)
+        backend = route("fp8_moe", Target(amx=amx), variant=variant).backend
+        assert backend == {"none": routing.UNSUPPORTED}.get(experts, experts)
+
+
+def test_mxfp4_experts_on_the_cpu_need_amx(vllm_rows: list[dict[str, Any]]) -> None:
+    found = {row["amx"]: row["mxfp4"] for row in vllm_rows if "amx" in row}
+    for amx, supported in found.items():
+        backend = route("other_moe", Target(amx=amx), variant="mxfp4").backend
+        assert (backend == routing.UNSUPPORTED) == (not supported)
 
 
 def test_vllm_knows_every_backend_that_route_accepts() -> None:

@@ -10,9 +10,11 @@ import pytest
 
 from gb10.checkpoint import size
 from gb10.checkpoint.folder import Checkpoint
+from gb10.checkpoint.formats import Format, Formats
 from gb10.checkpoint.hub import locate
+from gb10.checkpoint.modules import module_of
 from gb10.errors import UserError
-from gb10.machine import memory
+from gb10.machine import cpu, memory
 from gb10.machine.gpu import Gpu
 from gb10.serve import command
 from gb10.serve.preflight import Verdict
@@ -24,7 +26,16 @@ GB10 = Gpu("NVIDIA GB10", (12, 1), 120 * GIB, unified=True)
 H200 = Gpu("NVIDIA H200", (9, 0), 141 * GIB, unified=False)
 Make = Callable[..., Path]
 Plan = Callable[..., command.Plan]
-NVFP4 = {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}, "num_experts": 512}
+NVFP4: dict[str, Any] = {
+    "quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+    "num_experts": 512,
+}
+STEM = "model.layers.0"
+WEIGHTS = {
+    f"{STEM}.self_attn.o_proj.weight": ("U8", (64, 32)),
+    f"{STEM}.mlp.experts.0.up_proj.weight": ("U8", (64, 32)),
+    "lm_head.weight": ("BF16", (8, 64)),
+}
 WITH_MTP = {"lm_head.weight": ("BF16", (8, 64)), "mtp.fc.weight": ("BF16", (8, 64))}
 DRAFTS = ("--speculative-config", '{"method": "mtp", "num_speculative_tokens": 2}')
 
@@ -265,7 +276,7 @@ def test_user_start_method_is_kept(plan: Plan, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_routes_become_arguments(plan: Plan) -> None:
-    found = plan(["--route", "nvfp4_moe=marlin"], [GB10], config=NVFP4)
+    found = plan(["--route", "nvfp4_moe=marlin"], [GB10], config=NVFP4, tensors=WEIGHTS)
     assert value(found, "--moe-backend") == "marlin"
     assert [row.backend for row in found.rows if row.operation == "nvfp4_moe"] == ["marlin"]
 
@@ -281,7 +292,7 @@ def test_b12x_with_512_experts_is_refused_by_flag_too(plan: Plan) -> None:
 
 
 def test_cpu_mode_by_route(plan: Plan) -> None:
-    found = plan(["--route", "nvfp4_linear=packed"], config=NVFP4)
+    found = plan(["--route", "nvfp4_linear=packed"], config=NVFP4, tensors=WEIGHTS)
     assert found.environment["GB10_CPU_NVFP4_MODE"] == "packed"
     assert {row.backend for row in found.rows if row.operation.startswith("nvfp4")} == {"gb10 packed"}
 
@@ -299,13 +310,79 @@ def test_gdn_falls_back_to_triton_without_flashinfer(plan: Plan) -> None:
 def test_table_shows_what_the_model_has(plan: Plan) -> None:
     plain = {row.operation for row in plan().rows}
     assert not {"nvfp4_linear", "nvfp4_moe", "gdn_prefill", "fp8_linear"} & plain
-    rows = {row.operation for row in plan(config=GDN, name="gdn").rows}
+    rows = {row.operation for row in plan(config=GDN, name="gdn", tensors=WEIGHTS).rows}
     assert {"nvfp4_linear", "nvfp4_moe", "gdn_prefill", "activation_quant"} <= rows
+
+
+def backends(found: command.Plan) -> dict[str, str]:
+    return {row.operation: row.backend for row in found.rows}
 
 
 def test_fp8_kv_cache_is_seen(plan: Plan) -> None:
     assert plan(["--kv-cache-dtype", "fp8"]).target.fp8_kv_cache
     assert plan(["--route", "kv_cache=fp8"], [GB10], name="route").target.fp8_kv_cache
+
+
+FP8_KV = {"kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type": "float"}}
+
+
+@pytest.mark.parametrize("argv", [[], ["--kv-cache-dtype", "auto"]])
+def test_kv_cache_of_the_checkpoint(plan: Plan, argv: list[str]) -> None:
+    section = {**NVFP4["quantization_config"], **FP8_KV}
+    found = plan(argv, [GB10], flashinfer=False, config={"quantization_config": section})
+    asked = plan(["--kv-cache-dtype", "fp8"], [GB10], flashinfer=False, name="asked")
+    both = ("kv_cache", "attention")
+    assert [backends(found)[name] for name in both] == [backends(asked)[name] for name in both]
+    assert [backends(found)[name] for name in both] == ["fp8_e4m3", "TRITON_ATTN"]
+    assert "the checkpoint asks for it" in [row.reason for row in found.rows]
+    given = plan(
+        ["--kv-cache-dtype", "bfloat16"], [GB10], name="given", config={"quantization_config": section}
+    )
+    assert backends(given)["kv_cache"] == "bfloat16"
+
+
+def test_formats_that_another_process_read_are_taken(plan: Plan, make_checkpoint: Make) -> None:
+    folder = make_checkpoint(name="read", config=NVFP4, tensors=WEIGHTS)
+    checkpoint = locate(str(folder))
+    known = Formats(kv_cache="fp8", modules=((module_of("model.layers.0.mlp.up_proj"), Format("nvfp4")),))
+    settings = parse([str(folder)], {})
+    found = command.build(settings, checkpoint, [GB10], flashinfer=False, formats=known)
+    assert backends(found)["nvfp4_linear"] == "MarlinNvFp4"
+    assert backends(found)["kv_cache"] == "fp8_e4m3"
+    assert "nvfp4_moe" not in backends(found)
+
+
+def test_what_vllm_will_not_take_is_refused(plan: Plan) -> None:
+    section = {"quant_method": "modelopt", "quant_algo": "NVFP5"}
+    with pytest.raises(
+        UserError, match=r"vLLM does not take the quantisation of .*NVFP4.*config\.json"
+    ) as caught:
+        plan(config={"quantization_config": section})
+    assert "\n" not in str(caught.value)
+
+
+def test_formats_without_a_kernel_on_this_machine_are_refused(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    tensors = {f"{STEM}.mlp.up_proj.weight": ("F8_E4M3", (64, 64))}
+    monkeypatch.setattr(cpu, "has_amx", lambda: False)
+    with pytest.raises(UserError, match=r"cannot be served on this machine: .*need AMX"):
+        plan(config={"quantization_config": section}, tensors=tensors)
+    monkeypatch.setattr(cpu, "has_amx", lambda: True)
+    found = plan(config={"quantization_config": section}, tensors=tensors, name="amx")
+    assert backends(found)["fp8_linear"] == "CPUFp8BlockScaledMM"
+
+
+def test_gdn_on_the_cpu_is_bfloat16(plan: Plan) -> None:
+    with pytest.raises(UserError, match="--dtype float32: Gated DeltaNet on the CPU is bfloat16 only"):
+        plan(["--dtype", "float32"], config=GDN)
+    assert plan(["--dtype", "float32"], [GB10], config=GDN, name="gpu").target.dtype == "float32"
+
+
+@pytest.mark.parametrize(("argv", "backend"), [([], "oneDNN BF16"), (["--dtype", "float32"], "oneDNN FP32")])
+def test_the_table_names_the_dtype(plan: Plan, argv: list[str], backend: str) -> None:
+    assert backends(plan(argv))["lm_head"] == backend
 
 
 @pytest.mark.parametrize("text", ["lots", "", "5Q"])

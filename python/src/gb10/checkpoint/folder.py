@@ -1,6 +1,5 @@
 """A checkpoint in a folder: what its config says, and what is wrong with it, before vLLM looks."""
 
-import json
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -28,7 +27,8 @@ class Checkpoint:
 
     ``name`` is what the user calls it. ``folder`` is None for a hub model that is not (wholly) on this
     machine. ``config`` is empty when nothing is known, ``tensors`` when weights were not read. ``cached``:
-    ``folder`` is a snapshot in the cache of Hugging Face's hub.
+    ``folder`` is a snapshot in the cache of Hugging Face's hub. ``quantization`` is the user's
+    ``--quantization``.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Checkpoint:
     config: dict[str, Any] = field(default_factory=dict)
     tensors: tuple[Tensor, ...] = ()
     cached: bool = False
+    quantization: str | None = None
 
     @cached_property
     def text(self) -> dict[str, Any]:
@@ -75,27 +76,6 @@ class Checkpoint:
         return "linear_num_value_heads" in self.text or (
             isinstance(kinds, list) and "linear_attention" in kinds
         )
-
-    @property
-    def quantization(self) -> str | None:
-        """``quant_algo`` or ``quant_method`` of the checkpoint, upper case; None for plain weights."""
-        section = self.config.get("quantization_config")
-        if not isinstance(section, dict) and self.folder is not None:
-            section = _hf_quant_config(self.folder)
-        if not isinstance(section, dict):
-            return None
-        nested = section.get("quantization")
-        inner = nested if isinstance(nested, dict) else section
-        value = inner.get("quant_algo") or inner.get("quant_method")
-        return str(value).upper() if value else None
-
-
-def _hf_quant_config(folder: Path) -> object:
-    """ModelOpt's older side file; vLLM reads it when config.json has no quantization_config."""
-    try:
-        return json.loads((folder / "hf_quant_config.json").read_text())
-    except (OSError, ValueError):
-        return None
 
 
 def inspect(folder: Path, name: str, *, weights: bool = True, tokenizer: bool = True) -> Checkpoint:

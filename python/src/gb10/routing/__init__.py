@@ -1,5 +1,6 @@
 """Which backend runs which operation, whose choice that is, and why: the one routing table."""
 
+from gb10.routing.compare import compare
 from gb10.routing.overrides import (
     B12X_EXPERT_LIMIT,
     Overrides,
@@ -7,34 +8,42 @@ from gb10.routing.overrides import (
     check_moe_backend,
     parse_overrides,
 )
+from gb10.routing.parts import parts_of
 from gb10.routing.render import render
 from gb10.routing.rules import (
     BY_NAME,
     CPU_MODE_VARIABLE,
     CPU_MODES,
+    OPEN,
     OPERATIONS,
     OURS,
+    UNSUPPORTED,
     VLLM,
     Capability,
     Target,
 )
-from gb10.routing.table import Route, route, table
+from gb10.routing.table import Part, Route, route, table
 
 __all__ = [
     "B12X_EXPERT_LIMIT",
     "BY_NAME",
     "CPU_MODES",
     "CPU_MODE_VARIABLE",
+    "OPEN",
     "OPERATIONS",
     "OURS",
+    "UNSUPPORTED",
     "VLLM",
     "Capability",
     "Overrides",
+    "Part",
     "Route",
     "Target",
     "apply_overrides",
     "check_moe_backend",
+    "compare",
     "parse_overrides",
+    "parts_of",
     "render",
     "route",
     "table",

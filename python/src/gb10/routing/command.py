@@ -5,10 +5,13 @@ import shutil
 from dataclasses import asdict, replace
 from typing import Annotated
 
-from typer import Option
+from typer import Argument, Option
 
 from gb10 import routing
+from gb10.checkpoint.formats import read
+from gb10.checkpoint.hub import locate
 from gb10.errors import UserError
+from gb10.machine import cpu
 from gb10.machine import gpu as device
 from gb10.vllm_plugin.cpu.mode import Mode
 
@@ -27,6 +30,9 @@ def parse_capability(text: str) -> routing.Capability | None:
 
 
 def run(
+    model: Annotated[
+        str | None, Argument(metavar="[MODEL]", help="a checkpoint: only what it has, in its formats")
+    ] = None,
     capability: Annotated[
         str | None,
         Option(metavar="CC", help="cpu, or a compute capability; default: this machine", show_default=False),
@@ -47,11 +53,26 @@ def run(
     else:
         found = parse_capability(capability)
     usable = device.flashinfer_usable() if flashinfer is None else flashinfer
-    target = routing.Target(found, found is not None and usable, cpu_mode, fp8_kv_cache)
-    overrides = routing.parse_overrides(routes or (), target)
+    target = routing.Target(
+        found,
+        found is not None and usable,
+        cpu_mode,
+        amx=found is None and cpu.has_amx(),
+        kv_cache="fp8" if fp8_kv_cache else "auto",
+    )
+    parts, experts = None, None
+    if model is not None:
+        checkpoint = locate(model, tokenizer=False)
+        formats = read(checkpoint)
+        formats.check(checkpoint.name)
+        parts, experts = routing.parts_of(checkpoint, formats), checkpoint.experts
+        target = replace(target, dtype=formats.model_dtype)
+        if not fp8_kv_cache and formats.kv_cache != "auto":
+            target = replace(target, kv_cache=formats.kv_cache, kv_cache_of_checkpoint=True)
+    overrides = routing.parse_overrides(routes or (), target, experts)
     if overrides.cpu_mode is not None:
         target = replace(target, cpu_mode=overrides.cpu_mode)
-    rows = routing.apply_overrides(routing.table(target), overrides)
+    rows = routing.apply_overrides(routing.table(target, parts), overrides)
     if as_json:
         print(json.dumps({"target": asdict(target), "routes": [asdict(row) for row in rows]}, indent=2))
         return 0

@@ -85,15 +85,18 @@ def parse_overrides(texts: Iterable[str], target: Target, experts: int | None = 
 
 
 def apply_overrides(rows: Sequence[Route], overrides: Overrides) -> list[Route]:
-    """The table as it is with ``overrides``: changed rows name the user as the reason."""
-    changed: dict[tuple[str, int], Route] = {}
+    """The table as it is with ``overrides``: changed rows name the user as the reason.
+
+    Rows that another operation's kernels run (a quantised head) change with that operation.
+    """
+    changed: dict[tuple[str, str, int], Route] = {}
     for row in rows:
-        backend = overrides.backends.get(row.operation)
+        backend = overrides.backends.get(row.like or row.operation)
         if backend is None or row.backend == f"gb10 {backend}":
-            changed[row.operation, row.batch[0]] = row
+            changed[row.operation, row.variant, row.batch[0]] = row
         else:
             # One backend for every batch: its ranges join.
-            changed[row.operation, 1] = replace(
+            changed[row.operation, row.variant, 1] = replace(
                 row, batch=(1, None), backend=backend, whose="yours", reason="set by --route", forces=()
             )
     return list(changed.values())

@@ -1,17 +1,35 @@
-"""What a target gets: the rules that fit it, one row per operation and batch range."""
+"""What a target gets: the rules that fit it, one row per part of the model and batch range."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from gb10.errors import UserError
-from gb10.routing.rules import BY_NAME, OPERATIONS, Batch, Target
+from gb10.routing.rules import BY_NAME, OPEN, OPERATIONS, Batch, Target
 
 _ALIASES = {"attention_prefill": "attention", "attention_decode": "attention"}
+_ONLY_WITH_A_MODEL = ("fp8_moe", "other_linear", "other_moe")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One operation that a model has, in one of the operation's variants ("" is the first).
+
+    ``like`` names the operation whose kernels run it, where it is not its own: a quantised head is a linear
+    layer. ``note`` is what the checkpoint holds, for the reason.
+    """
+
+    operation: str
+    variant: str = ""
+    like: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Route:
-    """A rule that fits, for a closed range of tokens per step. ``flag`` forces the backend by hand."""
+    """A rule that fits, for a closed range of tokens per step. ``flag`` forces the backend by hand.
+
+    ``variant`` and ``like`` are those of the part that the row is for.
+    """
 
     operation: str
     batch: Batch
@@ -20,6 +38,8 @@ class Route:
     reason: str
     flag: str
     forces: tuple[str, ...]
+    variant: str = ""
+    like: str = ""
 
 
 def canonical(operation: str) -> str:
@@ -27,36 +47,62 @@ def canonical(operation: str) -> str:
     return _ALIASES.get(operation, operation)
 
 
-def route(operation: str, target: Target, batch: int = 1) -> Route:
+def _route(part: Part, target: Target, batch: int) -> Route:
+    found = BY_NAME[canonical(part.like or part.operation)]
+    variant = part.variant or found.variants[0]
+    for rule in found.rules:
+        low, high = rule.batch
+        if rule.when.fits(target, variant) and low <= batch and (high is None or batch <= high):
+            reason = rule.why.format(**target.words)
+            return Route(
+                canonical(part.operation),
+                rule.batch,
+                rule.backend.format(**target.words),
+                rule.whose,
+                f"{part.note}; {reason}" if part.note else reason,
+                "" if part.like else found.flag(rule.by_hand),
+                rule.forces,
+                variant,
+                part.like,
+            )
+    raise LookupError(f"no rule for {part.operation} on {target}")
+
+
+def route(operation: str, target: Target, batch: int = 1, variant: str = "") -> Route:
     """The backend of ``operation`` on ``target`` for ``batch`` tokens per step.
 
     Raises KeyError for an operation that is not in ``OPERATIONS`` and LookupError when no rule fits,
     which means a capability below 7.5.
     """
-    found = BY_NAME[canonical(operation)]
-    for rule in found.rules:
-        low, high = rule.batch
-        if rule.when.fits(target) and low <= batch and (high is None or batch <= high):
-            flag = found.flag(rule.by_hand)
-            return Route(found.name, rule.batch, rule.backend, rule.whose, rule.why, flag, rule.forces)
-    raise LookupError(f"no rule for {operation} on {target}")
+    return _route(Part(operation, variant), target, batch)
 
 
-def table(target: Target, operations: Collection[str] | None = None) -> list[Route]:
-    """All routes of ``target``, in table order, one per operation and batch range.
+def _batches(part: Part, target: Target) -> Iterator[Route]:
+    batch: int | None = 1
+    while batch is not None:
+        try:
+            found = _route(part, target, batch)
+        except LookupError:
+            raise UserError(f"no NVFP4 kernels for {target}; a GPU of 7.5 or later is needed") from None
+        end = found.batch[1]
+        yield replace(found, batch=(batch, end))
+        batch = None if end is None else end + 1
 
-    ``operations`` limits the rows. Raises UserError for a GPU that NVFP4 cannot run on.
+
+def table(target: Target, parts: Collection[Part | str] | None = None) -> list[Route]:
+    """All routes of ``target``, in table order, one per part and batch range.
+
+    ``parts`` limits the rows: operations by name, or with what a model needs of them. None is every operation
+    that can be foretold. Raises UserError for a GPU that NVFP4 cannot run on.
     """
-    wanted = BY_NAME if operations is None else {canonical(name) for name in operations}
-    rows: list[Route] = []
-    for operation in OPERATIONS:
-        batch: int | None = 1 if operation.name in wanted else None
-        while batch is not None:
-            try:
-                found = route(operation.name, target, batch)
-            except LookupError:
-                raise UserError(f"no NVFP4 kernels for {target}; a GPU of 7.5 or later is needed") from None
-            end = found.batch[1]
-            rows.append(replace(found, batch=(batch, end)))
-            batch = None if end is None else end + 1
-    return rows
+    if parts is None:
+        parts = [operation.name for operation in OPERATIONS if operation.name not in _ONLY_WITH_A_MODEL]
+    wanted = [Part(canonical(part)) if isinstance(part, str) else part for part in parts]
+    known = [operation.name for operation in OPERATIONS]
+    ordered = sorted(dict.fromkeys(wanted), key=lambda part: known.index(canonical(part.operation)))
+    return [row for part in ordered for row in _batches(part, target)]
+
+
+def is_foretold(row: Route) -> bool:
+    """Whether the row names a backend."""
+    return row.backend != OPEN

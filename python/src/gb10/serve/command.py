@@ -9,9 +9,11 @@ from pathlib import Path
 from gb10 import routing
 from gb10.checkpoint import input_scales, size
 from gb10.checkpoint.folder import Checkpoint
+from gb10.checkpoint.formats import Formats
+from gb10.checkpoint.formats import read as read_formats
 from gb10.checkpoint.inventory import check_mtp
 from gb10.errors import UserError
-from gb10.machine import memory
+from gb10.machine import cpu, memory
 from gb10.machine.gpu import Gpu
 from gb10.serve import isolation
 from gb10.serve.environment import package_folder
@@ -131,36 +133,46 @@ def check_verdict(settings: Settings, verdict: Verdict) -> None:
     settings.host, settings.port = verdict.host or "", verdict.port
 
 
-def _fp8_kv_cache(settings: Settings) -> bool:
-    """Whether the KV cache was asked to be FP8, by vLLM's flag or by --route."""
-    asked = [settings.kv_cache_dtype or ""]
-    asked += [text.partition("=")[2] for text in settings.routes if text.startswith(("kv_cache", "kv-cache"))]
-    return any(text.strip().lower().startswith("fp8") for text in asked)
+def _target(settings: Settings, formats: Formats, gpus: Sequence[Gpu], flashinfer: bool) -> routing.Target:
+    """The machine, and the types that the user, else the checkpoint, asks for."""
+    asked = [text.partition("=")[2] for text in settings.routes if text.startswith(("kv_cache", "kv-cache"))]
+    given = (settings.kv_cache_dtype or "".join(asked[-1:]) or "auto").strip().lower()
+    dtype = settings.dtype or ("auto" if gpus else "bfloat16")
+    if dtype == "auto":
+        dtype = formats.model_dtype
+    return routing.Target(
+        capability=gpus[0].capability if gpus else None,
+        flashinfer=bool(gpus) and flashinfer,
+        cpu_mode=settings.cpu_mode,
+        amx=not gpus and cpu.has_amx(),
+        kv_cache=formats.kv_cache if given == "auto" else given,
+        kv_cache_of_checkpoint=given == "auto" and formats.kv_cache != "auto",
+        dtype=dtype,
+    )
 
 
-def _operations(checkpoint: Checkpoint) -> list[str] | None:
-    """Operations that the model has; None when nothing is known about it."""
-    if not checkpoint.config:
-        return None
-    quantization = checkpoint.quantization or ""
-    names = ["attention", "lm_head", "sampling", "kv_cache"]
-    if "NVFP4" in quantization or "MODELOPT_FP4" in quantization or "MIXED" in quantization:
-        names += ["nvfp4_linear", "activation_quant"]
-        names += ["nvfp4_moe"] if checkpoint.experts else []
-    if "FP8" in quantization or "MIXED" in quantization:
-        names.append("fp8_linear")
-    if checkpoint.has_gdn:
-        names += ["gdn_prefill", "gdn_decode"]
-    return names
+def _check_formats(checkpoint: Checkpoint, formats: Formats, target: routing.Target) -> None:
+    """Refuse what vLLM would refuse after it has started."""
+    formats.check(checkpoint.name)
+    gdn = "linear_num_value_heads" in checkpoint.text
+    if gdn and target.capability is None and target.dtype != "bfloat16":
+        raise UserError(
+            f"--dtype {target.dtype}: Gated DeltaNet on the CPU is bfloat16 only in vLLM; leave out --dtype"
+        )
 
 
 def _route(
-    settings: Settings, checkpoint: Checkpoint, target: routing.Target
+    settings: Settings, checkpoint: Checkpoint, formats: Formats, target: routing.Target
 ) -> tuple[routing.Target, list[routing.Route]]:
     """The target and the table with what --route changes, and the backends that follow."""
     overrides = routing.parse_overrides(settings.routes, target, checkpoint.experts)
     target = replace(target, cpu_mode=overrides.cpu_mode or target.cpu_mode)
-    rows = routing.apply_overrides(routing.table(target, _operations(checkpoint)), overrides)
+    drafts = settings.passed_on.has("--speculative-config")
+    parts = routing.parts_of(checkpoint, formats, drafts=drafts)
+    rows = routing.apply_overrides(routing.table(target, parts), overrides)
+    for row in rows:
+        if row.backend == routing.UNSUPPORTED:
+            raise UserError(f"{checkpoint.name} cannot be served on this machine: {row.reason}")
     backend = settings.moe_backend or ""
     routing.check_moe_backend(f"--moe-backend {backend}", backend, checkpoint.experts)
     chosen = list(zip(overrides.arguments[::2], overrides.arguments[1::2], strict=True))
@@ -302,21 +314,19 @@ def build(
     flashinfer: bool,
     demo: bool = False,
     free: memory.Available | None = None,
+    formats: Formats | None = None,
 ) -> Plan:
     """The whole plan. ``gpus`` is empty for the CPU engine; ``free`` is the memory before vLLM started, by
-    default what is free now. Raises UserError for what cannot work.
+    default what is free now. ``formats`` is what vLLM's process read in the checkpoint; without it vLLM is
+    imported here. Raises UserError for what cannot work.
     """
     _check_listening(settings.host, settings.api_keys, uds=settings.passed_on.has("--uds"))
-    target, rows = _route(
-        settings,
-        checkpoint,
-        routing.Target(
-            capability=gpus[0].capability if gpus else None,
-            flashinfer=bool(gpus) and flashinfer,
-            cpu_mode=settings.cpu_mode,
-            fp8_kv_cache=_fp8_kv_cache(settings),
-        ),
-    )
+    if formats is None:
+        asked = settings.passed_on.value("--quantization")
+        formats = read_formats(replace(checkpoint, quantization=asked))
+    target = _target(settings, formats, gpus, flashinfer)
+    _check_formats(checkpoint, formats, target)
+    target, rows = _route(settings, checkpoint, formats, target)
     ranks = settings.tensor_parallel_size or 1
     if gpus and ranks > len(gpus):
         raise UserError(f"--tensor-parallel-size {ranks} needs {ranks} GPUs and {len(gpus)} can be seen")

@@ -16,6 +16,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +31,18 @@ _START_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
 
 
 def _reports(described: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What each reporter says of a checkpoint; nothing for one that is not on this machine."""
-    if described is None or not REPORTERS:
+    """What each reporter says of a checkpoint, as `gb10.serve.run` describes it; nothing without one."""
+    if described is None:
         return {}
-    from gb10.checkpoint.folder import inspect
+    from gb10.checkpoint.folder import Checkpoint, inspect
 
-    checkpoint = inspect(
-        Path(described["folder"]), described["name"], weights=described["weights"], tokenizer=False
-    )
+    name = described["name"]
+    if "folder" in described:
+        folder = Path(described["folder"])
+        checkpoint = inspect(folder, name, weights=described["weights"], tokenizer=False)
+    else:
+        checkpoint = Checkpoint(name, config=described["config"])
+    checkpoint = replace(checkpoint, quantization=described["quantization"])
     reports = {}
     for name, place in REPORTERS.items():
         module, _, function = place.partition(":")

@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 SOCKET_VARIABLE = "GB10_SERVE_SOCKET"
 """Number of the file descriptor that the engine process answers on."""
 
-REPORTERS: Mapping[str, str] = {}
+REPORTERS: Mapping[str, str] = {"formats": "gb10.checkpoint.formats:report"}
 """Reports on a checkpoint that need vLLM: name -> "module:function". The function takes a
 `gb10.checkpoint.folder.Checkpoint` and gives what JSON can carry; it raises UserError to refuse the
-checkpoint. It runs in the engine process, where vLLM is imported already, for checkpoints in a folder."""
+checkpoint. It runs in the engine process, where vLLM is imported already. A checkpoint that is not on this
+machine has a config, if the hub gave one, and neither folder nor tensors."""
 
 _POLL = 0.1
 
@@ -115,7 +116,7 @@ class Engine:
         self._line, self._server, self._show, self._draw = line, server, show, draw
 
     def facts(self, config: str | None, checkpoint: Mapping[str, Any] | None) -> Facts:
-        """Ask for vLLM's options, and for reports on a checkpoint: what `folder.inspect` takes."""
+        """Ask for vLLM's options, and for reports on a checkpoint, as `gb10.serve.run` describes it."""
         said = self._ask({"ask": "facts", "config": config, "checkpoint": checkpoint})
         vocabulary = Vocabulary(said["options"], frozenset(said["several"]))
         return Facts(vocabulary, tuple(said["config"]), said["reports"])

@@ -12,10 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from gb10 import routing
 from gb10.checkpoint.folder import Checkpoint
+from gb10.checkpoint.formats import Formats, unread
 from gb10.checkpoint.hub import locate
 from gb10.errors import UserError
 from gb10.machine import gpu as device
@@ -60,7 +62,10 @@ def _gpus(profile: str | None) -> list[device.Gpu]:
 _locate = cache(locate)
 
 
-def _plan(settings: Settings, free: memory.Available) -> command.Plan:
+def _plan(
+    settings: Settings, free: memory.Available, reports: Mapping[str, Any] = MappingProxyType({})
+) -> command.Plan:
+    """The plan, with the ``reports`` of vLLM's process as far as there are some."""
     if environment.package_folder("vllm") is None:
         raise UserError(
             "vLLM is not installed in this Python; use `nix run .#serve`, or add it to the environment"
@@ -81,8 +86,9 @@ def _plan(settings: Settings, free: memory.Available) -> command.Plan:
         weights=_reads_weights(settings),
         tokenizer=not settings.passed_on.has("--tokenizer", "--skip-tokenizer-init"),
     )
+    known = Formats.from_json(reports["formats"]) if "formats" in reports else unread(found)
     flashinfer = device.flashinfer_usable()
-    return command.build(settings, found, gpus, flashinfer=flashinfer, demo=demo, free=free)
+    return command.build(settings, found, gpus, flashinfer=flashinfer, demo=demo, free=free, formats=known)
 
 
 def _reads_weights(settings: Settings) -> bool:
@@ -103,12 +109,15 @@ def _first_plan(settings: Settings, free: memory.Available) -> command.Plan | No
         raise
 
 
-def _described(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any] | None:
-    """A checkpoint in a folder, for the engine process to inspect; None for one that must be fetched."""
+def _described(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
+    """A checkpoint for the engine process to inspect: its folder, or what is known of one to be fetched."""
+    described = {
+        "name": checkpoint.name,
+        "quantization": settings.passed_on.value("--quantization"),
+    }
     if checkpoint.folder is None:
-        return None
-    weights = _reads_weights(settings)
-    return {"folder": str(checkpoint.folder), "name": checkpoint.name, "weights": weights}
+        return described | {"config": checkpoint.config}
+    return described | {"folder": str(checkpoint.folder), "weights": _reads_weights(settings)}
 
 
 def _key_word(keys: Sequence[str], environ: Mapping[str, str]) -> str | None:
@@ -193,7 +202,7 @@ def _final_plan(
         facts = engine.facts(settings.config, described)
         said = parse(argv, os.environ, facts.vocabulary, facts.config)
         hide_arguments(said.secrets)
-        plan = _plan(said, free)
+        plan = _plan(said, free, facts.reports)
         before, described = described, _described(plan.checkpoint, said)
         if described == before:
             return plan
@@ -257,6 +266,8 @@ def _serve(server: Server, engine: Engine, plan: command.Plan, progress: Progres
     if name is not None:
         name = name or settings.served_model_name or plan.checkpoint.name
         write(f"ready after {progress.seconds:.0f} s: {url}/v1  (model name: {name})\n")
+        for difference in routing.compare(plan.rows, server.log_path.read_text(errors="replace")):
+            write(f"{difference}\n")
         key = _key_word(settings.api_keys, os.environ)
         where = f" (put the API key for {KEY_PLACE})" if key == KEY_PLACE else ""
         write(f"try it{where}:\n  {curl_line(url, name, key, demo=plan.demo)}\n")

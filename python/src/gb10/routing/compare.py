@@ -1,0 +1,87 @@
+"""After the start: what vLLM says in its log that it chose, against what the table said before."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from gb10.routing.rules import BY_NAME, OPEN
+from gb10.routing.table import Route
+
+_STARTED = "Initializing a V1 LLM engine"
+"""vLLM's line that all others below follow; without it the log says nothing (VLLM_LOGGING_LEVEL)."""
+
+_SAYS = {
+    "nvfp4_linear": r"Using (\w+) for NVFP4 GEMM",
+    "nvfp4_moe": r"Using '(\w+)' NvFp4 MoE backend out of",
+    "fp8_linear": r"Selected (\w*(?i:fp8)\w*) for \w+",
+    "fp8_moe": r"Using (\w+) Fp8 MoE backend out of",
+    "other_linear": r"Using (\w+) for (?:MXFP\d GEMM|mixed-precision linear)|Selected (\w*Int8\w*) for \w",
+    "other_moe": r"Using '?(\w+)'? (?:Mxfp4|(?:W4A8 )?Int8) MoE backend|Using (\w+WNA16MoEMethod)",
+    "attention": r"Using (\w+) (?:attention backend out of|backend\.)",
+    "gdn_prefill": r"Using (.+?) GDN prefill kernel",
+    "kv_cache": r"[ ,]kv_cache_dtype=(\w+),",
+    "sampling": r"Using (FlashInfer) for top-p & top-k sampling",
+}
+"""Operation -> vLLM 0.32.0's line on it. A test looks for each in vLLM's source (test_compare.py)."""
+
+_SILENT = ("attention", "sampling", "gdn_prefill", "kv_cache")
+"""vLLM says these only on some platforms, or only for some choices."""
+
+
+def _plain(name: str) -> str:
+    """A backend's name without what only one side says: ``MarlinNvFp4LinearKernel`` is ``marlinnvfp4``."""
+    name = re.sub(r"(LinearKernel|Kernel)$", "", name.partition(" (")[0].partition("/")[0])
+    return re.sub(r"[\W_]", "", name.removeprefix("gb10 ").removeprefix("vLLM ")).lower()
+
+
+def _same(row: Route, found: str) -> bool:
+    if row.backend.startswith("gb10 ") and found == "EMULATION":
+        return True  # the plug-in's experts stand where vLLM has its emulation
+    said, chosen = _plain(row.backend), _plain(found)
+    return said in chosen if row.whose == "yours" else said == chosen
+
+
+def _found(operation: str, log: str) -> list[str]:
+    groups = (match.groups() for match in re.finditer(_SAYS[operation], log))
+    return list(dict.fromkeys(next(name for name in group if name) for group in groups))
+
+
+def _kv_cache(log: str) -> list[str]:
+    """The KV cache of vLLM's first line.
+
+    Nothing where that line says auto for compressed-tensors: those are asked later (`Attention.__init__`).
+    """
+    dtype = re.search(r"[ ,]dtype=torch\.(\w+)", log)
+    later = re.search(r"[ ,]quantization=compressed-tensors,", log)
+    words = {"fp8": "fp8_e4m3", "auto": dtype[1] if dtype and not later else ""}
+    return [word for name in _found("kv_cache", log) if (word := words.get(name, name))]
+
+
+def _join(names: Iterable[str]) -> str:
+    return " and ".join(dict.fromkeys(names))
+
+
+def compare(rows: Sequence[Route], log: str) -> list[str]:
+    """One line for each operation where vLLM's log names another backend than the table, or the first one.
+
+    ``log`` is the log of a server that is ready. The last kind: rows of which the table said that vLLM would
+    choose. An empty list means that all is as the table said, or that the log says nothing.
+    """
+    if _STARTED not in log:
+        return []
+    lines = []
+    for operation in _SAYS:
+        of = [row for row in rows if (row.like or row.operation) == operation]
+        title = BY_NAME[operation].title
+        said = _join(row.backend for row in of)
+        found = _kv_cache(log) if operation == "kv_cache" else _found(operation, log)
+        if not of:
+            if found and operation.endswith(("_linear", "_moe")):
+                lines.append(f"{title}: vLLM chose {_join(found)}, the table has no such row")
+        elif any(row.backend == OPEN for row in of):
+            lines += [f"{title}: vLLM chose {_join(found)}"] if found else []
+        elif not all(any(_same(row, name) for row in of) for name in found):
+            lines.append(f"{title}: the table says {said}, vLLM chose {_join(found)}")
+        elif operation not in _SILENT:
+            unseen = _join(row.backend for row in of if not any(_same(row, name) for name in found))
+            lines += [f"{title}: the table says {unseen}, vLLM's log does not"] if unseen else []
+    return lines

@@ -1,0 +1,149 @@
+"""After the start: what vLLM's log says it chose, against the table."""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from gb10 import routing
+from gb10.routing import Part, Target, compare, table
+
+STARTED = (
+    "INFO [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: model='/m', dtype=torch.{dtype}, "
+    "max_seq_len=2048, quantization=modelopt_fp4, kv_cache_dtype={kv}, device_config=cuda\n"
+)
+LINEAR = "INFO [__init__.py:1240] Using {} for NVFP4 GEMM\n"
+EXPERTS = "INFO [nvfp4.py:314] Using '{}' NvFp4 MoE backend out of potential backends: ['MARLIN'].\n"
+ATTENTION = "INFO [cuda.py:506] Using {} attention backend out of potential backends: ['FLASH_ATTN'].\n"
+GDN = "INFO [qwen_gdn_linear_attn.py:221] Using {} GDN prefill kernel (requested=auto, head_k_dim=128).\n"
+FP8 = "INFO [__init__.py:798] Selected {} for RowParallelLinear\n"
+PARTS = ("nvfp4_linear", "nvfp4_moe", "attention", "gdn_prefill", "lm_head", "kv_cache")
+
+
+def started(kv: str = "auto", dtype: str = "bfloat16") -> str:
+    return STARTED.format(kv=kv, dtype=dtype)
+
+
+SPARK = table(Target((12, 1)), PARTS)
+SPARK_LOG = (
+    started()
+    + LINEAR.format("CutlassNvFp4LinearKernel")
+    + EXPERTS.format("VLLM_CUTLASS")
+    + ATTENTION.format("FLASH_ATTN")
+    + GDN.format("Triton/FLA")
+)
+
+
+def test_a_start_as_foretold_says_nothing() -> None:
+    assert compare(SPARK, SPARK_LOG) == []
+
+
+def test_the_cpu_engine_as_foretold_says_nothing() -> None:
+    log = started() + LINEAR.format("DequantLinearKernel") + EXPERTS.format("EMULATION")
+    log += "INFO [qwen_gdn_linear_attn.py:206] Using CPU GDN prefill kernel (head_k_dim=64).\n"
+    assert compare(table(Target(), PARTS), log) == []
+    assert compare(table(Target(cpu_mode="packed"), PARTS), log) == [
+        "NVFP4 linear: the table says gb10 packed, vLLM chose DequantLinearKernel"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("CutlassNvFp4", "MarlinNvFp4", "NVFP4 linear: the table says CutlassNvFp4, vLLM chose MarlinNvFp4"),
+        ("VLLM_CUTLASS", "MARLIN", "NVFP4 MoE: the table says VLLM_CUTLASS, vLLM chose MARLIN"),
+        ("FLASH_ATTN attention", "TRITON_ATTN attention", "attention: the table says FLASH_ATTN, vLLM chose"),
+        ("Triton/FLA", "FlashInfer", "GDN prefill: the table says Triton, vLLM chose FlashInfer"),
+        ("dtype=auto", "dtype=fp8_e4m3", "KV cache dtype: the table says bfloat16, vLLM chose fp8_e4m3"),
+        ("torch.bfloat16", "torch.float16", "KV cache dtype: the table says bfloat16, vLLM chose float16"),
+    ],
+)
+def test_each_difference_is_one_line(old: str, new: str, line: str) -> None:
+    assert old in SPARK_LOG
+    (found,) = compare(SPARK, SPARK_LOG.replace(old, new))
+    assert found.startswith(line)
+    assert "\n" not in found
+
+
+def test_what_the_log_lacks_is_a_difference() -> None:
+    log = SPARK_LOG.replace(EXPERTS.format("VLLM_CUTLASS"), "")
+    assert compare(SPARK, log) == ["NVFP4 MoE: the table says VLLM_CUTLASS, vLLM's log does not"]
+
+
+def test_what_the_table_lacks_is_a_difference() -> None:
+    log = SPARK_LOG + FP8.format("CutlassFP8ScaledMMLinearKernel")
+    (found,) = compare(SPARK, log)
+    assert found.startswith(
+        "FP8 linear: vLLM chose CutlassFP8ScaledMMLinearKernel, the table has no such row"
+    )
+
+
+def test_what_was_left_open_is_told() -> None:
+    rows = table(Target((12, 1)), [Part("fp8_linear", "block"), Part("fp8_moe")])
+    log = started() + FP8.format("CutlassFp8BlockScaledMMKernel")
+    log += "INFO [fp8.py:418] Using TRITON Fp8 MoE backend out of potential backends: ['TRITON'].\n"
+    assert compare(rows, log) == [
+        "FP8 linear: vLLM chose CutlassFp8BlockScaledMMKernel",
+        "FP8 MoE: vLLM chose TRITON",
+    ]
+
+
+def test_a_quantised_head_counts_as_linear() -> None:
+    rows = table(Target((12, 1)), [Part("lm_head", "w4a16", "nvfp4_linear")])
+    assert compare(rows, started() + LINEAR.format("MarlinNvFp4LinearKernel")) == []
+
+
+def test_the_users_choice_is_compared_by_its_word() -> None:
+    target = Target((12, 1), True)
+    chosen = routing.parse_overrides(["nvfp4_moe=marlin", "nvfp4_linear=flashinfer_cutlass"], target)
+    rows = routing.apply_overrides(table(target, ["nvfp4_moe", "nvfp4_linear"]), chosen)
+    log = started() + EXPERTS.format("MARLIN") + LINEAR.format("FlashInferCutlassNvFp4LinearKernel")
+    assert compare(rows, log) == []
+    assert compare(rows, log.replace("'MARLIN' Nv", "'VLLM_CUTLASS' Nv")) != []
+
+
+@pytest.mark.parametrize(
+    ("method", "kv", "differs"),
+    [
+        ("compressed-tensors", "auto", False),
+        ("compressed-tensors", "fp8", False),
+        ("modelopt_fp4", "fp8_e4m3", False),
+        ("modelopt_fp4", "auto", True),
+    ],
+)
+def test_compressed_tensors_settle_the_kv_cache_after_that_line(method: str, kv: str, differs: bool) -> None:
+    rows = table(Target((12, 1), kv_cache="fp8", kv_cache_of_checkpoint=True), ["kv_cache"])
+    log = started(kv).replace("quantization=modelopt_fp4", f"quantization={method}")
+    assert bool(compare(rows, log)) == differs
+
+
+def test_a_log_that_says_nothing_is_no_difference() -> None:
+    assert compare(SPARK, "") == []
+    assert compare(SPARK, LINEAR.format("MarlinNvFp4LinearKernel")) == []
+
+
+LINES: Sequence[tuple[str, str]] = (
+    ("v1/engine/core.py", "Initializing a V1 LLM engine"),
+    ("model_executor/kernels/linear/__init__.py", "Using %s for NVFP4 GEMM"),
+    ("model_executor/kernels/linear/__init__.py", "Selected %s for %s"),
+    ("model_executor/kernels/linear/__init__.py", "Using %s for MXFP8 GEMM"),
+    ("model_executor/kernels/linear/__init__.py", "Using %s for mixed-precision linear"),
+    ("model_executor/layers/fused_moe/oracle/nvfp4.py", "Using '{backend.value}' NvFp4 MoE backend out "),
+    ("model_executor/layers/fused_moe/oracle/fp8.py", "Using {backend.value} Fp8 MoE backend out "),
+    ("model_executor/layers/fused_moe/oracle/mxfp4.py", "Using '{backend.value}' Mxfp4 MoE backend."),
+    ("platforms/cuda.py", "Using %s attention backend out of potential backends"),
+    ("platforms/cuda.py", "Using %s backend."),
+    ("model_executor/layers/mamba/gdn/qwen_gdn_linear_attn.py", "Using %s GDN prefill kernel"),
+    ("config/vllm.py", "kv_cache_dtype={self.cache_config.cache_dtype}, "),
+    ("config/vllm.py", "dtype={self.model_config.dtype}, "),
+    ("v1/sample/ops/topk_topp_sampler.py", "Using FlashInfer for top-p & top-k sampling."),
+)
+
+
+@pytest.mark.parametrize(("file", "line"), LINES)
+def test_vllm_still_says_it_so(file: str, line: str) -> None:
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.submodule_search_locations is None:
+        pytest.skip("vLLM is not installed")
+    assert line in (Path(next(iter(spec.submodule_search_locations))) / file).read_text()
