@@ -252,7 +252,7 @@ def main(model: str, held_out: str, file: str) -> None:
             if name == "mtp 3":
                 answer[name]["p"] = corrected(same_distribution(drawn, requests.draw(1 << 20, **NARROW)))
                 # Drafts that grammars allow and the model does not want: steps of all lengths.
-                engine.restrict([tokenizer.token_to_id(letter) for letter in RARE])
+                engine.restrict([one for letter in RARE for one in tokenizer.encode(letter).ids])
                 before = engine.counters()
                 grammars = {kind: options for kind, options in kinds().items() if "grammar" in kind}
                 answer["mtp 3, rare letters"] = {
