@@ -20,7 +20,7 @@ from gb10_lab.speculative.engine import Engine
 from gb10_lab.speculative.equality import TOP, Completion
 from gb10_lab.speculative.prompts import read_prompts
 
-PROMPTS, PROMPT, TOKENS = 3, 160, 28
+PROMPTS, PROMPT, TOKENS = 3, 160, 24
 """How many prompts, and tokens of each prompt and of each completion."""
 SAMPLES, SAMPLED = 600, 3
 RARE = "qxz"
@@ -76,6 +76,8 @@ ONE_TOKEN: dict[str, dict[str, Any]] = {
     "top_k and top_p": {"top_k": 1, "top_p": 0.9},
 }
 """Sampling that leaves one token: the greedy text."""
+ALONE = [*ONE_TOKEN, "plain", "repetition", "bad words", "grammar: words", "grammar: schema"]
+"""Kinds that are also sent alone."""
 SAMPLED_ALIKE: dict[str, dict[str, Any]] = {
     "seed": {},
     "n": {"n": 3},
@@ -238,7 +240,7 @@ def main(model: str, held_out: str, file: str) -> None:
             before = engine.counters()
             outputs = requests.together(kinds())
             counters = engine.counters().since(before)
-            singly = {kind: [requests.alone(options)] for kind, options in kinds().items()}
+            singly = {kind: [requests.alone(kinds()[kind])] for kind in ALONE}
             first = {kind: completions[:1] for kind, completions in reference.items()}
             answer[name] = {
                 "gaps": gaps(reference, outputs),
@@ -252,7 +254,7 @@ def main(model: str, held_out: str, file: str) -> None:
             if name == "mtp 3":
                 answer[name]["p"] = corrected(same_distribution(drawn, requests.draw(1 << 20, **NARROW)))
                 # Drafts that grammars allow and the model does not want: steps of all lengths.
-                engine.restrict([tokenizer.token_to_id(letter) for letter in RARE])
+                engine.restrict([one for letter in RARE for one in tokenizer.encode(letter).ids])
                 before = engine.counters()
                 grammars = {kind: options for kind, options in kinds().items() if "grammar" in kind}
                 answer["mtp 3, rare letters"] = {
