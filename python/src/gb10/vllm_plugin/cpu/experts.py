@@ -141,7 +141,6 @@ class VectorDequantExperts(_DequantExperts):
 class PackedExperts(_Nvfp4Experts):
     """Mode `packed`: weights stay packed; each expert that a batch uses is dequantised for that call."""
 
-    quantize_activations = False
     _input_scales: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @classmethod
@@ -149,20 +148,7 @@ class PackedExperts(_Nvfp4Experts):
         return True, None
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        """Keep the checkpoint's layout; in `emulate` fetch the input scales of a W4A4 checkpoint."""
-        # Only ModelOpt's configuration has the name of an algorithm.
-        algorithm = getattr(layer.quant_config, "quant_method", None)
-        if not self.quantize_activations or algorithm == "W4A16_NVFP4":
-            return
-        # vLLM's loader has turned the scale into its reciprocal.
-        scales = (1.0 / self.a1_gscale, 1.0 / self.a2_gscale)
-        for name, scale in zip(("w13", "w2"), scales, strict=True):
-            if not (torch.isfinite(scale).all() and (scale > 0).all()):
-                raise ValueError(
-                    f"NVFP4 experts: {name}_input_scale is {scale.tolist()}, expected a positive number. "
-                    "The checkpoint has no usable input scales: declare it W4A16_NVFP4."
-                )
-        self._input_scales = scales
+        """Keep the checkpoint's layout: it is the layout that the operator reads."""
 
     def apply(
         self,
@@ -197,16 +183,34 @@ class PackedExperts(_Nvfp4Experts):
 
 
 class EmulateExperts(PackedExperts):
-    """Mode `emulate`: as `packed`, with the activations of W4A4 checkpoints quantised and dequantised."""
+    """Mode `emulate`: as `packed`, with activations quantised and dequantised. For W4A4 checkpoints alone.
 
-    quantize_activations = True
+    The class is chosen by what the layer's method says of its activations, whatever the checkpoint's format.
+    A weight-only layer has input scales too, which nobody has written.
+    """
+
+    @staticmethod
+    def _supports_quant_scheme(weight_key: QuantKey | None, activation_key: QuantKey | None) -> bool:
+        return weight_key == kNvfp4Static and activation_key == kNvfp4Dynamic
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        """Keep the checkpoint's layout, and fetch the input scales."""
+        # vLLM's loader has turned the scale into its reciprocal.
+        scales = (1.0 / self.a1_gscale, 1.0 / self.a2_gscale)
+        for name, scale in zip(("w13", "w2"), scales, strict=True):
+            if not (torch.isfinite(scale).all() and (scale > 0).all()):
+                raise ValueError(
+                    f"NVFP4 experts: {name}_input_scale is {scale.tolist()}, expected a positive number. "
+                    "The checkpoint has no usable input scales: declare it W4A16_NVFP4."
+                )
+        self._input_scales = scales
 
 
 # In the order in which vLLM should try them.
 EXPERTS: dict[Mode, list[type[mk.FusedMoEExperts]]] = {
     Mode.DEQUANT: [X86DequantExperts, ArmDequantExperts, PowerDequantExperts, VectorDequantExperts],
     Mode.PACKED: [PackedExperts],
-    Mode.EMULATE: [EmulateExperts],
+    Mode.EMULATE: [EmulateExperts, PackedExperts],
 }
 
 
