@@ -1,6 +1,6 @@
 """The reference itself against transformers, in float32, over the whole vocabulary.
 
-Both read the same NVFP4 weights, dequantised: those of the demo model, of the Qwen3.5-MoE that it becomes, and
+Both read the same NVFP4 weights, dequantised: those of the demo model, of the Qwen3.5-MoE it becomes, and
 of random models. That makes the reference a reference, above all for the gated delta net, which vLLM's CPU
 kernels run in bfloat16 only.
 """

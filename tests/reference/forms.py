@@ -297,7 +297,7 @@ def _arranged(module: str, tensor: torch.Tensor, config: dict[str, Any]) -> list
     """
     parts = len(_PARTS.get(module.rpartition(".")[2], ("",)))
     if parts == 1 or tensor.ndim == 0:
-        return [tensor] * parts
+        return [tensor.clone() for _ in range(parts)]
     heads = config["linear_num_key_heads"]
     group = config["linear_num_value_heads"] // heads
     key, value = config["linear_key_head_dim"], config["linear_value_head_dim"]
