@@ -120,6 +120,8 @@ def _engine(model: Path, dtype: str, **more: Any) -> dict[str, Any]:
         "dtype": dtype,
         "enforce_eager": True,
         "max_model_len": 256,
+        "max_num_batched_tokens": 256,
+        "max_num_seqs": 4,
         "kv_cache_memory_bytes": 64 * 2**20,
         "enable_prefix_caching": False,
         "language_model_only": True,
