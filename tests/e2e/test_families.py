@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ MAX_TOKENS = 16
 LOGPROB_TOLERANCE = 1e-4
 BF16_MEAN_DIFFERENCE = 0.04
 BF16_TOP_SAME = 0.95
+# The tied model's logits spread twice as far (6.9 where the trained head has 3.4), and so do their errors.
+TIED_MEAN_DIFFERENCE = 2 * BF16_MEAN_DIFFERENCE
 # FP8 on top: 4 bits of mantissa for weights and inputs of the layers that have it.
 FP8_MEAN_DIFFERENCE = 0.08
 FP8_TOP_SAME = 0.9
@@ -162,47 +164,45 @@ def _dtype(family: str) -> str:
     return "float32" if family in ("qwen3", "qwen3_moe") else "bfloat16"
 
 
+Serve = Callable[[str, str, str], list[Served]]
+
+
 @pytest.fixture(scope="module")
-def served(
+def serve(
     folders: dict[tuple[str, str], Path], prompts: list[list[int]], tmp_path_factory: pytest.TempPathFactory
-) -> dict[tuple[str, str, str], list[Served]]:
-    """What each family in each form serves in each mode."""
-    found = {}
-    for mode in MODES:
-        engines = [_engine(folder, _dtype(family)) for (family, _), folder in folders.items()]
-        answers = _serve(engines, mode, prompts, tmp_path_factory.mktemp("served") / "answer.json")
-        found |= {(*key, mode): answer.served for key, answer in zip(folders, answers, strict=True)}
-    return found
+) -> Serve:
+    """A function that gives what a family in a form serves in a mode; a mode's process runs once."""
+    known: dict[str, dict[tuple[str, str], list[Served]]] = {}
 
+    def serve_once(family: str, form: str, mode: str) -> list[Served]:
+        if mode not in known:
+            engines = [_engine(folder, _dtype(name)) for (name, _), folder in folders.items()]
+            answers = _serve(engines, mode, prompts, tmp_path_factory.mktemp("served") / "answer.json")
+            known[mode] = {key: answer.served for key, answer in zip(folders, answers, strict=True)}
+        return known[mode][family, form]
 
-def _same(one: list[Served], other: list[Served]) -> bool:
-    """The same tokens with the same log probabilities, to the last bit."""
-    return one == other
+    return serve_once
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_compressed_tensors_serves_as_modelopt(
-    family: str, mode: str, served: dict[tuple[str, str, str], list[Served]]
-) -> None:
-    assert _same(served[family, "compressed", mode], served[family, "modelopt", mode])
+def test_compressed_tensors_serves_as_modelopt(family: str, mode: str, serve: Serve) -> None:
+    assert serve(family, "compressed", mode) == serve(family, "modelopt", mode)
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weight_only_checkpoint_serves_as_one_whose_activations_stay(
-    family: str, mode: str, served: dict[tuple[str, str, str], list[Served]]
+    family: str, mode: str, serve: Serve
 ) -> None:
     """`dequant` and `packed` leave activations alone; `emulate` must where the checkpoint says so."""
     unrounded = "packed" if mode == "emulate" else mode
-    assert _same(served[family, "compressed_weight_only", mode], served[family, "modelopt", unrounded])
+    assert serve(family, "compressed_weight_only", mode) == serve(family, "modelopt", unrounded)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_control_rounded_activations_are_told_apart(
-    family: str, served: dict[tuple[str, str, str], list[Served]]
-) -> None:
-    assert not _same(served[family, "compressed", "emulate"], served[family, "compressed", "packed"])
+def test_control_rounded_activations_are_told_apart(family: str, serve: Serve) -> None:
+    assert serve(family, "compressed", "emulate") != serve(family, "compressed", "packed")
 
 
 @pytest.mark.parametrize("mode", ["dequant", "packed"])
@@ -212,13 +212,13 @@ def test_equals_the_reference(
     mode: str,
     plain: dict[str, Form],
     testbed: Path,
-    served: dict[tuple[str, str, str], list[Served]],
+    serve: Serve,
     tmp_path: Path,
 ) -> None:
     """Qwen3.5's reference is that of the Qwen3-Next it is made of: rows of weights are only sorted."""
     origin = plain["qwen3_next" if family == "qwen3_5_moe" else family]
     model = Model(Checkpoint(origin.write(tmp_path / "reference", testbed)))
-    result = compare(model, served[family, "compressed", mode])
+    result = compare(model, serve(family, "compressed", mode))
     print(family, mode, result)
     assert result.greedy_positions == len(TEXTS) * MAX_TOKENS
     if _dtype(family) == "float32":
@@ -291,8 +291,18 @@ def test_output_heads_equal_the_reference(
     result = compare(model, served_heads[name].served)
     print(name, result)
     has_fp8 = name in ("fp8", "published")
-    assert result.mean_difference() < (FP8_MEAN_DIFFERENCE if has_fp8 else BF16_MEAN_DIFFERENCE), str(result)
+    mean = FP8_MEAN_DIFFERENCE if has_fp8 else BF16_MEAN_DIFFERENCE
+    assert result.mean_difference() < (TIED_MEAN_DIFFERENCE if name == "tied" else mean), str(result)
     assert result.top_same > (FP8_TOP_SAME if has_fp8 else BF16_TOP_SAME) * result.top_positions, str(result)
+
+
+def test_control_a_head_of_its_own_is_told_apart(
+    plain: dict[str, Form], served_heads: dict[str, Answer], testbed: Path, tmp_path: Path
+) -> None:
+    model = Model(Checkpoint(plain["qwen3_next"].write(tmp_path / "reference", testbed)))
+    result = compare(model, served_heads["tied"].served)
+    print(result)
+    assert result.mean_difference() > 10 * TIED_MEAN_DIFFERENCE, str(result)
 
 
 @pytest.mark.parametrize("name", [name for name in HEADS if name != "tied"])

