@@ -2,6 +2,7 @@
 
 Reads a job from standard input, or a list of jobs, which run one after the other:
 {"engine": {...arguments of vllm.LLM}, "prompts": [[id, ...], ...], "max_tokens": N}.
+The prompts run together; those of "alone", if it is there, come after them, one at a time.
 Writes to the file named by its one argument, for each job:
 {"prompts": [{"tokens": [...], "logprobs": [...], "prompt_logprobs": [...], "prompt_top": [...]}, ...]}.
 `prompt_logprobs` has one number per prompt token but the first; `prompt_top` the token vLLM finds likeliest.
@@ -45,8 +46,10 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
         prompt_logprobs=1,
         detokenize=False,
     )
-    prompts = [{"prompt_token_ids": tokens} for tokens in job["prompts"]]
-    outputs = engine.generate(prompts, sampling, use_tqdm=False)
+    outputs = []
+    for together in (job["prompts"], *([tokens] for tokens in job.get("alone", []))):
+        prompts = [{"prompt_token_ids": tokens} for tokens in together]
+        outputs += engine.generate(prompts, sampling, use_tqdm=False)
     answer: dict[str, Any] = {"prompts": [_prompt(output) for output in outputs]}
     if drafts:
         counts = {metric.name: getattr(metric, "value", None) for metric in engine.get_metrics()}

@@ -21,7 +21,7 @@ from vllm.model_executor.utils import replace_parameter
 
 from gb10.nvfp4.quantize import dequantize
 from gb10.vllm_plugin.cpu.mode import Mode
-from gb10.vllm_plugin.cpu.ops import GATED_ACTIVATIONS, nvfp4_experts
+from gb10.vllm_plugin.cpu.ops import GATED_ACTIVATIONS, nvfp4_experts, through_reciprocal
 
 
 def _refusal(moe_config: FusedMoEConfig) -> str | None:
@@ -142,6 +142,7 @@ class PackedExperts(_Nvfp4Experts):
     """Mode `packed`: weights stay packed; each expert that a batch uses is dequantised for that call."""
 
     _input_scales: tuple[torch.Tensor, torch.Tensor] | None = None
+    _global_scales: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @classmethod
     def _supports_grouped_gemm(cls, moe_config: FusedMoEConfig) -> tuple[bool, str | None]:
@@ -165,14 +166,15 @@ class PackedExperts(_Nvfp4Experts):
         **_rest: Any,
     ) -> None:
         w13_input_scale, w2_input_scale = self._input_scales or (None, None)
+        w13_global_scales, w2_global_scales = self._global_scales or (self.g1_alphas, self.g2_alphas)
         result = nvfp4_experts(
             hidden_states,
             w1,
             self.w1_scale,
-            self.g1_alphas,
+            w13_global_scales,
             w2,
             self.w2_scale,
-            self.g2_alphas,
+            w2_global_scales,
             w13_input_scale,
             w2_input_scale,
             local_expert_ids(topk_ids, expert_map),
@@ -194,7 +196,8 @@ class EmulateExperts(PackedExperts):
         return weight_key == kNvfp4Static and activation_key == kNvfp4Dynamic
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        """Keep the checkpoint's layout, and fetch the input scales."""
+        """Keep the checkpoint's layout; fetch the input scales; give both forms the same global scales."""
+        self._global_scales = (through_reciprocal(self.g1_alphas), through_reciprocal(self.g2_alphas))
         # vLLM's loader has turned the scale into its reciprocal.
         scales = (1.0 / self.a1_gscale, 1.0 / self.a2_gscale)
         for name, scale in zip(("w13", "w2"), scales, strict=True):

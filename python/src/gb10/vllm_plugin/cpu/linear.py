@@ -12,7 +12,7 @@ from vllm.platforms.interface import PlatformEnum
 
 from gb10.nvfp4.quantize import dequantize
 from gb10.vllm_plugin.cpu.mode import Mode
-from gb10.vllm_plugin.cpu.ops import nvfp4_linear
+from gb10.vllm_plugin.cpu.ops import nvfp4_linear, through_reciprocal
 
 
 class _CpuKernel(NvFp4LinearKernel):  # type: ignore[misc]  # vLLM is untyped for mypy
@@ -63,6 +63,11 @@ class EmulateLinearKernel(PackedLinearKernel):
     """Mode `emulate`: as `packed`, with the activations of W4A4 checkpoints quantised and dequantised."""
 
     quantize_activations = True
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        """Keep the checkpoint's layout; of W4A4 both forms of a checkpoint get the same scales."""
+        if hasattr(layer, "input_global_scale"):
+            replace_parameter(layer, "weight_global_scale", through_reciprocal(layer.weight_global_scale))
 
 
 KERNELS: dict[Mode, type[NvFp4LinearKernel]] = {
