@@ -193,7 +193,7 @@ class EmulateExperts(PackedExperts):
 
     @staticmethod
     def _supports_quant_scheme(weight_key: QuantKey | None, activation_key: QuantKey | None) -> bool:
-        return weight_key == kNvfp4Static and activation_key == kNvfp4Dynamic
+        return bool(weight_key == kNvfp4Static and activation_key == kNvfp4Dynamic)
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Keep the checkpoint's layout; fetch the input scales; give both forms the same global scales."""
