@@ -6,6 +6,7 @@ let
     wheels = import ./wheels.nix;
     cccl = import ./cccl.nix;
     flashinfer = import ./flashinfer.nix;
+    torchvision = import ./torchvision.nix;
     vllm = import ./vllm.nix;
     kernels = import ./kernels.nix;
     lab = import ./lab.nix;
@@ -18,6 +19,7 @@ overlays
     overlays.wheels
     overlays.cccl
     overlays.flashinfer
+    overlays.torchvision
     overlays.vllm
     overlays.kernels
     overlays.lab

@@ -9,7 +9,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from gb10.nvfp4 import quantize
@@ -28,8 +26,10 @@ from gb10_lab.testbed.quantize import quantize_checkpoint
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
+from reference import forms  # noqa: E402
 from reference.checkpoint import Checkpoint, Substitute  # noqa: E402
 from reference.compare import Served, compare  # noqa: E402
+from reference.forms import Form  # noqa: E402
 from reference.model import Model  # noqa: E402
 from reference.random_moe import UNQUANTIZED, write_random_moe  # noqa: E402
 
@@ -91,52 +91,7 @@ def moe(moe_originals: Path) -> Path:
 def weight_only_moe(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same weights declared W4A16_NVFP4, without input scales."""
     folder = tmp_path_factory.mktemp("numerics") / "qwen3_moe_w4a16"
-    shutil.copytree(moe, folder)
-    for name, key in (("config.json", "quantization_config"), ("hf_quant_config.json", "quantization")):
-        content = json.loads((folder / name).read_text(encoding="utf-8"))
-        content[key]["quant_algo"] = "W4A16_NVFP4"
-        for group in content[key].get("config_groups", {}).values():
-            group["input_activations"] = None
-        (folder / name).write_text(json.dumps(content), encoding="utf-8")
-    weights = folder / "model.safetensors"
-    kept = {name: tensor for name, tensor in load_file(weights).items() if not name.endswith(".input_scale")}
-    save_file(kept, weights, metadata={"format": "pt"})
-    return folder
-
-
-@pytest.fixture(scope="module")
-def compressed_moe(moe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same weights as a compressed-tensors checkpoint: other names, and the scales' reciprocals."""
-    folder = tmp_path_factory.mktemp("numerics") / "qwen3_moe_compressed"
-    shutil.copytree(moe, folder)
-    (folder / "hf_quant_config.json").unlink()
-    numbers = {
-        "num_bits": 4,
-        "type": "float",
-        "strategy": "tensor_group",
-        "group_size": 16,
-        "symmetric": True,
-    }
-    group = {"targets": ["Linear"], "weights": numbers | {"dynamic": False}}
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config["quantization_config"] = {
-        "quant_method": "compressed-tensors",
-        "format": "nvfp4-pack-quantized",
-        "ignore": ["lm_head", "re:.*mlp.gate$"],
-        "config_groups": {"group_0": group | {"input_activations": numbers | {"dynamic": "local"}}},
-    }
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    stored = load_file(folder / "model.safetensors")
-    for name in [name for name in stored if name.endswith(".weight_scale")]:
-        module = name.removesuffix(".weight_scale")
-        stored[f"{module}.weight_packed"] = stored.pop(f"{module}.weight")
-        for theirs, ours in (
-            ("weight_global_scale", "weight_scale_2"),
-            ("input_global_scale", "input_scale"),
-        ):
-            stored[f"{module}.{theirs}"] = stored.pop(f"{module}.{ours}").reciprocal().reshape(1)
-    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
+    return forms.weight_only(Form.read(moe)).write(folder, moe)
 
 
 Serve = Callable[..., list[Served]]
@@ -239,11 +194,6 @@ def test_emulated_activations_equal_reference(moe: Path, serve: Serve) -> None:
 def test_weight_only_checkpoint_keeps_activations(weight_only_moe: Path, serve: Serve) -> None:
     """W4A16_NVFP4 has no input scales: even `emulate` must leave the activations alone."""
     _assert_equal(Model(Checkpoint(weight_only_moe)), serve(weight_only_moe, "emulate"))
-
-
-@pytest.mark.parametrize("mode", ["dequant", "packed"])
-def test_compressed_tensors_checkpoint(mode: str, moe: Path, compressed_moe: Path, serve: Serve) -> None:
-    _assert_equal(Model(Checkpoint(moe)), serve(compressed_moe, mode))
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -1,17 +1,16 @@
 """The reference itself against transformers, in float32, over the whole vocabulary.
 
-Both read the same NVFP4 weights, dequantised: those of the demo model and of a random Qwen3-MoE. That makes
-the reference a reference, above all for the gated delta net, which vLLM's CPU kernels run in bfloat16 only.
+Both read the same NVFP4 weights, dequantised: those of the demo model, of the Qwen3.5-MoE it becomes, and
+of random models. That makes the reference a reference, above all for the gated delta net, which vLLM's CPU
+kernels run in bfloat16 only.
 """
 
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from gb10_lab.testbed.quantize import quantize_checkpoint
 
@@ -20,9 +19,11 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 TESTS = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TESTS))
 
+from reference import forms  # noqa: E402
 from reference.checkpoint import Checkpoint  # noqa: E402
+from reference.forms import Form  # noqa: E402
 from reference.model import Model  # noqa: E402
-from reference.random_moe import UNQUANTIZED, write_random_moe  # noqa: E402
+from reference.random_moe import UNQUANTIZED, write_random_dense, write_random_moe  # noqa: E402
 
 LENGTHS = (1, 5, 70, 130)
 TOLERANCE = 1e-4
@@ -37,9 +38,8 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def _write_dequantized(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write the checkpoint in float32, without quantisation and without the MTP head."""
-    folder.mkdir()
+def _dequantized(checkpoint: Checkpoint) -> Form:
+    """Give the checkpoint in float32, without quantisation and without the MTP head."""
     names = [name for name in checkpoint.names() if not name.startswith("mtp.")]
     quantized = set(checkpoint.quantized_names())
     plain = {
@@ -48,25 +48,31 @@ def _write_dequantized(checkpoint: Checkpoint, folder: Path) -> None:
         else checkpoint.tensor(name)
         for name in names
     }
-    save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
     config = {key: value for key, value in checkpoint.config.items() if key != "quantization_config"}
-    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}), encoding="utf-8")
+    return Form(plain, config | {"dtype": "float32"})
 
 
-@pytest.mark.parametrize("architecture", ["qwen3_moe", "qwen3_next"])
+@pytest.mark.parametrize("architecture", ["qwen3", "qwen3_moe", "qwen3_next", "qwen3_5_moe"])
 def test_reference_equals_transformers(
     architecture: str, testbed: Path, demo_model: Path, tmp_path: Path
 ) -> None:
-    packed = demo_model
-    if architecture == "qwen3_moe":
+    packed, kind = demo_model, transformers.AutoModelForCausalLM
+    if architecture in ("qwen3", "qwen3_moe"):
         packed = tmp_path / "packed"
-        write_random_moe(tmp_path / "original", testbed)
+        write = write_random_dense if architecture == "qwen3" else write_random_moe
+        write(tmp_path / "original", testbed)
         quantize_checkpoint(tmp_path / "original", packed, UNQUANTIZED)
     checkpoint = Checkpoint(packed)
-    assert checkpoint.config["model_type"] == architecture
-    _write_dequantized(checkpoint, tmp_path / "plain")
-    theirs, loading = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "plain", dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    plain = _dequantized(checkpoint)
+    if architecture == "qwen3_5_moe":
+        plain = forms.with_fused_experts(forms.qwen3_5_moe(plain))
+        kind = transformers.Qwen3_5MoeForConditionalGeneration
+    assert plain.config["model_type"] == architecture
+    theirs, loading = kind.from_pretrained(
+        plain.write(tmp_path / "plain", testbed),
+        dtype=torch.float32,
+        attn_implementation="eager",
+        output_loading_info=True,
     )
     assert not loading["missing_keys"]
     assert not loading["unexpected_keys"]

@@ -1,4 +1,4 @@
-"""Read an NVFP4 checkpoint into float32 tensors and linear maps."""
+"""Read an NVFP4 checkpoint, some of it FP8 maybe, into float32 tensors and linear maps."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -51,7 +51,7 @@ class Checkpoint:
 
     def quantized_names(self) -> list[str]:
         """Name the weights that are stored as NVFP4."""
-        return [name.removesuffix("_scale") for name in self._tensors if name.endswith(".weight_scale")]
+        return [name.removesuffix("_scale_2") for name in self._tensors if name.endswith(".weight_scale_2")]
 
     def stored(self, name: str) -> torch.Tensor:
         """Give a tensor as it is in the file."""
@@ -69,6 +69,8 @@ class Checkpoint:
             return Linear(self.tensor(name))
         if self._substitute is not None:
             return Linear(self._substitute(name))
+        if f"{scale_name}_2" not in self._tensors:
+            return Linear(self.tensor(name) * self.tensor(scale_name))
         return Linear(
             dequantize(
                 self._tensors[name],

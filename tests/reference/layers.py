@@ -97,15 +97,30 @@ class GatedMlp:
 
 
 @dataclass(frozen=True)
-class SharedExpert:
-    """The expert of Qwen3-Next that every token goes through, with a gate of its own."""
+class DenseMlp:
+    """The MLP of a model without experts; with a gate in front, the shared expert of one that has them."""
 
     mlp: GatedMlp
     mlp_input: Site
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, prefix: str) -> "DenseMlp":
+        site = checkpoint.site([f"{prefix}.gate_proj", f"{prefix}.up_proj"])
+        return cls(GatedMlp.load(checkpoint, prefix), site)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.mlp(self.mlp_input(x))
+
+
+@dataclass(frozen=True)
+class SharedExpert:
+    """The expert of Qwen3-Next that every token goes through, with a gate of its own."""
+
+    mlp: DenseMlp
     gate: Linear
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.gate(x).sigmoid() * self.mlp(self.mlp_input(x))
+        return self.gate(x).sigmoid() * self.mlp(x)
 
 
 @dataclass(frozen=True)
@@ -125,10 +140,8 @@ class MixtureOfExperts:
         names = [f"{prefix}.experts.{index}" for index in range(config["num_experts"])]
         shared = None
         if config.get("shared_expert_intermediate_size", 0) > 0:
-            name = f"{prefix}.shared_expert"
             shared = SharedExpert(
-                mlp=GatedMlp.load(checkpoint, name),
-                mlp_input=checkpoint.site([f"{name}.gate_proj", f"{name}.up_proj"]),
+                mlp=DenseMlp.load(checkpoint, f"{prefix}.shared_expert"),
                 gate=checkpoint.linear(f"{prefix}.shared_expert_gate"),
             )
         return cls(

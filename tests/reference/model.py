@@ -1,4 +1,4 @@
-"""Qwen3-MoE and Qwen3-Next, put together from their layers."""
+"""Qwen3, Qwen3-MoE and Qwen3-Next, put together from their layers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 
 from reference.activations import Rounding
 from reference.checkpoint import Checkpoint
-from reference.layers import Attention, GatedDeltaNet, MixtureOfExperts, rms_norm
+from reference.layers import Attention, DenseMlp, GatedDeltaNet, MixtureOfExperts, rms_norm
 
 Block = Callable[[torch.Tensor], torch.Tensor]
 
@@ -32,7 +32,10 @@ class Model:
         self._embedding = checkpoint.tensor("model.embed_tokens.weight")
         self._layers = [self._load_layer(index) for index in range(config["num_hidden_layers"])]
         self._norm = self._norm_weight("model.norm")
-        self._head = checkpoint.linear("lm_head")
+        # A tied head is the embedding.
+        self._head = checkpoint.linear(
+            "model.embed_tokens" if config.get("tie_word_embeddings", False) else "lm_head"
+        )
 
     @torch.inference_mode()
     def logits(self, tokens: Sequence[int], flips: frozenset[Rounding] = frozenset()) -> torch.Tensor:
@@ -68,7 +71,9 @@ class Model:
             if is_gdn
             else self._load_attention(f"{prefix}.self_attn"),
             mlp_norm=self._norm_weight(f"{prefix}.post_attention_layernorm"),
-            mlp=MixtureOfExperts.load(self._checkpoint, f"{prefix}.mlp"),
+            mlp=(MixtureOfExperts if "num_experts" in config else DenseMlp).load(
+                self._checkpoint, f"{prefix}.mlp"
+            ),
         )
 
     def _load_attention(self, prefix: str) -> Attention:
@@ -112,6 +117,6 @@ class Model:
 
 def _is_next(config: dict[str, Any]) -> bool:
     model_type = config["model_type"]
-    if model_type not in ("qwen3_moe", "qwen3_next"):
+    if model_type not in ("qwen3", "qwen3_moe", "qwen3_next"):
         raise ValueError(f"no reference for model_type {model_type!r}")
     return bool(model_type == "qwen3_next")

@@ -1,12 +1,15 @@
 """Run vLLM on token ids and print what it gave, as JSON. A program of its own: a process has one NVFP4 mode.
 
-Reads a job from standard input:
+Reads a job from standard input, or a list of jobs, which run one after the other:
 {"engine": {...arguments of vllm.LLM}, "prompts": [[id, ...], ...], "max_tokens": N}.
-Writes to the file named by its one argument:
+The prompts run together; those of "alone", if it is there, come after them, one at a time.
+Writes to the file named by its one argument, for each job:
 {"prompts": [{"tokens": [...], "logprobs": [...], "prompt_logprobs": [...], "prompt_top": [...]}, ...]}.
 `prompt_logprobs` has one number per prompt token but the first; `prompt_top` the token vLLM finds likeliest.
+With drafts the answer has "drafts": [number proposed, number accepted].
 """
 
+import gc
 import json
 import os
 import sys
@@ -25,10 +28,17 @@ def main() -> None:
     # With gb10 installed vLLM has done this already through the entry point. Twice is harmless.
     if os.environ.get("VLLM_PLUGINS") != "":
         register()
-    from vllm import LLM, SamplingParams
-
     job = json.load(sys.stdin)
-    engine = LLM(**job["engine"])
+    answer = [_answer(each) for each in job] if isinstance(job, list) else _answer(job)
+    Path(sys.argv[1]).write_text(json.dumps(answer), encoding="utf-8")
+
+
+def _answer(job: dict[str, Any]) -> dict[str, Any]:
+    from vllm import LLM, SamplingParams
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    drafts = "speculative_config" in job["engine"]
+    engine = LLM(disable_log_stats=not drafts, **job["engine"])
     sampling = SamplingParams(
         temperature=0,
         max_tokens=job["max_tokens"],
@@ -37,10 +47,20 @@ def main() -> None:
         prompt_logprobs=1,
         detokenize=False,
     )
-    prompts = [{"prompt_token_ids": tokens} for tokens in job["prompts"]]
-    outputs = engine.generate(prompts, sampling, use_tqdm=False)
-    answer = {"prompts": [_prompt(output) for output in outputs]}
-    Path(sys.argv[1]).write_text(json.dumps(answer), encoding="utf-8")
+    outputs = []
+    for together in (job["prompts"], *([tokens] for tokens in job.get("alone", []))):
+        prompts = [{"prompt_token_ids": tokens} for tokens in together]
+        outputs += engine.generate(prompts, sampling, use_tqdm=False)
+    answer: dict[str, Any] = {"prompts": [_prompt(output) for output in outputs]}
+    if drafts:
+        counts = {metric.name: getattr(metric, "value", None) for metric in engine.get_metrics()}
+        answer["drafts"] = [counts[f"vllm:spec_decode_num_{what}_tokens"] for what in ("draft", "accepted")]
+    # The next job's engine starts like the first.
+    engine.llm_engine.engine_core.shutdown()
+    del engine
+    gc.collect()
+    cleanup_dist_env_and_memory()
+    return answer
 
 
 def _prompt(output: Any) -> dict[str, list[Any]]:

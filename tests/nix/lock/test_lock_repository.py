@@ -53,6 +53,7 @@ def test_the_pins_of_the_design() -> None:
     for profile in ("cuda", "cuda-toolkit"):
         for part in ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm"):
             assert versions[profile, part] == "13.0.88"
-    for part in ("torchvision", "torchaudio", "torchcodec", "triton"):
+    assert versions["cpu", "torchvision"] == versions["cuda", "torchvision"] == "0.28.0"
+    for part in ("torchaudio", "torchcodec", "triton"):
         assert ("cpu", part) not in versions
     assert not [name for profile, name in versions if profile == "cpu" and name.startswith("nvidia-")]

@@ -102,6 +102,16 @@ def test_logits_are_those_of_the_chosen_rows() -> None:
     assert not hasattr(model, "draft_head")
 
 
+def test_rows_of_a_head_that_is_packed_away() -> None:
+    """vLLM's CPU linear layers leave an empty weight behind: its rows are asked for."""
+    weight = _model().lm_head.weight
+    packed = SimpleNamespace(apply=lambda _head, x: torch.nn.functional.linear(x, weight))
+    freed = torch.empty(0, dtype=weight.dtype)
+    model = _model(weight=freed, cpu_linear=packed.apply, quant_method=packed, embedding_dim=HIDDEN)
+    restrict(model, [5, 6, 90])
+    assert torch.equal(model.draft_head, weight[[5, 6, 90]])
+
+
 def test_probabilities_of_other_tokens_are_zero() -> None:
     """Sampled drafts stay within the vocabulary, and rejection sampling sees no NaN."""
     model = _model()

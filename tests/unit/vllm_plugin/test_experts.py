@@ -1,7 +1,6 @@
 """The experts classes, driven as vLLM's modular MoE kernel drives them, on vLLM's real C++ kernel."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,10 +22,16 @@ from vllm.model_executor.layers.fused_moe.config import (
     RoutingMethodType,
     nvfp4_moe_quant_config,
 )
-from vllm.model_executor.layers.quantization.utils.quant_utils import kNvfp4Dynamic, kNvfp4Static
+from vllm.model_executor.layers.quantization.utils.quant_utils import (
+    kFp8DynamicTokenSym,
+    kNvfp4Dynamic,
+    kNvfp4Static,
+)
 
 from gb10.nvfp4 import dequantize, fake_quantize_activations, quantize
+from gb10.vllm_plugin.cpu import experts as cpu_experts
 from gb10.vllm_plugin.cpu.experts import EmulateExperts, PackedExperts, VectorDequantExperts, local_expert_ids
+from gb10.vllm_plugin.cpu.mode import Mode
 
 EXPERTS, HIDDEN, INTERMEDIATE, TOKENS = 4, 64, 32, 9
 GLOBAL_EXPERTS = 8
@@ -58,17 +63,12 @@ def _config(**changes: Any) -> FusedMoEConfig:
     return FusedMoEConfig(**given | changes)
 
 
-class _Layer(torch.nn.Module):
-    quant_config: SimpleNamespace
-
-
 class _Case:
     """A layer as the loader leaves it, and the values of its weights."""
 
-    def __init__(self, algorithm: str = "NVFP4") -> None:
+    def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.layer = _Layer()
-        self.layer.quant_config = SimpleNamespace(quant_method=algorithm)
+        self.layer = torch.nn.Module()
         self.values = {}
         scales = {}
         for name, rows, columns in (("w13", 2 * INTERMEDIATE, HIDDEN), ("w2", HIDDEN, INTERMEDIATE)):
@@ -188,17 +188,33 @@ def test_weights_on_input_are_not_applied_again(
     _close(case.run(cls, ids, weights, expert_map=expert_map, on_input=True), expected)
 
 
-def test_weight_only_checkpoint_is_not_emulated() -> None:
-    ids, weights = _routing(EXPERTS, 2)
-    case = _Case("W4A16_NVFP4")
-    _close(case.run(EmulateExperts, ids, weights), case.expected(ids, weights))
+@pytest.mark.parametrize(
+    ("mode", "activations", "expected"),
+    [
+        (Mode.PACKED, kNvfp4Dynamic, PackedExperts),
+        (Mode.PACKED, None, PackedExperts),
+        (Mode.EMULATE, kNvfp4Dynamic, EmulateExperts),
+        (Mode.EMULATE, None, PackedExperts),
+    ],
+)
+def test_weight_only_layers_are_not_emulated(
+    mode: Mode, activations: object, expected: type[mk.FusedMoEExperts]
+) -> None:
+    """vLLM takes the first class that fits. That hangs on the layer, not on a checkpoint's format."""
+    standard = mk.FusedMoEActivationFormat.Standard
+    chosen = next(
+        cls
+        for cls in cpu_experts.EXPERTS[mode]
+        if cls.is_supported_config(cls, _config(), kNvfp4Static, activations, standard)[0]
+    )
+    assert chosen is expected
 
 
-def test_configuration_without_an_algorithm_is_emulated() -> None:
-    """compressed-tensors' configuration has no name for it."""
+def test_a_layer_needs_no_configuration_of_its_own() -> None:
+    """compressed-tensors' layers have one without the name of an algorithm."""
     ids, weights = _routing(EXPERTS, 2)
     case = _Case()
-    case.layer.quant_config = SimpleNamespace()
+    assert not hasattr(case.layer, "quant_config")
     _close(case.run(EmulateExperts, ids, weights), case.expected(ids, weights, quantize_activations=True))
 
 
@@ -230,14 +246,15 @@ def test_refusals(cls: type[mk.FusedMoEExpertsModular], changes: dict[str, Any],
     assert reason in why
 
 
-@pytest.mark.parametrize("activation_key", [kNvfp4Dynamic, None])
 @pytest.mark.parametrize("cls", CLASSES)
-def test_accepts_both_algorithms_and_no_other(
-    cls: type[mk.FusedMoEExpertsModular], activation_key: object
-) -> None:
+def test_accepts_nvfp4_alone(cls: type[mk.FusedMoEExpertsModular]) -> None:
     standard = mk.FusedMoEActivationFormat.Standard
-    assert cls.is_supported_config(cls, _config(), kNvfp4Static, activation_key, standard) == (True, None)
-    assert not cls.is_supported_config(cls, _config(), None, activation_key, standard)[0]
+    assert cls.is_supported_config(cls, _config(), kNvfp4Static, kNvfp4Dynamic, standard) == (True, None)
+    weight_only = cls.is_supported_config(cls, _config(), kNvfp4Static, None, standard)[0]
+    assert weight_only == (cls is not EmulateExperts)
+    for activations in (kNvfp4Dynamic, None):
+        assert not cls.is_supported_config(cls, _config(), None, activations, standard)[0]
+    assert not cls.is_supported_config(cls, _config(), kNvfp4Static, kFp8DynamicTokenSym, standard)[0]
 
 
 def test_local_expert_ids() -> None:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from gb10.nvfp4 import NvFp4Tensor, dequantize, fake_quantize_activations, quantize
-from gb10.vllm_plugin.cpu.ops import gated_activation, nvfp4_experts, nvfp4_linear
+from gb10.vllm_plugin.cpu.ops import gated_activation, nvfp4_experts, nvfp4_linear, through_reciprocal
 
 EXPERTS, HIDDEN, INTERMEDIATE, TOKENS, TOP = 4, 64, 32, 7, 2
 
@@ -29,6 +29,15 @@ def test_linear(dtype: torch.dtype, with_bias: bool, input_scale: torch.Tensor |
     entry = x if input_scale is None else fake_quantize_activations(x, input_scale)
     expected = F.linear(entry, dequantize(*weight, dtype), bias)
     assert torch.equal(nvfp4_linear(x, *weight, input_scale, bias), expected)
+
+
+def test_both_forms_of_a_scale_become_one() -> None:
+    scales = torch.rand(1000, generator=torch.Generator().manual_seed(3)) * 1e-2 + 1e-5
+    stored = scales.reciprocal()
+    # Control: what vLLM makes of compressed-tensors' number is not always ModelOpt's.
+    assert (stored.reciprocal() != scales).any()
+    assert torch.equal(through_reciprocal(stored.reciprocal()), through_reciprocal(scales))
+    torch.testing.assert_close(through_reciprocal(scales), scales, rtol=2e-7, atol=0)
 
 
 def test_linear_without_tokens() -> None:

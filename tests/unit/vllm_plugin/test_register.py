@@ -26,6 +26,9 @@ experts, config = oracle.backend_to_kernel_cls, get_quantization_config("modelop
 plugin.register()
 assert cpu_kernels() == ["PackedLinearKernel"], cpu_kernels()
 assert emulation_experts() == ["PackedExperts"], emulation_experts()
+for weight_only in (False, True):
+    kernel = linear.init_nvfp4_linear_kernel(use_a16=weight_only)
+    assert type(kernel).__name__ == "PackedLinearKernel", kernel
 assert oracle.backend_to_kernel_cls is experts
 assert oracle.backend_to_kernel_cls(oracle.NvFp4MoeBackend.VLLM_CUTLASS) == marlin
 assert get_quantization_config("modelopt_fp4") is config
@@ -70,17 +73,44 @@ for algorithm in ("NVFP4", "W4A16_NVFP4"):
     assert status == 0, said
 
 
+def test_compressed_tensors_find_the_kernel() -> None:
+    """With and without quantised activations, for linear layers and for experts."""
+    status, said = python(
+        HELPERS
+        + """
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.model_executor import parameter
+from vllm.model_executor.layers.linear import ReplicatedLinear
+parameter.get_tensor_model_parallel_rank = lambda: 0
+parameter.get_tensor_model_parallel_world_size = lambda: 1
+plugin.register()
+four = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16, "symmetric": True}
+for activations in (four | {"dynamic": "local"}, None):
+    group = {"targets": ["Linear"], "weights": four | {"dynamic": False}, "input_activations": activations}
+    said = {"format": "nvfp4-pack-quantized", "config_groups": {"group_0": group}, "ignore": []}
+    config = get_quantization_config("compressed-tensors").from_config(said)
+    with set_current_vllm_config(VllmConfig()):
+        layer = ReplicatedLinear(64, 48, bias=False, quant_config=config, prefix="a", disable_tp=True)
+    assert type(layer.scheme.kernel).__name__ == "EmulateLinearKernel"
+    assert hasattr(layer, "input_global_scale") == (activations is not None)
+""",
+        GB10_CPU_NVFP4_MODE="emulate",
+    )
+    assert status == 0, said
+
+
 def test_leaves_other_platforms_alone() -> None:
     status, said = python(
         HELPERS
         + """
+marlin = linear.MarlinNvFp4LinearKernel
 type(current_platform).is_cpu = lambda self: False
 config, experts = get_quantization_config("modelopt_fp4"), oracle.backend_to_kernel_cls
 plugin.register()
 assert cpu_kernels() == [], cpu_kernels()
 assert oracle.backend_to_kernel_cls is experts
 assert get_quantization_config("modelopt_fp4") is config is modelopt.ModelOptNvFp4Config
-assert modelopt.LINEAR_METHOD_BUILDERS == {}
+assert linear.MarlinNvFp4LinearKernel is marlin and marlin.__module__.startswith("vllm.")
 assert "gb10.vllm_plugin.cpu.linear" not in sys.modules
 """,
         GB10_CPU_NVFP4_MODE="nonsense",

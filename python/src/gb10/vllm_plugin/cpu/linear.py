@@ -1,17 +1,10 @@
 """NVFP4 dense layers: kernels for vLLM's registry of linear kernels."""
 
-import dataclasses
 from typing import Any
 
 import torch
-from vllm.model_executor.kernels.linear import (
-    NvFp4LinearKernel,
-    NvFp4LinearLayerConfig,
-    register_linear_kernel,
-)
-from vllm.model_executor.layers.linear import register_weight_loader_v2_supported_method
-from vllm.model_executor.layers.quantization import modelopt
-from vllm.model_executor.layers.quantization.utils.quant_utils import kNvfp4Dynamic
+from vllm.model_executor.kernels import linear
+from vllm.model_executor.kernels.linear import NvFp4LinearKernel, NvFp4LinearLayerConfig
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.utils import replace_parameter
 from vllm.platforms import current_platform
@@ -19,7 +12,7 @@ from vllm.platforms.interface import PlatformEnum
 
 from gb10.nvfp4.quantize import dequantize
 from gb10.vllm_plugin.cpu.mode import Mode
-from gb10.vllm_plugin.cpu.ops import nvfp4_linear
+from gb10.vllm_plugin.cpu.ops import nvfp4_linear, through_reciprocal
 
 
 class _CpuKernel(NvFp4LinearKernel):  # type: ignore[misc]  # vLLM is untyped for mypy
@@ -76,6 +69,11 @@ class EmulateLinearKernel(PackedLinearKernel):
 
     quantize_activations = True
 
+    def process_weights_after_loading(self, layer: Any) -> None:
+        """Keep the checkpoint's layout; of W4A4 both forms of a checkpoint get the same scales."""
+        if hasattr(layer, "input_global_scale"):
+            replace_parameter(layer, "weight_global_scale", through_reciprocal(layer.weight_global_scale))
+
 
 KERNELS: dict[Mode, type[NvFp4LinearKernel]] = {
     Mode.DEQUANT: DequantLinearKernel,
@@ -84,27 +82,12 @@ KERNELS: dict[Mode, type[NvFp4LinearKernel]] = {
 }
 
 
-@register_weight_loader_v2_supported_method
-class ModelOptCpuW4A16LinearMethod(modelopt.ModelOptLinearMethod):  # type: ignore[misc]
-    """vLLM's method for W4A16_NVFP4 layers, with the kernel that is registered for W4A4.
-
-    Without an activation key vLLM forces its Marlin kernel and never asks the registry.
-    """
-
-    spec: Any
-
-    def create_weights(self, *arguments: Any, **more: Any) -> None:
-        declared = self.spec
-        self.spec = dataclasses.replace(declared, activation=kNvfp4Dynamic)
-        super().create_weights(*arguments, **more)
-        self.spec = declared
-
-
-def _weight_only(config: Any, prefix: str) -> ModelOptCpuW4A16LinearMethod:
-    return ModelOptCpuW4A16LinearMethod(*modelopt.resolve("W4A16_NVFP4", config, prefix))
-
-
 def install() -> None:
-    """Register the kernel of this process's mode, and have W4A16_NVFP4 layers use it too."""
-    register_linear_kernel(KERNELS[Mode.of_process()], PlatformEnum.CPU, "nvfp4")
-    modelopt.LINEAR_METHOD_BUILDERS["W4A16_NVFP4"] = _weight_only
+    """Have vLLM build the kernel of this process's mode for NVFP4 layers of every checkpoint format.
+
+    Layers that quantise activations ask the registry. Weight-only ones (ModelOpt's W4A16_NVFP4, NVFP4A16 of
+    compressed-tensors) do not: they get the kernel of this name, Marlin, which no CPU can run.
+    """
+    kernel = KERNELS[Mode.of_process()]
+    linear.register_linear_kernel(kernel, PlatformEnum.CPU, "nvfp4")
+    linear.MarlinNvFp4LinearKernel = kernel

@@ -12,6 +12,16 @@ from gb10.nvfp4.quantize import dequantize, fake_quantize_activations
 GATED_ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 
 
+def through_reciprocal(scale: torch.Tensor) -> torch.Tensor:
+    """Return 1 / (1 / scale) in float32, which is `scale` or the number beside it.
+
+    compressed-tensors stores the reciprocals of global scales, ModelOpt the scales. Where activations are
+    rounded to FP4, one bit of a weight's scale can turn a token; after this both forms of a checkpoint have
+    the same scales. Once is enough: of what it returns it changes nothing.
+    """
+    return scale.to(torch.float32).reciprocal().reciprocal()
+
+
 @torch.library.custom_op("gb10::nvfp4_linear", mutates_args=())
 def nvfp4_linear(
     x: torch.Tensor,

@@ -23,7 +23,8 @@ class Qwen3NextMTP(qwen3_next_mtp.Qwen3NextMTP):  # type: ignore[misc]  # vLLM i
         # target's. Memory taken now is seen by vLLM when it sizes the KV cache.
         if (vocabulary := DraftVocabulary.from_env()) is not None:
             vocabulary.check(self.config.vocab_size)
-            if "lm_head.weight" not in loaded:
+            head = "model.embed_tokens.weight" if self.config.tie_word_embeddings else "lm_head.weight"
+            if head not in loaded:
                 raise UserError(f"{ENV_NAME} needs a checkpoint with its own lm_head.weight; unset it")
             restrict(self, vocabulary.ids)
             logger.info(

@@ -34,15 +34,29 @@ def restrict(model: Any, ids: Sequence[int] | None) -> None:
         model.__dict__.pop(IDS, None)
         return
     head = model.lm_head
-    weight = getattr(head, "weight", None)
     if head.tp_size != 1:
         raise UserError(f"{ENV_NAME} needs tensor parallel size 1; it is {head.tp_size}")
+    weight = _weight(head)
     if weight is None or not weight.is_floating_point() or weight.element_size() < 2 or weight.ndim != 2:
         raise UserError(f"{ENV_NAME} needs an output head (lm_head) in BF16, FP16 or FP32; unset it")
     # Not as registered buffers: those would become part of what the loader expects.
     index = torch.tensor(ids, dtype=torch.int64, device=weight.device)
     model.__dict__[ROWS] = weight.detach().index_select(0, index)
     model.__dict__[IDS] = index
+
+
+def _weight(head: Any) -> torch.Tensor | None:
+    """The matrix of an output head, [vocabulary, hidden size], or what it has in its place.
+
+    vLLM's CPU linear layers keep a packed copy and an empty weight. What they make of the identity is the
+    matrix: each sum has one term that is not zero.
+    """
+    weight: torch.Tensor | None = getattr(head, "weight", None)
+    if weight is None or weight.numel() or not hasattr(head, "cpu_linear"):
+        return weight
+    identity = torch.eye(head.embedding_dim, dtype=weight.dtype, device=weight.device)
+    made: torch.Tensor = head.quant_method.apply(head, identity)
+    return made.T
 
 
 def draft_logits(
