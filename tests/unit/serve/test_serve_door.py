@@ -157,7 +157,7 @@ def test_what_vllm_refuses_is_one_line(judge: Judge, argv: Sequence[str], messag
         (["--max-model=512"], "--max-model-len", "512"),
         (["--tensor-par", "1"], "--tensor-parallel-size", "1"),
         (["--dty", "float32"], "--dtype", "float32"),
-        (["--kv_cache_mem=64M"], "--kv-cache-memory-bytes", "67108864"),
+        (["--kv_cache_mem=64M"], "--kv-cache-memory-bytes", "64M"),
         (["--hos", "127.0.0.2"], "--host", "127.0.0.2"),
     ],
 )
