@@ -59,6 +59,33 @@ class TestRefusals:
     def test_no_model(self) -> None:
         assert "no model given and GB10_DEMO_MODEL is not set" in refused(gb10("serve", GB10_PROFILE="cpu"))
 
+    @pytest.mark.parametrize("name", ["MODEL", "GB10_DEMO_MODEL"])
+    def test_a_missing_model_of_a_variable_is_named(self, name: str) -> None:
+        text = refused(gb10("serve", GB10_PROFILE="cpu", **{name: "/nonexistent/model"}))
+        assert text.startswith(f"gb10: error: {name}: model /nonexistent/model does not exist")
+
+    def test_empty_variables_count_as_unset(self, make_checkpoint: Make) -> None:
+        names = [
+            "GB10_CPU_NVFP4_MODE",
+            "HF_HOME",
+            "OMP_NUM_THREADS",
+            "VLLM_CPU_KVCACHE_SPACE",
+            "HOST",
+            "PORT",
+        ]
+        names += [
+            "VLLM_LOGGING_LEVEL",
+            "VLLM_CONFIGURE_LOGGING",
+            "VLLM_WORKER_MULTIPROC_METHOD",
+            "VLLM_USE_V1",
+        ]
+        folder = str(make_checkpoint())
+        plain = gb10("serve", folder, "--dry-run", GB10_PROFILE="cpu")
+        empty = gb10("serve", folder, "--dry-run", GB10_PROFILE="cpu", **dict.fromkeys(names, ""))
+        assert plain.returncode == empty.returncode == 0, empty
+        assert empty.stdout == plain.stdout
+        assert "OMP_NUM_THREADS" in empty.stdout
+
     def test_missing_model(self) -> None:
         assert "/nonexistent/model does not exist" in refused(
             gb10("serve", "/nonexistent/model", GB10_PROFILE="cpu")
@@ -174,6 +201,12 @@ def test_curl_line_is_ready_to_paste() -> None:
     assert words[1] == "http://127.0.0.1:1/v1/chat/completions"
     assert "Authorization: Bearer k" in words
     assert '"model": "it\'s"' in words[-1]
+
+
+def test_curl_line_without_a_chat_template_completes_a_text() -> None:
+    words = shlex.split(curl_line("http://127.0.0.1:1", "m", key=False, chat=False))
+    assert words[2] == "http://127.0.0.1:1/v1/completions"
+    assert json.loads(words[words.index("-d") + 1])["prompt"]
 
 
 def test_curl_line_of_the_demo_model_completes_code() -> None:

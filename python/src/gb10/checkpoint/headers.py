@@ -52,6 +52,8 @@ def read_json(what: str, path: Path) -> dict[str, Any]:
         value = json.loads(text)
     except ValueError as error:
         raise UserError(f"{what} {path} is not valid JSON: {error}") from None
+    except RecursionError:
+        raise UserError(f"{what} {path} is nested too deeply; fetch it again") from None
     if not isinstance(value, dict):
         raise UserError(f"{what} {path} is not a JSON object")
     return value
@@ -75,7 +77,7 @@ def read_header(path: Path) -> list[Tensor]:
             for (name, entry), (first, last) in zip(header.items(), ends, strict=True)
         ]
         promised = 8 + length + max((last for _, last in ends), default=0)
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         raise UserError(f"weights file {path} has a damaged safetensors header; fetch it again") from None
     if size < promised:
         raise UserError(f"weights file {path} is cut short: {size} bytes, its header promises {promised}")
@@ -94,11 +96,16 @@ def read_weights(folder: Path) -> list[Tensor]:
         shards = read_json("weights index", index).get("weight_map")
         if not isinstance(shards, dict):
             raise UserError(f"weights index {index} has no weight_map; fetch the checkpoint again")
-        files = [folder / str(name) for name in sorted(set(shards.values()))]
-        missing = [path.name for path in files if not path.exists()]
+        for name, file in shards.items():
+            if not isinstance(file, str):
+                raise UserError(f"weights index {index} names no file for {name}; fetch the checkpoint again")
+        # A name in an index may be anything: too long for a file, or a path to elsewhere.
+        present = {path.name for path in folder.iterdir() if path.exists()}
+        files = [folder / name for name in sorted(set(shards.values()))]
+        missing = [name for name in sorted(set(shards.values())) if name not in present]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise Incomplete(
-                f"checkpoint {folder} lacks {missing[0]}{more}, which its index names; fetch it again"
+                f"checkpoint {folder} lacks {missing[0][:200]}{more}, which its index names; fetch it again"
             )
     return [tensor for path in files for tensor in read_header(path)]

@@ -115,9 +115,7 @@ def check_verdict(settings: Settings, verdict: Verdict) -> None:
     Raises UserError for an open server without a key, and for what vLLM's API server would ignore silently.
     """
     if verdict.model_tag is not None:
-        raise UserError(
-            f"unexpected argument {verdict.model_tag!r}; MODEL comes first: MODEL [options]"
-        )
+        raise UserError(f"unexpected argument {verdict.model_tag!r}; MODEL comes first: MODEL [options]")
     for option in verdict.ignored:
         raise UserError(f"{option} is not supported here; {_OWN_SERVER}")
     settings.api_keys = settings.api_keys or verdict.keys
