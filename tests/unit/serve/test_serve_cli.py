@@ -204,7 +204,7 @@ def test_curl_line_is_ready_to_paste() -> None:
 
 
 def test_curl_line_without_a_chat_template_completes_a_text() -> None:
-    words = shlex.split(curl_line("http://127.0.0.1:1", "m", key=False, chat=False))
+    words = shlex.split(curl_line("http://127.0.0.1:1", "m", None, chat=False))
     assert words[2] == "http://127.0.0.1:1/v1/completions"
     assert json.loads(words[words.index("-d") + 1])["prompt"]
 
