@@ -64,6 +64,13 @@ class TestRefusals:
         text = refused(gb10("serve", GB10_PROFILE="cpu", **{name: "/nonexistent/model"}))
         assert text.startswith(f"gb10: error: {name}: model /nonexistent/model does not exist")
 
+    def test_what_vllm_refuses_names_the_variable(self, make_checkpoint: Make) -> None:
+        """vLLM's words name its arguments only."""
+        folder = str(make_checkpoint())
+        text = refused(gb10("serve", folder, GB10_PROFILE="cpu", MAX_MODEL_LEN="999999"))
+        assert "max_model_len (999999) is greater than" in text
+        assert text.endswith(" (set by variables: MAX_MODEL_LEN)\n")
+
     def test_empty_variables_count_as_unset(self, make_checkpoint: Make) -> None:
         names = [
             "GB10_CPU_NVFP4_MODE",
@@ -79,12 +86,12 @@ class TestRefusals:
             "VLLM_WORKER_MULTIPROC_METHOD",
             "VLLM_USE_V1",
         ]
-        folder = str(make_checkpoint())
-        plain = gb10("serve", folder, "--dry-run", GB10_PROFILE="cpu")
-        empty = gb10("serve", folder, "--dry-run", GB10_PROFILE="cpu", **dict.fromkeys(names, ""))
-        assert plain.returncode == empty.returncode == 0, empty
-        assert empty.stdout == plain.stdout
-        assert "OMP_NUM_THREADS" in empty.stdout
+        empty = dict.fromkeys(names, "")
+        done = gb10("serve", str(make_checkpoint()), "--dry-run", GB10_PROFILE="cpu", **empty)
+        assert done.returncode == 0, done
+        table = [line.split() for line in done.stdout.splitlines()]
+        assert [row[-1] for row in table if row[:1] == ["OMP_NUM_THREADS"]] == ["machine"]
+        assert ["--host", "127.0.0.1", "default"] in table
 
     def test_missing_model(self) -> None:
         assert "/nonexistent/model does not exist" in refused(

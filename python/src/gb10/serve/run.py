@@ -27,7 +27,7 @@ from gb10.serve.listen import Claim, claim
 from gb10.serve.preflight import SOCKET_VARIABLE, Engine, Line, Stopped
 from gb10.serve.progress import Progress, write
 from gb10.serve.scratch import usable_home
-from gb10.serve.settings import Origin, Settings, parse
+from gb10.serve.settings import EXTRA_ARGS, ROWS, Origin, Settings, parse
 from gb10.serve.supervise import Server
 
 DEMO_PROMPT = """\
@@ -245,11 +245,23 @@ def run(argv: Sequence[str]) -> int:
     raise AssertionError("a plan from the same words and facts has the same environment")
 
 
+def _by_variable(settings: Settings) -> str:
+    """Names of the variables that vLLM's arguments came from, for a message that names arguments only."""
+    rows = ((ROWS[field], said) for field, said in settings.sources.items())
+    names = [said for row, said in rows if row.flags and said == row.variable]
+    names += [EXTRA_ARGS] if Origin.VARIABLE in map(settings.origins.get, settings.passed_on.names) else []
+    return f" (set by variables: {', '.join(dict.fromkeys(names))})" if names else ""
+
+
 def _serve(server: Server, engine: Engine, plan: command.Plan, progress: Progress, port: Claim | None) -> int:
     """Judge, announce and serve a plan; the exit status. ``port`` is what was claimed before."""
     settings = plan.settings
     here = plan.checkpoint.folder is not None
-    command.check_verdict(settings, engine.judge(plan.arguments, configure=here or not settings.dry_run))
+    try:
+        verdict = engine.judge(plan.arguments, configure=here or not settings.dry_run)
+    except UserError as error:
+        raise UserError(f"{error}{_by_variable(settings)}") from None
+    command.check_verdict(settings, verdict)
     if settings.dry_run:
         _print_plan(plan)
         return 0
