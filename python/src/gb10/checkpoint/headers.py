@@ -5,6 +5,7 @@ of a file is missing, and needs NumPy for it.
 """
 
 import json
+import math
 import os
 import struct
 from collections.abc import Iterator
@@ -17,6 +18,14 @@ from gb10.errors import UserError
 
 _HEADER_LIMIT = 100 << 20
 """The safetensors format allows headers of at most 100 MB."""
+
+_BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("I64", "U64", "F64"), 64),
+}
+"""Bits of one value, for the types whose size is sure."""
 
 
 class Incomplete(UserError):
@@ -71,12 +80,8 @@ def read_header(path: Path) -> list[Tensor]:
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
-        ends = [entry["data_offsets"] for entry in header.values()]
-        tensors = [
-            Tensor(name, entry["dtype"], tuple(entry["shape"]), last - first)
-            for (name, entry), (first, last) in zip(header.items(), ends, strict=True)
-        ]
-        promised = 8 + length + max((last for _, last in ends), default=0)
+        tensors = [_tensor(name, entry) for name, entry in header.items()]
+        promised = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         raise UserError(f"weights file {path} has a damaged safetensors header; fetch it again") from None
     if size < promised:
@@ -84,28 +89,77 @@ def read_header(path: Path) -> list[Tensor]:
     return tensors
 
 
+def _tensor(name: str, entry: dict[str, Any]) -> Tensor:
+    """One entry of a header. Raises what Python raises for another type, ValueError for sizes that differ."""
+    dtype, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    numbers = [first, last, *shape]
+    if not isinstance(dtype, str) or not isinstance(shape, list):
+        raise TypeError(name)
+    if any(type(number) is not int or number < 0 for number in numbers) or last < first:
+        raise ValueError(name)
+    if dtype in _BITS and (last - first) * 8 != math.prod(shape) * _BITS[dtype]:
+        raise ValueError(name)
+    return Tensor(name, dtype, tuple(shape), last - first)
+
+
+def _index(folder: Path) -> dict[str, str] | None:
+    """Which file each tensor is in, by the checkpoint's index; None without one."""
+    index = folder / "model.safetensors.index.json"
+    if not index.exists():
+        return None
+    shards = read_json("weights index", index).get("weight_map")
+    if not isinstance(shards, dict):
+        raise UserError(f"weights index {index} has no weight_map; fetch the checkpoint again")
+    for name, file in shards.items():
+        if not isinstance(file, str):
+            raise UserError(f"weights index {index} names no file for {name}; fetch the checkpoint again")
+    return shards
+
+
 def read_weights(folder: Path) -> list[Tensor]:
     """Tensors of all safetensors files of a checkpoint, by its index where it has one.
 
-    Raises UserError for a damaged file, and Incomplete when the index names a file that is not there.
+    As vLLM does: of a file that the index names every tensor counts, of another file none.
+
+    Raises UserError for a damaged file and for an index that names a tensor which its file lacks, Incomplete
+    when it names a file that is not there.
     """
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        files = sorted(folder.glob("*.safetensors"))
-    else:
-        shards = read_json("weights index", index).get("weight_map")
-        if not isinstance(shards, dict):
-            raise UserError(f"weights index {index} has no weight_map; fetch the checkpoint again")
-        for name, file in shards.items():
-            if not isinstance(file, str):
-                raise UserError(f"weights index {index} names no file for {name}; fetch the checkpoint again")
-        # A name in an index may be anything: too long for a file, or a path to elsewhere.
-        present = {path.name for path in folder.iterdir() if path.exists()}
-        files = [folder / name for name in sorted(set(shards.values()))]
-        missing = [name for name in sorted(set(shards.values())) if name not in present]
-        if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise Incomplete(
-                f"checkpoint {folder} lacks {missing[0][:200]}{more}, which its index names; fetch it again"
+    shards = _index(folder)
+    if shards is None:
+        return [tensor for path in sorted(folder.glob("*.safetensors")) for tensor in read_header(path)]
+    files: dict[str, list[str]] = {}
+    for name, file in shards.items():
+        files.setdefault(file, []).append(name)
+    # A name may be anything: too long for a file, or a path to elsewhere.
+    there = {path.name for path in folder.iterdir() if path.exists()}
+    missing = [file[:200] for file in sorted(files) if file not in there]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise Incomplete(
+            f"checkpoint {folder} lacks {missing[0]}{more}, which its index names; fetch it again"
+        )
+    tensors: list[Tensor] = []
+    for file, names in sorted(files.items()):
+        found = read_header(folder / file)
+        present = {tensor.name for tensor in found}
+        lost = [name for name in names if name not in present]
+        if lost:
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            raise UserError(
+                f"weights file {folder / file} has no {lost[0]}{more}, which the checkpoint's index places "
+                "there; fetch both again"
             )
-    return [tensor for path in files for tensor in read_header(path)]
+        tensors += found
+    return tensors
+
+
+def read_strays(folder: Path) -> dict[str, list[str]]:
+    """Names of the tensors in safetensors files that the checkpoint's index does not name, by file."""
+    named = set((_index(folder) or {}).values())
+    if not named:
+        return {}
+    return {
+        path.name: [tensor.name for tensor in read_header(path)]
+        for path in sorted(folder.glob("*.safetensors"))
+        if path.name not in named
+    }
