@@ -7,8 +7,8 @@ in
 pkgs.writeShellApplication {
   name = "quality";
   text = ''
-    export GB10_TESTBED=''${GB10_TESTBED-${testbed}}
-    export GB10_HELDOUT=''${GB10_HELDOUT-${heldout}/heldout.jsonl}
+    export GB10_TESTBED=''${GB10_TESTBED:-${testbed}}
+    export GB10_HELDOUT=''${GB10_HELDOUT:-${heldout}/heldout.jsonl}
     ${import ./isolated.nix lab-env "gb10_lab quality"}
   '';
 }

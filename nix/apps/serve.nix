@@ -18,10 +18,10 @@ let
     text = ''
       # shellcheck source=/dev/null
       source ${./driver-libraries.sh}
-      export GB10_DEMO_MODEL=''${GB10_DEMO_MODEL-${demo-model}}
+      export GB10_DEMO_MODEL=''${GB10_DEMO_MODEL:-${demo-model}}
       export GB10_PROFILE=cuda
       # No compiler at run time: a kernel that was not built ahead is an error, not an hour of nvcc.
-      export FLASHINFER_DISABLE_JIT=''${FLASHINFER_DISABLE_JIT-1}
+      export FLASHINFER_DISABLE_JIT=''${FLASHINFER_DISABLE_JIT:-1}
       ${isolated cuda-env "gb10 serve"}
     '';
   };
@@ -34,12 +34,12 @@ in
     # vLLM's CPU platform asks lscpu for the cores.
     runtimeInputs = [ pkgs.util-linux ];
     text = ''
-      profile=''${GB10_PROFILE-}
+      profile=''${GB10_PROFILE:-}
       if [ -z "$profile" ]; then
         if [ -e /dev/nvidiactl ]; then profile=cuda; else profile=cpu; fi
       fi
       if [ "$profile" = cuda ]; then
-        nix=''${NIXW_PROGRAM-nix}
+        nix=''${NIXW_PROGRAM:-nix}
         command -v "$nix" >/dev/null || {
           echo "gb10: error: this machine has a GPU, and fetching the CUDA half needs nix on PATH; add it, or set GB10_PROFILE=cpu" >&2
           exit 2
@@ -49,7 +49,7 @@ in
           '${builtins.unsafeDiscardOutputDependency serve-cuda.drvPath}^out')
         exec "$cuda/bin/serve-cuda" "$@"
       fi
-      export GB10_DEMO_MODEL=''${GB10_DEMO_MODEL-${demo-model}}
+      export GB10_DEMO_MODEL=''${GB10_DEMO_MODEL:-${demo-model}}
       export GB10_PROFILE=$profile
       ${isolated cpu-env "gb10 serve"}
     '';

@@ -14,9 +14,9 @@ pkgs.writeShellApplication {
   # vLLM's CPU platform asks lscpu for the cores.
   runtimeInputs = [ pkgs.util-linux ];
   text = ''
-    export GB10_DEMO_MODEL=''${GB10_DEMO_MODEL-${demo-model}}
-    export GB10_HELDOUT=''${GB10_HELDOUT-${heldout}/heldout.jsonl}
-    export GB10_TESTBED=''${GB10_TESTBED-${testbed}}
+    export GB10_DEMO_MODEL=''${GB10_DEMO_MODEL:-${demo-model}}
+    export GB10_HELDOUT=''${GB10_HELDOUT:-${heldout}/heldout.jsonl}
+    export GB10_TESTBED=''${GB10_TESTBED:-${testbed}}
     ${import ./isolated.nix lab-env "gb10_lab speculative"}
   '';
 }

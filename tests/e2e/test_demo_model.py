@@ -8,7 +8,7 @@ from gb10_lab.testbed.quantize import quantize_checkpoint
 SHA256 = {
     "config.json": "82a7d720fa332ee71592f0c92fe9327b0545c5cfd7514d985dc0054d080aac4e",
     "generation_config.json": "d66ea78f026b3fd867da89c6701c915bcc48bce8727169b0d0434100ea7e4f76",
-    "hf_quant_config.json": "a16d6578b8153a1b22b89457acc00bfb66be011adaf57263c1041dfe8691d4c2",
+    "hf_quant_config.json": "3eb5d50ce5ca9509c86c81a7e83a4ec46c0f949011512bf74095c38a398882a5",
     "model.safetensors": "3154ce1e4c5df2a66cf15efb1a378848ad7b8d95c87047a9a9b982173795a2ba",
     "tokenizer.json": "c6c6f5f9016433939cf58d735bec815715de551bdcfdfca9436ec5b47916f730",
     "tokenizer_config.json": "dced7ee80b84bf10a60cc30b4b74d55718328e7a6fba72af0db5a832d176b829",

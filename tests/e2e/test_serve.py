@@ -59,8 +59,11 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def mtp(start_serve: Start, hostile: Path) -> Serve:
-    """The demo model with MTP, asked for as a JSON argument in VLLM_EXTRA_ARGS' flag, and with a key."""
-    options = f"--speculative-config '{SPECULATIVE}' --enable-prefix-caching"
+    """The demo model with MTP, asked for as a JSON argument in VLLM_EXTRA_ARGS' flag, and with a key.
+
+    Guides for older versions turn chunked prefill off beside MTP; vLLM would end over that.
+    """
+    options = f"--speculative-config '{SPECULATIVE}' --enable-prefix-caching --no-enable-chunked-prefill"
     return start_serve("--vllm-args", options, "--api-key", "other", KEY, "--open-metrics", folder=hostile)
 
 
@@ -393,6 +396,10 @@ def test_nothing_of_pythonpath_runs(serve_variables: dict[str, str], hostile: Pa
     done = run_again(variables, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert list((hostile / "marks").iterdir()) == []
+
+
+def test_what_vllm_would_end_over_is_left_out_and_said(mtp: Serve) -> None:
+    assert "--no-enable-chunked-prefill is left out: prefix caching needs" in " ".join(mtp.text.split())
 
 
 def test_mtp_answers_and_drafts(mtp: Serve) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -43,6 +43,7 @@ def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[s
     Returns the exit status: 0 done, 1 failed, 2 bad input, which is one line, 130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    unset_empty(os.environ)
     try:
         if arguments:
             return _run(prog, about, commands, arguments)
@@ -58,6 +59,16 @@ def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[s
         # The reader of our output went away (`gb10 routing | head`). Not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def unset_empty(environment: MutableMapping[str, str]) -> None:
+    """Take out what is empty: compose files pass variables on so (``${NAME:-}``), and nobody means that.
+
+    An empty list of visible devices says something: no GPU.
+    """
+    for name in [name for name, value in environment.items() if not value]:
+        if not name.endswith("_VISIBLE_DEVICES"):
+            del environment[name]
 
 
 def _run(prog: str, about: str, commands: Mapping[str, Command], arguments: list[str]) -> int:

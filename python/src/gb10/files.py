@@ -50,7 +50,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file. Raises UserError when that is not possible."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
 
 

@@ -28,7 +28,7 @@ import tiny_checkpoint as tiny
 FILES = {
     "config.json": "1cd2f43b0691d77bf99019052e22114d5ef2f7e6a8ab8cfac052da1879ac9433",
     "generation_config.json": "bc33bcff1219c8b5477555d558ce07be839cb85b908a911a64d024cefdb4cc6d",
-    "hf_quant_config.json": "a16d6578b8153a1b22b89457acc00bfb66be011adaf57263c1041dfe8691d4c2",
+    "hf_quant_config.json": "3eb5d50ce5ca9509c86c81a7e83a4ec46c0f949011512bf74095c38a398882a5",
     "model.safetensors": "bb8eda632e88ca5a131b3188ecd1ad5fb83dd673f555cd0cd5cc1b467ab63c7d",
     "tokenizer.json": "4efec01995077a4e5d673a390697bdf5275e6c787252e0044c87ca1f7e53cd2e",
     "tokenizer_config.json": "a2e91ee477ea414218c4bc2ebfc43379d84a8bd2a8acf97d9453d41f06741c24",

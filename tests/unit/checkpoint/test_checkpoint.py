@@ -145,6 +145,47 @@ def test_read_header_ignores_metadata(tmp_path: Path) -> None:
     assert [(tensor.name, tensor.size) for tensor in read_header(path)] == [("a", 4)]
 
 
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [
+        ({"n_positions": 1024}, 1024),
+        ({"max_position_embeddings": 4096, "seq_length": 2048}, 2048),
+        ({"text_config": {"max_sequence_length": 77}}, 77),
+        ({"max_position_embeddings": True}, None),
+        ({"max_position_embeddings": 10**50}, None),
+        ({}, None),
+    ],
+)
+def test_the_context_of_the_config(config: dict[str, object], tokens: int | None) -> None:
+    assert Checkpoint("m", config=config).max_tokens == tokens
+
+
+@pytest.mark.parametrize("names", [[], "X", [1], {"a": 1}, None, 5])
+def test_architectures_are_names(make_checkpoint: Make, names: object) -> None:
+    refuse(make_checkpoint(config={"architectures": names}), "names no architectures")
+
+
+@pytest.mark.parametrize("file", [None, 5, ["model.safetensors"], {"a": 1}])
+def test_an_index_names_files(make_checkpoint: Make, file: object) -> None:
+    folder = make_checkpoint()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": file}}))
+    refuse(folder, "names no file for a; fetch the checkpoint again")
+
+
+@pytest.mark.parametrize("file", ["x" * 5000, "a\0b", "../model/model.safetensors", "/etc/passwd", ""])
+def test_an_index_names_files_of_the_folder(make_checkpoint: Make, file: str) -> None:
+    folder = make_checkpoint()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": file}}))
+    refuse(folder, "lacks .*, which its index names")
+
+
+@pytest.mark.parametrize("text", ['{"a":' * 100_000, "[" * 100_000])
+def test_json_that_is_nested_too_deeply(make_checkpoint: Make, text: str) -> None:
+    folder = make_checkpoint()
+    (folder / "config.json").write_text(text)
+    refuse(folder, "config .* is nested too deeply")
+
+
 def test_gdn_is_seen() -> None:
     assert Checkpoint("m", config={"linear_num_value_heads": 4}).has_gdn
     assert Checkpoint("m", config={"text_config": {"layer_types": ["linear_attention"]}}).has_gdn

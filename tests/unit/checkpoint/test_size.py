@@ -30,6 +30,15 @@ def test_weight_bytes_by_mode(mode: str | None, size: int) -> None:
     assert weight_bytes(LINEAR, mode) == size
 
 
+@pytest.mark.parametrize(
+    ("element", "size"), [(2, 64 * 64 * 2 + 4 + 128 + 64), (4, 64 * 64 * 4 + 4 + 128 + 128)]
+)
+def test_matrices_take_the_models_type(element: int, size: int) -> None:
+    """A matrix in F32 is loaded as BF16, one in BF16 as F32 with --dtype float32; vectors are not counted."""
+    stored = (*LINEAR, Tensor("router.weight", "F32", (4, 8), 128))
+    assert weight_bytes(stored, "dequant", element) == size
+
+
 def test_u8_without_block_scales_is_not_nvfp4() -> None:
     assert weight_bytes([Tensor("table", "U8", (100,), 100)], "dequant") == 100
 
@@ -66,10 +75,62 @@ HYBRID = {
             CacheShape(2 * 2 * 2 * 64 * 2, 0),
         ),
         ({}, 2, CacheShape(0, 0)),
+        # MLA: a latent and a rotary part in each layer, once for all heads.
+        ({**PLAIN, "kv_lora_rank": 512, "qk_rope_head_dim": 64}, 2, CacheShape(4 * (512 + 64) * 2, 0)),
+        # Nemotron-H: the layers marked * attend, those marked M have a state.
+        (
+            {
+                **PLAIN,
+                "num_hidden_layers": 6,
+                "hybrid_override_pattern": "ME*M-*",
+                "mamba_num_heads": 8,
+                "mamba_head_dim": 16,
+                "n_groups": 2,
+                "ssm_state_size": 32,
+                "conv_kernel": 4,
+            },
+            2,
+            CacheShape(2 * 2 * 2 * 64 * 2, 2 * ((8 * 16 + 2 * 2 * 32) * 3 * 2 + 8 * 16 * 32 * 4)),
+        ),
+        (
+            {**PLAIN, "layer_types": ["sliding_attention", "full_attention"] * 2, "sliding_window": 128},
+            2,
+            CacheShape(2 * 2 * 2 * 64 * 2, 0, 2 * 2 * 2 * 64 * 2, 128),
+        ),
+        # The last two layers use the cache of earlier ones.
+        ({**PLAIN, "num_kv_shared_layers": 2}, 2, CacheShape(2 * 2 * 2 * 64 * 2, 0)),
+        (
+            {**PLAIN, "num_hidden_layers": None, "layers_block_type": ["mamba", "moe", "attention"] * 2},
+            2,
+            CacheShape(2 * 2 * 2 * 64 * 2, 0),
+        ),
+        ({**PLAIN, "sliding_window": 128, "use_sliding_window": False}, 2, CacheShape(2048, 0, 0, 128)),
     ],
 )
 def test_cache_shape(config: dict[str, Any], element: int, shape: CacheShape) -> None:
     assert cache_shape(config, element) == shape
+
+
+def test_a_window_bounds_a_sequence() -> None:
+    shape = CacheShape(per_token=1, per_sequence=100, per_window_token=10, window=512)
+    assert shape.sequence(1000) == 1000 + 10 * 1000 + 400
+    assert shape.sequence(100_000) == 100_000 + 10 * (512 + 8192) + 400
+    assert shape.tokens(shape.sequence(100_000)) == 100_000
+    assert shape.tokens(shape.sequence(100_000) - 1) == 99_999
+    assert shape.tokens(399) == 0
+
+
+def test_heads_are_split_over_ranks_and_a_latent_is_not() -> None:
+    assert cache_shape(PLAIN, ranks=2).per_token == cache_shape(PLAIN).per_token // 2
+    assert cache_shape(PLAIN, ranks=8).per_token == cache_shape(PLAIN).per_token // 2
+    latent = {**PLAIN, "kv_lora_rank": 512}
+    assert cache_shape(latent, ranks=2) == cache_shape(latent)
+
+
+def test_what_the_weights_leave_bounds_the_cache() -> None:
+    shape = CacheShape(1024, 0)
+    assert kv_cache_bytes(shape, 1 << 20, 32, 64 * GIB, left=2 * GIB) == 2 * GIB
+    assert kv_cache_bytes(shape, 1 << 20, 32, 64 * GIB, left=0) == 1280 * MIB
 
 
 def test_kv_cache_is_bounded() -> None:

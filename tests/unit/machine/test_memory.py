@@ -88,6 +88,7 @@ def test_usage_above_the_limit_is_no_free_memory(machine: Machine) -> None:
 
 def test_this_machine_has_memory() -> None:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert memory.total() == total
     assert 0 < available().size <= total
 
 
@@ -103,3 +104,15 @@ def test_what_the_kernel_killed_in_cgroup_v1(machine: Machine) -> None:
     files = {"memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 5\n"}
     machine.group("3:memory:/box\n", "fs/cgroup/memory/box", files)
     assert memory.oom_kills(machine.proc, machine.sys) == memory.Kills(5, 0)
+
+
+@pytest.mark.parametrize(("text", "count"), [("0", 1), ("0-1", 2), ("0,2-3,7", 4), ("", 1)])
+def test_numa_nodes(machine: Machine, text: str, count: int) -> None:
+    machine.proc.joinpath("self/status").write_text(f"Name:\tx\nMems_allowed_list:\t{text}\n")
+    assert memory.nodes(machine.proc) == count
+
+
+def test_without_proc_nothing_is_known(tmp_path: Path) -> None:
+    assert memory.total(tmp_path) == 0
+    assert memory.nodes(tmp_path) == 1
+    assert available(tmp_path, tmp_path).limit == "unknown"

@@ -59,6 +59,40 @@ class TestRefusals:
     def test_no_model(self) -> None:
         assert "no model given and GB10_DEMO_MODEL is not set" in refused(gb10("serve", GB10_PROFILE="cpu"))
 
+    @pytest.mark.parametrize("name", ["MODEL", "GB10_DEMO_MODEL"])
+    def test_a_missing_model_of_a_variable_is_named(self, name: str) -> None:
+        text = refused(gb10("serve", GB10_PROFILE="cpu", **{name: "/nonexistent/model"}))
+        assert text.startswith(f"gb10: error: {name}: model /nonexistent/model does not exist")
+
+    def test_what_vllm_refuses_names_the_variable(self, make_checkpoint: Make) -> None:
+        """vLLM's words name its arguments only."""
+        folder = str(make_checkpoint())
+        text = refused(gb10("serve", folder, GB10_PROFILE="cpu", MAX_MODEL_LEN="999999"))
+        assert "max_model_len (999999) is greater than" in text
+        assert text.endswith(" (set by variables: MAX_MODEL_LEN)\n")
+
+    def test_empty_variables_count_as_unset(self, make_checkpoint: Make) -> None:
+        names = [
+            "GB10_CPU_NVFP4_MODE",
+            "HF_HOME",
+            "OMP_NUM_THREADS",
+            "VLLM_CPU_KVCACHE_SPACE",
+            "HOST",
+            "PORT",
+        ]
+        names += [
+            "VLLM_LOGGING_LEVEL",
+            "VLLM_CONFIGURE_LOGGING",
+            "VLLM_WORKER_MULTIPROC_METHOD",
+            "VLLM_USE_V1",
+        ]
+        empty = dict.fromkeys(names, "")
+        done = gb10("serve", str(make_checkpoint()), "--dry-run", GB10_PROFILE="cpu", **empty)
+        assert done.returncode == 0, done
+        table = [line.split() for line in done.stdout.splitlines()]
+        assert [row[-1] for row in table if row[:1] == ["OMP_NUM_THREADS"]] == ["machine"]
+        assert ["--host", "127.0.0.1", "default"] in table
+
     def test_missing_model(self) -> None:
         assert "/nonexistent/model does not exist" in refused(
             gb10("serve", "/nonexistent/model", GB10_PROFILE="cpu")
@@ -171,6 +205,12 @@ def test_curl_line_is_ready_to_paste() -> None:
     assert words[1] == "http://127.0.0.1:1/v1/chat/completions"
     assert "Authorization: Bearer k" in words
     assert '"model": "it\'s"' in words[-1]
+
+
+def test_curl_line_without_a_chat_template_completes_a_text() -> None:
+    words = shlex.split(curl_line("http://127.0.0.1:1", "m", None, chat=False))
+    assert words[2] == "http://127.0.0.1:1/v1/completions"
+    assert json.loads(words[words.index("-d") + 1])["prompt"]
 
 
 def test_curl_line_of_the_demo_model_completes_code() -> None:

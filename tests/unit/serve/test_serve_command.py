@@ -161,10 +161,62 @@ def test_mtp_of_a_checkpoint_without_its_weights_is_refused(plan: Plan) -> None:
         plan(MTP, tensors={"lm_head.weight": ("BF16", (8, 64))})
 
 
-@pytest.mark.parametrize("text", ["{method:mtp}", "[1]", "'{\"method\":1}'"])
+HYBRID = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
+
+
+@pytest.mark.parametrize(
+    ("more", "config", "kept"),
+    [
+        ([], HYBRID, False),
+        (["--enable-prefix-caching"], HYBRID, False),
+        (["--no-enable-prefix-caching"], HYBRID, True),
+        ([], {}, True),
+    ],
+)
+def test_chunked_prefill_stays_on_where_vllm_needs_it(
+    plan: Plan, more: list[str], config: dict[str, object], kept: bool
+) -> None:
+    """The line of older guides; vLLM would end with "Chunked prefill is required"."""
+    found = plan([*MTP, "--no-enable-chunked-prefill", *more], config=config)
+    assert ("--no-enable-chunked-prefill" in found.arguments) is kept
+    assert value(found, "--speculative-config") == MTP[1]
+    said = [note for note in found.notes if note.startswith("--no-enable-chunked-prefill is left out")]
+    assert bool(said) is not kept
+
+
+@pytest.mark.parametrize("text", ["{method:mtp}", "[1]", "'{\"method\":1}'", "[" * 50_000])
 def test_malformed_speculative_config(plan: Plan, text: str) -> None:
     with pytest.raises(UserError, match="--speculative-config is not"):
         plan(["--speculative-config", text])
+
+
+@pytest.mark.parametrize(
+    ("file", "argv", "chats"),
+    [
+        ({}, [], False),
+        ({"tokenizer_config.json": '{"chat_template": "{{ messages }}"}'}, [], True),
+        ({"tokenizer_config.json": '{"chat_template": null}'}, [], False),
+        ({"tokenizer_config.json": "[1"}, [], False),
+        ({"chat_template.jinja": "{{ messages }}"}, [], True),
+        ({"chat_template.json": '{"chat_template": "{{ messages }}"}'}, [], True),
+        ({"tekken.json": "{}"}, [], True),
+        ({}, ["--chat-template", "t.jinja"], True),
+        ({}, ["--tokenizer", "org/name"], True),
+    ],
+)
+def test_who_can_chat(make_checkpoint: Make, file: dict[str, str], argv: list[str], chats: bool) -> None:
+    folder = make_checkpoint()
+    for name, text in file.items():
+        (folder / name).write_text(text)
+    assert command.build(parse(argv, {}), locate(str(folder)), [], flashinfer=False).chats is chats
+    away = Checkpoint("org/name", config={"architectures": ["X"]})
+    assert command.build(parse(argv, {}), away, [], flashinfer=False).chats
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "spark.local"])
@@ -236,8 +288,9 @@ def test_memory_is_refused_before_vllm(plan: Plan, monkeypatch: pytest.MonkeyPat
 
 
 def test_memory_of_unified_gpu_is_that_of_the_machine(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 of 120 GiB are free; test_serve_budget.py has the arithmetic."""
     found = plan([], [GB10])
-    assert value(found, "--gpu-memory-utilization") == "0.8"
+    assert value(found, "--gpu-memory-utilization") == "0.483"
     assert any("unified memory" in note for note in found.notes)
     monkeypatch.setattr(memory, "available", lambda: memory.Available(GIB, "MemAvailable"))
     with pytest.raises(UserError, match=r"1\.0 GiB is free \(MemAvailable\)"):
@@ -255,7 +308,7 @@ def test_gpu_defaults(plan: Plan) -> None:
 
 def test_discrete_gpu_that_is_too_small(plan: Plan) -> None:
     small = Gpu("small", (9, 0), GIB, unified=False)
-    with pytest.raises(UserError, match=r"not enough memory: .*92% of small.*--tensor-parallel-size"):
+    with pytest.raises(UserError, match=r"not enough memory: .*0\.92 of small.*--tensor-parallel-size"):
         plan([], [small], tensors=BIG)
 
 
@@ -264,7 +317,20 @@ def test_more_ranks_than_gpus(plan: Plan) -> None:
         plan(["-tp", "2"], [H200])
 
 
-def test_several_ranks_on_cpu_keep_vllms_own_start(plan: Plan) -> None:
+def test_several_ranks_on_cpu_need_a_numa_node_each(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "nodes", lambda: 1)
+    message = "--tensor-parallel-size 2 on the CPU needs 2 NUMA nodes and this machine has 1; leave it out"
+    with pytest.raises(UserError, match=message):
+        plan(["-tp", "2"])
+    monkeypatch.setenv("TENSOR_PARALLEL_SIZE", "2")
+    with pytest.raises(UserError, match="TENSOR_PARALLEL_SIZE 2 on the CPU"):
+        plan(name="by variable")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    plan(name="by hand")
+
+
+def test_several_ranks_on_cpu_keep_vllms_own_start(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "nodes", lambda: 2)
     assert "VLLM_WORKER_MULTIPROC_METHOD" not in plan(["-tp", "2"]).environment
 
 
@@ -399,6 +465,7 @@ def test_malformed_cache_size(plan: Plan, text: str) -> None:
         ("[0, 5, 100]", "", "has token id 100, but the model has 100 tokens"),
         ("[0, 5]", ":3", "N must be 1 to 2"),
         ("{}", "", "must be a JSON list of token ids"),
+        ("[" * 50_000, "", "is not JSON"),
         (None, "", "cannot read the draft vocabulary"),
     ],
 )

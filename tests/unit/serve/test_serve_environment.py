@@ -48,11 +48,80 @@ def test_good_variables_pass() -> None:
             "GB10_PROFILE": "cpu",
             "NVCC_PREPEND_FLAGS": "-O3",
             "PATH": "/bin",
-            "VLLM_SERVICE_HOST": "10.0.0.1",
-            "VLLM_PORT_8000_TCP_ADDR": "10.0.0.1",
-            "VLLM_SPARK_SERVICE_PORT_HTTP": "80",
         }
     )
+
+
+def test_empty_means_unset() -> None:
+    check(dict.fromkeys([*DEAD, "GB10_PROFILE", "GB10_CPU_NVFP4_MODE", "GB10_X", "VLLM_PLUGINS"], ""))
+    environ = {"OMP_NUM_THREADS": "", "HF_HOME": "", "VLLM_PLUGINS": "", "CUDA_VISIBLE_DEVICES": "", "A": "b"}
+    assert environment.clean(environ) == []
+    assert environ == {"CUDA_VISIBLE_DEVICES": "", "A": "b"}
+
+
+SERVICE = {
+    "{}_PORT": "tcp://10.43.7.21:8000",
+    "{}_SERVICE_HOST": "10.43.7.21",
+    "{}_SERVICE_PORT": "8000",
+    "{}_SERVICE_PORT_HTTP": "8000",
+    "{}_PORT_8000_TCP": "tcp://10.43.7.21:8000",
+    "{}_PORT_8000_TCP_ADDR": "10.43.7.21",
+    "{}_PORT_8000_TCP_PORT": "8000",
+    "{}_PORT_8000_TCP_PROTO": "tcp",
+}
+
+
+@pytest.mark.parametrize("service", ["VLLM", "GB10", "MASTER", "VLLM_DP_MASTER", "GB10_SERVE"])
+def test_what_kubernetes_sets_for_a_service_is_not_passed_on(known: frozenset[str], service: str) -> None:
+    environ = {name.format(service): value for name, value in SERVICE.items()}
+    notes = environment.clean(environ)
+    assert environ == {}
+    assert [note.partition("=")[0] for note in notes] == sorted(known & {f"{service}_PORT"})
+
+
+def test_ports_that_are_meant_stay(known: frozenset[str]) -> None:
+    given = {
+        "VLLM_PORT": "29500",
+        "VLLM_DP_MASTER_PORT": "1",
+        "MASTER_PORT": "2",
+        "DB_PORT": "tcp://10.0.0.1:5432",
+    }
+    environ = dict(given)
+    assert environment.clean(environ) == []
+    assert environ == given
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (
+            "VLLM_CONFIGURE_LOGGING",
+            "yes",
+            "VLLM_CONFIGURE_LOGGING=yes cannot be read by vLLM: invalid literal",
+        ),
+        (
+            "VLLM_PORT",
+            "http",
+            "VLLM_PORT=http cannot be read by vLLM: VLLM_PORT 'http' must be a valid integer",
+        ),
+        ("VLLM_LOGGING_LEVEL", "LOUD", "VLLM_LOGGING_LEVEL=LOUD is not one of .*INFO"),
+        ("VLLM_PLUGINS", "other", "VLLM_PLUGINS=other leaves out gb10.* add it: other,gb10"),
+    ],
+)
+def test_what_vllm_cannot_read_is_named(
+    known: frozenset[str], monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        check({name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("VLLM_LOGGING_LEVEL", "debug"), ("VLLM_PLUGINS", "x,gb10")])
+def test_what_vllm_can_read_passes(
+    known: frozenset[str], monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    check({name: value})
 
 
 @pytest.fixture
@@ -91,7 +160,7 @@ def test_unknown_vllm_variable_names_the_nearest(known: frozenset[str]) -> None:
         check({"VLLM_LOGING_LEVEL": "INFO"})
     with pytest.raises(UserError, match="VLLM_QQQQQQQQ is not a variable of vLLM; unset it"):
         check({"VLLM_QQQQQQQQ": "1"})
-    check(dict.fromkeys(known, "1"))
+    check(dict.fromkeys(known - {"VLLM_PLUGINS"}, "1"))
 
 
 def test_log_folder_follows_xdg(tmp_path: Path) -> None:

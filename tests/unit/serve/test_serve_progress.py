@@ -1,7 +1,10 @@
 """Stages in vLLM's log, and how progress is drawn."""
 
+import fcntl
 import io
 import os
+import struct
+import termios
 
 import pytest
 
@@ -69,3 +72,24 @@ def test_a_reader_that_is_gone_does_not_matter() -> None:
     with os.fdopen(writing, "w") as out:
         for _ in range(3):
             write("text\n", out)
+
+
+@pytest.mark.parametrize("columns", [30, 44, 12])
+def test_a_narrow_terminal_is_not_wrapped(columns: int) -> None:
+    """A line as wide as the terminal is two, and each drawing would leave one behind."""
+    ours, theirs = os.openpty()
+    size = struct.pack("HHHH", 24, columns, 0, 0)
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
+    with os.fdopen(theirs, "w") as out, os.fdopen(ours, "rb") as terminal:
+        show = Progress(out)
+        show.stage = "reading the model's configuration"
+        show.beat()
+        # It was made narrower meanwhile.
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns - 4, 0, 0))
+        show.clear()
+        drawn = os.read(terminal.fileno(), 4096).decode()
+    first, *rest = drawn.lstrip("\r").split("\r")
+    assert len(first) == columns - 1
+    assert first.startswith(("|", "/", "-", "\\"))
+    assert "\n" not in drawn
+    assert all(len(line) <= columns - 5 for line in rest)

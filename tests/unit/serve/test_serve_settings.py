@@ -69,7 +69,39 @@ def test_defaults() -> None:
 
 
 def test_empty_variables_are_unset() -> None:
-    assert parse([], {"PORT": "", "MODEL": "", "MAX_MODEL_LEN": ""}).port == 8000
+    variables = [row.variable for row in ROWS.values() if row.variable]
+    found = parse([], {**dict.fromkeys(variables, ""), "OMP_NUM_THREADS": ""})
+    assert found.table() == parse([], {}).table()
+    found.export(Origin.MACHINE, OMP_NUM_THREADS="1")
+    assert found.variables == {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(
+    "host", ["x86_64-conda-linux-gnu", "myhostname", "spark.local", "10.0.0", "tcp://1:2"]
+)
+def test_a_host_variable_that_is_no_address_is_not_meant_for_us(host: str) -> None:
+    found = parse([], {"HOST": host})
+    assert found.host == "127.0.0.1"
+    assert found.notes == [
+        f"HOST={host} is no IP address (shells and conda set it too): not used; see --host"
+    ]
+    assert parse(["--host", host], {"HOST": host}).host == host
+    assert parse(["--host", host], {"HOST": host}).notes == []
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::1", "127.0.0.2", "localhost"])
+def test_a_host_variable_that_is_an_address_counts(host: str) -> None:
+    found = parse([], {"HOST": host})
+    assert (found.host, found.notes) == (host, [])
+
+
+def test_a_setting_is_called_what_the_user_wrote_it_in() -> None:
+    environment = {"MAX_MODEL_LEN": "8", "VLLM_EXTRA_ARGS": "--max-num-seqs 2"}
+    found = parse(["-tp", "2"], environment)
+    assert found.said("max_model_len") == "MAX_MODEL_LEN"
+    assert found.said("max_num_seqs") == "--max-num-seqs (in VLLM_EXTRA_ARGS)"
+    assert found.said("tensor_parallel_size") == "--tensor-parallel-size"
+    assert found.said("port") == "--port"
 
 
 SPECULATIVE = '{"method":"mtp","num_speculative_tokens":2}'
@@ -372,3 +404,12 @@ def test_help_prints_every_variable(capsys: pytest.CaptureFixture[str]) -> None:
         assert name in text
     assert "VLLM_EXTRA_ARGS" in text
     assert "VLLM_API_KEY" in text
+
+
+def test_help_names_no_command_that_its_reader_may_lack(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever typed `nix run .#serve` has no `gb10`, and a container has neither."""
+    with pytest.raises(SystemExit):
+        parse(["--help"], {})
+    text = capsys.readouterr().out
+    assert text.startswith("usage: serve [MODEL]")
+    assert not {"gb10", "nix", "python", "python3", "vllm"} & set(text.replace("`", " ").split())

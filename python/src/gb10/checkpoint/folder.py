@@ -11,6 +11,19 @@ from gb10.checkpoint.inventory import check_parts
 from gb10.errors import UserError
 
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
+_LARGEST = 1 << 40
+_LENGTHS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "model_max_length",
+    "max_target_positions",
+    "max_sequence_length",
+    "max_seq_length",
+    "seq_len",
+)
+"""Where vLLM looks for the context (derive_max_model_len_and_key in its model_arch_config_convertor.py)."""
 _TOKENIZERS = (
     "tokenizer.json",
     "tokenizer.model",
@@ -62,12 +75,13 @@ class Checkpoint:
 
     @property
     def max_tokens(self) -> int | None:
-        """Longest context of the config, None if it does not say."""
-        return self._positive("max_position_embeddings")
+        """Longest context of the config, before any scaling; None if it does not say."""
+        return min((length for key in _LENGTHS if (length := self._positive(key))), default=None)
 
     def _positive(self, key: str) -> int | None:
         value = self.text.get(key)
-        return value if isinstance(value, int) and value > 0 else None
+        # A boolean is an int, too; and what is larger than any count is a fault in the file.
+        return value if type(value) is int and 0 < value <= _LARGEST else None
 
     @property
     def has_gdn(self) -> bool:
@@ -93,7 +107,8 @@ def inspect(folder: Path, name: str, *, weights: bool = True, tokenizer: bool = 
             f"{folder} is not a checkpoint: it has no config.json; give the folder that holds it"
         )
     config = read_json("config", path)
-    if not config.get("architectures"):
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise UserError(f"config {path} names no architectures; vLLM cannot tell what model this is")
 
     def holds(*patterns: str) -> bool:

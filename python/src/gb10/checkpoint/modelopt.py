@@ -37,6 +37,8 @@ DENSE = (
 HEAD = ("lm_head",)
 
 _PRODUCER = {"name": "gb10.testbed", "version": "0.1.0"}
+_SIDE_PRODUCER = {"name": "modelopt", "version": "0.1.0+gb10.testbed"}
+"""vLLM reads a side file alone only under ModelOpt's name (_normalize_quantization_config)."""
 
 
 def is_excluded(module: str, patterns: Sequence[str]) -> bool:
@@ -63,7 +65,7 @@ def config_section(exclude: Sequence[str]) -> dict[str, Any]:
 def side_file(exclude: Sequence[str]) -> dict[str, Any]:
     """Give the content of `hf_quant_config.json`, the file that ModelOpt itself writes."""
     return {
-        "producer": _PRODUCER,
+        "producer": _SIDE_PRODUCER,
         "quantization": {
             "quant_algo": "NVFP4",
             "kv_cache_quant_algo": None,

@@ -16,13 +16,38 @@ _MAJOR, _MINOR, _INTEGRATED = 75, 76, 18
 class Gpu:
     """One visible GPU. ``memory`` is in bytes, 0 where the driver does not say (unified memory).
 
-    ``unified`` is true where CPU and GPU share one memory, as on GB10.
+    ``unified`` is true where CPU and GPU share one memory, as on GB10; what is free there, the system knows.
+    ``free`` is what is free of memory of its own, None where that is not known.
     """
 
     name: str
     capability: tuple[int, int]
     memory: int
     unified: bool
+    free: int | None = None
+
+
+class _NvmlMemory(ctypes.Structure):
+    """nvmlMemory_t of nvml.h, in bytes."""
+
+    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
+
+
+def _free_memory(address: bytes) -> int | None:
+    """Free memory of the GPU at a PCI address, from the management library: CUDA would take some itself."""
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    device, found = ctypes.c_void_p(), _NvmlMemory()
+    if nvml.nvmlInit_v2() != 0:
+        return None
+    try:
+        if nvml.nvmlDeviceGetHandleByPciBusId_v2(address, ctypes.byref(device)) != 0:
+            return None
+        return int(found.free) if nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(found)) == 0 else None
+    finally:
+        nvml.nvmlShutdown()
 
 
 def _from_driver() -> list[Gpu] | None:
@@ -47,14 +72,10 @@ def _from_driver() -> list[Gpu] | None:
         memory = ctypes.c_size_t()
         cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
         capability = (attribute(_MAJOR, device), attribute(_MINOR, device))
-        gpus.append(
-            Gpu(
-                name.value.decode(errors="replace"),
-                capability,
-                memory.value,
-                bool(attribute(_INTEGRATED, device)),
-            )
-        )
+        unified, address = bool(attribute(_INTEGRATED, device)), ctypes.create_string_buffer(32)
+        known = not unified and cuda.cuDeviceGetPCIBusId(address, len(address), device) == 0
+        free = _free_memory(address.value) if known else None
+        gpus.append(Gpu(name.value.decode(errors="replace"), capability, memory.value, unified, free))
     return gpus
 
 

@@ -1,4 +1,4 @@
-"""Memory that is free, in bytes."""
+"""Memory that the machine has and that is free, in bytes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,15 +33,29 @@ def _reclaimable(group: Path) -> int:
     return int(stat.get("total_inactive_file", stat.get("inactive_file", "0")))
 
 
-def _mem_available(proc: Path) -> Available | None:
+def _meminfo(proc: Path, name: str) -> int | None:
     try:
         lines = (proc / "meminfo").read_text().splitlines()
     except OSError:
         return None
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            return Available(int(line.split()[1]) * 1024, "MemAvailable")
-    return None
+    found = (line.split() for line in lines if line.startswith(f"{name}:"))
+    return next((int(words[1]) * 1024 for words in found), None)
+
+
+def total(proc: Path = Path("/proc")) -> int:
+    """MemTotal: all memory that the kernel manages; 0 where it does not say."""
+    return _meminfo(proc, "MemTotal") or 0
+
+
+def nodes(proc: Path = Path("/proc")) -> int:
+    """NUMA nodes whose memory this process may use; at least 1."""
+    try:
+        lines = (proc / "self/status").read_text().splitlines()
+    except OSError:
+        return 1
+    allowed = next((line.partition(":")[2] for line in lines if line.startswith("Mems_allowed_list:")), "")
+    ranges = [part.strip().partition("-") for part in allowed.split(",") if part.strip()]
+    return max(sum(int(last or first) - int(first) + 1 for first, _, last in ranges), 1)
 
 
 def _cgroups(proc: Path, sys: Path) -> Iterable[tuple[Path, str, str]]:
@@ -77,7 +91,8 @@ def available(proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> Available
     On GB10 the CPU and the GPU share one memory, so this holds for the GPU as well, and is truer than
     cudaMemGetInfo, which counts the page cache as used.
     """
-    least = _mem_available(proc) or Available(_UNLIMITED, "unknown")
+    free = _meminfo(proc, "MemAvailable")
+    least = Available(_UNLIMITED, "unknown") if free is None else Available(free, "MemAvailable")
     for folder, limit_name, usage_name in _cgroups(proc, sys):
         limit, usage = _read_number(folder / limit_name), _read_number(folder / usage_name)
         if limit is None or usage is None or limit >= _UNLIMITED:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gb10 import routing
 from gb10.checkpoint import input_scales, size
+from gb10.checkpoint.chat import has_template
 from gb10.checkpoint.folder import Checkpoint
 from gb10.checkpoint.formats import Formats
 from gb10.checkpoint.formats import read as read_formats
@@ -15,30 +16,20 @@ from gb10.checkpoint.inventory import check_mtp
 from gb10.errors import UserError
 from gb10.machine import cpu, memory
 from gb10.machine.gpu import Gpu
-from gb10.serve import isolation
+from gb10.serve import budget, isolation
 from gb10.serve.environment import package_folder
 from gb10.serve.preflight import Verdict
 from gb10.serve.settings import ROWS, SECRETS, Origin, Settings, is_loopback
-from gb10.units import GIB, text_size
 from gb10.vllm_plugin.draft.ids import ENV_NAME as DRAFT_VOCABULARY
 from gb10.vllm_plugin.draft.ids import DraftVocabulary
 
 CPU_CONTEXT_LIMIT = 4096
 """Default for --max-model-len on the CPU engine: the model's own limit, at most this."""
 
-CPU_SEQUENCES = 32
-"""Sequences that the default KV cache of the CPU engine has room for."""
-
-UNIFIED_MEMORY_SHARE = 0.80
-"""Default for --gpu-memory-utilization where GPU and CPU share memory. vLLM's 0.92 leaves a GB10 host
-too little: it wedges instead of killing a process (vllm #56824, open-gpu-kernel-modules #1358)."""
-
-_VLLM_MEMORY_SHARE = 0.92
-
 _NO_OPTION = ("model", "api_keys", "vllm_args", "routes", "verbose", "dry_run", "open_metrics", "config")
 """Settings that vLLM has no option for, or that are rendered in a way of their own."""
 
-_OWN_SERVER = "leave it out, or run vLLM's own `vllm serve`"
+_OWN_SERVER = "leave it out, or run vLLM's own server"
 
 
 @dataclass(frozen=True)
@@ -58,6 +49,12 @@ class Plan:
     """Whether the model is the one that gb10 brings along."""
 
     @property
+    def chats(self) -> bool:
+        """Whether vLLM has a template for messages; where that is not known here, it may."""
+        given = self.settings.passed_on.has("--chat-template", "--tokenizer")
+        return given or self.checkpoint.folder is None or has_template(self.checkpoint.folder)
+
+    @property
     def command(self) -> list[str]:
         """The process to start: our entry module, which runs vLLM's API server."""
         return [*isolation.interpreter(), "-m", "gb10.serve.engine", *self.arguments]
@@ -75,18 +72,18 @@ class Plan:
 
 
 def _check_speculative_config(settings: Settings, checkpoint: Checkpoint) -> None:
-    name, text = "--speculative-config", settings.speculative_config
+    name, text = settings.said("speculative_config"), settings.speculative_config
     if text is None:
         return
     try:
         config = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{name} is not valid JSON ({error}): {text}; example: "
+            f"{name} is not valid JSON ({error}): {text[:200]}; example: "
             """--speculative-config '{"method":"mtp","num_speculative_tokens":2}'"""
         ) from None
     if not isinstance(config, dict):
-        raise UserError(f"{name} is not a JSON object: {text}")
+        raise UserError(f"{name} is not a JSON object: {text[:200]}")
     if checkpoint.folder is not None and checkpoint.tensors:
         check_mtp(checkpoint.folder, checkpoint.text, checkpoint.tensors, config)
 
@@ -108,7 +105,7 @@ def _check_draft_vocabulary(settings: Settings, checkpoint: Checkpoint) -> None:
 
 def _check_listening(host: str | None, keys: Sequence[str], *, uds: bool) -> None:
     if uds:
-        raise UserError(f"--uds is not supported by gb10 serve; {_OWN_SERVER}")
+        raise UserError(f"--uds is not supported here; {_OWN_SERVER}")
     if not is_loopback(host or "") and not keys:
         where = host or "every address of this machine"
         raise UserError(
@@ -123,11 +120,9 @@ def check_verdict(settings: Settings, verdict: Verdict) -> None:
     Raises UserError for an open server without a key, and for what vLLM's API server would ignore silently.
     """
     if verdict.model_tag is not None:
-        raise UserError(
-            f"unexpected argument {verdict.model_tag!r}; MODEL comes first: gb10 serve MODEL [options]"
-        )
+        raise UserError(f"unexpected argument {verdict.model_tag!r}; MODEL comes first: MODEL [options]")
     for option in verdict.ignored:
-        raise UserError(f"{option} is not supported by gb10 serve; {_OWN_SERVER}")
+        raise UserError(f"{option} is not supported here; {_OWN_SERVER}")
     settings.api_keys = settings.api_keys or verdict.keys
     _check_listening(verdict.host, settings.api_keys, uds=verdict.uds is not None)
     settings.host, settings.port = verdict.host or "", verdict.port
@@ -203,64 +198,8 @@ def _cpu_defaults(
     if settings.max_model_len is None and longest > CPU_CONTEXT_LIMIT:
         notes.append(f"context {CPU_CONTEXT_LIMIT} tokens; the model has {longest} (--max-model-len N)")
     settings.settle(Origin.MACHINE, max_model_len=min(longest, CPU_CONTEXT_LIMIT))
-    if not settings.environment.get("VLLM_CPU_KVCACHE_SPACE"):
-        tokens = settings.max_model_len if isinstance(settings.max_model_len, int) else longest
-        shape = size.cache_shape(checkpoint.config, 1 if target.fp8_kv_cache else 2)
-        sequences = min(settings.max_num_seqs or CPU_SEQUENCES, CPU_SEQUENCES)
-        cache = size.kv_cache_bytes(shape, tokens, sequences, free.size)
-        settings.settle(Origin.MACHINE, kv_cache_memory_bytes=cache)
-    return notes
-
-
-def _gpu_defaults(settings: Settings, gpus: Sequence[Gpu]) -> list[str]:
-    """Settle what vLLM's own defaults get wrong on these GPUs; notes on it."""
-    if (
-        settings.gpu_memory_utilization is not None
-        or settings.kv_cache_memory_bytes is not None
-        or not gpus[0].unified
-    ):
-        return []
-    settings.settle(Origin.MACHINE, gpu_memory_utilization=UNIFIED_MEMORY_SHARE)
-    return [f"unified memory; vLLM may use {UNIFIED_MEMORY_SHARE:.0%} of it (GPU_MEMORY_UTIL)"]
-
-
-def _check_memory(
-    settings: Settings,
-    checkpoint: Checkpoint,
-    target: routing.Target,
-    gpus: Sequence[Gpu],
-    free: memory.Available,
-) -> list[str]:
-    """Refuse a model that cannot fit; a note on what it will need."""
-    if not checkpoint.tensors or settings.load_format == "dummy":
-        return []
-    on_cpu = not gpus
-    mode = target.cpu_mode if on_cpu else None
-    weights = size.weight_bytes(checkpoint.tensors, mode)
-    remedy = "use a smaller model, or free memory"
-    if on_cpu or gpus[0].unified:
-        gibibytes = settings.environment.get("VLLM_CPU_KVCACHE_SPACE", "")
-        given = int(gibibytes) * GIB if gibibytes.isdigit() else 0
-        cache = given if settings.kv_cache_memory_bytes is None else settings.kv_cache_memory_bytes
-        need, room, where = weights + cache + size.OVERHEAD, free.size, free.limit
-        parts = (("weights", weights), ("KV cache", cache), ("vLLM", size.OVERHEAD))
-        detail = ", ".join(f"{name} {text_size(bytes_)}" for name, bytes_ in parts)
-        if mode == "dequant" and size.weight_bytes(checkpoint.tensors, "packed") < weights:
-            packed = f"{routing.CPU_MODE_VARIABLE}=packed"
-            remedy = f"set {packed} to keep the weights at 4 bit, or use a smaller model"
-    else:
-        ranks = settings.tensor_parallel_size or 1
-        share = settings.gpu_memory_utilization or _VLLM_MEMORY_SHARE
-        need, room = weights // ranks + size.OVERHEAD // 2, int(gpus[0].memory * share)
-        where = f"{share:.0%} of {gpus[0].name}"
-        detail = f"weights {text_size(weights)} over {ranks} GPU(s), and working space"
-        remedy = "use a smaller model, or more GPUs with --tensor-parallel-size N"
-    if need > room:
-        raise UserError(
-            f"not enough memory: {checkpoint.name} needs about {text_size(need)} ({detail}) and "
-            f"{text_size(room)} is free ({where}); {remedy}"
-        )
-    return [f"memory  needs {text_size(need)} of {text_size(room)}: {detail}"]
+    tokens = settings.max_model_len if isinstance(settings.max_model_len, int) else longest
+    return notes + budget.on_cpu(settings, checkpoint, target, tokens, free)
 
 
 def _input_scales(checkpoint: Checkpoint, rows: Sequence[routing.Route]) -> list[str]:
@@ -290,8 +229,8 @@ def _cpu_start(settings: Settings) -> None:
     torch's libgomp first, one thread per physical core less one for the API server and scheduler. With
     several ranks each needs its own cores, and the user may ask for vLLM's own way: then nothing is set.
     """
-    own_way = {"VLLM_WORKER_MULTIPROC_METHOD", "VLLM_CPU_OMP_THREADS_BIND"} & settings.environment.keys()
-    if own_way or (settings.tensor_parallel_size or 1) > 1:
+    own_way = ("VLLM_WORKER_MULTIPROC_METHOD", "VLLM_CPU_OMP_THREADS_BIND")
+    if any(map(settings.environment.get, own_way)) or (settings.tensor_parallel_size or 1) > 1:
         return
     settings.export(Origin.DEFAULT, VLLM_WORKER_MULTIPROC_METHOD="fork", VLLM_CPU_OMP_THREADS_BIND="nobind")
     settings.export(Origin.MACHINE, OMP_NUM_THREADS=str(max(physical_cores() - 1, 1)))
@@ -304,6 +243,40 @@ def _cpu_start(settings: Settings) -> None:
             settings.export(Origin.VARIABLE, LD_PRELOAD=f"{preload}:{found[0]}")
         elif found:
             settings.export(Origin.MACHINE, LD_PRELOAD=str(found[0]))
+
+
+def _check_ranks(settings: Settings, gpus: Sequence[Gpu]) -> None:
+    """Refuse more ranks than there are places for.
+
+    On the CPU each rank gets the cores of a NUMA node of its own (vllm/utils/ompmultiprocessing.py), unless
+    the user says which cores.
+    """
+    ranks, said = settings.tensor_parallel_size or 1, settings.said("tensor_parallel_size")
+    if gpus and ranks > len(gpus):
+        raise UserError(f"{said} {ranks} needs {ranks} GPUs and {len(gpus)} can be seen")
+    by_hand = ("VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_SIM_MULTI_NUMA")
+    if not gpus and ranks > memory.nodes() and not any(map(settings.environment.get, by_hand)):
+        raise UserError(
+            f"{said} {ranks} on the CPU needs {ranks} NUMA nodes and this machine has {memory.nodes()}; "
+            "leave it out: one rank uses all cores"
+        )
+
+
+def _keep_chunked_prefill(settings: Settings, checkpoint: Checkpoint) -> list[str]:
+    """Leave out ``--no-enable-chunked-prefill`` where vLLM would end over it; a note that says so.
+
+    For a model with recurrent states prefix caching, which is on unless it is said otherwise, needs chunked
+    prefill (MambaModelConfig in vllm/model_executor/models/config.py). Older guides have the flag.
+    """
+    given, option = settings.passed_on, "--enable-chunked-prefill"
+    hybrid = size.cache_shape(checkpoint.config).per_sequence > 0
+    if not hybrid or given.switch(option) is not False or given.switch("--enable-prefix-caching") is False:
+        return []
+    settings.passed_on = given.without([option])
+    return [
+        "--no-enable-chunked-prefill is left out: prefix caching needs chunked prefill in this model "
+        "(--no-enable-prefix-caching keeps it)"
+    ]
 
 
 def build(
@@ -327,19 +300,17 @@ def build(
     target = _target(settings, formats, gpus, flashinfer)
     _check_formats(checkpoint, formats, target)
     target, rows = _route(settings, checkpoint, formats, target)
-    ranks = settings.tensor_parallel_size or 1
-    if gpus and ranks > len(gpus):
-        raise UserError(f"--tensor-parallel-size {ranks} needs {ranks} GPUs and {len(gpus)} can be seen")
+    _check_ranks(settings, gpus)
     _check_speculative_config(settings, checkpoint)
     _check_draft_vocabulary(settings, checkpoint)
     free = free or memory.available()
     settings.settle(Origin.DEFAULT, served_model_name="gb10-demo" if demo else checkpoint.label)
+    notes = [*settings.notes, *_keep_chunked_prefill(settings, checkpoint)]
     if gpus:
-        notes = _gpu_defaults(settings, gpus)
+        notes += budget.on_gpu(settings, checkpoint, target, gpus, free)
     else:
-        notes = _cpu_defaults(settings, checkpoint, target, free)
+        notes += _cpu_defaults(settings, checkpoint, target, free)
         _cpu_start(settings)
-    notes += _check_memory(settings, checkpoint, target, gpus, free)
     notes += _input_scales(checkpoint, rows)
     settings.export(Origin.DEFAULT, VLLM_NO_USAGE_STATS="1")
     elsewhere = ("--tokenizer", "--tokenizer-revision", "--hf-config-path", "--code-revision")

@@ -6,11 +6,15 @@ an older guide silently does nothing. Here each one is an error with its replace
 
 import difflib
 import importlib.util
+import logging
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
+from gb10.arguments import unset_empty
 from gb10.errors import UserError
 from gb10.routing import CPU_MODE_VARIABLE, CPU_MODES
 from gb10.serve.settings import EXTRA_ARGS, ROWS
@@ -69,8 +73,13 @@ _READ_OUTSIDE_ENVS = frozenset(
 )
 """Variables that vLLM 0.32.0 reads without listing them in vllm/envs.py."""
 
-_KUBERNETES = re.compile(r"VLLM_(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)$")
-"""What Kubernetes sets for a service called vllm-something."""
+_KUBERNETES = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
+"""What Kubernetes sets for each service of a namespace, beside NAME_PORT, which is known by its value."""
+
+_SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
+
+_PLUGIN = "gb10"
+"""Our name among vLLM's plug-ins."""
 
 _NVCC_VARIABLES = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
 _ARCH_FLAG = re.compile(r"(^|\s)(-arch|--gpu-architecture)[=\s]")
@@ -84,16 +93,40 @@ def package_folder(name: str) -> Path | None:
 
 
 @cache
-def vllm_variables() -> frozenset[str]:
-    """Names that the installed vLLM knows, read from the text of its envs.py (no import).
-
-    Empty when vLLM is not installed.
-    """
+def _vllm_envs() -> ModuleType | None:
+    """vLLM's envs.py alone, which imports nothing of vLLM; None when vLLM is not installed."""
     folder = package_folder("vllm")
-    if folder is None:
+    spec = folder and importlib.util.spec_from_file_location("gb10_vllm_envs", folder / "envs.py")
+    if not spec or spec.loader is None:
+        return None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def vllm_variables() -> frozenset[str]:
+    """Names that the installed vLLM knows, out of its envs.py. Empty when vLLM is not installed."""
+    module = _vllm_envs()
+    if module is None or module.__file__ is None:
         return frozenset()
-    text = (folder / "envs.py").read_text()
+    # The text names some that are not in the table.
+    text = Path(module.__file__).read_text()
     return frozenset(re.findall(r'"(VLLM_[A-Z0-9_]+)"', text)) | _READ_OUTSIDE_ENVS
+
+
+def _unreadable(name: str, value: str) -> str | None:
+    """What vLLM's own reader says against the value of a variable of this process, or None."""
+    readers = getattr(_vllm_envs(), "environment_variables", {})
+    if name not in readers or os.environ.get(name) != value:
+        return None
+    try:
+        found = readers[name]()
+    except (ValueError, TypeError) as error:
+        return f"{name}={value} cannot be read by vLLM: {' '.join(str(error).split())}"
+    if name == "VLLM_LOGGING_LEVEL" and found not in logging.getLevelNamesMapping():
+        return f"{name}={value} is not one of {', '.join(logging.getLevelNamesMapping())}"
+    return None
 
 
 def _nearest(name: str, known: frozenset[str]) -> str:
@@ -109,23 +142,49 @@ def _trouble(name: str, value: str) -> str | None:
         return f"{name} does nothing any more; {_MOE}"
     if name in _NVCC_VARIABLES and _ARCH_FLAG.search(value):
         return f"{name} has -arch, which breaks every FlashInfer kernel that is compiled here; unset it"
+    if name == "VLLM_PLUGINS" and _PLUGIN not in value.split(","):
+        return f"{name}={value} leaves out {_PLUGIN}, which NVFP4 on the CPU needs; add it: {value},{_PLUGIN}"
     if name.startswith("GB10_") and name not in OURS:
         return f"{name} is not a variable of gb10; {_nearest(name, OURS)}"
-    if name.startswith("VLLM_") and name != EXTRA_ARGS and not _KUBERNETES.fullmatch(name):
+    if name.startswith("VLLM_") and name != EXTRA_ARGS:
         known = vllm_variables()
         if known and name not in known:
             return f"{name} is not a variable of vLLM; {_nearest(name, known | {EXTRA_ARGS})}"
+        return _unreadable(name, value)
     return None
 
 
+def _set_by_kubernetes(name: str, value: str) -> bool:
+    """Whether a variable is one that Kubernetes sets for a service, by its form."""
+    if name.endswith("_PORT") and _SERVICE_ADDRESS.fullmatch(value):
+        return True
+    return _KUBERNETES.fullmatch(name) is not None and name not in OURS and name not in vllm_variables()
+
+
+def clean(environment: MutableMapping[str, str]) -> list[str]:
+    """Take out of ``environment`` what nobody meant for us; notes on what may surprise.
+
+    What is empty counts as unset. What Kubernetes sets for a service called vllm, gb10 or master has names
+    that vLLM and torch read.
+    """
+    unset_empty(environment)
+    notes = []
+    for name, value in list(environment.items()):
+        if name.startswith(("VLLM_", "GB10_", "MASTER_")) and _set_by_kubernetes(name, value):
+            del environment[name]
+            if name in vllm_variables():
+                notes.append(f"{name}={value} is what Kubernetes sets for a service; vLLM does not get it")
+    return notes
+
+
 def check(environment: Mapping[str, str]) -> None:
-    """Raise UserError naming every dead, unknown or harmful variable, each with what to do."""
-    found = [_trouble(name, environment[name]) for name in sorted(environment)]
+    """Raise UserError naming every dead, unknown, unreadable or harmful variable, each with what to do."""
+    found = [_trouble(name, value) for name, value in sorted(environment.items()) if value]
     troubles = [trouble for trouble in found if trouble]
-    mode = environment.get(CPU_MODE_VARIABLE, CPU_MODES[0])
+    mode = environment.get(CPU_MODE_VARIABLE) or CPU_MODES[0]
     if mode not in CPU_MODES:
         troubles.append(f"{CPU_MODE_VARIABLE}={mode} is not one of {', '.join(CPU_MODES)}")
-    profile = environment.get("GB10_PROFILE", PROFILES[0])
+    profile = environment.get("GB10_PROFILE") or PROFILES[0]
     if profile not in PROFILES:
         troubles.append(f"GB10_PROFILE={profile} is not one of {', '.join(PROFILES)}")
     if troubles:

@@ -22,6 +22,9 @@ _STAGES = (
 FIRST_STAGE = "starting Python and vLLM"
 FIRST_TOKEN_STAGE = "computing the first token"
 
+_COLUMNS = 80
+"""Width of what does not say its own."""
+
 
 def stage_of(line: str) -> str | None:
     """The stage that a line of vLLM's log begins, None if it begins none."""
@@ -42,6 +45,14 @@ def write(text: str, out: TextIO | None = None) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, out.fileno())
         os.close(nowhere)
+
+
+def _columns(out: TextIO) -> int:
+    """Width of a terminal as it is now; 80 where it does not say."""
+    try:
+        return os.get_terminal_size(out.fileno()).columns or _COLUMNS
+    except (OSError, ValueError):
+        return _COLUMNS
 
 
 @dataclass
@@ -87,7 +98,10 @@ class Progress:
             self._drawn, self._stage_drawn = now, self.stage
 
     def _line(self, text: str) -> None:
-        write("\r" + text.ljust(self._width), self.out)
+        # A line as wide as the terminal would wrap, and the next one could not go back over it.
+        room = _columns(self.out) - 1
+        text = text[:room]
+        write("\r" + text.ljust(min(self._width, room)), self.out)
         self._width = len(text)
 
     def clear(self) -> None:

@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -28,7 +29,7 @@ from gb10.serve.listen import Claim, claim
 from gb10.serve.preflight import SOCKET_VARIABLE, Engine, Line, Stopped
 from gb10.serve.progress import Progress, write
 from gb10.serve.scratch import usable_home
-from gb10.serve.settings import Origin, Settings, parse
+from gb10.serve.settings import EXTRA_ARGS, ROWS, Origin, Settings, parse
 from gb10.serve.supervise import Server
 
 DEMO_PROMPT = """\
@@ -73,19 +74,23 @@ def _plan(
     gpus = _gpus(settings.profile)
     demo = settings.model is None
     if demo and gpus:
-        raise UserError("no model given; for example: gb10 serve nvidia/Qwen3-Next-80B-A3B-Instruct-NVFP4")
+        raise UserError("no model given; for example: nvidia/Qwen3-Next-80B-A3B-Instruct-NVFP4")
     settings.settle(Origin.DEFAULT, model=settings.demo_model)
     if settings.model is None:
         raise UserError(
-            "no model given and GB10_DEMO_MODEL is not set; give a model, or make the demo one of "
-            "models/testbed with: python -m gb10_lab quantize --model models/testbed --out DIR"
+            "no model given and GB10_DEMO_MODEL is not set; give a checkpoint folder or a hub name (org/name)"
         )
-    found = _locate(
-        settings.model,
-        revision=settings.revision,
-        weights=_reads_weights(settings),
-        tokenizer=not settings.passed_on.has("--tokenizer", "--skip-tokenizer-init"),
-    )
+    try:
+        found = _locate(
+            settings.model,
+            revision=settings.revision,
+            weights=_reads_weights(settings),
+            tokenizer=not settings.passed_on.has("--tokenizer", "--skip-tokenizer-init"),
+        )
+    except UserError as error:
+        # A name that the user may not know of, or may have forgotten.
+        said = settings.said("demo_model" if demo else "model")
+        raise UserError(f"{said}: {error}" if said.isupper() else str(error)) from None
     known = Formats.from_json(reports["formats"]) if "formats" in reports else unread(found)
     flashinfer = device.flashinfer_usable()
     return command.build(settings, found, gpus, flashinfer=flashinfer, demo=demo, free=free, formats=known)
@@ -127,18 +132,21 @@ def _key_word(keys: Sequence[str], environ: Mapping[str, str]) -> str | None:
     return "$VLLM_API_KEY" if environ.get("VLLM_API_KEY") == keys[0] else KEY_PLACE
 
 
-def curl_line(url: str, model: str, key: str | None, *, demo: bool = False) -> str:
+def curl_line(url: str, model: str, key: str | None, *, demo: bool = False, chat: bool = True) -> str:
     """A command that asks the server something, ready to paste. ``key`` is what stands for the API key.
 
-    The ``demo`` model completes Python and cannot chat, so it gets the start of a function.
+
+    The ``demo`` model completes Python, so it gets the start of a function. Without a template for ``chat``
+    vLLM refuses messages, and the model gets the start of a sentence.
     """
     request: dict[str, object] = {"model": model}
+    path = "completions" if demo or not chat else "chat/completions"
     if demo:
-        path = "completions"
         request |= {"prompt": DEMO_PROMPT, "max_tokens": 65, "temperature": 0}
-    else:
-        path = "chat/completions"
+    elif chat:
         request |= {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 32}
+    else:
+        request |= {"prompt": "The capital of France is", "max_tokens": 32}
     parts = [f"curl -s {url}/v1/{path} -H 'Content-Type: application/json'"]
     if key:
         parts.append(f'-H "Authorization: Bearer {key}"')
@@ -215,6 +223,7 @@ def run(argv: Sequence[str]) -> int:
     after SIGTERM or SIGHUP, 130 after SIGINT. Raises UserError for bad input (exit 2) and ServerFailed when
     vLLM ends by itself (exit 1).
     """
+    notes = environment.clean(os.environ)
     os.environ.update(usable_home(os.environ))
     environ = dict(os.environ)
     settings = parse(argv, environ)
@@ -233,6 +242,7 @@ def run(argv: Sequence[str]) -> int:
             engine = Engine(line, server, progress, draw=draw)
             try:
                 plan = _final_plan(engine, argv, settings, plan, free)
+                plan = replace(plan, notes=[*notes, *plan.notes])
                 if plan.environment != variables:
                     # Read when a library loads: the process has to start anew. Rare: a config file, or a
                     # spelling that only vLLM understood.
@@ -244,11 +254,23 @@ def run(argv: Sequence[str]) -> int:
     raise AssertionError("a plan from the same words and facts has the same environment")
 
 
+def _by_variable(settings: Settings) -> str:
+    """Names of the variables that vLLM's arguments came from, for a message that names arguments only."""
+    rows = ((ROWS[field], said) for field, said in settings.sources.items())
+    names = [said for row, said in rows if row.flags and said == row.variable]
+    names += [EXTRA_ARGS] if Origin.VARIABLE in map(settings.origins.get, settings.passed_on.names) else []
+    return f" (set by variables: {', '.join(dict.fromkeys(names))})" if names else ""
+
+
 def _serve(server: Server, engine: Engine, plan: command.Plan, progress: Progress, port: Claim | None) -> int:
     """Judge, announce and serve a plan; the exit status. ``port`` is what was claimed before."""
     settings = plan.settings
     here = plan.checkpoint.folder is not None
-    command.check_verdict(settings, engine.judge(plan.arguments, configure=here or not settings.dry_run))
+    try:
+        verdict = engine.judge(plan.arguments, configure=here or not settings.dry_run)
+    except UserError as error:
+        raise UserError(f"{error}{_by_variable(settings)}") from None
+    command.check_verdict(settings, verdict)
     if settings.dry_run:
         _print_plan(plan)
         return 0
@@ -270,7 +292,7 @@ def _serve(server: Server, engine: Engine, plan: command.Plan, progress: Progres
             write(f"{difference}\n")
         key = _key_word(settings.api_keys, os.environ)
         where = f" (put the API key for {KEY_PLACE})" if key == KEY_PLACE else ""
-        write(f"try it{where}:\n  {curl_line(url, name, key, demo=plan.demo)}\n")
+        write(f"try it{where}:\n  {curl_line(url, name, key, demo=plan.demo, chat=plan.chats)}\n")
         server.wait()
     return _ended(server)
 

@@ -145,7 +145,11 @@ class Settings:
     )
     port: int = setting("--port", "PORT", PORT, 8000, help="port to listen on")
     host: str = setting(
-        "--host", "HOST", TEXT, "127.0.0.1", help="address; any but loopback needs an API key"
+        "--host",
+        "HOST",
+        TEXT,
+        "127.0.0.1",
+        help="address; any but loopback needs an API key; the variable counts if it is an IP address",
     )
     api_keys: tuple[str, ...] = setting(
         "--api-key", "VLLM_API_KEY", KEYS, (), "none", help="key that clients must send"
@@ -154,7 +158,7 @@ class Settings:
         "--gpu-memory-utilization --gpu-memory-util",
         "GPU_MEMORY_UTIL",
         SHARE,
-        shown="vLLM's; 0.8 of unified memory",
+        shown="vLLM's; of unified memory what is free and needed",
         help="share of GPU memory for vLLM",
     )
     max_model_len: int | str | None = setting(
@@ -184,7 +188,7 @@ class Settings:
         "--open-metrics", "", SWITCH, False, help="let `/metrics` answer without the API key"
     )
     routes: tuple[str, ...] = setting(
-        "--route", "", ROUTES, (), help="force a backend; `gb10 routing --flags` lists them"
+        "--route", "", ROUTES, (), help="force a backend; a wrong OP or BACKEND lists those that there are"
     )
     verbose: bool = setting("--verbose", "", SWITCH, False, help="show vLLM's log here too")
     dry_run: bool = setting(
@@ -221,11 +225,20 @@ class Settings:
     passed_on: VllmArguments = field(default_factory=VllmArguments)
     """vLLM's arguments: those that were given, and the backends that routing chose."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """The user's variables."""
+    """The user's variables; an empty one counts as unset."""
     variables: dict[str, str] = field(default_factory=dict)
     """What vLLM's process gets on top of them."""
     origins: dict[str, Origin] = field(default_factory=dict)
     """Where each came from, by field, by vLLM's option, or by variable."""
+    sources: dict[str, str] = field(default_factory=dict)
+    """What the user wrote it in, by field: a flag or a variable."""
+
+    notes: list[str] = field(default_factory=list)
+    """Lines for the user about what was read otherwise than it was written."""
+
+    def said(self, name: str) -> str:
+        """What a message calls the field ``name``: what the user wrote it in, else its flag."""
+        return self.sources.get(name, ROWS[name].name)
 
     def settle(self, origin: Origin, **values: Any) -> None:
         """Set each of these fields that nobody has set."""
@@ -243,7 +256,7 @@ class Settings:
     def export(self, origin: Origin, **variables: str) -> None:
         """Set variables of vLLM's process, but not those of the user that are stronger."""
         for name, value in variables.items():
-            if name not in self.environment or origin >= Origin.VARIABLE:
+            if not self.environment.get(name) or origin >= Origin.VARIABLE:
                 self.variables[name], self.origins[name] = value, origin
 
     @property
@@ -308,11 +321,12 @@ def build_parser() -> argparse.ArgumentParser:
     argparse, where the other commands have typer: click has no option of several values (``--api-key A B``).
     """
     parser = argparse.ArgumentParser(
-        prog="gb10 serve",
-        usage="gb10 serve [MODEL] [options] [vLLM arguments...]",
+        # Its reader typed `nix run .#serve`, `gb10 serve` or a container's name.
+        prog="serve",
+        usage="serve [MODEL] [options] [vLLM arguments...]",
         description=(
-            "Serve a model with vLLM's OpenAI-compatible API. MODEL comes first, as for `vllm serve`; "
-            "everything that is not listed here is passed on to vLLM. Without MODEL and without a GPU the "
+            "Serve a model with vLLM's OpenAI-compatible API. MODEL comes first; everything that is not "
+            "listed here is passed on to vLLM. Without MODEL and without a GPU the "
             "demo model is served on the CPU. Flags win over variables."
         ),
         allow_abbrev=False,
@@ -333,7 +347,7 @@ def _read(
     try:
         known, rest = build_parser().parse_known_args(_spelled(tokens, vocabulary))
     except argparse.ArgumentError as error:
-        raise UserError(f"{error} (see: gb10 serve --help)") from None
+        raise UserError(f"{error} (see: --help)") from None
     passed_on = VllmArguments.parse(rest).without(stronger)
     vllms = {
         name: (passed_on.switch if row.kind is SWITCH else passed_on.value)(row.flags)
@@ -370,7 +384,7 @@ def _take_model(tokens: list[str], several: Collection[str], *, guess: bool) -> 
         if guess and _HUB_NAME.fullmatch(token):
             raise UserError(
                 f"{option} takes several values, and the last one looks like the model; MODEL comes first: "
-                f"gb10 serve MODEL {option} ..."
+                f"MODEL {option} ..."
             )
     return None
 
@@ -412,6 +426,12 @@ def parse(
 
     groups = weakest.groups + weaker.groups + passed_on.groups
     found = Settings(passed_on=VllmArguments(groups), environment=environment)
+    host = environment.get("HOST")
+    if host and flags["host"] is None and extra["host"] is None and not is_address(host):
+        found.notes.append(
+            f"HOST={host} is no IP address (shells and conda set it too): not used; see --host"
+        )
+        environment = {**environment, "HOST": ""}
     found.origins = (
         dict.fromkeys(weakest.names, Origin.CONFIG)
         | dict.fromkeys(weaker.names, origin)
@@ -429,16 +449,26 @@ def parse(
         given, where, found.origins[name] = next(
             (layer for layer in layers if layer[0] is not None), layers[-1]
         )
+        if found.origins[name] > Origin.MACHINE:
+            found.sources[name] = where
         value = row.read(given, where)
         setattr(found, name, row.default if value is None else value)
     return found
 
 
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def is_address(host: str) -> bool:
+    """Whether ``host`` is an IP address or localhost."""
+    return host == "localhost" or _ip(host) is not None
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach ``host``."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    address = _ip(host)
+    return host == "localhost" or (address is not None and address.is_loopback)

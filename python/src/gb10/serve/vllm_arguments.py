@@ -79,9 +79,7 @@ class VllmArguments:
             elif groups:
                 groups[-1].append(token)
             else:
-                raise UserError(
-                    f"unexpected argument {token!r}; MODEL comes first: gb10 serve MODEL [options]"
-                )
+                raise UserError(f"unexpected argument {token!r}; MODEL comes first: MODEL [options]")
         return VllmArguments(tuple(tuple(group) for group in groups))
 
     @property

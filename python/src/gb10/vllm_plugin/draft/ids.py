@@ -58,7 +58,7 @@ def read_ids(file: Path) -> list[int]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the draft vocabulary {file}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"the draft vocabulary {file} is not JSON: {error}") from error
     if not isinstance(content, list) or not content:
         raise UserError(f"the draft vocabulary {file} must be a JSON list of token ids")

@@ -1,0 +1,291 @@
+"""Memory: the share that vLLM gets, the cache, and what is refused with which arithmetic."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gb10 import routing
+from gb10.checkpoint.folder import Checkpoint
+from gb10.checkpoint.headers import Tensor
+from gb10.errors import UserError
+from gb10.machine import memory
+from gb10.machine.gpu import Gpu
+from gb10.serve import budget
+from gb10.serve.settings import Settings, parse
+from gb10.units import GIB, MIB
+
+TOTAL = 128_526_123_008
+"""What a DGX Spark's driver says: 119.7 GiB."""
+GB10 = Gpu("NVIDIA GB10", (12, 1), TOTAL, unified=True)
+H200 = Gpu("NVIDIA H200", (9, 0), 141 * GIB, unified=False)
+CONFIG: dict[str, Any] = {
+    "num_hidden_layers": 48,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "max_position_embeddings": 40960,
+}
+PER_TOKEN = 2 * 48 * 4 * 128 * 2
+
+
+@pytest.fixture(autouse=True)
+def clean(clean_environment: pytest.MonkeyPatch) -> None:
+    """No variable of the machine counts."""
+
+
+def gpu(
+    weights: int, free: int, *argv: str, gpus: Sequence[Gpu] = (GB10,), **config: object
+) -> tuple[Settings, list[str]]:
+    """Settings and notes for ``weights`` bytes on a GPU while ``free`` bytes are free."""
+    settings = parse(argv, dict(os.environ))
+    found = checkpoint(weights, **config)
+    free_ = memory.Available(free, "MemAvailable")
+    return settings, budget.on_gpu(settings, found, routing.Target((12, 1)), gpus, free_)
+
+
+def checkpoint(weights: int, **config: object) -> Checkpoint:
+    tensors = (Tensor("w", "U8", (weights,), weights),) if weights else ()
+    return Checkpoint("m", config={**CONFIG, **config}, tensors=tensors)
+
+
+@pytest.mark.parametrize(
+    ("weights", "free", "least", "most"),
+    [
+        (20, 112, 0.799, 0.8),
+        (20, 60, 0.44, 0.46),  # less is free than the usual share
+        (100, 112, 0.85, 0.886),  # more is needed than the usual share
+        (0, 60, 0.44, 0.46),  # weights that are not known yet
+    ],
+)
+def test_the_share_is_what_is_free_and_needed(weights: int, free: int, least: float, most: float) -> None:
+    settings, notes = gpu(weights * GIB, free * GIB)
+    share = settings.gpu_memory_utilization
+    assert share is not None
+    assert least <= share <= most
+    # What vLLM computes (request_memory) fits, and leaves the host its part.
+    asked = math.ceil(TOTAL * share)
+    assert weights * GIB + 2 * GIB < asked <= free * GIB - TOTAL // 20
+    assert any(f"{free}.0 GiB is free (MemAvailable)" in note and "6.0 GiB stays" in note for note in notes)
+
+
+def test_a_context_that_cannot_fit_is_left_to_vllm_and_said() -> None:
+    settings, notes = gpu(100 * GIB, 112 * GIB)
+    assert settings.max_model_len == "auto"
+    assert any(
+        "what fits of the model's 40960 tokens, about 40960: 3.9 GiB is left" in note for note in notes
+    )
+    settings, notes = gpu(80 * GIB, 112 * GIB)
+    assert settings.max_model_len is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "free", "message"),
+    [
+        (
+            108,
+            112,
+            r"m needs about 110\.4 GiB \(weights 108\.0 GiB, KV cache 384 MiB, vLLM 2\.0 GiB\) and 105\.9 "
+            r"GiB of 119\.7 GiB unified memory can be had: 112\.0 GiB is free \(MemAvailable\), 6\.0 GiB",
+        ),
+        (20, 25, r"18\.9 GiB of 119\.7 GiB unified memory can be had: 25\.0 GiB is free"),
+        (0, 6, r"needs about 2\.4 GiB"),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_its_arithmetic(weights: int, free: int, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        gpu(weights * GIB, free * GIB)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "variables", "weights", "free", "message"),
+    [
+        (
+            ["--gpu-memory-utilization", "0.9"],
+            {},
+            20,
+            60,
+            r"--gpu-memory-utilization 0\.9 of 119\.7 GiB is 107\.7 GiB, and 60\.0 GiB is free "
+            r"\(MemAvailable\); give at most 0\.451",
+        ),
+        ([], {"GPU_MEMORY_UTIL": "0.9"}, 20, 60, r"GPU_MEMORY_UTIL 0\.9 of 119\.7 GiB"),
+        (
+            [],
+            {"VLLM_EXTRA_ARGS": "--gpu-memory-utilization 0.9"},
+            20,
+            60,
+            r"--gpu-memory-utilization \(in VLLM_EXTRA_ARGS\) 0\.9 of",
+        ),
+        (
+            ["--gpu-memory-util", "0.8"],
+            {},
+            100,
+            112,
+            r"needs about 102\.4 GiB .* and --gpu-memory-utilization 0\.8 of 119\.7 GiB is 95\.8 GiB; "
+            r"give at least 0\.856",
+        ),
+        (["--max-model-len", "40k"], {}, 101, 112, r"--max-model-len 32\d\d\d would fit"),
+        ([], {"MAX_MODEL_LEN": "40k"}, 101, 112, r"MAX_MODEL_LEN 32\d\d\d would fit"),
+        (["--kv-cache-memory-bytes", "20G"], {}, 90, 112, r"KV cache 20\.0 GiB"),
+    ],
+)
+def test_what_the_user_gives_is_judged_and_named(
+    monkeypatch: pytest.MonkeyPatch,
+    argv: list[str],
+    variables: dict[str, str],
+    weights: int,
+    free: int,
+    message: str,
+) -> None:
+    for name, text in variables.items():
+        monkeypatch.setenv(name, text)
+    with pytest.raises(UserError, match=message):
+        gpu(weights * GIB, free * GIB, *argv)
+
+
+def test_a_share_that_leaves_the_host_too_little_is_said() -> None:
+    settings, notes = gpu(20 * GIB, 112 * GIB, "--gpu-memory-utilization", "0.93")
+    assert settings.gpu_memory_utilization == 0.93
+    assert any("leaves 696 MiB for the host" in note for note in notes)
+
+
+def test_a_given_cache_does_not_leave_vllms_own_share() -> None:
+    """vLLM compares its share with what is free even where the cache's size is given."""
+    settings, _ = gpu(20 * GIB, 60 * GIB, "--kv-cache-memory-bytes", "4G")
+    assert settings.gpu_memory_utilization is not None
+    assert math.ceil(TOTAL * settings.gpu_memory_utilization) <= 60 * GIB
+    assert settings.max_model_len is None
+
+
+def test_a_given_cache_must_hold_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = r"--kv-cache-memory-bytes: a KV cache of 1\.0 GiB holds 10922 tokens, and the context of 20000"
+    with pytest.raises(UserError, match=message):
+        gpu(20 * GIB, 60 * GIB, "--kv-cache-memory-bytes", "1G", "--max-model-len", "20k")
+    settings, notes = gpu(20 * GIB, 60 * GIB, "--kv-cache-memory-bytes", "1G")
+    assert settings.max_model_len == "auto"
+    assert any("of the model's 40960 tokens, about 10922" in note for note in notes)
+    # Types of which we do not know the size are vLLM's to judge.
+    gpu(
+        20 * GIB,
+        60 * GIB,
+        "--kv-cache-memory-bytes",
+        "1G",
+        "--max-model-len",
+        "20k",
+        "--kv-cache-dtype",
+        "nvfp4",
+    )
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    with pytest.raises(UserError, match=r"VLLM_CPU_KVCACHE_SPACE: a KV cache of 1\.0 GiB holds 10922 tokens"):
+        cpu(PACKED, 16 * GIB, tokens=11_000)
+
+
+def test_a_driver_that_does_not_know_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nvidia-smi says [N/A] on a GB10."""
+    monkeypatch.setattr(memory, "total", lambda: TOTAL)
+    unknown = Gpu("NVIDIA GB10", (12, 1), 0, unified=True)
+    settings, _ = gpu(20 * GIB, 60 * GIB, gpus=[unknown])
+    assert settings.gpu_memory_utilization == gpu(20 * GIB, 60 * GIB)[0].gpu_memory_utilization
+
+
+@pytest.mark.parametrize(
+    ("argv", "fits"),
+    [
+        ([], False),
+        (["-tp", "2"], True),
+        (["--pipeline-parallel-size", "2"], True),
+        (["--cpu-offload-gb", "40"], True),
+    ],
+)
+def test_a_gpu_with_memory_of_its_own(argv: list[str], fits: bool) -> None:
+    if fits:
+        settings, notes = gpu(140 * GIB, GIB, *argv, gpus=[H200, H200])
+        assert settings.gpu_memory_utilization is None
+        assert any(note.startswith("memory  needs") for note in notes)
+    else:
+        with pytest.raises(
+            UserError, match=r"0\.92 of NVIDIA H200 is 129\.7 GiB; use a smaller model, or more GPUs"
+        ):
+            gpu(140 * GIB, GIB, *argv, gpus=[H200])
+
+
+def test_a_gpu_that_is_partly_taken() -> None:
+    """vLLM's 0.92 of 141 GiB would be more than is free."""
+    taken = replace(H200, free=100 * GIB)
+    settings, notes = gpu(20 * GIB, GIB, "-tp", "2", gpus=[H200, taken])
+    assert settings.gpu_memory_utilization == 0.702
+    assert any("of 141.0 GiB 100.0 GiB is free" in note for note in notes)
+    with pytest.raises(UserError, match=r"--gpu-memory-utilization 0\.9 of 141\.0 GiB .* 100\.0 GiB is free"):
+        gpu(20 * GIB, GIB, "--gpu-memory-utilization", "0.9", gpus=[taken])
+    with pytest.raises(UserError, match=r"0\.702 of NVIDIA H200 is 99\.0 GiB"):
+        gpu(110 * GIB, GIB, gpus=[taken])
+    settings, _ = gpu(20 * GIB, GIB, gpus=[replace(H200, free=140 * GIB)])
+    assert settings.gpu_memory_utilization is None
+
+
+def cpu(
+    tensors: tuple[Tensor, ...], free: int, *argv: str, mode: str = "dequant", tokens: int = 4096
+) -> tuple[Settings, list[str]]:
+    settings = parse(argv, dict(os.environ))
+    found = Checkpoint("m", config=CONFIG, tensors=tensors)
+    target = routing.Target(None, cpu_mode=mode)
+    return settings, budget.on_cpu(settings, found, target, tokens, memory.Available(free, "MemAvailable"))
+
+
+PACKED = (
+    Tensor("w.weight", "U8", (GIB // 1024, 1024), GIB),
+    Tensor("w.weight_scale", "F8_E4M3", (GIB // 1024, 128), GIB // 8),
+)
+"""1.1 GiB as stored, 4 GiB in BF16."""
+
+
+def test_packed_is_offered_only_where_it_would_fit() -> None:
+    with pytest.raises(UserError, match=r"weights 4\.0 GiB.*set GB10_CPU_NVFP4_MODE=packed to keep"):
+        cpu(PACKED, 5 * GIB)
+    with pytest.raises(UserError, match=r"weights 4\.0 GiB.*; use a smaller model, or free memory$"):
+        cpu(PACKED, 3 * GIB)
+    with pytest.raises(UserError, match=r"weights 1\.1 GiB.*; use a smaller model, or free memory$"):
+        cpu(PACKED, 3 * GIB, mode="packed")
+
+
+def test_the_default_cache_takes_no_more_than_the_weights_leave() -> None:
+    one = PER_TOKEN * 4096 * 5 // 4
+    settings, _ = cpu(PACKED, 7 * GIB)
+    assert settings.kv_cache_memory_bytes == 1 * GIB
+    settings, _ = cpu(PACKED, 6 * GIB + one)
+    assert settings.kv_cache_memory_bytes == one
+    with pytest.raises(UserError, match="KV cache 480 MiB"):
+        cpu(PACKED, 6 * GIB + one - MIB)
+
+
+def test_float32_takes_twice_as_much() -> None:
+    with pytest.raises(UserError, match=r"weights 8\.0 GiB, KV cache 960 MiB"):
+        cpu(PACKED, 7 * GIB, "--dtype", "float32")
+
+
+def test_a_share_on_the_cpu_is_vllms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "total", lambda: 20 * GIB)
+    settings, notes = cpu(PACKED, 16 * GIB, "--gpu-memory-utilization", "0.5")
+    assert settings.kv_cache_memory_bytes is None
+    assert notes == ["memory  needs 6.5 GiB of 10.0 GiB: weights 4.0 GiB, KV cache 480 MiB, vLLM 2.0 GiB"]
+    with pytest.raises(
+        UserError, match=r"needs about 6\.5 GiB .* and --gpu-memory-utilization 0\.2 of 20\.0 GiB"
+    ):
+        cpu(PACKED, 16 * GIB, "--gpu-memory-utilization", "0.2")
+    with pytest.raises(UserError, match=r"0\.9 of 20\.0 GiB is 18\.0 GiB, and 16\.0 GiB is free"):
+        cpu(PACKED, 16 * GIB, "--gpu-memory-utilization", "0.9")
+
+
+def test_the_caches_variable_is_read_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "2")
+    settings, notes = cpu(PACKED, 16 * GIB)
+    assert settings.kv_cache_memory_bytes is None
+    assert "KV cache 2.0 GiB" in notes[0]
+    for text in ("4.5", "4GB", "-1", "0"):
+        monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", text)
+        with pytest.raises(UserError, match=f"VLLM_CPU_KVCACHE_SPACE '{text}' is not a whole number above 0"):
+            cpu(PACKED, 16 * GIB)
