@@ -19,6 +19,9 @@ from gb10.serve.run import curl_line
 
 Make = Callable[..., Path]
 
+DRY = ("--dry-run", "--load-format", "dummy")
+"""The checkpoints of these tests hold no weights that vLLM could load."""
+
 
 def gb10(*argv: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
@@ -87,7 +90,7 @@ class TestRefusals:
             "VLLM_USE_V1",
         ]
         empty = dict.fromkeys(names, "")
-        done = gb10("serve", str(make_checkpoint()), "--dry-run", GB10_PROFILE="cpu", **empty)
+        done = gb10("serve", str(make_checkpoint()), *DRY, GB10_PROFILE="cpu", **empty)
         assert done.returncode == 0, done
         table = [line.split() for line in done.stdout.splitlines()]
         assert [row[-1] for row in table if row[:1] == ["OMP_NUM_THREADS"]] == ["machine"]
@@ -115,7 +118,7 @@ class TestRefusals:
         assert "no NVIDIA GPU can be seen" in refused(done)
 
     def test_dry_run_prints_a_command_and_keeps_the_key(self, make_checkpoint: Make) -> None:
-        done = gb10("serve", str(make_checkpoint()), "--dry-run", "--api-key", "secret", GB10_PROFILE="cpu")
+        done = gb10("serve", str(make_checkpoint()), *DRY, "--api-key", "secret", GB10_PROFILE="cpu")
         assert done.returncode == 0
         *table, blank, command = done.stdout.splitlines()
         assert "-P -m gb10.serve.engine --model" in command
@@ -141,7 +144,7 @@ class TestRefusals:
             hub.listen()
             threading.Thread(target=answer, args=(hub,), daemon=True).start()
             done = gb10(
-                *("serve", "org/name", "--dry-run", "--revision", revision),
+                *("serve", "org/name", *DRY, "--revision", revision),
                 GB10_PROFILE="cpu",
                 HF_HUB_CACHE=str(tmp_path / "hub"),
                 HF_ENDPOINT=f"http://127.0.0.1:{hub.getsockname()[1]}",
@@ -164,7 +167,7 @@ class TestRefusals:
     def test_a_model_in_a_config_file(self, make_checkpoint: Make, tmp_path: Path) -> None:
         file = tmp_path / "c.yaml"
         file.write_text(f"model: {make_checkpoint()}\nmax-num-seqs: 3\n")
-        done = gb10("serve", "--config", str(file), "--dry-run", GB10_PROFILE="cpu")
+        done = gb10("serve", "--config", str(file), *DRY, GB10_PROFILE="cpu")
         assert done.returncode == 0, done.stderr
         rows = [line.split() for line in done.stdout.splitlines()]
         assert ["--max-num-seqs", "3", "config"] in rows

@@ -57,7 +57,7 @@ def test_a_folder_with_python_files(hostile: tuple[Path, Path]) -> None:
     """`--dry-run` starts both processes; vLLM's inspects the model in a third one."""
     pytest.importorskip("vllm.version", reason="vLLM is not installed")
     folder, marks = hostile
-    done = run(folder, "-m", "gb10", "serve", ".", "--dry-run", GB10_PROFILE="cpu")
+    done = run(folder, "-m", "gb10", "serve", ".", "--dry-run", "--load-format", "dummy", GB10_PROFILE="cpu")
     assert done.returncode == 0, done.stderr
     assert found(marks) == set()
 
