@@ -6,6 +6,7 @@ The model and the comparison are those of test_numerics.py: float32, so that a w
 import importlib.util
 import math
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import command, free_port
 from test_numerics import (
     Serve,
     _assert_equal,
@@ -25,6 +27,7 @@ from test_numerics import (
 )
 
 from gb10.nvfp4 import quantize
+from gb10.vllm_plugin.cpu.mode import ENV_NAME
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -98,3 +101,25 @@ def test_missing_input_scales(moe: Path, serve: Serve, tmp_path: Path) -> None:
     folder = replace(form, tensors=left).write(tmp_path / "uncalibrated", moe)
     reference = Model(Checkpoint(moe, quantize_activations=True))
     _assert_equal_but_for_roundings(reference, serve(folder, "emulate"))
+
+
+def test_a_layer_without_input_scales_ends_in_one_line(
+    demo_model: Path, serve_variables: dict[str, str], tmp_path: Path
+) -> None:
+    form = Form.read(demo_model)
+    gone = re.compile(r"layers\.1\.mlp\.experts\..*\.input_scale")
+    left = {name: tensor for name, tensor in form.tensors.items() if not gone.search(name)}
+    folder = replace(form, tensors=left).write(tmp_path / "uncalibrated", demo_model)
+    done = subprocess.run(
+        [*command(), str(folder), "--port", str(free_port())],
+        env=serve_variables | {ENV_NAME: "emulate"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 2, said
+    expected = r"gb10: error: model\.layers\.1\.mlp\.experts: .* no input_scale .*"
+    assert [line for line in said.splitlines() if re.fullmatch(expected, line)], said
+    assert "Traceback" not in said

@@ -89,6 +89,23 @@ def test_cpu_defaults(plan: Plan) -> None:
     assert found.environment["VLLM_WORKER_MULTIPROC_METHOD"] == "fork"
 
 
+def test_missing_input_scales_are_named_with_what_will_be_done(
+    plan: Plan, clean_environment: pytest.MonkeyPatch
+) -> None:
+    stem = "model.layers.0.mlp.experts.{}.down_proj.{}"
+    known = [stem.format(expert, "weight_scale_2") for expert in range(3)]
+    known += [stem.format(expert, "input_scale") for expert in range(2)]
+    tensors = WITH_MTP | dict.fromkeys(known, ("F32", ()))
+    name = stem.format(2, "input_scale")
+    for mode, done in (("dequant", "not needed here"), ("emulate", "takes the largest")):
+        clean_environment.setenv("GB10_CPU_NVFP4_MODE", mode)
+        notes = [note for note in plan(name=mode, tensors=tensors, config=NVFP4).notes if name in note]
+        assert len(notes) == 1
+        assert done in notes[0]
+    assert "takes the largest" in "".join(plan(gpus=[GB10], name="gb10", tensors=tensors, config=NVFP4).notes)
+    assert "not needed here" in "".join(plan(gpus=[H200], name="h200", tensors=tensors, config=NVFP4).notes)
+
+
 @pytest.mark.parametrize(
     ("argv", "variables", "by_name"),
     [
