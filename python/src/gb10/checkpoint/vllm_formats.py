@@ -419,39 +419,27 @@ def _ask_all(
     return found, trouble
 
 
-def _refused(dtype: str, modules: Iterable[Module], why: str) -> Formats:
-    """What is known of a checkpoint whose configuration vLLM does not take."""
-    return Formats("", "auto", dtype, tuple((module, Format()) for module in modules), why)
-
-
 def ask(checkpoint: Checkpoint, modules: Iterable[Module]) -> Formats:
     """Read the formats of a checkpoint with vLLM."""
     dtype = config_dtype(checkpoint.config)
-    modules = tuple(modules)
     with _quiet():
+        hf_config = _hugging_face_config(checkpoint)
         try:
-            return _asked(checkpoint, modules, dtype)
+            method, _ = _method(hf_config, checkpoint.quantization)
+            config = None if method is None else _configuration(checkpoint, hf_config, method)
         except _REFUSALS as error:
-            return _refused(dtype, modules, str(error) or type(error).__name__)
-        except (AttributeError, IndexError, KeyError, TypeError) as error:
-            # vLLM takes a configuration's values on trust: a number in place of a name ends in one of these.
-            return _refused(dtype, modules, f"vLLM cannot read its config ({type(error).__name__}: {error})")
-
-
-def _asked(checkpoint: Checkpoint, modules: tuple[Module, ...], dtype: str) -> Formats:
-    hf_config = _hugging_face_config(checkpoint)
-    method, _ = _method(hf_config, checkpoint.quantization)
-    config = None if method is None else _configuration(checkpoint, hf_config, method)
-    kv_cache = _kv_cache(hf_config, config)
-    if config is None:
-        return Formats("", kv_cache, dtype, tuple((module, Format()) for module in modules))
-    engine = SimpleNamespace(
-        model_config=SimpleNamespace(hf_config=hf_config, dtype=torch.bfloat16),
-        compilation_config=SimpleNamespace(custom_ops=["none"]),
-    )
-    with (
-        set_current_vllm_config(engine),
-        _arguments_kept(QuantizeMethodBase, CompressedTensorsScheme, QuarkScheme),
-    ):
-        found, trouble = _ask_all(checkpoint, modules, hf_config, config)
+            plain = tuple((module, Format()) for module in modules)
+            return Formats("", "auto", dtype, plain, str(error) or type(error).__name__)
+        kv_cache = _kv_cache(hf_config, config)
+        if config is None:
+            return Formats("", kv_cache, dtype, tuple((module, Format()) for module in modules))
+        engine = SimpleNamespace(
+            model_config=SimpleNamespace(hf_config=hf_config, dtype=torch.bfloat16),
+            compilation_config=SimpleNamespace(custom_ops=["none"]),
+        )
+        with (
+            set_current_vllm_config(engine),
+            _arguments_kept(QuantizeMethodBase, CompressedTensorsScheme, QuarkScheme),
+        ):
+            found, trouble = _ask_all(checkpoint, modules, hf_config, config)
     return Formats(method or "", kv_cache, dtype, tuple(found), trouble)
