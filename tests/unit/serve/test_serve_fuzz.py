@@ -123,7 +123,8 @@ def test_damaged_json_is_a_plan_or_one_line(make_checkpoint: Make, name: str) ->
     plain = json.loads((folder / "config.json").read_text())
     whole = plain if name == "config.json" else FILES[name]
     outcomes = set()
-    for seed in range(250):
+    # vLLM's classes read what config.json says: a second each.
+    for seed in range(25 if name == "config.json" else 250):
         random_ = random.Random(seed)
         damaged = copy.deepcopy(whole)
         for _ in range(random_.randint(1, 4)):

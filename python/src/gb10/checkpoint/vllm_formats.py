@@ -59,6 +59,9 @@ from gb10.checkpoint.modules import (
 _REFUSALS = (ValueError, NotImplementedError, RuntimeError, KeyError)
 """What vLLM's configuration classes raise for a checkpoint that they will not load."""
 
+_DAMAGED = (*_REFUSALS, TypeError, AttributeError, IndexError, RecursionError)
+"""What they raise where a section holds values of other types than they expect."""
+
 _WORDS = {
     quant_utils.kNvfp4Static: "nvfp4",
     quant_utils.kNvfp4Dynamic: "nvfp4",
@@ -419,8 +422,15 @@ def _ask_all(
     return found, trouble
 
 
+def _damage(error: Exception) -> str:
+    """One line on what vLLM's classes raised."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def ask(checkpoint: Checkpoint, modules: Iterable[Module]) -> Formats:
     """Read the formats of a checkpoint with vLLM."""
+    listed = tuple(modules)
+    plain = tuple((module, Format()) for module in listed)
     dtype = config_dtype(checkpoint.config)
     with _quiet():
         hf_config = _hugging_face_config(checkpoint)
@@ -428,18 +438,22 @@ def ask(checkpoint: Checkpoint, modules: Iterable[Module]) -> Formats:
             method, _ = _method(hf_config, checkpoint.quantization)
             config = None if method is None else _configuration(checkpoint, hf_config, method)
         except _REFUSALS as error:
-            plain = tuple((module, Format()) for module in modules)
             return Formats("", "auto", dtype, plain, str(error) or type(error).__name__)
-        kv_cache = _kv_cache(hf_config, config)
-        if config is None:
-            return Formats("", kv_cache, dtype, tuple((module, Format()) for module in modules))
-        engine = SimpleNamespace(
-            model_config=SimpleNamespace(hf_config=hf_config, dtype=torch.bfloat16),
-            compilation_config=SimpleNamespace(custom_ops=["none"]),
-        )
-        with (
-            set_current_vllm_config(engine),
-            _arguments_kept(QuantizeMethodBase, CompressedTensorsScheme, QuarkScheme),
-        ):
-            found, trouble = _ask_all(checkpoint, modules, hf_config, config)
+        except _DAMAGED as error:
+            return Formats("", "auto", dtype, plain, _damage(error))
+        try:
+            kv_cache = _kv_cache(hf_config, config)
+            if config is None:
+                return Formats("", kv_cache, dtype, plain)
+            engine = SimpleNamespace(
+                model_config=SimpleNamespace(hf_config=hf_config, dtype=torch.bfloat16),
+                compilation_config=SimpleNamespace(custom_ops=["none"]),
+            )
+            with (
+                set_current_vllm_config(engine),
+                _arguments_kept(QuantizeMethodBase, CompressedTensorsScheme, QuarkScheme),
+            ):
+                found, trouble = _ask_all(checkpoint, listed, hf_config, config)
+        except _DAMAGED as error:
+            return Formats(method or "", "auto", dtype, plain, _damage(error))
     return Formats(method or "", kv_cache, dtype, tuple(found), trouble)
