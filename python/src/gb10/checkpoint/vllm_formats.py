@@ -30,6 +30,7 @@ from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tenso
     CompressedTensorsConfig,
 )
 from vllm.model_executor.layers.quantization.compressed_tensors.schemes import CompressedTensorsScheme
+from vllm.model_executor.layers.quantization.online.base import OnlineQuantizationConfig
 from vllm.model_executor.layers.quantization.quark.quark import QuarkConfig
 from vllm.model_executor.layers.quantization.quark.schemes import QuarkScheme
 from vllm.model_executor.layers.quantization.utils import quant_utils
@@ -392,7 +393,8 @@ def _ask_all(
     """The format of each module, and why vLLM will not build the model ("" if it will)."""
     names = _Names(_model_class(checkpoint), config)
     projections = _projections(checkpoint)
-    plain = _stored_plain(checkpoint)
+    # What is quantised while it is loaded is plain in the file.
+    plain = set() if isinstance(config, OnlineQuantizationConfig) else _stored_plain(checkpoint)
     tied = checkpoint.config.get("tie_word_embeddings", checkpoint.text.get("tie_word_embeddings")) is True
     found, trouble = [], ""
     seen: list[Any] = []
@@ -422,17 +424,20 @@ def _ask_all(
 def ask(checkpoint: Checkpoint, modules: Iterable[Module]) -> Formats:
     """Read the formats of a checkpoint with vLLM."""
     dtype = config_dtype(checkpoint.config)
+    nothing = tuple((module, Format()) for module in modules)
     with _quiet():
         hf_config = _hugging_face_config(checkpoint)
         try:
             method, _ = _method(hf_config, checkpoint.quantization)
             config = None if method is None else _configuration(checkpoint, hf_config, method)
         except _REFUSALS as error:
-            plain = tuple((module, Format()) for module in modules)
-            return Formats("", "auto", dtype, plain, str(error) or type(error).__name__)
+            return Formats("", "auto", dtype, nothing, str(error) or type(error).__name__)
+        except OSError:
+            # A file that must be fetched first, and cannot be now: nothing is known.
+            return Formats(dtype=dtype, modules=nothing)
         kv_cache = _kv_cache(hf_config, config)
         if config is None:
-            return Formats("", kv_cache, dtype, tuple((module, Format()) for module in modules))
+            return Formats("", kv_cache, dtype, nothing)
         engine = SimpleNamespace(
             model_config=SimpleNamespace(hf_config=hf_config, dtype=torch.bfloat16),
             compilation_config=SimpleNamespace(custom_ops=["none"]),
