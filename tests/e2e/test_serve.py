@@ -93,6 +93,10 @@ def test_what_it_prints(plain: Serve) -> None:
     print(f"ready after {plain.seconds:.1f} s")
 
 
+def test_vllm_chose_what_the_table_says(plain: Serve) -> None:
+    assert not [line for line in plain.lines if "vLLM chose" in line or "the table says" in line]
+
+
 def test_its_curl_line_works(plain: Serve) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -299,6 +300,46 @@ def test_headers_name_the_modules(make_checkpoint: Make) -> None:
 def test_what_vllm_refuses_is_said(make_checkpoint: Make, section: dict[str, Any], message: str) -> None:
     found = formats.read(inspect(make_checkpoint(config={"quantization_config": section}), "m"))
     assert message in found.trouble
+
+
+@pytest.mark.parametrize(
+    ("asked", "linear", "experts"),
+    [
+        ("fp8_per_tensor", Format("fp8", "fp8"), Format("fp8", "fp8")),
+        ("fp8_per_block", Format("fp8_block", "fp8"), Format("fp8_block", "fp8")),
+        ("int8_per_channel_weight_only", Format(), Format("int8")),
+    ],
+)
+def test_what_the_user_has_quantised_at_load(
+    make_checkpoint: Make, asked: str, linear: Format, experts: Format
+) -> None:
+    stem = "model.layers.0.mlp"
+    tensors = {
+        f"{stem}.experts.0.up_proj.weight": ("BF16", (64, 64)),
+        "model.layers.0.self_attn.o_proj.weight": ("BF16", (64, 64)),
+    }
+    found = formats.read(replace(inspect(make_checkpoint(tensors=tensors), "m"), quantization=asked))
+    assert (found.of(*LINEAR), found.of(EXPERTS), found.trouble) == ([linear], [experts], "")
+
+
+def test_another_method_than_the_checkpoints_is_refused(make_checkpoint: Make) -> None:
+    section = PUBLISHED["RedHatAI/Llama-3.1-8B-Instruct-NVFP4"].config["quantization_config"]
+    checkpoint = inspect(make_checkpoint(config={"quantization_config": section}), "m")
+    assert "does not match" in formats.read(replace(checkpoint, quantization="fp8")).trouble
+    # vLLM lets ModelOpt's own word win over the user's.
+    own = inspect(make_checkpoint("own", config={"quantization_config": NVFP4}), "m")
+    assert formats.read(replace(own, quantization="fp8")).method == "modelopt_fp4"
+
+
+def test_a_model_on_the_hub_is_read_from_its_config(case: tuple[Published, Checkpoint]) -> None:
+    published, _ = case
+    if published.side is not None:
+        pytest.skip("its side file is on the hub, too")
+    found = formats.read(Checkpoint("org/model", config=copy.deepcopy(published.config)))
+    assert (found.trouble, found.kv_cache) == ("", published.kv_cache)
+    assert {name: str(by_name(found)[name]) for name, *_ in published.facts} == {
+        name: str(Format(*form)) for name, *form in published.facts
+    }
 
 
 def test_a_fused_layer_of_two_formats_is_named(make_checkpoint: Make) -> None:

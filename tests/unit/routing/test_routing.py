@@ -187,7 +187,7 @@ def test_kv_cache_types(kv_cache: str, bits: int, backend: str) -> None:
     assert route("kv_cache", target).backend == backend
     expected = {16: "FLASH_ATTN", 8: "TRITON_ATTN", 4: routing.OPEN}[bits]
     assert route("attention", target).backend == expected
-    assert Target(dtype="float32").kv_bits == 32
+    assert Target(dtype="float32").kv_bits == Target(dtype="float").kv_bits == 32
 
 
 def test_a_quantised_head_is_a_linear_layer() -> None:

@@ -44,7 +44,8 @@ def gpu(
     settings = parse(argv, dict(os.environ))
     found = checkpoint(weights, **config)
     free_ = memory.Available(free, "MemAvailable")
-    return settings, budget.on_gpu(settings, found, routing.Target((12, 1)), gpus, free_)
+    target = routing.Target((12, 1), kv_cache=settings.kv_cache_dtype or "auto")
+    return settings, budget.on_gpu(settings, found, target, gpus, free_)
 
 
 def checkpoint(weights: int, **config: object) -> Checkpoint:
@@ -232,7 +233,7 @@ def cpu(
 ) -> tuple[Settings, list[str]]:
     settings = parse(argv, dict(os.environ))
     found = Checkpoint("m", config=CONFIG, tensors=tensors)
-    target = routing.Target(None, cpu_mode=mode)
+    target = routing.Target(None, cpu_mode=mode, dtype=settings.dtype or "bfloat16")
     return settings, budget.on_cpu(settings, found, target, tokens, memory.Available(free, "MemAvailable"))
 
 

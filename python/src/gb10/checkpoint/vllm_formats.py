@@ -30,6 +30,7 @@ from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tenso
     CompressedTensorsConfig,
 )
 from vllm.model_executor.layers.quantization.compressed_tensors.schemes import CompressedTensorsScheme
+from vllm.model_executor.layers.quantization.online.base import OnlineQuantizationConfig
 from vllm.model_executor.layers.quantization.quark.quark import QuarkConfig
 from vllm.model_executor.layers.quantization.quark.schemes import QuarkScheme
 from vllm.model_executor.layers.quantization.utils import quant_utils
@@ -395,7 +396,8 @@ def _ask_all(
     """The format of each module, and why vLLM will not build the model ("" if it will)."""
     names = _Names(_model_class(checkpoint), config)
     projections = _projections(checkpoint)
-    plain = _stored_plain(checkpoint)
+    # What is quantised while it is loaded is plain in the file.
+    plain = set() if isinstance(config, OnlineQuantizationConfig) else _stored_plain(checkpoint)
     tied = checkpoint.config.get("tie_word_embeddings", checkpoint.text.get("tie_word_embeddings")) is True
     found, trouble = [], ""
     seen: list[Any] = []
@@ -439,6 +441,9 @@ def ask(checkpoint: Checkpoint, modules: Iterable[Module]) -> Formats:
             config = None if method is None else _configuration(checkpoint, hf_config, method)
         except _REFUSALS as error:
             return Formats("", "auto", dtype, plain, str(error) or type(error).__name__)
+        except OSError:
+            # A file that must be fetched first, and cannot be now: nothing is known.
+            return Formats(dtype=dtype, modules=plain)
         except _DAMAGED as error:
             return Formats("", "auto", dtype, plain, _damage(error))
         try:

@@ -72,7 +72,7 @@ class Target:
             return 8
         if self.kv_cache not in ("auto", *_LABELS):
             return 4
-        return 32 if "32" in (self.dtype if self.kv_cache == "auto" else self.kv_cache) else 16
+        return 32 if self.words["kv"] == "float32" else 16
 
     @property
     def fp8_kv_cache(self) -> bool:

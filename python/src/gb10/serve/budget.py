@@ -79,8 +79,7 @@ def _shape(
     settings: Settings, checkpoint: Checkpoint, target: routing.Target, ranks: int = 1
 ) -> size.CacheShape:
     """The model's cache. Types of less than a byte count as one."""
-    plain = settings.kv_cache_dtype in _PLAIN_CACHES and not target.fp8_kv_cache
-    return size.cache_shape(checkpoint.config, _element(settings) if plain else 1, ranks)
+    return size.cache_shape(checkpoint.config, max(target.kv_bits // 8, 1), ranks)
 
 
 def _check_context(settings: Settings, shape: size.CacheShape, tokens: int, cache: int) -> None:
