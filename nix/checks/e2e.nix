@@ -14,27 +14,43 @@ let
     serve
     testbed
     ;
+
+  file = name: ../../tests/e2e + "/${name}.py";
+  e2e =
+    name: files: more:
+    room {
+      name = "e2e-${name}";
+      tests = map file files;
+      sources =
+        map file ([ "conftest" ] ++ more)
+        ++ sets.serve
+        ++ sets.lab-base
+        ++ sets.lab [
+          "quality"
+          "record.py"
+          "speculative"
+        ]
+        ++ [ ../../tests/reference ];
+      variables = {
+        GB10_DEMO_MODEL = demo-model;
+        GB10_HELDOUT = "${heldout}/heldout.jsonl";
+        GB10_SERVE_COMMAND = pkgs.lib.getExe serve;
+        GB10_TESTBED = testbed;
+        # vLLM finds the plug-in by the installed package's entry point.
+        PYTHONPATH = pythonPath { inherit package; };
+      };
+    };
 in
 {
-  e2e = room {
-    name = "e2e";
-    tests = [ ../../tests/e2e ];
-    sources =
-      sets.serve
-      ++ sets.lab-base
-      ++ sets.lab [
-        "quality"
-        "record.py"
-        "speculative"
-      ]
-      ++ [ ../../tests/reference ];
-    variables = {
-      GB10_DEMO_MODEL = demo-model;
-      GB10_HELDOUT = "${heldout}/heldout.jsonl";
-      GB10_SERVE_COMMAND = pkgs.lib.getExe serve;
-      GB10_TESTBED = testbed;
-      # vLLM finds the plug-in by the installed package's entry point.
-      PYTHONPATH = pythonPath { inherit package; };
-    };
-  };
+  e2e-serve = e2e "serve" [ "test_death" "test_demo_model" "test_incomplete" "test_serve" ] [ ];
+  e2e-numerics = e2e "numerics" [
+    "test_fused_scales"
+    "test_numerics"
+    "test_numerics_reference"
+    "test_testbed_parity"
+  ] [ ];
+  e2e-families = e2e "families" [ "test_families" ] [ ];
+  e2e-drafts = e2e "drafts" [ "test_speculative" "test_speculative_requests" ] [
+    "speculative_requests"
+  ];
 }

@@ -101,8 +101,3 @@ def table(target: Target, parts: Collection[Part | str] | None = None) -> list[R
     known = [operation.name for operation in OPERATIONS]
     ordered = sorted(dict.fromkeys(wanted), key=lambda part: known.index(canonical(part.operation)))
     return [row for part in ordered for row in _batches(part, target)]
-
-
-def is_foretold(row: Route) -> bool:
-    """Whether the row names a backend."""
-    return row.backend != OPEN
