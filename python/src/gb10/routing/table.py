@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from gb10.errors import UserError
-from gb10.routing.rules import BY_NAME, OPEN, OPERATIONS, Batch, Target
+from gb10.routing.rules import BY_NAME, OPERATIONS, Batch, Target
 
 _ALIASES = {"attention_prefill": "attention", "attention_decode": "attention"}
 _ONLY_WITH_A_MODEL = ("fp8_moe", "other_linear", "other_moe")
