@@ -20,9 +20,9 @@ let
     name: files: more:
     room {
       name = "e2e-${name}";
-      tests = map file files;
+      tests = map file (files ++ [ "conftest" ]);
       sources =
-        map file ([ "conftest" ] ++ more)
+        map file more
         ++ sets.serve
         ++ sets.lab-base
         ++ sets.lab [
