@@ -56,7 +56,7 @@ if [ "$word" = update ]; then
   exit 0
 fi
 cp "$FAKE/debs/$suite"/a*.deb "$folder/cache/archives/"
-if [ "${FAKE_APT:-}" = slow ]; then touch "$FAKE/waiting"; sleep "$FAKE_SECONDS"; fi
+if [ "${FAKE_APT:-}" = slow ]; then : >"$FAKE/waiting"; sleep "$FAKE_SECONDS"; fi
 if [ "${FAKE_APT:-}" = half ]; then echo "E: Unable to fetch some archives" >&2; exit 100; fi
 cp "$FAKE/debs/$suite"/*.deb "$folder/cache/archives/"
 echo "Fetched 12.3 MB in 1s (12 MB/s)"
@@ -67,7 +67,7 @@ DPKG_DEB = """
 case $1 in
   --fsys-tarfile)
     case $2:${FAKE_DPKG:-} in
-      *b_*:slow) head -c 600 "$2"; touch "$FAKE/waiting"; sleep "$FAKE_SECONDS" ;;
+      *b_*:slow) head -c 600 "$2"; : >"$FAKE/waiting"; sleep "$FAKE_SECONDS" ;;
       *b_*:broken) head -c 600 "$2"; echo "dpkg-deb: error: unexpected end of file" >&2; exit 2 ;;
     esac
     exec cat "$2" ;;
