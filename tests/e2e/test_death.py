@@ -124,7 +124,11 @@ def test_control_c_in_a_terminal(serve_variables: dict[str, str]) -> None:
 
 
 def take_terminal() -> None:
-    """Make standard input the terminal of a new session."""
+    """Make standard input the terminal of a new session, where Ctrl-C counts.
+
+    A test run in the background ignores it, and what it starts would, too.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.setsid()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
