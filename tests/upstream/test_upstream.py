@@ -47,10 +47,7 @@ FILES = {
             "test_masked_support_matches_softmax": _NO_SCIPY,
         },
     ),
-    "quantization/test_modelopt.py": File(
-        84,
-        {"test_modelopt_mixed_precision_composes_gemma4_mappers": "Gemma 4's processor needs torchvision"},
-    ),
+    "quantization/test_modelopt.py": File(85),
     "v1/sample/test_rejection_sampler.py": File(
         71, {"test_synthetic_all_accepted": _SYNTHETIC, "test_synthetic_all_rejected": _SYNTHETIC}
     ),
