@@ -20,7 +20,13 @@ in
     ../../python/src
   ];
   unit-machine = unit "machine" (sets.base ++ sets.gb10 [ "machine" ]);
-  unit-nvfp4 = unit "nvfp4" (sets.base ++ sets.gb10 [ "nvfp4" ]);
+  unit-nvfp4 = unit "nvfp4" (
+    sets.base
+    ++ sets.gb10 [
+      "fp8.py"
+      "nvfp4"
+    ]
+  );
   unit-routing = unit "routing" (
     sets.plugin
     ++ sets.gb10 [
