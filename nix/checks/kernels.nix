@@ -71,6 +71,6 @@ in
   gpu = room {
     name = "gpu";
     tests = [ ../../tests/gpu ];
-    sources = sets.plugin ++ sets.gb10 [ "kernels" ];
+    sources = sets.plugin ++ sets.gb10 [ "kernels" ] ++ [ ../../tests/reference ];
   };
 }

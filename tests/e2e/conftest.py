@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from gb10_lab.quality import evaluate
 from gb10_lab.testbed.quantize import quantize_checkpoint
 from gb10_lab.text.documents import Document
 
@@ -206,3 +207,10 @@ def start_serve(serve_variables: dict[str, str]) -> Iterator[Callable[..., Serve
     yield start
     for server in started:
         server.kill()
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """The reference's matrices are small: threads only wait for each other."""
+    with evaluate.one_thread():
+        yield

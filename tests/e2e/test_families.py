@@ -7,32 +7,27 @@ test_numerics.py. One process per NVFP4 mode serves all forms, one engine after 
 
 import dataclasses
 import importlib.util
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from reference import forms
+from reference.checkpoint import Checkpoint
+from reference.compare import Served, compare
+from reference.engines import serve_tokens
+from reference.forms import Form
+from reference.model import Model
+from reference.random_moe import UNQUANTIZED, write_random_dense, write_random_moe
 from tokenizers import Tokenizer
 
 from gb10.vllm_plugin.cpu.mode import ENV_NAME
 from gb10_lab.testbed.quantize import quantize_checkpoint
 
-TESTS = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(TESTS))
-
-from reference import forms  # noqa: E402
-from reference.checkpoint import Checkpoint  # noqa: E402
-from reference.compare import Served, compare  # noqa: E402
-from reference.forms import Form  # noqa: E402
-from reference.model import Model  # noqa: E402
-from reference.random_moe import UNQUANTIZED, write_random_dense, write_random_moe  # noqa: E402
-
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
 
 MODES = ("dequant", "packed", "emulate")
 FAMILIES = ("qwen3", "qwen3_moe", "qwen3_next", "qwen3_5_moe")
@@ -56,15 +51,6 @@ TEXTS = (
 )
 
 MTP = {"method": "mtp", "num_speculative_tokens": 2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The reference's matrices are small: threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -136,23 +122,7 @@ def _serve(engines: list[dict[str, Any]], mode: str, prompts: list[list[int]], a
     alone = [prompts[0][:1]]
     job = {"prompts": prompts, "alone": alone, "max_tokens": MAX_TOKENS}
     jobs = [job | {"engine": engine} for engine in engines]
-    environment = os.environ | {
-        ENV_NAME: mode,
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "reference.serve_tokens", str(answer)],
-        input=json.dumps(jobs),
-        env=environment | {"PYTHONPATH": os.pathsep.join((str(TESTS), environment.get("PYTHONPATH", "")))},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, f"{mode}: an engine failed\n{done.stdout[-3000:]}\n{done.stderr[-4000:]}"
-    results = json.loads(answer.read_text(encoding="utf-8"))
+    results = serve_tokens(jobs, answer, {ENV_NAME: mode, "OMP_NUM_THREADS": "1"}, limit=600)
     return [
         Answer(
             [

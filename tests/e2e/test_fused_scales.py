@@ -7,7 +7,6 @@ import importlib.util
 import math
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import command, free_port
+from reference import forms
+from reference.checkpoint import Checkpoint
+from reference.forms import Form
+from reference.model import Model
 from test_numerics import (
     Serve,
     _assert_equal,
@@ -22,23 +25,18 @@ from test_numerics import (
     _originals,
     moe,
     moe_originals,
-    one_thread,
     serve,
 )
 
 from gb10.nvfp4 import quantize
 from gb10.vllm_plugin.cpu.mode import ENV_NAME
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+__all__ = ["moe", "moe_originals", "serve"]
 
-from reference import forms
-from reference.checkpoint import Checkpoint
-from reference.forms import Form
-from reference.model import Model
-
-__all__ = ["moe", "moe_originals", "one_thread", "serve"]
-
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
 
 Change = Callable[[Form], Form]
 

@@ -7,33 +7,28 @@ not be, or the other way round.
 
 import dataclasses
 import importlib.util
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from reference import forms
+from reference.checkpoint import Checkpoint, Substitute
+from reference.compare import Served, compare
+from reference.engines import serve_tokens
+from reference.forms import Form
+from reference.model import Model
+from reference.random_moe import UNQUANTIZED, write_random_moe
 from tokenizers import Tokenizer
 
 from gb10.nvfp4 import quantize
 from gb10.vllm_plugin.cpu.mode import ENV_NAME
 from gb10_lab.testbed.quantize import quantize_checkpoint
 
-TESTS = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(TESTS))
-
-from reference import forms  # noqa: E402
-from reference.checkpoint import Checkpoint, Substitute  # noqa: E402
-from reference.compare import Served, compare  # noqa: E402
-from reference.forms import Form  # noqa: E402
-from reference.model import Model  # noqa: E402
-from reference.random_moe import UNQUANTIZED, write_random_moe  # noqa: E402
-
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
 
 MAX_TOKENS = 24
 LOGPROB_TOLERANCE = 1e-4
@@ -60,15 +55,6 @@ TEXTS = (
     "Na\u00efve caf\u00e9 \u2013 \u03b1, \u03b2, \u03b3; \u4e2d\u6587; \U0001f600!",
     " ".join(f"token number {number}" for number in range(40)),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The reference's matrices are small: threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -126,24 +112,8 @@ def _serve(model: Path, mode: str, dtype: str, answer: Path) -> list[Served]:
         "prompts": prompts,
         "max_tokens": MAX_TOKENS,
     }
-    environment = os.environ | {
-        ENV_NAME: mode,
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        # Tiny matrices: more threads only wait for each other.
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "reference.serve_tokens", str(answer)],
-        input=json.dumps(job),
-        env=environment | {"PYTHONPATH": os.pathsep.join((str(TESTS), environment.get("PYTHONPATH", "")))},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, f"{mode}: the engine failed\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    results: list[dict[str, Any]] = json.loads(answer.read_text(encoding="utf-8"))["prompts"]
+    # Tiny matrices: more threads only wait for each other.
+    results = serve_tokens(job, answer, {ENV_NAME: mode, "OMP_NUM_THREADS": "1"})["prompts"]
     return [Served(prompt=prompt, **result) for prompt, result in zip(prompts, results, strict=True)]
 
 

@@ -5,37 +5,24 @@ of random models. That makes the reference a reference, above all for the gated 
 kernels run in bfloat16 only.
 """
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from reference import forms
+from reference.checkpoint import Checkpoint
+from reference.forms import Form
+from reference.model import Model
+from reference.random_moe import UNQUANTIZED, write_random_dense, write_random_moe
 
 from gb10_lab.testbed.quantize import quantize_checkpoint
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
-TESTS = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(TESTS))
-
-from reference import forms  # noqa: E402
-from reference.checkpoint import Checkpoint  # noqa: E402
-from reference.forms import Form  # noqa: E402
-from reference.model import Model  # noqa: E402
-from reference.random_moe import UNQUANTIZED, write_random_dense, write_random_moe  # noqa: E402
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LENGTHS = (1, 5, 70, 130)
 TOLERANCE = 1e-4
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The matrices are small: threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _dequantized(checkpoint: Checkpoint) -> Form:

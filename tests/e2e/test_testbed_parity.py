@@ -7,14 +7,12 @@ be nearer to the row that it serves than to any other.
 
 import dataclasses
 import importlib.util
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from reference.engines import serve_tokens
 from tokenizers import Tokenizer
 
 from gb10.files import read_json
@@ -24,8 +22,6 @@ from gb10_lab.quality.text import sample
 from gb10_lab.quality.variants import Variant, make_variants
 from gb10_lab.testbed import checkpoint
 from gb10_lab.testbed.architecture import Architecture
-
-TESTS = Path(__file__).resolve().parents[1]
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
@@ -65,24 +61,7 @@ def served(demo_model: Path, tokens: torch.Tensor, tmp_path_factory: pytest.Temp
         "prompts": tokens.tolist(),
         "max_tokens": 1,
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "reference.serve_tokens", str(answer)],
-        input=json.dumps(job),
-        env=os.environ
-        | {
-            ENV_NAME: "dequant",
-            "HF_HUB_OFFLINE": "1",
-            "VLLM_NO_USAGE_STATS": "1",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join((str(TESTS), os.environ.get("PYTHONPATH", ""))),
-        },
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, f"the engine failed\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-    prompts = json.loads(answer.read_text(encoding="utf-8"))["prompts"]
+    prompts = serve_tokens(job, answer, {ENV_NAME: "dequant", "OMP_NUM_THREADS": "1"})["prompts"]
     return torch.tensor([prompt["prompt_logprobs"] for prompt in prompts], dtype=torch.float64)
 
 

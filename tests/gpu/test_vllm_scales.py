@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -20,12 +18,12 @@ import pytest
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
 import torch
+from reference.engines import serve_tokens
 from safetensors.torch import load_file, save_file
 
 from gb10.nvfp4.quantize import dequantize
 
 Tensors = dict[str, torch.Tensor]
-TESTS = Path(__file__).parents[1]
 PROMPT_LENGTH, PROMPTS = 96, 8
 MODEL = os.environ.get("GB10_DEMO_MODEL", "")
 pytestmark = pytest.mark.skipif(not MODEL, reason="GB10_DEMO_MODEL is not set")
@@ -116,26 +114,8 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Serve:
             "prompts": prompts,
             "max_tokens": 1,
         }
-        environment = os.environ | {
-            "HF_HUB_OFFLINE": "1",
-            "VLLM_NO_USAGE_STATS": "1",
-            "PYTHONPATH": os.pathsep.join((str(TESTS), os.environ.get("PYTHONPATH", ""))),
-        }
-        if plugins is not None:
-            environment["VLLM_PLUGINS"] = plugins
-        answer = folder / "answer.json"
-        done = subprocess.run(
-            [sys.executable, "-m", "reference.serve_tokens", str(answer)],
-            input=json.dumps(job),
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        print(done.stdout[-6000:], done.stderr[-3000:])
-        assert done.returncode == 0
-        answered = json.loads(answer.read_text())["prompts"]
+        variables = {} if plugins is None else {"VLLM_PLUGINS": plugins}
+        answered = serve_tokens(job, folder / "answer.json", variables)["prompts"]
         return [value for prompt in answered for value in prompt["prompt_logprobs"]]
 
     def serve_once(

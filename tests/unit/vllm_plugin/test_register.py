@@ -11,6 +11,16 @@ def cpu_kernels():
 
 def emulation_experts():
     return [cls.__name__ for cls in oracle.backend_to_kernel_cls(oracle.NvFp4MoeBackend.EMULATION)]
+
+def linear_layer(config):
+    from vllm.config import set_current_vllm_config
+    from vllm.model_executor import parameter
+    from vllm.model_executor.layers.linear import ReplicatedLinear
+    # There are no process groups here.
+    parameter.get_tensor_model_parallel_rank = lambda: 0
+    parameter.get_tensor_model_parallel_world_size = lambda: 1
+    with set_current_vllm_config(VllmConfig()):
+        return ReplicatedLinear(64, 48, bias=False, quant_config=config, prefix="a", disable_tp=True)
 """
 
 
@@ -46,12 +56,6 @@ def test_checkpoints_find_the_kernel() -> None:
     status, said = python(
         HELPERS
         + """
-from vllm.config import VllmConfig, set_current_vllm_config
-from vllm.model_executor import parameter
-from vllm.model_executor.layers.linear import ReplicatedLinear
-# There are no process groups here.
-parameter.get_tensor_model_parallel_rank = lambda: 0
-parameter.get_tensor_model_parallel_world_size = lambda: 1
 plugin.register()
 nvfp4, mixed = get_quantization_config("modelopt_fp4"), get_quantization_config("modelopt_mixed")
 for algorithm in ("NVFP4", "W4A16_NVFP4"):
@@ -62,9 +66,7 @@ for algorithm in ("NVFP4", "W4A16_NVFP4"):
     assert mixed.override_quantization_method(several, None) == "modelopt_mixed"
     assert nvfp4.from_config(plain).get_name() == "modelopt_fp4"
     for config in (nvfp4.from_config(plain), mixed.from_config(several)):
-        with set_current_vllm_config(VllmConfig()):
-            layer = ReplicatedLinear(64, 48, bias=False, quant_config=config, prefix="a", disable_tp=True)
-        method = layer.quant_method
+        method = linear_layer(config).quant_method
         assert type(method.kernel).__name__ == "EmulateLinearKernel"
         assert (method.spec.activation is None) == (algorithm == "W4A16_NVFP4")
 """,
@@ -78,19 +80,13 @@ def test_compressed_tensors_find_the_kernel() -> None:
     status, said = python(
         HELPERS
         + """
-from vllm.config import VllmConfig, set_current_vllm_config
-from vllm.model_executor import parameter
-from vllm.model_executor.layers.linear import ReplicatedLinear
-parameter.get_tensor_model_parallel_rank = lambda: 0
-parameter.get_tensor_model_parallel_world_size = lambda: 1
 plugin.register()
 four = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16, "symmetric": True}
 for activations in (four | {"dynamic": "local"}, None):
     group = {"targets": ["Linear"], "weights": four | {"dynamic": False}, "input_activations": activations}
     said = {"format": "nvfp4-pack-quantized", "config_groups": {"group_0": group}, "ignore": []}
     config = get_quantization_config("compressed-tensors").from_config(said)
-    with set_current_vllm_config(VllmConfig()):
-        layer = ReplicatedLinear(64, 48, bias=False, quant_config=config, prefix="a", disable_tp=True)
+    layer = linear_layer(config)
     assert type(layer.scheme.kernel).__name__ == "EmulateLinearKernel"
     assert hasattr(layer, "input_global_scale") == (activations is not None)
 """,
