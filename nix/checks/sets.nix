@@ -22,7 +22,12 @@ rec {
       "nvfp4"
       "sparse24"
     ];
-  plugin = formats ++ gb10 [ "vllm_plugin" ];
+  plugin =
+    formats
+    ++ gb10 [
+      "kernels"
+      "vllm_plugin"
+    ];
   serve =
     plugin
     ++ gb10 [
