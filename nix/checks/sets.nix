@@ -11,6 +11,7 @@ rec {
     "arguments.py"
     "errors.py"
     "files.py"
+    "libraries.py"
     "py.typed"
     "units.py"
   ];

@@ -10,6 +10,9 @@ logger = logging.getLogger("vllm.gb10")
 
 PREFIX = "gb10: first dispatch: "
 
+ENGINE = "gb10: engine gb10"
+"""How the line begins that says that our engine is on (`settings.CudaMode.line`)."""
+
 
 @dataclass(frozen=True)
 class Dispatch:

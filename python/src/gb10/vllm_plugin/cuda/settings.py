@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
 
+from gb10 import libraries
 from gb10.errors import UserError
 
 ENGINE_NAME = "GB10_ENGINE"
@@ -101,9 +102,9 @@ class CudaMode:
         """
         global _of_process
         if _of_process is None:
-            unfit = _unfit()
-            _of_process = cls.from_env(unfit)
-            logger.info("gb10: %s", _of_process.line(unfit))
+            why = unfit(_capability())
+            _of_process = cls.from_env(why)
+            logger.info("gb10: %s", _of_process.line(why))
         return _of_process
 
     def line(self, unfit: str | None) -> str:
@@ -137,23 +138,26 @@ def _parts(environ: Mapping[str, str]) -> frozenset[Part]:
     return frozenset(Part(word) for word in words if word != "none")
 
 
-def _unfit() -> str | None:
-    """Why this process cannot run our kernels, or None."""
-    from vllm.platforms import current_platform
-
-    from gb10.kernels.library import library_path
-
-    if not current_platform.is_cuda():
+def unfit(capability: tuple[int, int] | None, environ: Mapping[str, str] = os.environ) -> str | None:
+    """Why our kernels cannot run on a GPU of this capability (None: there is no GPU), or None."""
+    if capability is None:
         return "there is no NVIDIA GPU"
-    found = current_platform.get_device_capability()
-    if found is None or tuple(found) < LEAST_CAPABILITY:
-        said = "unknown" if found is None else f"{found.major}.{found.minor}"
-        return f"compute capability {said} is below {LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]}"
+    if capability < LEAST_CAPABILITY:
+        least, found = (".".join(map(str, pair)) for pair in (LEAST_CAPABILITY, capability))
+        return f"our kernels need compute capability {least}, and this GPU has {found}"
     try:
-        library_path()
+        libraries.kernels(environ)
     except UserError as error:
         return str(error)
     return None
+
+
+def _capability() -> tuple[int, int] | None:
+    """That of this process's GPU, as vLLM sees it."""
+    from vllm.platforms import current_platform
+
+    found = current_platform.get_device_capability() if current_platform.is_cuda() else None
+    return (found.major, found.minor) if found is not None else None
 
 
 def install() -> None:
