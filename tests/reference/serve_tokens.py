@@ -6,10 +6,12 @@ The prompts run together; those of "alone", if it is there, come after them, one
 Writes to the file named by its one argument, for each job:
 {"prompts": [{"tokens": [...], "logprobs": [...], "prompt_logprobs": [...], "prompt_top": [...]}, ...]}.
 `prompt_logprobs` has one number per prompt token but the first; `prompt_top` the token vLLM finds likeliest.
+GB10_TEST_INSTALL names modules whose `install` is called first.
 With drafts the answer has "drafts": [number proposed, number accepted].
 """
 
 import gc
+import importlib
 import json
 import os
 import sys
@@ -19,7 +21,7 @@ from typing import Any
 # In-process: no engine process to start and to wait for.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 # As `gb10 serve` does for eager engines: no C++ compiler is needed.
-os.environ["TORCH_COMPILE_DISABLE"] = "1"
+os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 
 
 def main() -> None:
@@ -29,6 +31,8 @@ def main() -> None:
     if os.environ.get("VLLM_PLUGINS") != "":
         register()
     job = json.load(sys.stdin)
+    for name in os.environ.get("GB10_TEST_INSTALL", "").split():
+        importlib.import_module(name).install()
     answer = [_answer(each) for each in job] if isinstance(job, list) else _answer(job)
     Path(sys.argv[1]).write_text(json.dumps(answer), encoding="utf-8")
 

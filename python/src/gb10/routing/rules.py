@@ -323,18 +323,18 @@ _ACTIVATION_QUANT = (  # how a float becomes E2M1
     Rule(SM75_90, "none", VLLM, "W4A16: activations stay {label}"),
 )
 _LM_HEAD = (
-    Rule(HEAD_FP8, "gb10 fp8_gemv", OURS, _OUR_W8A16, batch=PIECES),
-    Rule(HEAD_FP8, "gb10 CUTLASS", OURS, _OUR_W8A8),
+    Rule(HEAD_FP8, "gb10 fp8_gemv", OURS, _OUR_W8A16, batch=DECODE),
+    Rule(HEAD_FP8, "gb10 scaled_mm_fp8", OURS, _OUR_W8A8),
     Rule(HEAD_NVFP4, "gb10 nvfp4_gemv", OURS, _OUR_W4A16, batch=PIECES),
-    Rule(HEAD_NVFP4, "gb10 dequant", OURS, _OUR_DEQUANT),
+    Rule(HEAD_NVFP4, "gb10 dequantised_nvfp4", OURS, _OUR_DEQUANT),
     Rule(CPU, "oneDNN {label}", VLLM, "plain in the checkpoint"),
     Rule(GPU, "cuBLAS {label}", VLLM, "plain in the checkpoint"),
 )
 _DENSE = (
-    Rule(DENSE_FP8, "gb10 fp8_gemv", OURS, _OUR_W8A16, batch=PIECES),
-    Rule(DENSE_FP8, "gb10 CUTLASS", OURS, _OUR_W8A8),
+    Rule(DENSE_FP8, "gb10 fp8_gemv", OURS, _OUR_W8A16, batch=DECODE),
+    Rule(DENSE_FP8, "gb10 scaled_mm_fp8", OURS, _OUR_W8A8),
     Rule(DENSE_NVFP4, "gb10 nvfp4_gemv", OURS, _OUR_W4A16, batch=PIECES),
-    Rule(DENSE_NVFP4, "gb10 dequant", OURS, _OUR_DEQUANT),
+    Rule(DENSE_NVFP4, "gb10 dequantised_nvfp4", OURS, _OUR_DEQUANT),
     Rule(CPU, "oneDNN {label}", VLLM, "plain in the checkpoint"),
     Rule(GPU, "cuBLAS {label}", VLLM, "plain in the checkpoint"),
 )

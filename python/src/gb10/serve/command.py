@@ -134,7 +134,7 @@ def check_verdict(settings: Settings, verdict: Verdict) -> None:
 
 
 def _engine(settings: Settings, gpus: Sequence[Gpu]) -> tuple[CudaMode, list[str]]:
-    """Whose kernels run, in which formats, and a note where ours cannot. vLLM's processes get what was said."""
+    """Whose kernels run, in which formats; a note where ours cannot. vLLM's processes get what was said."""
     unfit = engine.unfit(gpus[0].capability if gpus else None, settings.environment)
     said = {"engine": settings.engine, "dense": settings.dense, "head": settings.head}
     names = {"engine": engine.ENGINE_NAME, "dense": engine.DENSE_NAME, "head": engine.HEAD_NAME}
