@@ -1,10 +1,11 @@
-"""Our engine's layers in vLLM's CPU engine, on the stand-ins for the kernels: what a machine without a GPU can show.
+"""Our engine's layers in vLLM's CPU engine, on the stand-ins for the kernels: what needs no GPU to be seen.
 
-The decoder layers, Gated DeltaNet, their operators, what they read of vLLM's metadata and how they take over a
-loaded model are the product's. Of this file are: the experts' adapter (NVFP4 experts as the mode `packed` of
-the CPU plug-in holds them), the norm for many tokens, and vLLM's CPU kernels where those for CUDA would run.
+The decoder layers, Gated DeltaNet, their operators, what they read of vLLM's metadata and how they take over
+a loaded model are the product's. Of this file are: the experts' adapter (NVFP4 experts as the mode `packed`
+of the CPU plug-in holds them), the norm for many tokens, and vLLM's CPU kernels in the place of CUDA's.
 """
 
+import re
 from typing import Any
 
 import torch
@@ -68,6 +69,12 @@ class PackedExperts:
             )
 
 
+def _experts_of(runner: Any) -> PackedExperts | None:
+    kernel = getattr(runner.routed_experts.quant_method, "moe_kernel", None)
+    four_bit = kernel is not None and kernel.fused_experts.quant_config.g1_alphas is not None
+    return PackedExperts(runner) if four_bit else None
+
+
 def _halves(scales: Tensor) -> Tensor:
     """``[E, 2]``: gate, up, of what is one number an expert or one a row."""
     wide = scales.reshape(scales.shape[0], -1)
@@ -108,9 +115,11 @@ def _prepare(layer: Any, name: str) -> str | None:
 
 
 def _process(self: UnquantizedLinearMethod, layer: Any) -> None:
-    """Leave the projections that become one matrix as they were loaded; vLLM would pack them for oneDNN."""
-    if ".in_proj_" not in getattr(layer, "prefix", ""):
-        stock_process(self, layer)
+    """Keep what our kernels read as it was loaded, beside what vLLM packs for oneDNN."""
+    weight = layer.weight.data
+    stock_process(self, layer)
+    if re.search(r"\.(in_proj_\w+|gate|shared_expert_gate)$", getattr(layer, "prefix", "")):
+        layer.weight.data = weight
 
 
 stock_states, stock_prepare = gdn.states, gdn.prepare
@@ -122,7 +131,7 @@ def install() -> None:
     cpu_operators.install()
     settings._of_process = settings.CudaMode(settings.Format.KEEP, settings.Format.KEEP)
     block.ROUTERS = (CPURouter,)
-    block.experts_of = PackedExperts
+    block.experts_of = _experts_of
     block.add_norm = _add_norm
     gdn.others, gdn.states, gdn.prepare = _others, _cpu_states, _prepare
     UnquantizedLinearMethod.process_weights_after_loading = _process

@@ -7,7 +7,8 @@ Writes to the file named by its one argument, for each job:
 {"prompts": [{"tokens": [...], "logprobs": [...], "prompt_logprobs": [...], "prompt_top": [...]}, ...]}.
 `prompt_logprobs` has one number per prompt token but the first; `prompt_top` the token vLLM finds likeliest.
 GB10_TEST_INSTALL names modules whose `install` is called first.
-With drafts the answer has "drafts": [number proposed, number accepted].
+With drafts the answer has "drafts": [number proposed, number accepted]. "dispatched" is the record of our
+engine so far: [operation, kernel, tokens of the first run] each.
 """
 
 import gc
@@ -41,6 +42,8 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
     from vllm.distributed import cleanup_dist_env_and_memory
 
+    from gb10.vllm_plugin.cuda import dispatch
+
     drafts = "speculative_config" in job["engine"]
     engine = LLM(disable_log_stats=not drafts, **job["engine"])
     sampling = SamplingParams(
@@ -59,6 +62,7 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
     if drafts:
         counts = {metric.name: getattr(metric, "value", None) for metric in engine.get_metrics()}
         answer["drafts"] = [counts[f"vllm:spec_decode_num_{what}_tokens"] for what in ("draft", "accepted")]
+    answer["dispatched"] = [list(vars(one).values()) for one in dispatch.record()]
     # The next job's engine starts like the first.
     engine.llm_engine.engine_core.shutdown()
     del engine

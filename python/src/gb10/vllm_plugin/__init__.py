@@ -12,8 +12,8 @@ def register() -> None:
     It may be called many times, in many processes.
 
     Raises UserError for a wrong GB10_CPU_NVFP4_MODE, GB10_DRAFT_VOCABULARY, GB10_ENGINE, GB10_DENSE,
-    GB10_HEAD or GB10_ENGINE_PARTS, IncompatibleVllmError when vLLM's internals moved, RuntimeError for a second,
-    different CPU mode in one process.
+    GB10_HEAD or GB10_ENGINE_PARTS, IncompatibleVllmError when vLLM's internals moved, RuntimeError for a
+    second, different CPU mode in one process.
     """
     from vllm.platforms import current_platform
 

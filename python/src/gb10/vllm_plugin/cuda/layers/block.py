@@ -206,9 +206,7 @@ def prepare(layer: Any, name: str) -> str | None:
         epsilon=norm.variance_epsilon,
         gate_weight=gate.contiguous(),
         shared_gate_weight=None if shared is None else shared.weight.data.contiguous(),
-        workspace=torch.zeros(
-            workspace_bytes(DECODE, gate.shape[0]), dtype=torch.uint8, device=gate.device
-        ),
+        workspace=torch.zeros(workspace_bytes(DECODE, gate.shape[0]), dtype=torch.uint8, device=gate.device),
     )
     object.__setattr__(layer, _ATTRIBUTE, block)
     object.__setattr__(runner, _ATTRIBUTE, block)

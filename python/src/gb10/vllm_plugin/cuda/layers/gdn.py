@@ -5,7 +5,8 @@
 
 ``mixed`` is ``[M, columns]``: in_proj_qkvz, then in_proj_ba. The second one is an attention operator: it
 splits graphs that have prefills, and is captured in graphs of decode batches alone. A batch of one token a
-sequence runs ``gb10::gdn_decode``; all others run vLLM's own kernels on the same inputs.
+sequence, or of equally many drafts to verify, runs ``gb10::gdn_decode``; all others run vLLM's own kernels on
+the same inputs.
 
 mypy sees vLLM's classes as Any.
 """
@@ -28,6 +29,8 @@ from vllm.utils.torch_utils import (
     direct_register_custom_op,
 )
 
+from gb10.kernels.gdn_decode import MAX_STEPS
+from gb10.kernels.gdn_decode import WIDTH as CONV_WIDTH
 from gb10.vllm_plugin.cuda import dispatch
 from gb10.vllm_plugin.cuda.requant.dense import Dense
 from gb10.vllm_plugin.cuda.requant.methods import merge
@@ -37,7 +40,6 @@ logger = logging.getLogger("vllm.gb10")
 
 CORE = "vllm::gb10_gdn_core"
 HEAD_SIZES = (64, 128)
-CONV_WIDTH = 4
 
 _ATTRIBUTE = "gb10_gdn"
 """Of a GDN layer: its Core, or None where vLLM's own forward runs."""
@@ -67,15 +69,16 @@ class Core:
         layer = self.layer
         metadata = get_forward_context().attn_metadata
         metadata = metadata.get(layer.prefix) if isinstance(metadata, dict) else None
-        if metadata is None or not self._decodes(metadata):
+        batch = None if metadata is None else decode_batch(metadata, mixed.shape[0])
+        if batch is None:
             out.zero_()
             others(self, mixed, out)
             if metadata is not None and metadata.num_prefills == 0:
                 dispatch.ran("gdn_decode", "vLLM", mixed.shape[0])
             return
         conv, state = states(layer)
-        slots = metadata.non_spec_state_indices_tensor
-        tokens = min(metadata.num_actual_tokens, slots.shape[0], mixed.shape[0])
+        slots, accepted = batch
+        tokens = slots.numel()
         torch.ops.gb10.gdn_decode(
             mixed[:tokens],
             conv,
@@ -86,24 +89,16 @@ class Core:
             state,
             layer.norm.weight,
             layer.norm.eps,
-            slots[:tokens],
+            slots,
             self.key_heads,
             self.value_heads,
             layer.gqa_interleaved_layout,
             out[:tokens],
+            accepted,
         )
         dispatch.ran("gdn_decode", "gdn_decode", tokens)
         if tokens < out.shape[0]:
             out[tokens:].zero_()
-
-    def _decodes(self, metadata: Any) -> bool:
-        """Whether the batch has one token a sequence and nothing to take back."""
-        return (
-            metadata.spec_sequence_masks is None
-            and metadata.num_prefills == 0
-            and metadata.num_decodes > 0
-            and states(self.layer)[0].shape[-1] == CONV_WIDTH - 1
-        )
 
     def unpack(self, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """``(qkv, z, b, a)`` as vLLM's kernels take them: heads in order, z ``[M, heads, dv]``."""
@@ -126,8 +121,30 @@ class Core:
         return qkv, z, b.reshape(tokens, -1), a.reshape(tokens, -1)
 
 
+def decode_batch(metadata: Any, rows: int) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+    """State slots and accepted counts of a batch that our kernel takes, None for others.
+
+    It takes one token of each sequence (slots ``[N]``), or as many of each, drafts that are verified (slots
+    ``[N, T]``, with how many of the last ones were accepted, ``[N]``). ``rows`` are those of the projection:
+    vLLM pads them in a CUDA graph, and sequences that are padding have slot 0.
+    """
+    if metadata.num_prefills > 0:
+        return None
+    if metadata.spec_sequence_masks is None:
+        slots = metadata.non_spec_state_indices_tensor
+        if metadata.num_decodes == 0 or slots is None:
+            return None
+        return slots[: min(rows, metadata.num_actual_tokens, slots.shape[0])], None
+    steps = metadata.uniform_spec_sequence_length
+    if metadata.num_decodes > 0 or steps is None or steps > MAX_STEPS:
+        return None
+    slots, accepted = metadata.spec_state_indices_tensor, metadata.num_accepted_tokens
+    sequences = min(rows // steps, slots.shape[0], accepted.shape[0])
+    return slots[:sequences, :steps], accepted[:sequences]
+
+
 def states(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The convolution state ``[slots, channels, 3]`` and the recurrent one ``[slots, heads, dv, dk]``."""
+    """The convolution's state ``[slots, channels, 3 or more]``, the recurrent one ``[slots, heads, dv, dk]``."""
     conv, state = layer.kv_cache[0], layer.kv_cache[1]
     return conv if is_conv_state_dim_first() else conv.transpose(-1, -2), state
 
