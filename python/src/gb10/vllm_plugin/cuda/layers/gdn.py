@@ -73,7 +73,7 @@ class Core:
         if batch is None:
             out.zero_()
             others(self, mixed, out)
-            if metadata is not None and metadata.num_prefills == 0:
+            if metadata is not None and metadata.num_prefills == 0 and metadata.spec_sequence_masks is None:
                 dispatch.ran("gdn_decode", "vLLM", mixed.shape[0])
             return
         conv, state = states(layer)
@@ -144,7 +144,7 @@ def decode_batch(metadata: Any, rows: int) -> tuple[torch.Tensor, torch.Tensor |
 
 
 def states(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The convolution's state ``[slots, channels, 3 or more]``, the recurrent one ``[slots, heads, dv, dk]``."""
+    """The convolution's state ``[slots, channels, 3 or more]`` and the recurrent ``[slots, heads, dv, dk]``."""
     conv, state = layer.kv_cache[0], layer.kv_cache[1]
     return conv if is_conv_state_dim_first() else conv.transpose(-1, -2), state
 
