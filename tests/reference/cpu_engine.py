@@ -131,9 +131,14 @@ def install() -> None:
     cpu_operators.install()
     settings._of_process = settings.CudaMode(settings.Format.KEEP, settings.Format.KEEP)
     block.ROUTERS = (CPURouter,)
-    block.experts_of = _experts_of
-    block.add_norm = _add_norm
-    gdn.others, gdn.states, gdn.prepare = _others, _cpu_states, _prepare
+    for module, name, made in (
+        (block, "experts_of", _experts_of),
+        (block, "add_norm", _add_norm),
+        (gdn, "others", _others),
+        (gdn, "states", _cpu_states),
+        (gdn, "prepare", _prepare),
+    ):
+        setattr(module, name, made)
     UnquantizedLinearMethod.process_weights_after_loading = _process
     engine.install()
     QwenGatedDeltaNetAttention.forward_cpu = QwenGatedDeltaNetAttention.forward_cuda

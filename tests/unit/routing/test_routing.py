@@ -245,7 +245,8 @@ def test_ours_is_the_plugin_and_what_gb10_forces() -> None:
             assert rule.whose == routing.OURS
 
 
-OUR_ENGINE = {"parts": tuple(Part), "dense": Format.FP8, "head": Format.NVFP4}
+def ours(capability: tuple[int, int]) -> Target:
+    return Target(capability, parts=tuple(Part), dense=Format.FP8, head=Format.NVFP4)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +267,7 @@ OUR_ENGINE = {"parts": tuple(Part), "dense": Format.FP8, "head": Format.NVFP4}
 def test_our_engine_decides_by_capability_and_tokens(
     operation: str, capability: tuple[int, int], variant: str, few: str, many: str
 ) -> None:
-    target = Target(capability, True, **OUR_ENGINE)
+    target = ours(capability)
     assert [route(operation, target, tokens, variant).backend for tokens in (1, 16)] == [few, few]
     assert route(operation, target, 4096, variant).backend == many
 
@@ -285,7 +286,7 @@ def test_each_part_that_is_off_leaves_its_rows_to_vllm() -> None:
 
 
 def test_an_override_is_stronger_than_our_engine() -> None:
-    target = Target((9, 0), **OUR_ENGINE)
+    target = ours((9, 0))
     rows = routing.apply_overrides(
         table(target, ["nvfp4_moe"]), parse_overrides(["nvfp4_moe=marlin"], target)
     )

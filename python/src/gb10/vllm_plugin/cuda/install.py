@@ -24,7 +24,7 @@ def take_over(model: torch.nn.Module, mode: CudaMode) -> None:
     """Prepare each layer of a loaded model for our forward, where that part is on and the layer fits."""
     kinds: list[tuple[str, Part, tuple[type, ...], Callable[[Any, str], str | None]]] = [
         ("router and experts", Part.ROUTER, block.DECODER_LAYERS, block.prepare),
-        ("Gated DeltaNet", Part.GDN, (gdn.QwenGatedDeltaNetAttention,), gdn.prepare),
+        ("Gated DeltaNet", Part.GDN, gdn.LAYERS, gdn.prepare),
     ]
     for title, part, classes, prepare in kinds:
         if not mode.has(part):
@@ -35,7 +35,7 @@ def take_over(model: torch.nn.Module, mode: CudaMode) -> None:
             logger.info("gb10: %s: our kernels in %d layers of %s", title, taken, type(model).__name__)
         for why, count in found.items():
             if why != _NOT_WORTH_SAYING:
-                logger.warning("gb10: %s: vLLM's own layers in %d layers: %s", title, count, why)
+                logger.info("gb10: %s: vLLM's own layers in %d layers: %s", title, count, why)
 
 
 def install() -> None:

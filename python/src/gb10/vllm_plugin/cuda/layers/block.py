@@ -28,7 +28,7 @@ from vllm.utils.torch_utils import (
     direct_register_custom_op,
 )
 
-from gb10.kernels.moe_router import workspace_bytes
+from gb10.kernels.moe_router import Routed, workspace_bytes
 from gb10.vllm_plugin.cuda import dispatch
 from gb10.vllm_plugin.cuda.experts import Experts, experts_of
 from gb10.vllm_plugin.cuda.layers.norm import add_norm
@@ -75,13 +75,12 @@ class Block:
         if x.shape[0] == 0:
             return out, residual.clone()
         fused = x.shape[0] <= DECODE
-        normed, residual_out, ids, weights, multiplier = (self._route if fused else self._route_many)(
-            x, residual
-        )
-        self.experts.forward(normed, ids, weights, multiplier, out)
-        return out, residual_out
+        routed = (self._route if fused else self._route_many)(x, residual)
+        self.experts.forward(routed.normed, routed.ids, routed.weights, routed.shared_multiplier, out)
+        assert routed.residual is not None
+        return out, routed.residual
 
-    def _route(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _route(self, x: torch.Tensor, residual: torch.Tensor) -> Routed:
         router, tokens = self.runner.router, x.shape[0]
         normed, residual_out = torch.empty_like(x), torch.empty_like(x)
         ids = torch.empty((tokens, router.top_k), dtype=torch.int32, device=x.device)
@@ -110,9 +109,9 @@ class Block:
             router.capture_fn(ids)
         if router._routing_replay_out is not None:
             router._routing_replay_out[:tokens].copy_(ids)
-        return normed, residual_out, ids, weights, multiplier
+        return Routed(ids, weights, multiplier, normed, residual_out)
 
-    def _route_many(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _route_many(self, x: torch.Tensor, residual: torch.Tensor) -> Routed:
         runner = self.runner
         normed, residual_out = add_norm(x, residual, self.norm_weight, self.epsilon, self.plus_one)
         logits, _ = runner.gate(normed)
@@ -123,7 +122,7 @@ class Block:
         if self.shared_gate_weight is not None:
             multiplier = F.linear(normed, self.shared_gate_weight).float().sigmoid().reshape(-1)
         dispatch.ran("router", "vLLM", x.shape[0])
-        return normed, residual_out, ids, weights, multiplier
+        return Routed(ids, weights, multiplier, normed, residual_out)
 
 
 def _experts(

@@ -41,6 +41,8 @@ logger = logging.getLogger("vllm.gb10")
 CORE = "vllm::gb10_gdn_core"
 HEAD_SIZES = (64, 128)
 
+LAYERS = (QwenGatedDeltaNetAttention,)
+
 _ATTRIBUTE = "gb10_gdn"
 """Of a GDN layer: its Core, or None where vLLM's own forward runs."""
 
@@ -144,7 +146,7 @@ def decode_batch(metadata: Any, rows: int) -> tuple[torch.Tensor, torch.Tensor |
 
 
 def states(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The convolution's state ``[slots, channels, 3 or more]`` and the recurrent ``[slots, heads, dv, dk]``."""
+    """The convolution's ``[slots, channels, 3 or more]`` and the recurrent one ``[slots, heads, dv, dk]``."""
     conv, state = layer.kv_cache[0], layer.kv_cache[1]
     return conv if is_conv_state_dim_first() else conv.transpose(-1, -2), state
 
@@ -174,7 +176,7 @@ def _in_fake(x: torch.Tensor, columns: int, layer_name: LayerNameType) -> torch.
     return x.new_empty((x.shape[0], columns))
 
 
-@eager_break_during_capture  # type: ignore[misc]
+@eager_break_during_capture  # type: ignore[untyped-decorator]
 def _core(mixed: torch.Tensor, out: torch.Tensor, layer_name: LayerNameType) -> None:
     _of(layer_name)(mixed, out)
 

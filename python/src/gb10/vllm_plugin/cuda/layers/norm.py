@@ -11,7 +11,7 @@ from vllm.triton_utils import tl, triton
 _MOST_COLUMNS = 16384
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _add_norm(
     x: Any,
     residual: Any,
