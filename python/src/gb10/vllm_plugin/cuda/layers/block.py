@@ -46,7 +46,7 @@ _ATTRIBUTE = "gb10_block"
 """Of a decoder layer: its Block, or None where vLLM's own forward runs. Of the runner: the same Block."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """What the operator needs of one layer; H hidden size, E experts."""
 
@@ -68,6 +68,9 @@ class Block:
 
     workspace: torch.Tensor
     """Of ``gb10::route_experts``: uint8, zero between calls."""
+
+    reduces: bool
+    """Whether each rank has a part of the sum."""
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x, residual: ``[M, H]``; the layer's output and the new residual, both new."""
@@ -144,8 +147,7 @@ def _second_half(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The operator, and what several ranks add to it. Traced."""
     out, residual = torch.ops.vllm.gb10_experts(hidden_states, residual, _encode_layer_name(block.name))
-    config = block.runner.moe_config
-    if (config.tp_size > 1 or config.ep_size > 1) and not config.skip_final_all_reduce:
+    if block.reduces:
         out = tensor_model_parallel_all_reduce(out)
     return out, residual
 
@@ -196,6 +198,7 @@ def prepare(layer: Any, name: str) -> str | None:
     if gate.dtype not in (torch.bfloat16, torch.float16):
         return f"a router in {gate.dtype}"
     shared = moe.shared_expert_gate if moe.shared_expert is not None else None
+    config = runner.moe_config
     block = Block(
         name=runner.layer_name,
         runner=runner,
@@ -206,6 +209,7 @@ def prepare(layer: Any, name: str) -> str | None:
         gate_weight=gate.contiguous(),
         shared_gate_weight=None if shared is None else shared.weight.data.contiguous(),
         workspace=torch.zeros(workspace_bytes(DECODE, gate.shape[0]), dtype=torch.uint8, device=gate.device),
+        reduces=(config.tp_size > 1 or config.ep_size > 1) and not config.skip_final_all_reduce,
     )
     object.__setattr__(layer, _ATTRIBUTE, block)
     object.__setattr__(runner, _ATTRIBUTE, block)

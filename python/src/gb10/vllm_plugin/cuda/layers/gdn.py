@@ -47,7 +47,7 @@ _ATTRIBUTE = "gb10_gdn"
 """Of a GDN layer: its Core, or None where vLLM's own forward runs."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Core:
     """What the operators need of one layer, beside the layer. All sizes are this rank's."""
 
