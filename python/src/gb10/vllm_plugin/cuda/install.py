@@ -53,5 +53,8 @@ def install() -> None:
     ) -> None:
         stock(model, model_config, target_device)
         take_over(model, mode)
+        if target_device.type == "cuda":
+            # The kernels read weights while the kernel before them runs: all must be in memory.
+            torch.cuda.synchronize(target_device)
 
     base_loader.process_weights_after_loading = process_weights_after_loading

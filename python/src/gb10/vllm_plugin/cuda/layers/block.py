@@ -74,6 +74,7 @@ class Block:
 
     def __call__(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x, residual: ``[M, H]``; the layer's output and the new residual, both new."""
+        x, residual = x.contiguous(), residual.contiguous()
         out = torch.empty_like(x)
         if x.shape[0] == 0:
             return out, residual.clone()
@@ -178,6 +179,7 @@ def refusal(layer: Any) -> str | None:
         (type(norm) not in (GemmaRMSNorm, RMSNorm), f"a {type(norm).__name__}"),
         (getattr(norm, "variance_size_override", None) is not None, "a norm over a part"),
         (gate.bias is not None or not gate.is_unquantized, "a router with a bias or in a quantised format"),
+        (hidden != norm.weight.shape[0], "a padded hidden size"),
         (hidden % 256 != 0 or hidden > 8192, f"a hidden size of {hidden}"),
         (experts > 1024 or config.experts_per_token > 32, f"{experts} experts"),
     )

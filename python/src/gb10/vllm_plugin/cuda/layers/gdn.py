@@ -156,7 +156,11 @@ def others(core: Core, mixed: torch.Tensor, out: torch.Tensor) -> None:
     layer = core.layer
     qkv, z, b, a = core.unpack(mixed)
     layer._forward_core_fused_norm(
-        mixed_qkv=qkv, b=b, a=a, output_gate=z, core_attn_out=out.view(-1, core.value_heads, layer.head_v_dim)
+        mixed_qkv=qkv,
+        b=b.contiguous(),
+        a=a.contiguous(),
+        output_gate=z,
+        core_attn_out=out.view(-1, core.value_heads, layer.head_v_dim),
     )
 
 
