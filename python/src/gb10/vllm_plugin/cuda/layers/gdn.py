@@ -29,8 +29,6 @@ from vllm.utils.torch_utils import (
     direct_register_custom_op,
 )
 
-from gb10.kernels.gdn_decode import MAX_STEPS
-from gb10.kernels.gdn_decode import WIDTH as CONV_WIDTH
 from gb10.vllm_plugin.cuda import dispatch
 from gb10.vllm_plugin.cuda.requant.dense import Dense
 from gb10.vllm_plugin.cuda.requant.methods import merge
@@ -40,6 +38,11 @@ logger = logging.getLogger("vllm.gb10")
 
 CORE = "vllm::gb10_gdn_core"
 HEAD_SIZES = (64, 128)
+CONV_WIDTH = 4
+MAX_STEPS = 8
+MOST_ROWS = 512
+"""What ``gb10::gdn_decode`` takes: sizes of heads, taps, tokens of a sequence, value rows of a key head."""
+
 
 LAYERS = (QwenGatedDeltaNetAttention,)
 
@@ -200,6 +203,7 @@ def refusal(layer: Any) -> str | None:
         (norm.activation not in ("silu", "swish"), f"an output gate of {norm.activation}"),
         (norm.group_size is not None or norm.bias is not None, "a norm by groups or with a bias"),
         (layer.num_v_heads % layer.num_k_heads != 0, "value heads without key heads"),
+        (layer.num_v_heads // layer.num_k_heads * layer.head_v_dim > MOST_ROWS, "value heads of a key head"),
         (layer.disable_tp_for_ba_proj, "a replicated in_proj_ba"),
         (dtype not in (torch.bfloat16, torch.float16), f"{dtype}"),
         (conv_dtype != dtype, f"a convolution state in {conv_dtype}"),
