@@ -8,7 +8,7 @@ Writes to the file named by its one argument, for each job:
 `prompt_logprobs` has one number per prompt token but the first; `prompt_top` the token vLLM finds likeliest.
 GB10_TEST_INSTALL names modules whose `install` is called first.
 With drafts the answer has "drafts": [number proposed, number accepted]. "dispatched" is the record of our
-engine so far: [operation, kernel, tokens of the first run] each.
+engine: [operation, kernel, tokens of the first run] each.
 """
 
 import gc
@@ -44,6 +44,7 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
 
     from gb10.vllm_plugin.cuda import dispatch
 
+    dispatch._seen.clear()
     drafts = "speculative_config" in job["engine"]
     engine = LLM(disable_log_stats=not drafts, **job["engine"])
     sampling = SamplingParams(

@@ -391,8 +391,36 @@ def test_routing_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None
         "kv_cache": "auto",
         "kv_cache_of_checkpoint": False,
         "dtype": "bfloat16",
+        "parts": [],
+        "dense": "keep",
+        "head": "keep",
     }
     assert {row["whose"] for row in document["routes"]} == {routing.OURS, routing.VLLM}
+
+
+def test_routing_command_knows_our_engine(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By default it is as it would be here: ours needs the library."""
+    asked = ["routing", "--capability", "12.1", "--no-flashinfer"]
+    monkeypatch.delenv("GB10_KERNELS", raising=False)
+    assert cli.main(asked) == 0
+    assert "gb10 moe_decode" not in capsys.readouterr().out
+    assert cli.main([*asked, "--engine", "gb10", "--dense", "nvfp4"]) == 0
+    printed = capsys.readouterr().out
+    assert "engine gb10 (dense nvfp4, head fp8)" in printed
+    assert "gb10 moe_decode" in printed and "gb10 route_experts" in printed
+    assert cli.main([*asked, "--engine", "gb10", "--route", "nvfp4_moe=marlin"]) == 0
+    printed = capsys.readouterr().out
+    assert "gb10 nvfp4_gemv" in printed and "gb10 route_experts" not in printed
+    (tmp_path / "libgb10_kernels.so").touch()
+    monkeypatch.setenv("GB10_KERNELS", str(tmp_path))
+    assert cli.main(asked) == 0
+    assert "gb10 moe_decode" in capsys.readouterr().out
+    assert cli.main([*asked, "--engine", "stock"]) == 0
+    assert "gb10 moe_decode" not in capsys.readouterr().out
+    assert cli.main(["routing", "--capability", "8.9", "--engine", "gb10"]) == 2
+    assert "our kernels need compute capability 9.0" in capsys.readouterr().err
 
 
 def test_routing_command_takes_routes(capsys: pytest.CaptureFixture[str]) -> None:
