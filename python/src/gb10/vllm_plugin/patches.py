@@ -12,11 +12,12 @@ from typing import Literal
 from gb10.vllm_plugin import compat
 from gb10.vllm_plugin.compat import Need
 
-Room = Literal["load", "cpu", "cuda", "draft", "engine", "life", "serve"]
+Room = Literal["load", "config", "cpu", "cuda", "draft", "engine", "life", "serve"]
 """When a change is made. `load`: on every platform, to how models are loaded; `cpu`: on vLLM's CPU platform;
 `draft`: with GB10_DRAFT_VOCABULARY; `serve`: in the server's process, where `gb10 serve` asked for fork;
-`life`: in every process of `gb10 serve`, before vLLM is imported where that can be; `engine`: on CUDA with
-`--engine gb10`; `cuda`: by those who ask for it."""
+`life`: in every process of `gb10 serve`, before vLLM is imported where that can be; `config`: on CUDA with
+`--engine gb10`, in every process; `engine`: then too, in a process that loads a model, before it does;
+`cuda`: by those who ask for it."""
 
 
 @dataclass(frozen=True)
@@ -272,7 +273,7 @@ Remove when: vLLM names the process that died and the signal at every stage, and
 """,
     ),
     Patch(
-        "engine",
+        "config",
         "gb10.vllm_plugin.cuda.settings",
         """
 Symptom: `--engine stock` loads the graph that torch.compile made for `--engine gb10`, and vice versa.
@@ -283,6 +284,27 @@ Test: tests/unit/vllm_plugin/test_engine_install.py
 Remove when: vLLM's key has a part for plug-ins.
 """,
         (Need("vllm.envs", "environment_variables"),),
+    ),
+    Patch(
+        "config",
+        "gb10.vllm_plugin.cuda.later",
+        """
+Symptom: with our engine vLLM's server has a CUDA context of its own and warns "We must use the `spawn`
+  multiprocessing start method"; each process then imports vLLM anew.
+Evidence: vllm.third_party.flash_linear_attention.ops.utils asks torch for the GPU's name while it is
+  imported, and Qwen3-Next's modules import it. vLLM itself looks at models in a process of their own.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_engine_install.py
+Remove when: vLLM has a hook for plug-ins where a model is loaded, or its models import without CUDA.
+""",
+        (
+            Need("vllm.config", "CompilationConfig._attention_ops"),
+            Need(
+                f"{_LOADER}.base_loader",
+                "BaseModelLoader.load_model",
+                "self, vllm_config, model_config, prefix",
+            ),
+        ),
     ),
     Patch(
         "engine",
@@ -303,7 +325,6 @@ Remove when: vLLM's decoder layers and Gated DeltaNet need as few launches.
                 "model, model_config, target_device",
             ),
             Need("vllm.compilation.breakable_cudagraph", "eager_break_during_capture", "fn"),
-            Need("vllm.config", "CompilationConfig._attention_ops"),
             Need("vllm.distributed", "tensor_model_parallel_all_reduce", "input_"),
             Need("vllm.forward_context", "get_forward_context", ""),
             Need("vllm.triton_utils", "triton"),
@@ -369,6 +390,11 @@ Remove when: that patch can go, or the wheel is built with it.
 )
 
 _applied: set[Room] = set()
+
+
+def applied(room: Room) -> bool:
+    """Whether the changes of a room have been applied to this process."""
+    return room in _applied
 
 
 def apply(room: Room) -> None:
