@@ -42,7 +42,7 @@ class Fp8(NamedTuple):
 
 
 class NvFp4(NamedTuple):
-    """As `gb10.kernels.nvfp4_gemv` takes them: uint8 ``[N, K / 2]``, E4M3 ``[N, K / 16]``, float32 ``[1]``."""
+    """As `gb10.kernels.nvfp4_gemv` takes it: uint8 ``[N, K / 2]``, E4M3 ``[N, K / 16]``, float32 ``[1]``."""
 
     codes: torch.Tensor
     scales: torch.Tensor

@@ -158,7 +158,7 @@ class HeadMethod(QuantizeMethodBase):  # type: ignore[misc]
         return made.forward(x, bias)
 
     def tie_weights(self, layer: Any, embed_tokens: Any) -> Any:
-        """The embedding is looked up in 16 bit, and a copy for the head would cost memory: keep it as it is."""
+        """The embedding is looked up in 16 bit, and a copy for the head would cost memory: keep it."""
         report.keep(self.name, "it is the embedding as well")
         get_layerwise_info(layer).reset()
         layer.quant_method = UnquantizedEmbeddingMethod()
