@@ -249,8 +249,8 @@ requant.install(CudaMode(Format.FP8, Format.NVFP4, Engine.GB10))
 torch.manual_seed(0)
 torch.set_default_dtype(torch.bfloat16)
 config = VllmConfig()
-model = SimpleNamespace(dtype=torch.bfloat16, head_dtype=torch.bfloat16)
-config.model_config, config.quant_config = model, ModelOptNvFp4Config("NVFP4", None, ["*"])
+model = SimpleNamespace(dtype=torch.bfloat16, head_dtype=torch.bfloat16, is_moe=False)
+config.model_config, config.quant_config = model, ModelOptNvFp4Config("NVFP4", True, None, ["*"])
 context = set_current_vllm_config(config)
 context.__enter__()
 init_distributed_environment(1, 0, f"file://{tempfile.mkdtemp()}/store", 0, backend="gloo")
@@ -336,7 +336,7 @@ heads = []
 for given in (quant, None):  # Qwen3-Next's head has no quantisation config
     head = ParallelLMHead(1000, H, quant_config=given, prefix="lm_head")
     assert type(head.quant_method) is methods.HeadMethod and head.weight.is_meta
-    head.weight_loader(head.weight, weight)
+    head.weight.weight_loader(head.weight, weight)
     heads.append(head)
 for head in heads:
     # 1000 rows are padded to 1024, so vLLM processes it when all is loaded.
@@ -353,9 +353,15 @@ assert (out[:, 1000:] == 0).all()
 drafter = SimpleNamespace(has_own_lm_head=True)
 assert _should_share(drafter, "has_own_lm_head", heads[1], heads[0])
 head = ParallelLMHead(1000, H, prefix="lm_head")
-head.weight_loader(head.weight, other)
+head.weight.weight_loader(head.weight, other)
 finalize_layerwise_processing(head, model)
 assert not _should_share(drafter, "has_own_lm_head", head, heads[0])
+
+# A drafter's head that its checkpoint has not: the target's takes its place, and garbage must not be judged.
+empty = ParallelLMHead(1024, H, prefix="empty.lm_head")
+finalize_layerwise_processing(empty, model)
+assert (empty.quant_method.apply(empty, x) == 0).all()
+assert all(entry.name != "empty.lm_head" for entry in report.entries)
 
 embedding = VocabParallelEmbedding(1000, H, prefix="model.embed_tokens")
 assert type(embedding.quant_method) is UnquantizedEmbeddingMethod
@@ -377,6 +383,7 @@ assert type(ParallelLMHead(1000, H, prefix="lm_head").quant_method) is Unquantiz
 def test_peak_memory_is_the_result_and_one_layer() -> None:
     """Eight layers, loaded one after the other, each from a file that is mapped."""
     layers("""
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 class Counter(TorchDispatchMode):
@@ -387,9 +394,10 @@ class Counter(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for tensor in torch.utils._pytree.tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
-                from torch.multiprocessing.reductions import StorageWeakRef
-                storage = tensor.untyped_storage()
+            if not isinstance(tensor, torch.Tensor) or tensor.is_meta:
+                continue
+            storage = tensor.untyped_storage()
+            if storage._cdata not in mapped:
                 self.live[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         self.live = {at: one for at, one in self.live.items() if not one[0].expired()}
         self.most = max(self.most, sum(size for _, size in self.live.values()))
@@ -397,6 +405,7 @@ class Counter(TorchDispatchMode):
 
 N, K, COUNT = 2048, 1024, 8
 files = [torch.randn(N, K) for _ in range(COUNT)]
+mapped = {weight.untyped_storage()._cdata for weight in files}
 from gb10.vllm_plugin.cuda.requant import convert
 convert._AT_ONCE = 1 << 16
 counter = Counter()

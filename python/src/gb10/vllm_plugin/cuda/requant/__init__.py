@@ -100,13 +100,15 @@ def _may_convert(config: Any, layer: Any, name: str) -> bool:
 
 
 def _tell_after_loads() -> None:
-    from vllm.model_executor.model_loader import BaseModelLoader
+    from vllm.model_executor.model_loader import BaseModelLoader, DummyModelLoader
 
+    from gb10.vllm_plugin.cuda.requant import state
     from gb10.vllm_plugin.cuda.requant.report import report
 
     original = BaseModelLoader.load_model
 
     def load_model(self: Any, *given: Any, **named: Any) -> torch.nn.Module:
+        state.dummy = isinstance(self, DummyModelLoader)
         model: torch.nn.Module = original(self, *given, **named)
         if torch.cuda.is_available():
             # The kernels read weights while the kernel before them runs: all must be in memory.

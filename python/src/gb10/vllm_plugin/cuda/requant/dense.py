@@ -27,12 +27,12 @@ class Dense(ABC):
         self.operation = operation
 
     @staticmethod
-    def of(weight: torch.Tensor, kind: str, name: str, operation: str = DENSE) -> Dense:
+    def of(weight: torch.Tensor, kind: str, name: str, operation: str = DENSE, *, told: bool = True) -> Dense:
         """Hold ``weight``, bfloat16 or float16 ``[N, K]``, as ``kind``: keep, fp8 or nvfp4.
 
-        What it costs goes into the report under ``name``. The weight is kept as it is where the kernels
-        cannot take it (`why_not`). Raises Refused for a weight that holds NaN or infinity, or that loses
-        more than the limit.
+        What it costs goes into the report under ``name``, if that is to be ``told``. The weight is kept as
+        it is where the kernels cannot take it (`why_not`). Raises Refused for a weight that holds NaN or
+        infinity, or that loses more than the limit.
         """
         operators.install()
         form = Format(kind)
@@ -46,7 +46,8 @@ class Dense(ABC):
             nvfp4, error = convert.to_nvfp4(weight)
             made = NvFp4Dense(nvfp4, operation)
         rows, columns = weight.shape
-        report.add(Entry(name, form, rows, columns, weight.nbytes, made.nbytes, error))
+        if told:
+            report.add(Entry(name, form, rows, columns, weight.nbytes, made.nbytes, error))
         return made
 
     @staticmethod

@@ -16,6 +16,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbed
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info, initialize_online_processing
 from vllm.model_executor.utils import replace_parameter
 
+from gb10.vllm_plugin.cuda.requant import state
 from gb10.vllm_plugin.cuda.requant.dense import DENSE, HEAD, Dense, why_not
 from gb10.vllm_plugin.cuda.requant.report import report
 from gb10.vllm_plugin.cuda.settings import Format
@@ -35,7 +36,12 @@ def dense_of(layer: Any) -> Dense | None:
 
 def _convert(layer: Any, form: Format, name: str, operation: str) -> None:
     """Replace a layer's weight by what it becomes as ``form``."""
-    made = Dense.of(layer.weight.detach(), form, name, operation)
+    weight = layer.weight.detach()
+    if _is_unloaded(layer):
+        # The proof of the load has let it pass: something else will take its place.
+        made = Dense.of(weight.zero_(), form, name, operation, told=False)
+    else:
+        made = Dense.of(weight, form, name, operation)
     before = dense_of(layer)
     if before is not None:
         # A reload: CUDA graphs have the addresses of the tensors that there are.
@@ -43,6 +49,12 @@ def _convert(layer: Any, form: Format, name: str, operation: str) -> None:
             before.tensors[tensor_name].copy_(tensor)
         made = before
     _place(layer, made)
+
+
+def _is_unloaded(layer: Any) -> bool:
+    """Whether the checkpoint had nothing for this layer, whose memory nobody has written then."""
+    info = get_layerwise_info(layer)
+    return bool(info.can_load() and info.load_numel == 0 and not state.dummy)
 
 
 def _place(layer: Any, made: Dense) -> None:
