@@ -380,6 +380,41 @@ assert type(ParallelLMHead(1000, H, prefix="lm_head").quant_method) is Unquantiz
 """)
 
 
+def test_the_proof_of_a_load_sees_what_such_a_layer_lacks() -> None:
+    layers("""
+from gb10.vllm_plugin.load_proof.proof import LoadProof, gap_message
+
+class Attention(torch.nn.Module):
+    packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"]}
+    def __init__(self):
+        super().__init__()
+        self.self_attn = torch.nn.Module()
+        self.self_attn.qkv_proj = QKVParallelLinear(
+            H, 64, 4, 2, bias=False, quant_config=quant, prefix="model.layers.0.self_attn.qkv_proj"
+        )
+        self.lm_head = ParallelLMHead(1000, H, prefix="lm_head")
+    def load_weights(self, weights):
+        for name, tensor in weights:
+            weight = self.lm_head.weight if name.startswith("lm") else self.self_attn.qkv_proj.weight
+            shard = () if name.startswith("lm") else (name[10],)
+            weight.weight_loader(weight, tensor, *shard)
+        return {"self_attn.qkv_proj.weight", "lm_head.weight"}
+
+sizes = {"q": 256, "k": 128, "v": 128}
+files = {f"self_attn.{part}_proj.weight": torch.randn(rows, H) for part, rows in sizes.items()}
+files["lm_head.weight"] = torch.randn(1000, H)  # padded to 1024: pending, and whole
+for lacks in (None, "self_attn.v_proj.weight", "lm_head.weight"):
+    proof = LoadProof()
+    made = proof.build(Attention)
+    given = [(name, tensor) for name, tensor in files.items() if name != lacks]
+    parameters = proof.load(made, lambda: made.load_weights(given))
+    gaps = parameters.find()
+    assert bool(gaps) == (lacks is not None), gaps
+    assert lacks is None or f"has no {lacks}" in gap_message(gaps, None), gap_message(gaps, None)
+    assert parameters.faults() == []
+""")
+
+
 def test_peak_memory_is_the_result_and_one_layer() -> None:
     """Eight layers, loaded one after the other, each from a file that is mapped."""
     layers("""

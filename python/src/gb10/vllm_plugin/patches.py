@@ -43,6 +43,7 @@ _COMPRESSED_MOE = f"{_COMPRESSED}.compressed_tensors_moe.compressed_tensors_moe_
 _QUARK = f"{_LAYERS}.quantization.quark"
 _PROCESS = "process_weights_after_loading"
 _LOADER = "vllm.model_executor.model_loader"
+_EMBEDDING = f"{_LAYERS}.vocab_parallel_embedding"
 _MODELS = "vllm.model_executor.models"
 _MTP = f"{_MODELS}.qwen3_next_mtp"
 _GDN = f"{_LAYERS}.mamba.gdn.qwen_gdn_linear_attn"
@@ -222,6 +223,7 @@ Remove when: vLLM refuses a parameter that was not written whole, quantised mode
             Need(f"{_LOADER}.base_loader", "BaseModelLoader.create_model"),
             Need(f"{_LOADER}.base_loader", "BaseModelLoader.load_weights", "self, model, model_config"),
             Need(f"{_LOADER}.default_loader", "_CONFIG_BUILT_PARAMS"),
+            Need(f"{_LOADER}.reload.layerwise", "get_layerwise_info", "layer"),
             Need(f"{_LOADER}.reload.meta", "SKIP_LOAD_TENSORS"),
             Need(f"{_LAYERS}.fused_moe.routed_experts", "RoutedExperts"),
             Need(f"{_LAYERS}.quantization.kv_cache", "BaseKVCacheMethod"),
@@ -304,6 +306,39 @@ Remove when: vLLM has a hook for plug-ins where a model is loaded, or its models
                 "BaseModelLoader.load_model",
                 "self, vllm_config, model_config, prefix",
             ),
+        ),
+    ),
+    Patch(
+        "engine",
+        "gb10.vllm_plugin.cuda.requant",
+        """
+Symptom: a token of Qwen3-Next-80B-A3B-NVFP4 reads 4.16 GB of weights, 2.9 GB of them in 16 bit.
+Evidence: the checkpoint leaves the input projections of both kinds of attention and the head in BF16. vLLM's
+  online quantisation covers linear layers alone, as W8A8: its tables have no W8A16, no NVFP4 for linear
+  layers, no head (resolve_quant_method), and it does not say what it cost.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_requant.py, tests/gpu/test_requant.py
+Remove when: vLLM quantises linear layers and the head online, for few tokens with 16 bit activations.
+""",
+        (
+            Need(f"{_LAYERS}.linear", "resolve_quant_method", "quant_config, layer, prefix"),
+            Need(f"{_LAYERS}.linear", "UnquantizedLinearMethod.create_weights"),
+            Need(f"{_LAYERS}.quantization.online.fp8", "OnlineLinearBase.create_weights"),
+            Need(_EMBEDDING, "resolve_quant_method", "quant_config, layer, prefix"),
+            Need(_EMBEDDING, "ParallelLMHead.tie_weights"),
+            Need(_EMBEDDING, "UnquantizedEmbeddingMethod.create_weights"),
+            Need(
+                _EMBEDDING,
+                "VocabParallelEmbedding.__init__",
+                "self, num_embeddings, embedding_dim, params_dtype, org_num_embeddings, padding_size, "
+                "quant_config, prefix, disable_tp, reduce_results, quant_method, parallel_group",
+            ),
+            Need(f"{_LOADER}.reload.layerwise", "initialize_online_processing", "layer"),
+            Need(f"{_LOADER}.reload.layerwise", "get_layerwise_info", "layer"),
+            Need("vllm.model_executor.utils", "replace_parameter"),
+            Need("vllm.config", "get_current_vllm_config", ""),
+            Need("vllm._custom_ops", "cutlass_scaled_mm", "a, b, scale_a, scale_b, out_dtype, bias"),
+            Need("vllm._custom_ops", "scaled_fp8_quant"),
         ),
     ),
     Patch(

@@ -23,6 +23,8 @@ class Dense(ABC):
     Made by ``Dense.of``; ``forward`` may stand in code that torch.compile traces.
     """
 
+    kind: Format
+
     def __init__(self, operation: str) -> None:
         self.operation = operation
 
@@ -58,8 +60,8 @@ class Dense(ABC):
         parts of different kinds.
         """
         first = parts[0]
-        if len({type(part) for part in parts}) != 1:
-            raise ValueError(f"parts of {sorted({type(part).__name__ for part in parts})} cannot be joined")
+        if len(kinds := {part.kind for part in parts}) != 1:
+            raise ValueError(f"parts of the kinds {', '.join(sorted(kinds))} cannot be joined")
         if isinstance(first, Fp8Dense):
             some = [part.held for part in parts if isinstance(part, Fp8Dense)]
             joined = convert.Fp8(
@@ -106,6 +108,8 @@ class Dense(ABC):
 class Plain(Dense):
     """As the checkpoint has it."""
 
+    kind = Format.KEEP
+
     def __init__(self, weight: torch.Tensor, operation: str) -> None:
         super().__init__(operation)
         self.weight = weight
@@ -130,6 +134,8 @@ class Plain(Dense):
 
 class Fp8Dense(Dense):
     """E4M3 with a scale for each row."""
+
+    kind = Format.FP8
 
     def __init__(self, held: convert.Fp8, operation: str) -> None:
         super().__init__(operation)
@@ -160,6 +166,8 @@ class Fp8Dense(Dense):
 
 class NvFp4Dense(Dense):
     """NVFP4 in the layout of checkpoints, with one global scale."""
+
+    kind = Format.NVFP4
 
     def __init__(self, held: convert.NvFp4, operation: str) -> None:
         super().__init__(operation)

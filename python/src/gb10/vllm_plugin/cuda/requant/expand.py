@@ -14,7 +14,8 @@ def _expand(codes, scales, global_scale, out, count, BLOCKS: tl.constexpr, PAIRS
     """Each program: BLOCKS blocks of 16 values. All tensors are dense, so rows do not matter."""
     block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
     inside = block < count
-    step = tl.load(scales + block, mask=inside, other=0.0).to(tl.float32) * tl.load(global_scale)
+    scale = tl.load(scales + block, mask=inside, other=0).to(tl.float8e4nv, bitcast=True)
+    step = scale.to(tl.float32) * tl.load(global_scale)
     pair = tl.arange(0, PAIRS)
     at = block[:, None] * PAIRS + pair[None, :]
     packed = tl.load(codes + at, mask=inside[:, None], other=0).to(tl.int32)
@@ -47,6 +48,6 @@ def expand(
     out = torch.empty(codes.shape[0], 2 * codes.shape[1], dtype=dtype, device=codes.device)
     count = scales.numel()
     _expand[(triton.cdiv(count, _BLOCKS),)](
-        codes, scales, global_scale, out, count, BLOCKS=_BLOCKS, PAIRS=_PAIRS
+        codes, scales.view(torch.uint8), global_scale, out, count, BLOCKS=_BLOCKS, PAIRS=_PAIRS
     )
     return out
