@@ -25,8 +25,8 @@ BF16 = torch.bfloat16
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch: pytest.MonkeyPatch) -> cpu_operators.Library:
     torch.manual_seed(0)
-    monkeypatch.setattr(report.report, "entries", [])
-    monkeypatch.setattr(report.report, "kept", {})
+    monkeypatch.setattr(report.report, "now", report.Load())
+    monkeypatch.setattr(report.report, "over", [])
     library = cpu_operators.install()
     library.calls.clear()
     return library
@@ -153,7 +153,7 @@ def test_parts_of_two_kinds_are_not_joined() -> None:
 def test_what_the_kernels_cannot_take_is_kept() -> None:
     assert isinstance(Dense.of(random_weight(8, 96), "fp8", "a"), Plain)
     assert isinstance(Dense.of(torch.randn(8, 64), "nvfp4", "a"), Plain)
-    assert report.report.entries == []
+    assert report.report.now.entries == []
 
 
 def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,34 +161,39 @@ def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Dense.of(random_weight(64, 128), "fp8", f"model.layers.{layer}.self_attn.qkv_proj")
     Dense.of(random_weight(96, 128), "nvfp4", "lm_head", "lm_head")
     report.report.keep("model.layers.0.mlp.down_proj", "rows of 96 values are no multiple of 64")
-    lines = report.summary(report.report.entries)
-    assert lines[0].startswith("requantised 4 matrices: 0.000 to 0.000 GB, relative error ")
+    lines = report.summary(report.report.now.entries)
+    assert lines[0].startswith("requantised 4 matrices: 0 MiB to 0 MiB, relative error ")
     assert lines[1].split()[:6] == ["qkv_proj", "[64,", "128]", "fp8", "3", "x,"]
     assert lines[2].split()[:6] == ["lm_head", "[96,", "128]", "nvfp4", "1", "x,"]
     file = tmp_path / "report.json"
-    monkeypatch.setenv(report.FILE_NAME, str(file))
-    report.report.tell()
-    content = json.loads(file.read_text())
+    monkeypatch.setenv(names.REPORT_NAME, str(file))
+    load = report.report.now
+    report.report.tell("Qwen3NextForCausalLM")
+    Dense.of(random_weight(32, 64), "fp8", "lm_head", "lm_head")
+    report.report.tell("Qwen3NextMTP")
+    content, draft = json.loads(file.read_text())
+    assert (content["model"], draft["model"]) == ("Qwen3NextForCausalLM", "Qwen3NextMTP")
     matrices = content["matrices"]
     assert [entry["name"] for entry in matrices][3] == "lm_head"
+    assert len(draft["matrices"]) == 1
     assert content["bytes_before"] == 2 * 128 * (3 * 64 + 96)
     assert content["bytes_after"] == 3 * 64 * 132 + 96 * 72 + 4
-    assert content["kept"] == report.report.kept
-    norms = [entry.error.norm for entry in report.report.entries]
+    assert content["kept"] == load.kept
+    norms = [entry.error.norm for entry in load.entries]
     weighted = sum(n * m["relative_error"] ** 2 for n, m in zip(norms, matrices, strict=True)) / sum(norms)
     assert content["relative_error"] == pytest.approx(math.sqrt(weighted))
 
 
 def test_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = random_weight(64, 128)
-    monkeypatch.setenv(report.LIMIT_NAME, "0.05")
+    monkeypatch.setenv(names.LIMIT_NAME, "0.05")
     Dense.of(weight, "fp8", "a.qkv_proj")
     with pytest.raises(Refused, match=r"a\.qkv_proj loses 8\.\d+% as nvfp4, more than 5.*--dense keep"):
         Dense.of(weight, "nvfp4", "a.qkv_proj")
     with pytest.raises(Refused, match=r"use --head keep"):
         Dense.of(weight, "nvfp4", "lm_head", "lm_head")
     for wrong in ("a lot", "0", "nan", "-1"):
-        monkeypatch.setenv(report.LIMIT_NAME, wrong)
+        monkeypatch.setenv(names.LIMIT_NAME, wrong)
         with pytest.raises(UserError, match="not a number above 0"):
             report.limit_from_env()
 
@@ -286,7 +291,7 @@ exact = x.float() @ torch.cat(weights).float().T
 assert (out.float() - exact).norm() < 0.03 * exact.norm(), (out.float() - exact).norm() / exact.norm()
 qkv.quant_method.process_weights_after_loading(qkv)  # vLLM calls again after the load
 assert qkv.weight.dtype == torch.float8_e4m3fn
-assert [entry.name for entry in report.entries] == ["model.layers.0.self_attn.qkv_proj"]
+assert [entry.name for entry in report.now.entries] == ["model.layers.0.self_attn.qkv_proj"]
 
 # Not of the dense side, or not fit for the kernels: stock.
 for made in (
@@ -296,7 +301,7 @@ for made in (
 ):
     assert type(made.quant_method) is UnquantizedLinearMethod
     assert made.weight.dtype == torch.bfloat16 and not made.weight.is_meta
-assert list(report.kept) == ["model.layers.0.self_attn.o_proj"]
+assert list(report.now.kept) == ["model.layers.0.self_attn.o_proj"]
 with torch.device("meta"):  # a rehearsal has nothing to convert
     made = RowParallelLinear(H, 16, bias=False, quant_config=quant, prefix="model.layers.0.self_attn.o_proj")
 assert type(made.quant_method) is UnquantizedLinearMethod
@@ -361,14 +366,14 @@ assert not _should_share(drafter, "has_own_lm_head", head, heads[0])
 empty = ParallelLMHead(1024, H, prefix="empty.lm_head")
 finalize_layerwise_processing(empty, model)
 assert (empty.quant_method.apply(empty, x) == 0).all()
-assert all(entry.name != "empty.lm_head" for entry in report.entries)
+assert all(entry.name != "empty.lm_head" for entry in report.now.entries)
 
 embedding = VocabParallelEmbedding(1000, H, prefix="model.embed_tokens")
 assert type(embedding.quant_method) is UnquantizedEmbeddingMethod
 tied = ParallelLMHead(1000, H, prefix="lm_head").tie_weights(embedding)
 assert tied.weight is embedding.weight
 assert tied.quant_method.apply is not None and type(tied.quant_method) is UnquantizedEmbeddingMethod
-assert "embedding" in report.kept["lm_head"]
+assert "embedding" in report.now.kept["lm_head"]
 finalize_layerwise_processing(tied, model)
 
 model.head_dtype = torch.float32

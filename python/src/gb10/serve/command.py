@@ -21,6 +21,7 @@ from gb10.serve.environment import package_folder
 from gb10.serve.preflight import Verdict
 from gb10.serve.settings import ROWS, SECRETS, Origin, Settings, is_loopback
 from gb10.vllm_plugin.cuda import settings as engine
+from gb10.vllm_plugin.cuda.requant.names import LIMIT_NAME, REPORT_NAME
 from gb10.vllm_plugin.cuda.settings import CudaMode, Part
 from gb10.vllm_plugin.draft.ids import ENV_NAME as DRAFT_VOCABULARY
 from gb10.vllm_plugin.draft.ids import DraftVocabulary
@@ -30,7 +31,7 @@ CPU_CONTEXT_LIMIT = 4096
 
 _NO_OPTION = (
     *("model", "api_keys", "vllm_args", "routes", "verbose", "dry_run", "open_metrics", "config"),
-    *("engine", "dense", "head"),
+    *("engine", "dense", "head", "max_requant_error", "requant_report"),
 )
 """Settings that vLLM has no option for, or that are rendered in a way of their own."""
 
@@ -147,6 +148,24 @@ def _engine(settings: Settings, gpus: Sequence[Gpu]) -> tuple[CudaMode, list[str
     if not gpus or settings.engine is not None or unfit is None:
         return mode, []
     return mode, [f"vLLM's own kernels only (--engine stock): {unfit}"]
+
+
+def _requant(settings: Settings, mode: CudaMode) -> None:
+    """Hand on what was said of requantisation. Raises UserError where there is none, or no such folder."""
+    kept = mode.dense is mode.head is engine.Format.KEEP
+    for field, name in (("max_requant_error", LIMIT_NAME), ("requant_report", REPORT_NAME)):
+        value = getattr(settings, field)
+        if value is None:
+            continue
+        said = settings.said(field)
+        if kept:
+            raise UserError(f"{said} is about requantisation, and nothing is requantised; leave it out")
+        if field == "requant_report":
+            path = Path(value).expanduser().absolute()
+            if path.is_dir() or not path.parent.is_dir():
+                raise UserError(f"{said} {value} is no file in a folder that there is; make the folder")
+            value = path
+        settings.export(settings.origins[field], **{name: str(value)})
 
 
 def _target(
@@ -337,6 +356,7 @@ def build(
         asked = settings.passed_on.value("--quantization")
         formats = read_formats(replace(checkpoint, quantization=asked))
     mode, engine_notes = _engine(settings, gpus)
+    _requant(settings, mode)
     target = _target(settings, formats, gpus, flashinfer, mode)
     _check_formats(checkpoint, formats, target)
     target, rows = _route(settings, checkpoint, formats, target)

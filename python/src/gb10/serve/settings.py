@@ -20,6 +20,7 @@ from gb10.errors import UserError
 from gb10.routing import CPU_MODE_VARIABLE, CPU_MODES
 from gb10.serve.vllm_arguments import VllmArguments, Vocabulary, option_name, with_dashes
 from gb10.units import parse_bytes, parse_count
+from gb10.vllm_plugin.cuda.requant.names import LIMIT_NAME, REPORT_NAME
 from gb10.vllm_plugin.cuda.settings import DENSE_NAME, ENGINE_NAME, HEAD_NAME, Engine, Format
 from gb10.vllm_plugin.draft.ids import ENV_NAME as DRAFT_VOCABULARY
 
@@ -222,6 +223,16 @@ class Settings:
         _one_of(Format),
         shown="fp8 with --engine gb10, else keep",
         help="format of an lm_head that the checkpoint has in 16 bit",
+    )
+    max_requant_error: float | None = setting(
+        "--max-requant-error",
+        LIMIT_NAME,
+        SHARE,
+        shown="0.05 for fp8, 0.15 for nvfp4",
+        help="largest relative error of a matrix that --dense and --head may make ([requant.md](requant.md))",
+    )
+    requant_report: str | None = setting(
+        "--requant-report", REPORT_NAME, shown="none", help="JSON file: what each matrix lost, and its size"
     )
     cpu_mode: str = setting(
         "",

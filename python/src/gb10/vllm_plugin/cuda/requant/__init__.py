@@ -8,8 +8,6 @@ of what it cost (`report`). Only checkpoints with a quantisation of their own ar
 
 from typing import Any
 
-import torch
-
 from gb10.vllm_plugin.cuda.requant.names import is_dense
 from gb10.vllm_plugin.cuda.settings import CudaMode, Format
 
@@ -28,6 +26,7 @@ def install(mode: CudaMode | None = None) -> None:
 def _off() -> bool:
     """Whether this is a load without weights (`load_proof.rehearsal`), which has nothing to convert, or one
     that must not depend on the number of tokens."""
+    import torch
     import vllm.envs
 
     return torch.get_default_device().type == "meta" or bool(vllm.envs.VLLM_BATCH_INVARIANT)
@@ -40,7 +39,7 @@ def _linear_layers(form: Format) -> None:
 
     original = linear.resolve_quant_method
 
-    def resolve_quant_method(quant_config: Any, layer: torch.nn.Module, prefix: str) -> Any:
+    def resolve_quant_method(quant_config: Any, layer: Any, prefix: str) -> Any:
         method = original(quant_config, layer, prefix)
         # Exactly that class: others hold what the checkpoint or the user chose.
         if type(method) is linear.UnquantizedLinearMethod and is_dense(prefix) and not _off():
@@ -100,6 +99,7 @@ def _may_convert(config: Any, layer: Any, name: str) -> bool:
 
 
 def _tell_after_loads() -> None:
+    from vllm.distributed import get_tensor_model_parallel_rank
     from vllm.model_executor.model_loader import BaseModelLoader, DummyModelLoader
 
     from gb10.vllm_plugin.cuda.requant import state
@@ -107,13 +107,16 @@ def _tell_after_loads() -> None:
 
     original = BaseModelLoader.load_model
 
-    def load_model(self: Any, *given: Any, **named: Any) -> torch.nn.Module:
+    def load_model(self: Any, *given: Any, **named: Any) -> Any:
+        import torch
+
         state.dummy = isinstance(self, DummyModelLoader)
-        model: torch.nn.Module = original(self, *given, **named)
+        model = original(self, *given, **named)
         if torch.cuda.is_available():
             # The kernels read weights while the kernel before them runs: all must be in memory.
             torch.cuda.synchronize()
-        report.tell()
+        if get_tensor_model_parallel_rank() == 0:
+            report.tell(type(model).__name__)
         return model
 
     BaseModelLoader.load_model = load_model

@@ -20,6 +20,10 @@ _TOWERS = frozenset({"visual", "vision_tower", "vision_model", "audio_tower"})
 
 HEAD = "lm_head"
 
+REPORT_NAME = "GB10_REQUANT_REPORT"
+LIMIT_NAME = "GB10_MAX_REQUANT_ERROR"
+"""Variables: the JSON file of the report, and the largest relative error of a matrix that is served."""
+
 COLUMN_UNIT = 64
 """The kernels take weights whose rows are multiples of this."""
 

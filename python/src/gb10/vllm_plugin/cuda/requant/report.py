@@ -4,19 +4,18 @@ import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gb10.errors import UserError
 from gb10.files import write_json
+from gb10.units import text_size
 from gb10.vllm_plugin.cuda.requant.convert import Error
+from gb10.vllm_plugin.cuda.requant.names import LIMIT_NAME, REPORT_NAME, is_head
 from gb10.vllm_plugin.cuda.settings import Format
 from gb10.vllm_plugin.refusal import refuse
-
-FILE_NAME = "GB10_REQUANT_REPORT"
-LIMIT_NAME = "GB10_MAX_REQUANT_ERROR"
 
 LIMITS = {Format.FP8: 0.05, Format.NVFP4: 0.15}
 """Largest relative error of a matrix that is served, where nobody says another. Normal numbers lose 2.6 % in
@@ -66,14 +65,30 @@ def limit_from_env(environ: Mapping[str, str] = os.environ) -> float | None:
 
 
 @dataclass
-class Report:
-    """The matrices that this process has requantised, in order."""
+class Load:
+    """What the load of one model has requantised: matrices in order, and why other layers were kept."""
 
     entries: list[Entry] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
-    """Why layers that were meant are kept as they are, by name."""
-    _told: int = 0
-    _told_kept: int = 0
+
+    def content(self, model: str) -> dict[str, Any]:
+        """For the JSON file."""
+        return {
+            "model": model,
+            "relative_error": total(self.entries).relative,
+            "bytes_before": sum(entry.before for entry in self.entries),
+            "bytes_after": sum(entry.after for entry in self.entries),
+            "kept": self.kept,
+            "matrices": [entry.content for entry in self.entries],
+        }
+
+
+@dataclass
+class Report:
+    """What this process requantises: the load in progress, and those that are over."""
+
+    now: Load = field(default_factory=Load)
+    over: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, entry: Entry) -> None:
         """Take it in. Raises Refused for one that cannot be computed with, or loses more than the limit."""
@@ -82,38 +97,30 @@ class Report:
             refuse(f"the checkpoint cannot be computed with: {entry.name} holds NaN or infinity")
         limit = limit_from_env() or LIMITS[entry.form]
         if relative > limit:
-            flag = "head" if entry.name.endswith("lm_head") else "dense"
+            flag = "head" if is_head(entry.name) else "dense"
             refuse(
                 f"{entry.name} loses {relative:.2%} as {entry.form}, more than {limit:.2%}; "
                 f"use --{flag} keep, or raise --max-requant-error"
             )
-        self.entries.append(entry)
+        self.now.entries.append(entry)
 
     def keep(self, name: str, reason: str) -> None:
         """Note a layer that stays in 16 bit, and why."""
-        self.kept[name] = reason
+        self.now.kept[name] = reason
 
-    def tell(self) -> None:
-        """Write what is new since the last time to the log, and all of it to the JSON file, if wanted."""
-        new, kept = self.entries[self._told :], list(self.kept.items())[self._told_kept :]
-        self._told, self._told_kept = len(self.entries), len(self.kept)
-        for line in (*summary(new), *kept_lines(dict(kept))):
+    def tell(self, model: str) -> None:
+        """End the load of a model: its table to the log, and all of the loads to the JSON file, if wanted."""
+        load, self.now = self.now, Load()
+        for line in (*summary(load.entries), *kept_lines(load.kept)):
             logger.info("gb10: %s", line)
-        path = os.environ.get(FILE_NAME)
-        if path and (new or kept):
-            write_json(Path(path), self.content)
+        self.over.append(load.content(model))
+        if path := os.environ.get(REPORT_NAME):
+            write_json(Path(path), self.over)
 
-    @property
-    def content(self) -> dict[str, Any]:
-        """For the JSON file."""
-        total = sum((entry.error for entry in self.entries), Error(0.0, 0.0))
-        return {
-            "relative_error": total.relative,
-            "bytes_before": sum(entry.before for entry in self.entries),
-            "bytes_after": sum(entry.after for entry in self.entries),
-            "kept": self.kept,
-            "matrices": [entry.content for entry in self.entries],
-        }
+
+def total(entries: Iterable[Entry]) -> Error:
+    """The error of all matrices together."""
+    return sum((entry.error for entry in entries), Error(0.0, 0.0))
 
 
 def summary(entries: list[Entry]) -> list[str]:
@@ -123,18 +130,16 @@ def summary(entries: list[Entry]) -> list[str]:
     groups: defaultdict[tuple[str, Format, int, int], list[Entry]] = defaultdict(list)
     for entry in entries:
         groups[entry.name.rpartition(".")[2], entry.form, entry.rows, entry.columns].append(entry)
-    before, after = (sum(size) / 1e9 for size in zip(*((e.before, e.after) for e in entries), strict=True))
-    total = sum((entry.error for entry in entries), Error(0.0, 0.0))
+    before, after = sum(entry.before for entry in entries), sum(entry.after for entry in entries)
     lines = [
-        f"requantised {len(entries)} matrices: {before:.3f} to {after:.3f} GB, "
-        f"relative error {total.relative:.2%}"
+        f"requantised {len(entries)} matrices: {text_size(before)} to {text_size(after)}, "
+        f"relative error {total(entries).relative:.2%}"
     ]
     for (leaf, form, rows, columns), group in groups.items():
         worst = max(group, key=lambda entry: entry.error.relative)
-        error = sum((entry.error for entry in group), Error(0.0, 0.0)).relative
         shown = f"{leaf} [{rows}, {columns}]"
         lines.append(
-            f"  {shown:<28} {form:<5} {len(group):>3} x, error {error:.2%}, "
+            f"  {shown:<28} {form:<5} {len(group):>3} x, error {total(group).relative:.2%}, "
             f"most {worst.error.relative:.2%} ({worst.name})"
         )
     return lines
