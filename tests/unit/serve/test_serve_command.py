@@ -620,3 +620,35 @@ def test_a_draft_vocabulary_that_would_do_nothing_is_refused(
     clean_environment.setenv("GB10_DRAFT_VOCABULARY", str(file))
     with pytest.raises(UserError, match=message):
         plan(arguments, config={"model_type": kind})
+
+
+@pytest.mark.usefixtures("kernels")
+def test_the_report_and_the_limit_reach_vllms_processes(plan: Plan, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    argv = ["--requant-report", str(file), "--max-requant-error", "0.2"]
+    found = plan(argv, [GB10], config=QWEN, tensors=PLAIN)
+    assert found.environment["GB10_REQUANT_REPORT"] == str(file)
+    assert found.environment["GB10_MAX_REQUANT_ERROR"] == "0.2"
+    assert not {"--requant-report", "--max-requant-error"} & set(found.arguments)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(
+    ("argv", "gpus", "message"),
+    [
+        (["--requant-report", "/nowhere/at/all.json"], [GB10], "no file in a folder that there is"),
+        (["--requant-report", "/"], [GB10], "no file in a folder that there is"),
+        (["--max-requant-error", "2"], [GB10], "--max-requant-error '2' is not a fraction"),
+        (["--max-requant-error", "0.1"], [], "nothing is requantised; leave it out"),
+        (
+            ["--dense", "keep", "--head", "keep", "--max-requant-error", "0.1"],
+            [GB10],
+            "nothing is requantised",
+        ),
+    ],
+)
+def test_what_cannot_be_of_requantisation_is_refused(
+    plan: Plan, argv: list[str], gpus: list[Gpu], message: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        plan(argv, gpus, config=QWEN, tensors=PLAIN)

@@ -229,7 +229,7 @@ class Settings:
         LIMIT_NAME,
         SHARE,
         shown="0.05 for fp8, 0.15 for nvfp4",
-        help="largest relative error of a matrix that --dense and --head may make ([requant.md](requant.md))",
+        help="largest relative error that --dense and --head may make of a matrix",
     )
     requant_report: str | None = setting(
         "--requant-report", REPORT_NAME, shown="none", help="JSON file: what each matrix lost, and its size"
