@@ -25,7 +25,7 @@ from gb10.nvfp4 import (
     global_scale_for,
 )
 from gb10.sparse24 import Loss, pack, total, unpack
-from gb10_lab.testbed.quantize import quantize_tensors
+from gb10_lab.testbed.quantize import Scales, quantize_tensors
 
 Tensors = dict[str, torch.Tensor]
 Site = Callable[[str, torch.Tensor], torch.Tensor]
@@ -119,7 +119,9 @@ def make_variants(
     reading = _Reading(source, experts_per_token)
     plain = {name: tensor.to(torch.float32) for name, tensor in source.items()}
     shipped = quantize_tensors(source, amax, modelopt.AS_SHIPPED)
-    everything = quantize_tensors(source, amax, _without(modelopt.AS_SHIPPED, modelopt.DENSE + modelopt.HEAD))
+    none_of_it = _without(modelopt.AS_SHIPPED, modelopt.DENSE + modelopt.HEAD)
+    everything = quantize_tensors(source, amax, none_of_it)
+    searched = quantize_tensors(source, amax, none_of_it, Scales.SEARCH)
     as_shipped = dequantised(shipped)
 
     def change(names: set[str], convert: Callable[[str], torch.Tensor]) -> Tensors:
@@ -130,6 +132,9 @@ def make_variants(
 
     def nvfp4(name: str) -> torch.Tensor:
         return _weight(everything, name)
+
+    def nvfp4_searched(name: str) -> torch.Tensor:
+        return _weight(searched, name)
 
     packed = {name for name in source if f"{name}_scale" in shipped}
     dense, head = _matching(source, modelopt.DENSE), _matching(source, modelopt.HEAD)
@@ -144,6 +149,12 @@ def make_variants(
         ("fp8-dense-head", "+ FP8 dense and head", dense | head, in_fp8, Format.FP8),
         ("nvfp4-dense", "+ NVFP4 dense", dense, nvfp4, Format.NVFP4),
         ("nvfp4-dense-head", "+ NVFP4 dense and head", dense | head, nvfp4, Format.NVFP4),
+        ("nvfp4-dense-search", "+ NVFP4 dense, searched", dense, nvfp4_searched, Format.NVFP4),
+        (
+            *("nvfp4-dense-head-search", "+ NVFP4 both, searched"),
+            *(dense | head, nvfp4_searched, Format.NVFP4),
+        ),
+        ("shipped-search", "as shipped, searched", packed, nvfp4_searched, Format.NVFP4),
     ):
         size_of = reading.bytes(in_nvfp4 | dict.fromkeys(names, form))
         yield Variant(key, name, change(names, convert), identity, size_of)
