@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from gb10 import fp8
-from gb10.nvfp4 import BLOCK_SIZE, dequantize, global_scale_for, quantize_searched
+from gb10.nvfp4 import BLOCK_SIZE, dequantize, global_scale_for, power_of_two, quantize_searched
 
 _AT_ONCE = 1 << 22
 """Values that are worked on together: 16 MiB in float32, a few times."""
@@ -83,8 +83,7 @@ def to_nvfp4(weight: torch.Tensor) -> tuple[NvFp4, Error]:
     largest = float(weight.abs().amax()) if weight.numel() else 0.0
     if not math.isfinite(largest):
         return NvFp4(codes, scales, torch.ones(1, device=weight.device)), Error(math.nan, math.nan)
-    mantissa, exponent = math.frexp(float(global_scale_for(largest)))
-    global_scale = torch.full((1,), math.ldexp(1.0, exponent - (mantissa == 0.5)), device=weight.device)
+    global_scale = power_of_two(global_scale_for(largest)).reshape(1).to(weight.device)
     sums = torch.zeros(2, dtype=torch.float64, device=weight.device)
     for piece in _pieces(weight):
         wide = weight[piece].float()
