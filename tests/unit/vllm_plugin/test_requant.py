@@ -343,10 +343,9 @@ for given in (quant, None):  # Qwen3-Next's head has no quantisation config
     assert type(head.quant_method) is methods.HeadMethod and head.weight.is_meta
     head.weight.weight_loader(head.weight, weight)
     heads.append(head)
+from vllm.model_executor.model_loader.reload.layerwise import finalize_layerwise_processing
 for head in heads:
-    # 1000 rows are padded to 1024, so vLLM processes it when all is loaded.
-    from vllm.model_executor.model_loader.reload.layerwise import finalize_layerwise_processing
-    finalize_layerwise_processing(head, model)
+    # 1000 rows are padded to 1024; it is converted at once all the same: a draft vocabulary takes rows of it.
     assert head.weight.dtype == torch.uint8 and head.weight.shape == (1024, H // 2)
 x = torch.randn(3, H)
 out = heads[0].quant_method.apply(heads[0], x)
@@ -359,7 +358,6 @@ drafter = SimpleNamespace(has_own_lm_head=True)
 assert _should_share(drafter, "has_own_lm_head", heads[1], heads[0])
 head = ParallelLMHead(1000, H, prefix="lm_head")
 head.weight.weight_loader(head.weight, other)
-finalize_layerwise_processing(head, model)
 assert not _should_share(drafter, "has_own_lm_head", head, heads[0])
 
 # A drafter's head that its checkpoint has not: the target's takes its place, and garbage must not be judged.

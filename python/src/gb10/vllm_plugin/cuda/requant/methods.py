@@ -5,7 +5,7 @@ kept (mapped files) until the layer has all of them, and then the layer is made 
 16 bit tensor is dropped before the next layer's comes. So at any time there is at most one in 16 bit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -123,6 +123,18 @@ class LinearMethod(OnlineLinearBase):  # type: ignore[misc]  # vLLM is untyped f
         return made.forward(x, bias)
 
 
+def _whole(layer: Any, load: Callable[[torch.Tensor, torch.Tensor], None]) -> Callable[..., None]:
+    """A head's loader that copies the padding too: vLLM counts copies, and converts when all is there."""
+
+    def weight_loader(param: torch.Tensor, loaded_weight: torch.Tensor) -> None:
+        load(param, loaded_weight)
+        padding = param.data[layer.num_org_embeddings_per_partition :]
+        if padding.numel():
+            padding.copy_(torch.zeros_like(padding))
+
+    return weight_loader
+
+
 class HeadMethod(QuantizeMethodBase):  # type: ignore[misc]
     """Requantises the output head, when it is no embedding as well.
 
@@ -156,7 +168,7 @@ class HeadMethod(QuantizeMethodBase):  # type: ignore[misc]
             plain.create_weights(*given, **extra)
             return
         with torch.device("meta"):
-            plain.create_weights(*given, **extra)
+            plain.create_weights(*given, **extra | {"weight_loader": _whole(layer, extra["weight_loader"])})
         initialize_online_processing(layer)
 
     def process_weights_after_loading(self, layer: Any) -> None:
