@@ -73,6 +73,42 @@ def half(name: str) -> Change:
     return change
 
 
+def stored_as(name: str, dtype: torch.dtype) -> Change:
+    """The same numbers, in another type."""
+
+    def change(tensors: Tensors) -> None:
+        tensors[name] = tensors[name].to(dtype)
+
+    return change
+
+
+def bytes_of(name: str, dtype: torch.dtype) -> Change:
+    """The same bytes, said to be of another type."""
+
+    def change(tensors: Tensors) -> None:
+        tensors[name] = tensors[name].view(dtype)
+
+    return change
+
+
+def ones(name: str, *shape: int) -> Change:
+    def change(tensors: Tensors) -> None:
+        tensors[name] = torch.ones(shape, dtype=tensors[name].dtype)
+
+    return change
+
+
+def float_block_scale(value: float) -> Change:
+    """Block scales in F32, one of them with this value."""
+    name = f"{EXPERT}gate_proj.weight_scale"
+
+    def change(tensors: Tensors) -> None:
+        tensors[name] = tensors[name].to(torch.float32)
+        tensors[name][0, 0] = value
+
+    return change
+
+
 def nothing(_: Tensors) -> None:
     return None
 
@@ -112,6 +148,55 @@ CASES = {
         without("mtp.layers.0.self_attn.k_proj"),
         r"no mtp.layers.0.self_attn.k_proj.weight, which the draft",
         MTP,
+    ),
+    "no MTP projection": Case(without("mtp.fc"), r"no mtp.fc.weight, which the draft model \(mtp\)", MTP),
+    "block scales as bytes": Case(
+        bytes_of(f"{EXPERT}gate_proj.weight_scale", torch.uint8),
+        f"{EXPERT}gate_proj.weight_scale is of type U8, and the model reads it as F8_E4M3, which would",
+    ),
+    "dense block scales as bytes": Case(
+        bytes_of("model.layers.3.self_attn.o_proj.weight_scale", torch.uint8),
+        "model.layers.3.self_attn.o_proj.weight_scale is of type U8, and",
+    ),
+    "norm as integers": Case(
+        stored_as("model.norm.weight", torch.int64), "model.norm.weight is of type I64, and .* as BF16"
+    ),
+    "norm as booleans": Case(
+        stored_as("model.norm.weight", torch.bool), "model.norm.weight is of type BOOL, and .* as BF16"
+    ),
+    "MTP norm as integers": Case(
+        stored_as("mtp.norm.weight", torch.int64), "mtp.norm.weight is of type I64, and .* as BF16", MTP
+    ),
+    "codes as floats": Case(
+        stored_as(f"{EXPERT}down_proj.weight", torch.bfloat16),
+        f"{EXPERT}down_proj.weight is of type BF16, and .* as U8",
+    ),
+    "codes as FP8": Case(
+        bytes_of(f"{EXPERT}down_proj.weight", torch.float8_e4m3fn),
+        f"{EXPERT}down_proj.weight is of type F8_E4M3, and .* as U8",
+    ),
+    "codes as signed bytes": Case(bytes_of(f"{EXPERT}down_proj.weight", torch.int8), None),
+    "norm in F32": Case(stored_as("model.norm.weight", torch.float32), None),
+    "global scale in BF16": Case(stored_as(f"{EXPERT}up_proj.weight_scale_2", torch.bfloat16), None),
+    "block scales in F32, exact": Case(float_block_scale(1.125), None),
+    "block scales in F32, not exact": Case(
+        float_block_scale(1.1),
+        f"{EXPERT}gate_proj.weight_scale is of type F32, and .* as F8_E4M3",
+        values=True,
+    ),
+    "state decay in another shape": Case(
+        ones("model.layers.0.linear_attn.A_log", 2, 2),
+        r"vLLM cannot load model.layers.0.linear_attn.A_log \(\S+, \[2, 2\]\) into "
+        r"model.layers.0.linear_attn.A_log \(\S+, \[4\]\)",
+    ),
+    "state decay of one number": Case(
+        ones("model.layers.0.linear_attn.A_log", 1),
+        r"model.layers.0.linear_attn.A_log \(\S+, \[1\]\) into .*\[4\]",
+    ),
+    "a norm of one number": Case(ones("model.norm.weight", 1), r"model.norm.weight \(\S+, \[1\]\) into"),
+    "a norm of two dimensions": Case(
+        ones("model.layers.1.input_layernorm.weight", 1, 256),
+        r"model.layers.1.input_layernorm.weight \(\S+, \[1, 256\]\) into",
     ),
     # `gb10 serve` says more of it before (tests/unit/checkpoint/test_inventory.py): vLLM takes what there is.
     "half of the block scales": Case(

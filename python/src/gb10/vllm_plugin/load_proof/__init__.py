@@ -39,7 +39,7 @@ def install() -> None:
             return proof.build(lambda: create_model(*arguments, **more))
 
         def load(model: nn.Module, *arguments: Any, **more: Any) -> None:
-            proof.judge(proof.load(model, lambda: load_weights(model, *arguments, **more)))
+            proof.judge(model, lambda: load_weights(model, *arguments, **more))
 
         self.create_model, self.load_weights = create, load
         try:

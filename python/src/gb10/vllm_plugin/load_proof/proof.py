@@ -1,19 +1,28 @@
 """One load of one model, watched: what was built, what the checkpoint wrote, and the verdict."""
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch import nn
 
-from gb10.vllm_plugin.load_proof.judge import Gap, Parameters
-from gb10.vllm_plugin.load_proof.writes import Writes
+from gb10.vllm_plugin.load_proof.judge import Gap, Parameters, tensor_text
+from gb10.vllm_plugin.load_proof.writes import Given, Writes
 from gb10.vllm_plugin.refusal import refuse
 
 logger = logging.getLogger("vllm.gb10")
 
 Weights = Iterable[tuple[str, torch.Tensor]]
+
+_SHAPES = re.compile(
+    r"must match|size of tensor|exceeds dimension size|broadcast shape|invalid for input of size|"
+    r"number of sizes provided|shapes? |out of (?:range|bounds)|split_with_sizes",
+    re.IGNORECASE,
+)
+"""Words of torch's errors about shapes."""
 
 
 def gap_message(gaps: list[Gap], drafts_with: str | None) -> str:
@@ -23,6 +32,23 @@ def gap_message(gaps: list[Gap], drafts_with: str | None) -> str:
     whose = f"the draft model ({drafts_with}) needs" if drafts_with else "the model needs"
     remedy = "fetch the checkpoint again" + (", or leave out --speculative-config" if drafts_with else "")
     return f"the checkpoint has no {names[0]}{more}, which {whose}; {remedy}"
+
+
+def change_message(changes: list[str]) -> str:
+    """The line for tensors that the model would read other numbers from than they hold."""
+    more = f" (and {len(changes) - 1} more tensors)" if len(changes) > 1 else ""
+    return f"the checkpoint does not fit the model: {changes[0]}{more}; make or fetch it again"
+
+
+def _in_hand(model: nn.Module, traceback: TracebackType | None) -> str | None:
+    """The parameter that a loader was filling when it failed: the one in its innermost frame that has one."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = None
+    while traceback is not None:
+        values = traceback.tb_frame.f_locals.values()
+        found = next((names[id(value)] for value in values if id(value) in names), found)
+        traceback = traceback.tb_next
+    return found
 
 
 def fault_message(faults: list[str]) -> str:
@@ -51,12 +77,17 @@ class LoadProof:
     def _named(self, weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in self.writes.unwatched(iter(weights)):
             self.writes.filled(tensor)
-            self.writes.writer = name
+            self.writes.given = Given(name, tensor.dtype, tuple(tensor.shape))
             self._names.add(name)
             yield name, tensor
+            # What comes next is reading, and at last what the model does when it has all.
+            self.writes.given = None
 
     def load(self, model: nn.Module, load: Callable[[], None]) -> Parameters:
-        """Run a loader on the model and give what was written."""
+        """Run a loader on the model and give what was written.
+
+        Raises what the loader raises; `misfit` tells what that says of the checkpoint.
+        """
         loaded: set[str] | None = None
         load_weights: Any = getattr(model, "load_weights", None)
 
@@ -75,10 +106,38 @@ class LoadProof:
             model.__dict__.pop("load_weights", None)
         return Parameters(model, self.writes, loaded, self.drafts_with is not None, self._names)
 
-    def judge(self, parameters: Parameters) -> None:
-        """Refuse what is not whole, and what cannot be computed with. Raises Refused."""
+    def misfit(self, model: nn.Module, error: Exception) -> str | None:
+        """The line for a tensor that its loader failed on; None for an error that is not the checkpoint's.
+
+        A loader that has a tensor in hand complains of its shape, its name or its values.
+        """
+        given, text = self.writes.given, str(error).strip()
+        shapes = isinstance(error, RuntimeError | IndexError) and _SHAPES.search(text) is not None
+        if given is None or not (shapes or isinstance(error, AssertionError | ValueError | KeyError)):
+            return None
+        into, name = "", _in_hand(model, error.__traceback__)
+        if name is not None:
+            into = f" into {tensor_text(name, model.get_parameter(name))}"
+        reason = f" ({text.splitlines()[0][:200]})" if text else ""
+        return change_message([f"vLLM cannot load {tensor_text(given.name, given)}{into}{reason}"])
+
+    def verdict(self, parameters: Parameters) -> str | None:
+        """The line for what is missing or does not fit; it needs no values."""
         if gaps := parameters.find():
-            refuse(gap_message(gaps, self.drafts_with))
+            return gap_message(gaps, self.drafts_with)
+        changes = parameters.changes()
+        return change_message(changes) if changes else None
+
+    def judge(self, model: nn.Module, load: Callable[[], None]) -> None:
+        """Load, and refuse what does not fit, is not whole or cannot be computed with. Raises Refused."""
+        try:
+            parameters = self.load(model, load)
+        except Exception as error:
+            if (text := self.misfit(model, error)) is None:
+                raise
+            refuse(text)
+        if (text := self.verdict(parameters)) is not None:
+            refuse(text)
         if faults := parameters.faults():
             refuse(fault_message(faults))
         if idle := parameters.idle_blocks():
