@@ -300,6 +300,34 @@ def test_integers_taken_for_floats_show_without_values(device: str) -> None:
     assert [list(record(writes, one).doubtful) for one in (target, scale, slot)] == [["a"], [], ["a"]]
 
 
+@pytest.mark.parametrize(
+    ("read", "in_part"),
+    [
+        (lambda w, t: w.copy_(t), False),
+        (lambda w, t: [w[row].copy_(t[row]) for row in range(4)], False),
+        (lambda w, t: w.t().copy_(t.transpose(0, 1)), False),
+        (lambda w, t: w.view(-1).copy_(t.reshape(-1)), False),
+        (lambda w, t: w[:, :3].copy_(t.narrow(1, 0, 3)), True),
+        (lambda w, t: [w[row].copy_(t[row]) for row in (0, 1, 3)], True),
+        (lambda w, t: w[0].copy_(t.unbind()[2]), True),
+        # Nothing is read of it, or it is not known what.
+        (lambda w, t: w.fill_(t.shape[0]), False),
+        (lambda w, t: w[:, :3].copy_(t.clone()[:, :3]), False),
+        (lambda w, t: w.copy_(torch.cat([t[:2], t[:2]])), False),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_tensor_that_is_read_in_part_is_known(
+    read: Callable[[torch.Tensor, torch.Tensor], object], in_part: bool, device: str
+) -> None:
+    writes = Writes(reads=True)
+    weight, tensor = torch.zeros(4, 6, device=device), torch.ones(4, 6, device=device)
+    given = writes.given = Given.of("a", tensor)
+    with writes:
+        read(weight, tensor)
+    assert given.in_part() is in_part
+
+
 def test_nothing_is_noted_while_no_tensor_is_loaded() -> None:
     """What a model does with its own tensors before and after is its own matter."""
     writes = Writes()
@@ -399,6 +427,10 @@ class Model(nn.Module):
         self.tied = nn.Parameter(torch.empty(5, 3), requires_grad=False)
         self.tied = self.head
 
+    def load_one(self, parameter: nn.Parameter, tensor: torch.Tensor) -> None:
+        """As vLLM's loaders do: each gets a parameter and a tensor."""
+        parameter.data.copy_(tensor)
+
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         loaded = set()
         for name, tensor in weights:
@@ -408,9 +440,8 @@ class Model(nn.Module):
                 self.get_parameter(f"layers.{parts[1]}.both").data[half : half + 2].copy_(tensor)
                 loaded.add(f"layers.{parts[1]}.both")
             else:
-                parameter = getattr(self, parts[0])
-                parameter.data.copy_(tensor)
-                loaded.add(parts[0])
+                self.load_one(dict(self.named_parameters())[name], tensor)
+                loaded.add(name)
         return loaded
 
 
@@ -493,6 +524,7 @@ def test_a_bad_value_is_named_after_its_tensor(judged: Callable[[dict[str, torch
             {"layers.1.b.weight": torch.ones(3, 2)},
             r"vLLM cannot load layers.1.b.weight \(F32, \[3, 2\]\) \(The size of tensor",
         ),
+        ({"bias": torch.ones(3)}, r"cannot load bias \(F32, \[3\]\) \(its Model has no 'bias'\); make"),
         ({"norm": torch.ones(3, 1)}, r"vLLM cannot load norm \(F32, \[3, 1\]\) into norm \(F32, \[3\]\)"),
     ],
 )

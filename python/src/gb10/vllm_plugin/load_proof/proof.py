@@ -41,12 +41,14 @@ def change_message(changes: list[str]) -> str:
 
 
 def _in_hand(model: nn.Module, traceback: TracebackType | None) -> str | None:
-    """The parameter that a loader was filling when it failed: the one in its innermost frame that has one."""
+    """The parameter that the innermost of the loaders that failed got as an argument."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = None
     while traceback is not None:
-        values = traceback.tb_frame.f_locals.values()
-        found = next((names[id(value)] for value in values if id(value) in names), found)
+        frame = traceback.tb_frame
+        arguments = frame.f_code.co_varnames[: frame.f_code.co_argcount]
+        values = [id(frame.f_locals[name]) for name in arguments if name in frame.f_locals]
+        found = next((names[value] for value in values if value in names), found)
         traceback = traceback.tb_next
     return found
 
@@ -58,11 +60,15 @@ def fault_message(faults: list[str]) -> str:
 
 
 class LoadProof:
-    """Watches a model being built and loaded. ``drafts_with``: the method, where it is a draft model."""
+    """Watches a model being built and loaded. ``drafts_with``: the method, where it is a draft model.
 
-    def __init__(self, drafts_with: str | None = None) -> None:
+    ``alone``: no other process has a part of the model, so that each tensor must be read whole.
+    """
+
+    def __init__(self, drafts_with: str | None = None, *, alone: bool = False) -> None:
         self.drafts_with = drafts_with
-        self.writes = Writes()
+        self.writes = Writes(reads=alone)
+        self._cut: list[Given] = []
         self._names: set[str] = set()
 
     def build(self, create: Callable[[], nn.Module]) -> nn.Module:
@@ -77,9 +83,11 @@ class LoadProof:
     def _named(self, weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in self.writes.unwatched(iter(weights)):
             self.writes.filled(tensor)
-            self.writes.given = Given(name, tensor.dtype, tuple(tensor.shape))
+            given = self.writes.given = Given.of(name, tensor)
             self._names.add(name)
             yield name, tensor
+            if given.in_part():
+                self._cut.append(given)
             # What comes next is reading, and at last what the model does when it has all.
             self.writes.given = None
 
@@ -115,10 +123,11 @@ class LoadProof:
         shapes = isinstance(error, RuntimeError | IndexError) and _SHAPES.search(text) is not None
         if given is None or not (shapes or isinstance(error, AssertionError | ValueError | KeyError)):
             return None
-        into, name = "", _in_hand(model, error.__traceback__)
-        if name is not None:
+        into, reason = "", f" ({text.splitlines()[0][:200]})" if text else ""
+        if isinstance(error, KeyError):
+            reason = f" (its {type(model).__name__} has no {text[:200]})"
+        elif (name := _in_hand(model, error.__traceback__)) is not None:
             into = f" into {tensor_text(name, model.get_parameter(name))}"
-        reason = f" ({text.splitlines()[0][:200]})" if text else ""
         return change_message([f"vLLM cannot load {tensor_text(given.name, given)}{into}{reason}"])
 
     def verdict(self, parameters: Parameters) -> str | None:
@@ -126,6 +135,10 @@ class LoadProof:
         if gaps := parameters.find():
             return gap_message(gaps, self.drafts_with)
         changes = parameters.changes()
+        changes += [
+            f"{tensor_text(given.name, given)} has more numbers than the model of its config.json reads"
+            for given in self._cut
+        ]
         return change_message(changes) if changes else None
 
     def judge(self, model: nn.Module, load: Callable[[], None]) -> None:

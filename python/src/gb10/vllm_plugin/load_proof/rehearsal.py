@@ -132,7 +132,7 @@ def _load(vllm_config: Any, model_config: Any, load_config: Any, method: str | N
         raise CannotTell("vLLM would fetch the weights first")
     headers = Headers()
     loader = _loader(load_config, headers)
-    proof = LoadProof(method)
+    proof = LoadProof(method, alone=True)
     with set_default_torch_dtype(model_config.dtype), torch.device("meta"):
         model = proof.build(lambda: loader.create_model(vllm_config=vllm_config, model_config=model_config))
         try:

@@ -8,13 +8,14 @@ that could serve as one.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
+from torch.utils._pytree import tree_iter
 
-from gb10.vllm_plugin.load_proof.coverage import Region, region
+from gb10.vllm_plugin.load_proof.coverage import Region, gaps, region
 
 _ALLOCATE = frozenset(
     f"aten::{name}"
@@ -47,11 +48,22 @@ _COPIES = (torch.ops.aten.copy_.default, torch.ops.aten.fill_.Tensor)
 
 @dataclass(frozen=True)
 class Given:
-    """A tensor of the checkpoint, as a loader gets it."""
+    """A tensor of the checkpoint, as a loader gets it, and which of its bytes were read."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
+    at: tuple[int, Region] | None = None
+    read: set[Region] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, name: str, tensor: torch.Tensor) -> Self:
+        """Take down a tensor, without keeping it."""
+        return cls(name, tensor.dtype, tuple(tensor.shape), place(tensor))
+
+    def in_part(self) -> bool:
+        """Whether some of it was read and some was not."""
+        return self.at is not None and bool(self.read) and bool(gaps(self.at[1], self.read))
 
 
 @dataclass(frozen=True)
@@ -118,11 +130,16 @@ def _weak(tensor: torch.Tensor) -> StorageWeakRef:
 
 
 class Writes(TorchDispatchMode):
-    """While it is active it records. ``given`` is the checkpoint's tensor that is being loaded, if known."""
+    """While it is active it records. ``given`` is the checkpoint's tensor that is being loaded, if known.
 
-    def __init__(self) -> None:
+    With ``reads`` it records too what is read of that.
+    """
+
+    def __init__(self, *, reads: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.given: Given | None = None
+        self._reads = reads
+        self._views: dict[Any, bool] = {}
         self.storages: dict[int, Storage] = {}
         self._roles: dict[Any, _Role] = {}
 
@@ -186,6 +203,8 @@ class Writes(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         named = kwargs or {}
+        if self._reads and self.given is not None:
+            self._note_reads(func, args, named, self.given)
         role = self._roles.get(func) or self._role(func)
         if role is _NOTHING:
             return func(*args, **named)
@@ -208,6 +227,21 @@ class Writes(TorchDispatchMode):
             if func in _COPIES and self.given is not None:
                 self._compare(args[0], args[1], self.given.name)
         return result
+
+    def _note_reads(self, func: Any, args: Sequence[Any], named: Mapping[str, Any], given: Given) -> None:
+        """A copy reads what it is given, a view nothing, and of any other operation it is not known."""
+        if given.at is None:
+            return
+        if (view := self._views.get(func)) is None:
+            returns = func._schema.returns
+            view = any(one.alias_info is not None and not one.alias_info.is_write for one in returns)
+            self._views[func] = view
+        if view:
+            return
+        storage, whole = given.at
+        for tensor in tree_iter((args, named)):
+            if isinstance(tensor, torch.Tensor) and (at := place(tensor)) is not None and at[0] == storage:
+                given.read.add(at[1] if func in _COPIES else whole)
 
     def _compare(self, target: torch.Tensor, source: torch.Tensor, writer: str) -> None:
         """Note a copy that does not give the target what the source has."""
