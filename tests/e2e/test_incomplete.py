@@ -362,7 +362,16 @@ def test_load(said: dict[str, tuple[str | None, str | None]], name: str) -> None
         assert re.search(case.said, load), load
 
 
-@pytest.mark.parametrize("name", ["no expert", "embedding NaN"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "no expert",
+        "embedding NaN",
+        "norm as integers",
+        "state decay in another shape",
+        "keys of more heads",
+    ],
+)
 def test_serve_refuses(name: str, demo_model: Path, serve_variables: dict[str, str], tmp_path: Path) -> None:
     """One line and status 2, whether the headers show it or the values at the load."""
     case = CASES[name]

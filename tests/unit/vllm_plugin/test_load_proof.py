@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -550,6 +551,37 @@ def test_errors_that_are_not_the_checkpoints_pass(error: Exception) -> None:
     assert proof.misfit(nn.Module(), error) is None
     proof.writes.given = None
     assert proof.misfit(nn.Module(), RuntimeError("size of tensor a")) is None
+
+
+@pytest.mark.parametrize(
+    ("module", "kind", "known"),
+    [
+        ("vllm.model_executor.kernels.linear", "ValueError", True),
+        ("vllm.model_executor.layers.fused_moe.oracle.int8", "NotImplementedError", True),
+        ("vllm.model_executor.layers.linear", "RuntimeError", False),
+        ("vllm.model_executor.models.llama", "ValueError", False),
+        ("torch._ops", "NotImplementedError", False),
+    ],
+)
+def test_layers_that_vllm_cannot_build_here_are_told_by_who_says_so(
+    module: str, kind: str, known: bool
+) -> None:
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    from gb10.vllm_plugin.load_proof.proof import unbuilt_message
+
+    there: dict[str, Any] = {"__name__": module}
+    exec(f"def choose():\n    raise {kind}('No kernel. Reasons:\\n  ' + 'words ' * 100)", there)
+    try:
+        there["choose"]()
+    except Exception as error:
+        said = unbuilt_message(error)
+    if not known:
+        assert said is None
+        return
+    assert said is not None
+    assert said.startswith("vLLM cannot serve this checkpoint on this machine: No kernel. Reasons: words")
+    assert "\n" not in said
+    assert len(said) < 500
 
 
 def _experts(raw: bool, rounded: bool, act_and_mul: bool = True) -> tuple[nn.Module, torch.Tensor]:

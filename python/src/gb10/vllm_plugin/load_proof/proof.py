@@ -24,6 +24,9 @@ _SHAPES = re.compile(
 )
 """Words of torch's errors about shapes."""
 
+_LAYERS = ("vllm.model_executor.layers.", "vllm.model_executor.kernels.")
+_LONGEST = 400
+
 
 def gap_message(gaps: list[Gap], drafts_with: str | None) -> str:
     """The line for a model that is not filled. ``drafts_with``: the method, where it is a draft model."""
@@ -38,6 +41,22 @@ def change_message(changes: list[str]) -> str:
     """The line for tensors that the model would read other numbers from than they hold."""
     more = f" (and {len(changes) - 1} more tensors)" if len(changes) > 1 else ""
     return f"the checkpoint does not fit the model: {changes[0]}{more}; make or fetch it again"
+
+
+def unbuilt_message(error: Exception) -> str | None:
+    """The line for layers that vLLM cannot build on this machine; None for any other error.
+
+    Its layers and kernels say so where they are chosen, before there is a weight.
+    """
+    traceback, raised_in = error.__traceback__, ""
+    while traceback is not None:
+        raised_in = str(traceback.tb_frame.f_globals.get("__name__"))
+        traceback = traceback.tb_next
+    if not isinstance(error, ValueError | NotImplementedError) or not raised_in.startswith(_LAYERS):
+        return None
+    text = " ".join(str(error).split())
+    text = text if len(text) <= _LONGEST else text[: _LONGEST - 4].rsplit(" ", 1)[0] + " ..."
+    return f"vLLM cannot serve this checkpoint on this machine: {text}"
 
 
 def _in_hand(model: nn.Module, traceback: TracebackType | None) -> str | None:

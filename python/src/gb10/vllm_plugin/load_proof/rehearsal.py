@@ -126,7 +126,7 @@ def _load(vllm_config: Any, model_config: Any, load_config: Any, method: str | N
     """The line for what one model lacks, or None."""
     from vllm.utils.torch_utils import set_default_torch_dtype
 
-    from gb10.vllm_plugin.load_proof.proof import LoadProof
+    from gb10.vllm_plugin.load_proof.proof import LoadProof, unbuilt_message
 
     if not Path(model_config.model).is_dir():
         raise CannotTell("vLLM would fetch the weights first")
@@ -134,7 +134,12 @@ def _load(vllm_config: Any, model_config: Any, load_config: Any, method: str | N
     loader = _loader(load_config, headers)
     proof = LoadProof(method, alone=True)
     with set_default_torch_dtype(model_config.dtype), torch.device("meta"):
-        model = proof.build(lambda: loader.create_model(vllm_config=vllm_config, model_config=model_config))
+        try:
+            model = proof.build(
+                lambda: loader.create_model(vllm_config=vllm_config, model_config=model_config)
+            )
+        except (ValueError, NotImplementedError) as error:
+            return unbuilt_message(error)
         try:
             parameters = proof.load(model, lambda: loader.load_weights(model, model_config))
         except Exception as error:
