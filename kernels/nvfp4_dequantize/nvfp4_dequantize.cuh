@@ -23,14 +23,14 @@ __global__ void __launch_bounds__(kThreads) dequantize(__grid_constant__ Problem
     int const row = static_cast<int>(i / pieces), piece = static_cast<int>(i % pieces);
     uint4 const codes = *reinterpret_cast<uint4 const*>(p.weight + i * (kThreadK / 2));
     std::uint8_t const* const scales = p.scales + w4a16::scale_offset<kSwizzled>(row, piece / 2 * 4, p.k / 16) + piece % 2 * 2;
-    float const row_scale = p.row_scales ? p.row_scales[row] : 1.0f;
+    float const factor = p.factors ? p.factors[p.factor_rows == 1 ? 0 : row] : 1.0f;
     uint4* const to = static_cast<uint4*>(p.out) + i * (kThreadK / 8);
     std::uint32_t const words[4] = {codes.x, codes.y, codes.z, codes.w};
 #pragma unroll
     for (int word = 0; word < 4; ++word) {
       std::uint32_t halves[4];
       e2m1::decode8_f16(words[word], halves);
-      float const scale = ue4m3::decode(scales[word / 2]) * row_scale;
+      float const scale = ue4m3::decode(scales[word / 2]) * factor;
 #pragma unroll
       for (std::uint32_t& pair : halves) {
         float2 const two = floats_of<__half>(pair);

@@ -1,7 +1,7 @@
-// An NVFP4 weight as numbers of 16 bits, at the speed of memory: out[n, k] = e2m1 * block_scale (* row_scale[n]).
+// An NVFP4 weight as numbers of 16 bits, at the speed of memory: out[n, k] = e2m1 * block_scale (* factor).
 //
-// Without row scales the result is exact in bf16 and in f16 (6 significant bits); the global scale is left to the multiplication
-// that follows. With them it is rounded once. Weight and block scales: as in nvfp4_gemv.
+// Without factors the result is exact in bf16 and in f16 (6 significant bits). With them it is rounded once: to the product in FP32
+// of block scale and factor with the code. Weight and block scales: as in nvfp4_gemv.
 #pragma once
 
 #include <cstdint>
@@ -17,9 +17,9 @@ inline constexpr int kUnitK = 64;
 struct Problem {
   std::uint8_t const* weight;  // [rows, k / 2]
   std::uint8_t const* scales;  // [rows, k / 16], linear or swizzled
-  float const* row_scales;     // [rows], or nullptr
+  float const* factors;        // [factor_rows], or nullptr
   void* out;                   // [rows, k]
-  int rows, k;
+  int rows, k, factor_rows;  // factor_rows: rows, or 1
 };
 
 cudaError_t launch(Problem const& problem, Number number, bool swizzled, cudaStream_t stream);

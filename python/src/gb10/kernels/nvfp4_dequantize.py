@@ -10,19 +10,18 @@ from gb10.kernels.library import load
 def nvfp4_dequantize(
     weight: torch.Tensor,
     scales: torch.Tensor,
-    row_scales: torch.Tensor | None = None,
+    factors: torch.Tensor | None = None,
     *,
     swizzled: bool = False,
     out: torch.Tensor,
 ) -> torch.Tensor:
-    """Fill ``out[n, k]`` with ``e2m1 * scales[n, k // 16] (* row_scales[n])``, and give it.
+    """Fill ``out[n, k]`` with ``e2m1 * scales[n, k // 16] (* factor)``, and give it.
 
     ``weight`` and ``scales`` are those of ``nvfp4_gemv``, without its limit of K: K is a multiple of 64.
-    ``row_scales`` is float32 ``[N]``. ``out`` is bfloat16 or float16 ``[N, K]``. Without row scales the result
-    is exact: the global scale is for the multiplication that follows. With them it is rounded once. All are
-    contiguous and on one CUDA device; ``weight`` and ``out`` begin at a multiple of 16 bytes. Bad arguments
+    ``factors`` is float32: the global scale, one number, or one for each row, ``[N]``. ``out`` is bfloat16 or
+    float16 ``[N, K]``. Without factors the result is exact, with them it is rounded once. All are contiguous and on one CUDA device; ``weight`` and ``out`` begin at a multiple of 16 bytes. Bad arguments
     give RuntimeError, which names the argument.
     """
     load()
-    torch.ops.gb10.nvfp4_dequantize(weight, scales, row_scales, swizzled, out)
+    torch.ops.gb10.nvfp4_dequantize(weight, scales, factors, swizzled, out)
     return out
