@@ -89,7 +89,7 @@ class Options(TypedDict, total=False):
 
 
 def option_arguments(options: Options) -> tuple[Any, ...]:
-    """The arguments of the operators moe_decode and moe_grouped from ``expert_map`` to ``router_weight_on_input``.
+    """The arguments from ``expert_map`` to ``router_weight_on_input`` of moe_decode and moe_grouped.
 
     Raises UserError as ``activation_numbers`` does.
     """
@@ -185,7 +185,5 @@ def moe_decode(
         size = workspace_bytes(x.shape[0], topk_ids.shape[-1], 2 * w2.shape[-1], shared_intermediate)
         workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
     weights = (w13, w13_scales, w13_global, w2, w2_scales, w2_global)
-    torch.ops.gb10.moe_decode(
-        x, *weights, topk_ids, topk_weights, *option_arguments(options), workspace, out
-    )
+    torch.ops.gb10.moe_decode(x, *weights, topk_ids, topk_weights, *option_arguments(options), workspace, out)
     return out

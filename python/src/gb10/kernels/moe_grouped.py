@@ -1,4 +1,4 @@
-"""A mixture-of-experts layer for many tokens, after routing, from the weights of decode (kernels/moe_grouped)."""
+"""A mixture-of-experts layer for many tokens, from the weights of decode (kernels/moe_grouped)."""
 
 from __future__ import annotations
 
@@ -48,8 +48,9 @@ def moe_grouped(
 ) -> torch.Tensor:
     """Give what ``moe_decode`` gives, of the same arguments, for 1 to 32768 tokens.
 
-    The weights are multiplied in the dtype of ``x`` with FP32 sums; what comes out of the activation, and what
-    each expert gives a token, are rounded to that dtype. ``workspace``: uint8, at least ``workspace_bytes``.
+    The weights are multiplied in the dtype of ``x`` with FP32 sums; what comes out of the activation, and
+    what each expert gives a token, are rounded to that dtype. ``workspace``: uint8, at least
+    ``workspace_bytes``.
     Two calls give the same bits. Bad arguments give RuntimeError, which names the argument.
     """
     load()
@@ -57,9 +58,8 @@ def moe_grouped(
         out = torch.empty_like(x)
     if workspace is None:
         shared = options.get("shared")
-        size = workspace_bytes(
-            *topk_ids.shape, w2.shape[0], x.shape[1], 2 * w2.shape[-1], 2 * shared.w2.shape[-1] if shared else 0
-        )
+        inner, shared_inner = 2 * w2.shape[-1], 2 * shared.w2.shape[-1] if shared else 0
+        size = workspace_bytes(*topk_ids.shape, w2.shape[0], x.shape[1], inner, shared_inner)
         workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
     weights = (w13, w13_scales, w13_global, w2, w2_scales, w2_global)
     torch.ops.gb10.moe_grouped(

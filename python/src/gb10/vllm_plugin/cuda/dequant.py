@@ -1,7 +1,7 @@
 """An NVFP4 matrix times many tokens: dequantised some rows at a time, and multiplied in 16 bit.
 
-The values that are multiplied have the bits of `gb10.nvfp4.dequantize`. What is dequantised at once comes from
-torch's allocator: in vLLM's profile it counts as activations, and CUDA graphs keep it in their pool.
+The values that are multiplied have the bits of `gb10.nvfp4.dequantize`. What is dequantised at once comes
+from torch's allocator: in vLLM's profile it counts as activations, and CUDA graphs keep it in their pool.
 """
 
 import torch
@@ -15,7 +15,11 @@ SCRATCH = 64 << 20
 
 
 def values(
-    codes: torch.Tensor, scales: torch.Tensor, factors: torch.Tensor, dtype: torch.dtype, swizzled: bool = False
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    factors: torch.Tensor,
+    dtype: torch.dtype,
+    swizzled: bool = False,
 ) -> torch.Tensor:
     """The values ``[N, K]`` in ``dtype`` of an NVFP4 matrix, as `gb10.kernels.nvfp4_dequantize` makes them.
 
@@ -42,7 +46,8 @@ def product(
     """``x @ values.T (+ bias)``, ``[M, N]`` in the dtype of ``x``.
 
     ``x`` ``[M, K]`` bfloat16 or float16; ``codes`` uint8 ``[N, K / 2]``; ``scales`` E4M3 ``[N, K / 16]``, or
-    with ``swizzled`` ``[N rounded up to 128, K / 16]``; ``factors`` float32, the global scale or one for each row.
+    with ``swizzled`` ``[N rounded up to 128, K / 16]``; ``factors`` float32, the global scale or one for each
+    row.
     """
     count, columns = codes.shape[0], x.shape[1]
     step = max(TILE_ROWS, SCRATCH // (2 * columns) // TILE_ROWS * TILE_ROWS)

@@ -1,7 +1,7 @@
-"""NVFP4 linear layers of the checkpoint on a GPU, in the checkpoint's layout: one copy for few and many tokens.
+"""NVFP4 linear layers of the checkpoint on a GPU, in its layout: one copy for few and many tokens.
 
-    gb10::native_linear(Tensor x, Tensor codes, Tensor scales, Tensor global_scale, Tensor? bias, bool swizzled,
-        Tensor? input_scale, Tensor? alpha) -> Tensor
+    gb10::native_linear(Tensor x, Tensor codes, Tensor scales, Tensor global_scale, Tensor? bias,
+        bool swizzled, Tensor? input_scale, Tensor? alpha) -> Tensor
 
 x is bfloat16 or float16 ``[M, K]``, the result ``[M, N]``. What runs is decided by M, inside:
 
@@ -11,8 +11,8 @@ x is bfloat16 or float16 ``[M, K]``, the result ``[M, N]``. What runs is decided
 | to 64 | `nvfp4_gemv` in pieces of 16 | vLLM's CUTLASS (W4A4) |
 | more | dequantised, and multiplied in 16 bit (`dequant`) | vLLM's CUTLASS |
 
-On 12.x the block scales are swizzled, and both read the same ones. With ``input_scale`` (the reciprocal of the
-checkpoint's) and ``alpha`` (the product of both global scales) the layer is a W4A4 one.
+On 12.x the block scales are swizzled, and both read the same ones. With ``input_scale`` (the reciprocal of
+the checkpoint's) and ``alpha`` (the product of both global scales) the layer is a W4A4 one.
 
 mypy sees vLLM's classes as Any.
 """
@@ -119,8 +119,8 @@ def define() -> None:
         return
     _library = torch.library.Library("gb10", "FRAGMENT")
     _library.define(
-        "native_linear(Tensor x, Tensor codes, Tensor scales, Tensor global_scale, Tensor? bias, bool swizzled, "
-        "Tensor? input_scale, Tensor? alpha) -> Tensor"
+        "native_linear(Tensor x, Tensor codes, Tensor scales, Tensor global_scale, Tensor? bias, "
+        "bool swizzled, Tensor? input_scale, Tensor? alpha) -> Tensor"
     )
     # For CUDA, and for the CPU, where tests run it with stand-ins for the kernels.
     _library.impl("native_linear", native_linear, "CompositeExplicitAutograd")
@@ -132,7 +132,7 @@ def define() -> None:
 
 
 class NativeLinearKernel(NvFp4LinearKernel):  # type: ignore[misc]
-    """Activations stay as they are. A layer that the kernels cannot take gets vLLM's Marlin, in one line of the log."""
+    """Activations stay as they are. A layer that the kernels cannot take is vLLM's Marlin; the log says so."""
 
     stock: NvFp4LinearKernel | None = None
 
@@ -183,7 +183,7 @@ class NativeLinearKernel(NvFp4LinearKernel):  # type: ignore[misc]
 
 
 class CutlassLinearKernel(NativeLinearKernel, CutlassNvFp4LinearKernel):  # type: ignore[misc]
-    """W4A4 for many tokens, through vLLM's CUTLASS kernel, from the same copy. Not for layers it would have to pad."""
+    """W4A4 for many tokens, by vLLM's CUTLASS kernel, from the same copy; layers that it pads are all its."""
 
     @classmethod
     def is_supported(cls, compute_capability: int | None = None) -> tuple[bool, str | None]:
@@ -230,7 +230,7 @@ def _choose(use_a16: bool) -> type[NvFp4LinearKernel] | None:
 
 
 def install() -> None:
-    """Have vLLM build our kernel for NVFP4 linear layers of every checkpoint format, where no other is asked for."""
+    """Have vLLM build our kernel for NVFP4 linear layers of all formats, where no other is asked for."""
     if not CudaMode.of_process().has(Part.LINEAR):
         return
     load()

@@ -41,9 +41,9 @@ class Experts:
     ) -> None:
         """Write routed and shared experts' sum for ``x`` ``[M, H]`` into ``out``, any M.
 
-        ``topk_ids`` int32 or int64 ``[M, topk]``, global numbers; ``topk_weights`` float32; ``shared_multiplier``
-        ``[M]`` or ``[M, 1]``, float32 or the dtype of ``x``, where there is a shared expert with a gate. With
-        several ranks it is this rank's part of the sum.
+        ``topk_ids`` int32 or int64 ``[M, topk]``, global numbers; ``topk_weights`` float32;
+        ``shared_multiplier`` ``[M]`` or ``[M, 1]``, float32 or the dtype of ``x``, where there is a shared
+        expert with a gate. With several ranks it is this rank's part of the sum.
         """
         kernel, shared = self.kernel, self.shared
         if x.shape[0] <= DECODE or kernel.grouped:

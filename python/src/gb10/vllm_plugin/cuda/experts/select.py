@@ -80,18 +80,18 @@ def _apart(runner: Any) -> str:
 
 
 def fold(runner: Any) -> str | None:
-    """Let a runner's forward take the shared expert along. Why not, or nothing where it does; None: not ours."""
+    """Let a runner's forward take the shared expert along, where it can. What came of it; None: not ours."""
     experts = experts_of(runner)
     if experts is None:
         return None
     if experts.module is None:
-        return "there is none"
-    why = experts.why_apart or _apart(runner)
-    if not why:
-        runner._shared_experts = None
-        runner._forward_entry = runner._select_forward()
-        object.__setattr__(runner, "gb10_folded", experts)
-    return why
+        return "without a shared expert"
+    if why := experts.why_apart or _apart(runner):
+        return f"apart from the shared expert, which {why}"
+    runner._shared_experts = None
+    runner._forward_entry = runner._select_forward()
+    object.__setattr__(runner, "gb10_folded", experts)
+    return "with the shared expert"
 
 
 def forward(runner: Any, experts: Experts, x: torch.Tensor, input_ids: torch.Tensor | None) -> torch.Tensor:
@@ -132,11 +132,12 @@ def _after_load() -> None:
     def process_weights_after_loading(model: torch.nn.Module, *rest: Any, **named: Any) -> None:
         stock(model, *rest, **named)
         found = Counter(fold(module) for module in model.modules() if isinstance(module, MoERunner))
-        for why, count in found.items():
-            if why is None:
-                continue
-            how = f"apart from the shared expert, which {why}" if why else "with the shared expert"
-            logger.info("gb10: NVFP4 experts: our kernels in %d layers, %s", count, how)
+        for how, count in found.items():
+            if how is not None:
+                logger.info("gb10: NVFP4 experts: our kernels in %d layers, %s", count, how)
+        if torch.cuda.is_available():
+            # The kernels read weights while the kernel before them runs: all must be in memory.
+            torch.cuda.synchronize()
 
     base_loader.process_weights_after_loading = process_weights_after_loading
 

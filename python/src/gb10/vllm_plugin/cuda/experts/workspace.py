@@ -16,6 +16,6 @@ def reserve(device: torch.device, size: int) -> None:
 
 
 def get(device: torch.device, size: int) -> torch.Tensor:
-    """uint8 ``[at least size]``. More than was reserved is made anew, which a CUDA graph under way cannot do."""
+    """uint8 ``[at least size]``. More than was reserved is made anew: a CUDA graph keeps what it captured."""
     reserve(device, size)
     return _held[device]
