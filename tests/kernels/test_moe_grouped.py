@@ -13,11 +13,14 @@ import on_the_host
 import pytest
 
 
-def arguments(
-    tokens: int, topk: int, experts: int, hidden: int, inner: int, shared: int, workspace: int = 0
-) -> list[Any]:
-    """Arguments that only their device speaks against, and the workspace."""
+def arguments(sizes: tuple[int, ...], workspace: int = 0) -> list[Any]:
+    """Arguments that only their device speaks against, and the workspace.
+
+    `sizes`: tokens, topk, experts, hidden, intermediate, and the shared expert's.
+    """
     import torch
+
+    tokens, topk, experts, hidden, inner, shared = sizes
 
     def weights(*shape: int) -> tuple[Any, Any, Any]:
         *rows, k = shape
@@ -60,15 +63,15 @@ def test_the_workspace_is_what_the_wrapper_says(operators: None, sizes: tuple[in
     from gb10.kernels.moe_grouped import workspace_bytes
 
     needed = workspace_bytes(*sizes)
-    short = arguments(*sizes, workspace=needed - 1)
+    short = arguments(sizes, workspace=needed - 1)
     said = f"workspace has {needed - 1} bytes; it must have at least {needed}"
     assert said in refusal(short)
-    assert "x is not on a CUDA device" in refusal(arguments(*sizes, workspace=needed))
+    assert "x is not on a CUDA device" in refusal(arguments(sizes, workspace=needed))
 
 
 def test_tokens(operators: None) -> None:
-    assert "x has 0 rows (tokens); it must have 1 to 32768" in refusal(arguments(0, 1, 1, 64, 64, 0))
-    assert "x has 32769 rows (tokens)" in refusal(arguments(32769, 1, 1, 64, 64, 0))
+    assert "x has 0 rows (tokens); it must have 1 to 32768" in refusal(arguments((0, 1, 1, 64, 64, 0)))
+    assert "x has 32769 rows (tokens)" in refusal(arguments((32769, 1, 1, 64, 64, 0)))
 
 
 def test_machine_code(machine_code: dict[str, list[str]]) -> None:

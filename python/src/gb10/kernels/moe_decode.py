@@ -96,12 +96,11 @@ def option_arguments(options: Options) -> tuple[Any, ...]:
     shared = options.get("shared")
     activation = options.get("activation", "silu")
     activation = _ALIASES.get(activation, activation)
-    numbers = (options.get(name) for name in ("limit", "alpha", "beta"))
     return (
         options.get("expert_map"),
         *((None,) * 7 if shared is None else shared),
         activation,
-        *activation_numbers(activation, *numbers),
+        *activation_numbers(activation, options.get("limit"), options.get("alpha"), options.get("beta")),
         *(options.get(name, False) for name in ("up_first", "swizzled", "router_weight_on_input")),
     )
 

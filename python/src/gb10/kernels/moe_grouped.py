@@ -59,7 +59,8 @@ def moe_grouped(
     if workspace is None:
         shared = options.get("shared")
         inner, shared_inner = 2 * w2.shape[-1], 2 * shared.w2.shape[-1] if shared else 0
-        size = workspace_bytes(*topk_ids.shape, w2.shape[0], x.shape[1], inner, shared_inner)
+        tokens, topk = topk_ids.shape
+        size = workspace_bytes(tokens, topk, w2.shape[0], x.shape[1], inner, shared_inner)
         workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
     weights = (w13, w13_scales, w13_global, w2, w2_scales, w2_global)
     torch.ops.gb10.moe_grouped(

@@ -132,7 +132,7 @@ def define() -> None:
 
 
 class NativeLinearKernel(NvFp4LinearKernel):  # type: ignore[misc]
-    """Activations stay as they are. A layer that the kernels cannot take is vLLM's Marlin; the log says so."""
+    """Activations stay as they are. A layer that the kernels cannot take is vLLM's Marlin; it is logged."""
 
     stock: NvFp4LinearKernel | None = None
 
@@ -242,4 +242,4 @@ def install() -> None:
         return stock(use_a16) if chosen is None else chosen(NvFp4LinearLayerConfig())
 
     for name in _USERS:
-        importlib.import_module(name).init_nvfp4_linear_kernel = init_nvfp4_linear_kernel
+        setattr(importlib.import_module(name), stock.__name__, init_nvfp4_linear_kernel)

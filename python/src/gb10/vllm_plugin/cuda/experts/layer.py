@@ -61,15 +61,14 @@ class Experts:
 def _fold(module: Any, kernel: NativeExperts | CutlassDecodeExperts) -> SharedExpert | str:
     """The shared expert's weights for the kernel, or why it cannot take them."""
     layers = [getattr(module, name, None) for name in ("gate_up_proj", "down_proj")]
-    held = [getattr(layer, "gb10_native", None) for layer in layers]
+    held: list[Native] = [layer.gb10_native for layer in layers if hasattr(layer, "gb10_native")]
     if not isinstance(getattr(module, "act_fn", None), SiluAndMul):
         return "is no SwiGLU"
     if kernel.moe_config.activation.value != "silu":
         return "has another activation than the routed ones"
-    if any(native is None for native in held):
+    if len(held) != len(layers):
         return "is not NVFP4 in the checkpoint's layout"
-    up: Native = held[0]
-    down: Native = held[1]
+    up, down = held
     if up.swizzled != kernel.swizzled or down.swizzled != kernel.swizzled:
         return "has its block scales in another order"
     inner = 2 * down.codes.shape[1]

@@ -66,7 +66,7 @@ def _select() -> None:
         return choose(config, weight_key, activation_key) or stock(config, weight_key, activation_key)
 
     for name in _USERS:
-        importlib.import_module(name).select_nvfp4_moe_backend = select_nvfp4_moe_backend
+        setattr(importlib.import_module(name), stock.__name__, select_nvfp4_moe_backend)
 
 
 def _apart(runner: Any) -> str:
