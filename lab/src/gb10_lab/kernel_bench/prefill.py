@@ -1,10 +1,11 @@
-"""Command line: `python -m gb10_lab kernel-prefill`. The kernels of many tokens, timed: experts and NVFP4 linears.
+"""Command line: `python -m gb10_lab kernel-prefill`. The kernels of many tokens: experts, NVFP4 linears.
 
 Each time is the median of graph replays of a few layers of their own weights, so that L2 is cold for weights.
 """
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable
 
@@ -36,7 +37,7 @@ def run() -> int:
             routed = [data.routing(layer, tokens, False, device) for _ in copies]
             for name in ("moe_decode", "moe_grouped")[tokens > 16 :]:
                 version = getattr(adapters, name)(x, copies, routed)
-                us = _time(lambda i, version=version: version.run(i))
+                us = _time(version.run)
                 pairs = tokens * (layer.topk * layer.intermediate + layer.shared)
                 rate = 6 * layer.hidden * pairs / us * 1e-6
                 print(f"{name:<12} {layer.label:<34} M {tokens:5} {us:9.1f} us {rate:7.1f} T/s", flush=True)
@@ -45,12 +46,16 @@ def run() -> int:
         weights = [data.nvfp4(rows, columns, device) for _ in range(COPIES)]
         for tokens in (64, 128, 512, 2048, 8192):
             x = data.activations(tokens, columns, device)
-            us = _time(lambda i, x=x: dequant.product(x, *weights[i]))
+            us = _time(functools.partial(_linear, x, weights))
             rate = 2 * rows * columns * tokens / us * 1e-6
             print(
                 f"dequantised  {rows} x {columns:<28} M {tokens:5} {us:9.1f} us {rate:7.1f} T/s", flush=True
             )
     return 0
+
+
+def _linear(x: torch.Tensor, weights: list[data.Nvfp4], i: int) -> torch.Tensor:
+    return dequant.product(x, *weights[i])
 
 
 def _time(call: Callable[[int], torch.Tensor]) -> float:
@@ -72,4 +77,4 @@ def _time(call: Callable[[int], torch.Tensor]) -> float:
         end.record()
         torch.cuda.synchronize()
         times.append(begin.elapsed_time(end) * 1e3 / COPIES)
-    return statistics.median(times)
+    return float(statistics.median(times))

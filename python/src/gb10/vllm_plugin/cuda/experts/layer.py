@@ -60,7 +60,7 @@ class Experts:
 
 def _fold(module: Any, kernel: NativeExperts | CutlassDecodeExperts) -> SharedExpert | str:
     """The shared expert's weights for the kernel, or why it cannot take them."""
-    layers = [getattr(module, name, None) for name in ("gate_up_proj", "down_proj")]
+    layers: list[Any] = [getattr(module, name, None) for name in ("gate_up_proj", "down_proj")]
     held: list[Native] = [layer.gb10_native for layer in layers if hasattr(layer, "gb10_native")]
     if not isinstance(getattr(module, "act_fn", None), SiluAndMul):
         return "is no SwiGLU"
