@@ -43,7 +43,7 @@ SCHEMAS = {
     "gdn_decode": (
         "(Tensor mixed, Tensor(a!) conv_state, Tensor conv_weight, Tensor? conv_bias, Tensor A_log, "
         "Tensor dt_bias, Tensor(b!) state, Tensor norm_weight, float epsilon, Tensor slots, int key_heads, "
-        "int value_heads, bool interleaved, Tensor(c!) out) -> ()"
+        "int value_heads, bool interleaved, Tensor(c!) out, Tensor? accepted=None) -> ()"
     ),
 }
 
@@ -263,18 +263,32 @@ def gdn_decode(
     value_heads: int,
     interleaved: bool,
     out: Tensor,
+    accepted: Tensor | None = None,
 ) -> None:
-    """One token of each sequence: split, convolution, gated delta rule, gated norm."""
+    """T tokens of each sequence (slots ``[N]``: one): split, convolution, gated delta rule, gated norm."""
     dv, dk = state.shape[-2:]
+    steps = slots.shape[1] if slots.dim() == 2 else 1
+    places = slots.reshape(-1, steps).tolist()
+    if len(places) * steps != mixed.shape[0]:
+        raise RuntimeError(f"mixed has {mixed.shape[0]} rows for {len(places)} sequences of {steps}")
     q, k, v, z, b, a = _split(mixed, key_heads, value_heads, dk, dv, interleaved)
     channels = torch.cat((q, k, v), dim=1)
     group = value_heads // key_heads
-    for n, slot in enumerate(slots.tolist()):
-        if slot <= 0:
+    for n, at in enumerate(slot for place in places for slot in place):
+        sequence, step = divmod(n, steps)
+        if places[sequence][0] <= 0:
             out[n] = 0
             continue
-        window = torch.cat((conv_state[slot], channels[n, :, None]), dim=1)
-        conv_state[slot] = window[:, 1:].clone()
+        taps, last = conv_state[places[sequence][0]], conv_weight.shape[1] - 1
+        if step == 0:
+            first = 0 if accepted is None else int(accepted[sequence]) - 1
+            inputs = taps[:, first : first + last].clone()
+            memory = state[places[sequence][first]].float()
+            tokens = channels[n : n + steps].T
+            kept = torch.cat((inputs[:, 1:], tokens), dim=1)
+            taps[:, : kept.shape[1]] = kept
+        window = torch.cat((inputs, channels[n, :, None]), dim=1)
+        inputs = window[:, 1:]
         filtered = (window.float() * conv_weight.float()).sum(-1)
         if conv_bias is not None:
             filtered += conv_bias.float()
@@ -284,11 +298,12 @@ def gdn_decode(
         key = _unit(key.view(key_heads, dk)).repeat_interleave(group, 0)
         value = value.view(value_heads, dv)
         decay = torch.exp(-A_log.float().exp() * F.softplus(a[n].float() + dt_bias.float()))
-        memory = state[slot].float() * decay[:, None, None]
+        memory = memory * decay[:, None, None]
         known = torch.einsum("hvk,hk->hv", memory, key)
         change = b[n].float().sigmoid()[:, None] * (value - known)
         memory = memory + change[:, :, None] * key[:, None, :]
-        state[slot] = memory.to(state.dtype)
+        state[at] = memory.to(state.dtype)
+        memory = state[at].float()
         core = torch.einsum("hvk,hk->hv", memory, query).to(mixed.dtype).float()
         core = core * (core.square().mean(-1, keepdim=True) + epsilon).rsqrt() * norm_weight.float()
         out[n] = (core * F.silu(z[n].float().view(value_heads, dv))).flatten().to(out.dtype)

@@ -18,6 +18,7 @@ from gb10.nvfp4.quantize import (
     global_scale_for,
     quantize,
 )
+from gb10.nvfp4.search import quantize_searched
 
 __all__ = [
     "BLOCK_SIZE",
@@ -31,6 +32,7 @@ __all__ = [
     "global_scale_for",
     "pack",
     "quantize",
+    "quantize_searched",
     "swizzle_128x4",
     "unpack",
     "unswizzle_128x4",

@@ -6,6 +6,7 @@ from gb10.routing.overrides import (
     Overrides,
     apply_overrides,
     check_moe_backend,
+    leave_to_vllm,
     parse_overrides,
 )
 from gb10.routing.parts import parts_of
@@ -42,6 +43,7 @@ __all__ = [
     "apply_overrides",
     "check_moe_backend",
     "compare",
+    "leave_to_vllm",
     "parse_overrides",
     "parts_of",
     "render",

@@ -61,7 +61,9 @@ def run(
         found = parse_capability(capability)
     if engine is None:
         engine = Engine.GB10 if settings.unfit(found) is None else Engine.STOCK
-    ours = engine is Engine.GB10 and found is not None and found >= settings.LEAST_CAPABILITY
+    ours = engine is Engine.GB10
+    if ours and (why := settings.without_code(found)) is not None:
+        raise UserError(f"--engine gb10: {why}")
     usable = device.flashinfer_usable() if flashinfer is None else flashinfer
     target = routing.Target(
         found,
@@ -85,6 +87,7 @@ def run(
     overrides = routing.parse_overrides(routes or (), target, experts)
     if overrides.cpu_mode is not None:
         target = replace(target, cpu_mode=overrides.cpu_mode)
+    target = routing.leave_to_vllm(target, overrides.backends)
     rows = routing.apply_overrides(routing.table(target, parts), overrides)
     if as_json:
         print(json.dumps({"target": asdict(target), "routes": [asdict(row) for row in rows]}, indent=2))

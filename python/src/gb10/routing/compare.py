@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from gb10.routing.render import batch_text
 from gb10.routing.rules import BY_NAME, OPEN, OURS
 from gb10.routing.table import Route
 from gb10.vllm_plugin.cuda import dispatch
@@ -69,25 +68,28 @@ def _ran(log: str) -> list[Dispatch]:
 
 
 def _first_dispatches(rows: Sequence[Route], log: str) -> list[str]:
-    """What our engine ran first, against the rows; our rows that nothing confirms."""
+    """What our engine ran first, against the rows; operations of ours that nothing ran."""
     found, lines = _ran(log), []
-    confirmed: set[Route] = set()
     for one in found:
-        of = [row for row in rows if row.operation == one.operation]
+        of = [row for row in rows if one.operation in (row.operation, row.like)]
         title = BY_NAME[one.operation].title if one.operation in BY_NAME else one.operation
         fitting = [row for row in of if _within(one.tokens, row)]
         right = [row for row in fitting if _plain(row.backend) == _plain(one.kernel)]
-        confirmed.update(right)
         if not of:
             lines.append(f"{title}: {one.kernel} ran, the table has no such row")
         elif not right:
             said = _join(row.backend for row in fitting)
             lines.append(f"{title}: the table says {said} for {one.tokens} tokens, {one.kernel} ran")
-    for row in rows:
-        if row.whose == OURS and row.backend.startswith("gb10 ") and row not in confirmed:
-            title = f"{BY_NAME[row.operation].title}, {batch_text(row.batch)} tokens"
-            lines.append(f"{title}: the table says {row.backend}, and it did not run yet")
+    seen = {one.operation for one in found}
+    unseen = [row for row in rows if _ours(row) and not seen & {row.operation, row.like}]
+    for name in dict.fromkeys(row.operation for row in unseen):
+        said = _join(row.backend for row in unseen if row.operation == name)
+        lines.append(f"{BY_NAME[name].title}: the table says {said}, and nothing of it has run")
     return lines
+
+
+def _ours(row: Route) -> bool:
+    return row.whose == OURS and row.backend.startswith("gb10 ")
 
 
 def _within(tokens: int, row: Route) -> bool:
@@ -112,7 +114,7 @@ def compare(rows: Sequence[Route], log: str) -> list[str]:
         lines += _first_dispatches(rows, log)
     for operation in _SAYS:
         of = [row for row in rows if (row.like or row.operation) == operation]
-        if dispatch.ENGINE in log and any(row.backend.startswith("gb10 ") for row in of):
+        if dispatch.ENGINE in log and any(map(_ours, of)):
             continue  # our engine stands where vLLM's log names its own choice
         title = BY_NAME[operation].title
         said = _join(row.backend for row in of)

@@ -72,7 +72,7 @@ def _parts(checkpoint: Checkpoint, formats: Formats, drafts: bool) -> Iterator[P
     yield Part("attention", _attention(checkpoint))
     if checkpoint.has_gdn:
         yield Part("gdn_prefill")
-        yield Part("gdn_decode", "drafts" if drafts else "")
+        yield Part("gdn_decode")
     four = [form for form in (*linear, *experts, *heads) if form.weight == "nvfp4"]
     if four:
         yield Part("activation_quant", "w4a4" if any(form.activation for form in four) else "w4a16")

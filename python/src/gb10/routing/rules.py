@@ -196,7 +196,8 @@ CPU, GPU = When(cpu=True), When(cpu=False)
 DEQUANT, PACKED, EMULATE = (When(cpu=True, cpu_mode=mode) for mode in CPU_MODES)
 FI, AMX = When(flashinfer=True), When(cpu=True, amx=True)
 FP8_KV, PLAIN_KV = When(kv_bits=8), When(kv_bits=16)
-W4A16, CHANNEL, BLOCK, W8A16 = (When(variant=name) for name in ("w4a16", "channel", "block", "w8a16"))
+W4A4, W4A16 = When(variant="w4a4"), When(variant="w4a16")
+CHANNEL, BLOCK, W8A16 = (When(variant=name) for name in ("channel", "block", "w8a16"))
 MLA, OTHER = When(variant="mla"), When(variant="other")
 MXFP4 = When(variant="mxfp4", amx=False)
 
@@ -214,7 +215,6 @@ OUR_LINEAR, OUR_EXPERTS = When(cpu=False, part=Part.LINEAR), When(cpu=False, par
 OUR_ROUTER, OUR_GDN = When(cpu=False, part=Part.ROUTER), When(cpu=False, part=Part.GDN)
 DENSE_FP8, DENSE_NVFP4 = (When(cpu=False, dense=made) for made in (Format.FP8, Format.NVFP4))
 HEAD_FP8, HEAD_NVFP4 = (When(cpu=False, head=made) for made in (Format.FP8, Format.NVFP4))
-DRAFTS = When(variant="drafts")
 
 DECODE: Batch = (1, 16)
 """Tokens that a launch of our kernels for decode takes."""
@@ -222,15 +222,18 @@ DECODE: Batch = (1, 16)
 PIECES: Batch = (1, 64)
 """Tokens up to which a linear layer is several such launches."""
 
-_OUR_W4A16 = "W4A16 at the speed of memory; above 16 tokens in parts"
+_OUR_W4A16 = "W4A16 at the speed of memory"
+_OUR_PIECES = f"{_OUR_W4A16}; above 16 tokens in parts"
+_OUR_W4A4 = "W4A4 on FP4 tensor cores, from the same weights"
 _OUR_DEQUANT = "W4A16: decoded to {label} once a call, then cuBLAS"
 _OUR_W8A16 = "W8A16 at the speed of memory; 16 bit in the checkpoint"
 _OUR_W8A8 = "W8A8 on FP8 tensor cores; 16 bit in the checkpoint"
 _WEIGHT_ONLY = "W4A16: the checkpoint quantises weights only"
 _NVFP4_LINEAR = (
-    Rule(OUR_LINEAR, "gb10 nvfp4_gemv", OURS, _OUR_W4A16, batch=PIECES),
-    Rule(OUR_LINEAR & SM12X, "gb10 CUTLASS", OURS, "W4A4 on FP4 tensor cores, from the same weights"),
-    Rule(OUR_LINEAR, "gb10 dequant", OURS, _OUR_DEQUANT),
+    Rule(OUR_LINEAR & SM12X & W4A4, "gb10 nvfp4_gemv", OURS, _OUR_W4A16, batch=DECODE),
+    Rule(OUR_LINEAR & SM12X & W4A4, "gb10 cutlass", OURS, _OUR_W4A4),
+    Rule(OUR_LINEAR, "gb10 nvfp4_gemv", OURS, _OUR_PIECES, batch=PIECES),
+    Rule(OUR_LINEAR, "gb10 dequantised_nvfp4", OURS, _OUR_DEQUANT),
     Rule(DEQUANT, "gb10 dequant", OURS, "{label} at load, then oneDNN; W4A16, fastest here", "dequant"),
     Rule(PACKED, "gb10 packed", OURS, "stays 4 bit, decoded per call; W4A16, least memory", "packed"),
     Rule(EMULATE & W4A16, "gb10 emulate", OURS, "as packed; " + _WEIGHT_ONLY, "emulate"),
@@ -244,8 +247,8 @@ _NVFP4_LINEAR = (
 )
 _NVFP4_MOE = (
     Rule(OUR_EXPERTS, "gb10 moe_decode", OURS, "W4A16, the shared expert in the same launches", batch=DECODE),
-    Rule(OUR_EXPERTS & SM12X, "gb10 CUTLASS", OURS, "W4A4 on FP4 tensor cores, from the same weights"),
-    Rule(OUR_EXPERTS, "gb10 grouped", OURS, "W4A16, Triton, from the same weights"),
+    Rule(OUR_EXPERTS & SM12X & W4A4, "gb10 cutlass", OURS, _OUR_W4A4),
+    Rule(OUR_EXPERTS, "gb10 moe_grouped", OURS, "W4A16, from the same weights"),
     Rule(DEQUANT, "gb10 dequant", OURS, "{label} at load, then vLLM's fused CPU MoE", "dequant"),
     Rule(PACKED, "gb10 packed", OURS, "only the chosen experts are decoded, per call", "packed"),
     Rule(EMULATE & W4A16, "gb10 emulate", OURS, "as packed; " + _WEIGHT_ONLY, "emulate"),
@@ -308,7 +311,6 @@ _GDN_PREFILL = (
     Rule(GPU, "Triton", VLLM, "FlashInfer's kernel needs 9.0", "triton"),
 )
 _GDN_DECODE = (
-    Rule(GPU & DRAFTS, "Triton", VLLM, "checks of drafts; CUDA where the layout allows it"),
     Rule(OUR_GDN, "gb10 gdn_decode", OURS, "split, convolution, delta rule and gated norm in one launch"),
     Rule(CPU, "vLLM CPU", VLLM, "C++ kernels, BF16 only"),
     Rule(GPU, "Triton", VLLM, "recurrent kernel"),
@@ -323,18 +325,18 @@ _ACTIVATION_QUANT = (  # how a float becomes E2M1
     Rule(SM75_90, "none", VLLM, "W4A16: activations stay {label}"),
 )
 _LM_HEAD = (
-    Rule(HEAD_FP8, "gb10 fp8_gemv", OURS, _OUR_W8A16, batch=PIECES),
-    Rule(HEAD_FP8, "gb10 CUTLASS", OURS, _OUR_W8A8),
-    Rule(HEAD_NVFP4, "gb10 nvfp4_gemv", OURS, _OUR_W4A16, batch=PIECES),
-    Rule(HEAD_NVFP4, "gb10 dequant", OURS, _OUR_DEQUANT),
+    Rule(HEAD_FP8, "gb10 fp8_gemv", OURS, _OUR_W8A16, batch=DECODE),
+    Rule(HEAD_FP8, "gb10 scaled_mm_fp8", OURS, _OUR_W8A8),
+    Rule(HEAD_NVFP4, "gb10 nvfp4_gemv", OURS, _OUR_PIECES, batch=PIECES),
+    Rule(HEAD_NVFP4, "gb10 dequantised_nvfp4", OURS, _OUR_DEQUANT),
     Rule(CPU, "oneDNN {label}", VLLM, "plain in the checkpoint"),
     Rule(GPU, "cuBLAS {label}", VLLM, "plain in the checkpoint"),
 )
 _DENSE = (
-    Rule(DENSE_FP8, "gb10 fp8_gemv", OURS, _OUR_W8A16, batch=PIECES),
-    Rule(DENSE_FP8, "gb10 CUTLASS", OURS, _OUR_W8A8),
-    Rule(DENSE_NVFP4, "gb10 nvfp4_gemv", OURS, _OUR_W4A16, batch=PIECES),
-    Rule(DENSE_NVFP4, "gb10 dequant", OURS, _OUR_DEQUANT),
+    Rule(DENSE_FP8, "gb10 fp8_gemv", OURS, _OUR_W8A16, batch=DECODE),
+    Rule(DENSE_FP8, "gb10 scaled_mm_fp8", OURS, _OUR_W8A8),
+    Rule(DENSE_NVFP4, "gb10 nvfp4_gemv", OURS, _OUR_PIECES, batch=PIECES),
+    Rule(DENSE_NVFP4, "gb10 dequantised_nvfp4", OURS, _OUR_DEQUANT),
     Rule(CPU, "oneDNN {label}", VLLM, "plain in the checkpoint"),
     Rule(GPU, "cuBLAS {label}", VLLM, "plain in the checkpoint"),
 )
@@ -420,7 +422,7 @@ OPERATIONS = (
         _GDN_PREFILL,
         _options("triton flashinfer cutedsl", "--gdn-prefill-backend"),
     ),
-    Operation("gdn_decode", "GDN decode", _GDN_DECODE, variants=("", "drafts")),
+    Operation("gdn_decode", "GDN decode", _GDN_DECODE),
     Operation("activation_quant", "activation quant", _ACTIVATION_QUANT, variants=("w4a4", "w4a16")),
     Operation("lm_head", "lm_head", _LM_HEAD),
     Operation("sampling", "sampling", _SAMPLING, _SAMPLERS),

@@ -134,7 +134,7 @@ def check_verdict(settings: Settings, verdict: Verdict) -> None:
 
 
 def _engine(settings: Settings, gpus: Sequence[Gpu]) -> tuple[CudaMode, list[str]]:
-    """Whose kernels run, in which formats, and a note where ours cannot. vLLM's processes get what was said."""
+    """Whose kernels run, in which formats; a note where ours cannot. vLLM's processes get what was said."""
     unfit = engine.unfit(gpus[0].capability if gpus else None, settings.environment)
     said = {"engine": settings.engine, "dense": settings.dense, "head": settings.head}
     names = {"engine": engine.ENGINE_NAME, "dense": engine.DENSE_NAME, "head": engine.HEAD_NAME}
@@ -184,14 +184,14 @@ def _check_formats(checkpoint: Checkpoint, formats: Formats, target: routing.Tar
 
 def _without_chosen(settings: Settings, target: routing.Target, backends: Collection[str]) -> routing.Target:
     """The target without the parts of our engine for which the user chose a backend of vLLM's."""
-    given = settings.passed_on
-    linear = "nvfp4_linear" in backends or given.has("--linear-backend")
-    experts = "nvfp4_moe" in backends or settings.moe_backend is not None
-    chosen = {Part.LINEAR: linear, Part.EXPERTS: experts, Part.ROUTER: experts}
-    left = tuple(part for part in target.parts if not chosen.get(part))
-    if left != target.parts:
-        settings.export(Origin.FLAG, **{engine.PARTS_NAME: ",".join(left) or "none"})
-    return replace(target, parts=left)
+    flags = {
+        "nvfp4_linear": settings.passed_on.has("--linear-backend"),
+        "nvfp4_moe": settings.moe_backend is not None,
+    }
+    left = routing.leave_to_vllm(target, {*backends, *(name for name, given in flags.items() if given)})
+    if left.parts != target.parts:
+        settings.export(Origin.FLAG, **{engine.PARTS_NAME: ",".join(left.parts) or "none"})
+    return left
 
 
 def _route(

@@ -42,7 +42,9 @@ _COMPRESSED_MOE = f"{_COMPRESSED}.compressed_tensors_moe.compressed_tensors_moe_
 _QUARK = f"{_LAYERS}.quantization.quark"
 _PROCESS = "process_weights_after_loading"
 _LOADER = "vllm.model_executor.model_loader"
-_MTP = "vllm.model_executor.models.qwen3_next_mtp"
+_MODELS = "vllm.model_executor.models"
+_MTP = f"{_MODELS}.qwen3_next_mtp"
+_GDN = f"{_LAYERS}.mamba.gdn.qwen_gdn_linear_attn"
 
 PATCHES = (
     Patch(
@@ -336,6 +338,88 @@ Upstream: not reported as far as known.
 Test: tests/unit/serve/test_serve_death.py, tests/unit/serve/test_serve_cause.py
 Remove when: vLLM names the process that died and the signal at every stage, and its processes die together.
 """,
+    ),
+    Patch(
+        "engine",
+        "gb10.vllm_plugin.cuda.settings",
+        """
+Symptom: `--engine stock` loads the graph that torch.compile made for `--engine gb10`, and vice versa.
+Evidence: the key of vLLM's compile cache knows the checkpoint and vLLM's own variables; what a plug-in
+  decides outside of traced files is not in it.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_engine_install.py
+Remove when: vLLM's key has a part for plug-ins.
+""",
+        (Need("vllm.envs", "environment_variables"),),
+    ),
+    Patch(
+        "engine",
+        "gb10.vllm_plugin.cuda.install",
+        """
+Symptom: a step of Qwen3-Next at batch 1 is 1,304 launches on an H200, of which residual, norm, router and
+  top-k are six a layer and Gated DeltaNet's core seven.
+Evidence: torch.compile fuses what is pointwise; the router's product, top-k, the convolution and the delta
+  rule are kernels of their own. What one launch for each brings: docs/engine.md.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_engine_install.py, tests/e2e/test_engine_layers.py, tests/gpu/test_engine.py
+Remove when: vLLM's decoder layers and Gated DeltaNet need as few launches.
+""",
+        (
+            Need(
+                f"{_LOADER}.base_loader",
+                "process_weights_after_loading",
+                "model, model_config, target_device",
+            ),
+            Need("vllm.compilation.breakable_cudagraph", "eager_break_during_capture", "fn"),
+            Need("vllm.config", "CompilationConfig._attention_ops"),
+            Need("vllm.distributed", "tensor_model_parallel_all_reduce", "input_"),
+            Need("vllm.forward_context", "get_forward_context", ""),
+            Need("vllm.triton_utils", "triton"),
+            Need("vllm.utils.torch_utils", "LayerNameType"),
+            Need("vllm.utils.torch_utils", "_encode_layer_name", "layer_name"),
+            Need("vllm.utils.torch_utils", "_resolve_layer_name", "layer_name"),
+            Need(
+                "vllm.utils.torch_utils",
+                "direct_register_custom_op",
+                "op_name, op_func, mutates_args, fake_impl, target_lib, dispatch_key, tags",
+            ),
+            Need(f"{_LAYERS}.layernorm", "GemmaRMSNorm"),
+            Need(f"{_LAYERS}.layernorm", "RMSNorm"),
+            Need(f"{_LAYERS}.linear", "UnquantizedLinearMethod"),
+            Need(
+                f"{_LAYERS}.fused_moe.router.base_router",
+                "BaseRouter.select_experts",
+                "self, hidden_states, router_logits, topk_indices_dtype, input_ids",
+            ),
+            Need(f"{_LAYERS}.fused_moe.router.fused_topk_router", "FusedTopKRouter"),
+            Need(
+                f"{_LAYERS}.fused_moe.runner.moe_runner",
+                "MoERunner.__init__",
+                "self, layer_name, moe_config, router, routed_experts, enable_dbo, gate, shared_experts, "
+                "shared_expert_gate, routed_input_transform, routed_output_transform, routed_scaling_factor",
+            ),
+            Need(f"{_MODELS}.qwen3_moe", "Qwen3MoeSparseMoeBlock"),
+            Need(
+                f"{_MODELS}.qwen3_moe",
+                "Qwen3MoeDecoderLayer.forward",
+                "self, positions, hidden_states, residual",
+            ),
+            Need(f"{_MODELS}.qwen3_next", "Qwen3NextSparseMoeBlock"),
+            Need(
+                f"{_MODELS}.qwen3_next",
+                "Qwen3NextDecoderLayer.forward",
+                "self, hidden_states, residual, positions, kwargs",
+            ),
+            Need(f"{_LAYERS}.mamba.mamba_utils", "is_conv_state_dim_first", ""),
+            Need(f"{_GDN}", "QwenGatedDeltaNetAttention.forward_cuda", "self, hidden_states"),
+            Need(
+                f"{_GDN}",
+                "QwenGatedDeltaNetAttention._forward_core_fused_norm",
+                "self, mixed_qkv, b, a, output_gate, core_attn_out",
+            ),
+            Need(f"{_GDN}", "QwenGatedDeltaNetAttention.get_state_dtype", "self"),
+            Need("vllm.v1.attention.backends.gdn_attn", "GDNAttentionMetadata"),
+        ),
     ),
     Patch(
         "cuda",

@@ -138,13 +138,20 @@ def _parts(environ: Mapping[str, str]) -> frozenset[Part]:
     return frozenset(Part(word) for word in words if word != "none")
 
 
-def unfit(capability: tuple[int, int] | None, environ: Mapping[str, str] = os.environ) -> str | None:
-    """Why our kernels cannot run on a GPU of this capability (None: there is no GPU), or None."""
+def without_code(capability: tuple[int, int] | None) -> str | None:
+    """Why our kernels have no code for a GPU of this capability (None: there is no GPU), or None."""
     if capability is None:
         return "there is no NVIDIA GPU"
     if capability < LEAST_CAPABILITY:
         least, found = (".".join(map(str, pair)) for pair in (LEAST_CAPABILITY, capability))
         return f"our kernels need compute capability {least}, and this GPU has {found}"
+    return None
+
+
+def unfit(capability: tuple[int, int] | None, environ: Mapping[str, str] = os.environ) -> str | None:
+    """Why our kernels cannot run here on a GPU of this capability (None: there is no GPU), or None."""
+    if (why := without_code(capability)) is not None:
+        return why
     try:
         libraries.kernels(environ)
     except UserError as error:
