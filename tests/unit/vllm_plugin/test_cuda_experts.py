@@ -10,6 +10,7 @@ from reference import cpu_operators
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
+from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.fused_moe.activation import MoEActivation
 from vllm.model_executor.layers.fused_moe.config import (
     FusedMoEConfig,
@@ -110,7 +111,7 @@ class Case:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pretend(monkeypatch, 90)
         self.exact: dict[str, torch.Tensor] = {}
-        routed = torch.nn.Module()
+        routed: Any = torch.nn.Module()
         globals_of = {}
         for name, rows, columns in (("w13", 2 * INNER, HIDDEN), ("w2", HIDDEN, INNER)):
             weight = torch.randn(EXPERTS, rows, columns) / columns**0.5
@@ -134,8 +135,9 @@ class Case:
         self.routed = routed
 
         self.gate_weight = torch.randn(1, HIDDEN).to(BF16)
-        self.module = SharedModule(self)
-        self.runner = SimpleNamespace(
+        self.module: Any = SharedModule(self)
+        self.router = torch.randn(EXPERTS, HIDDEN)
+        self.runner: Any = SimpleNamespace(
             routed_experts=routed,
             _shared_experts=SimpleNamespace(_layer=self.module),
             _forward_entry="shared",
@@ -146,7 +148,6 @@ class Case:
             gate=lambda x: (x.float() @ self.router.T, None),
             router=self,
         )
-        self.router = torch.randn(EXPERTS, HIDDEN)
 
     def select_experts(self, hidden_states: torch.Tensor, router_logits: torch.Tensor, **_: Any) -> Any:
         """As vLLM's router: weights, ids."""
@@ -181,7 +182,7 @@ class SharedModule(torch.nn.Module):
         ):
             held = nvfp4.quantize(torch.randn(rows, columns) / columns**0.5)
             case.exact[label] = nvfp4.dequantize(*held)
-            linear = torch.nn.Module()
+            linear: Any = torch.nn.Module()
             linear.gb10_native = Native(held.packed, held.block_scales, held.global_scale.reshape(1), False)
             setattr(self, name, linear)
         self.act_fn = _silu_and_mul()
@@ -191,12 +192,13 @@ class SharedModule(torch.nn.Module):
         exact = self.case[0].exact
         rows = [mlp(token, exact["up"], exact["down"]) for token in x.float()]
         gate = (x.float() @ self.expert_gate.weight.float().T).sigmoid()
-        return (gate * torch.stack(rows)).to(x.dtype)
+        out: torch.Tensor = (gate * torch.stack(rows)).to(x.dtype)
+        return out
 
 
 def _silu_and_mul() -> Any:
     """An object of vLLM's class, without what its constructor asks of a configuration."""
-    made = layer.SiluAndMul.__new__(layer.SiluAndMul)
+    made = SiluAndMul.__new__(SiluAndMul)
     torch.nn.Module.__init__(made)
     return made
 

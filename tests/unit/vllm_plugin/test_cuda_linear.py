@@ -46,7 +46,7 @@ def _pretend(monkeypatch: pytest.MonkeyPatch, capability: int) -> None:
 def layer_of(weight: torch.Tensor, dtype: torch.dtype = BF16) -> Any:
     """A layer as a method leaves it to its kernel, and the values that it stands for."""
     held = nvfp4.quantize(weight)
-    layer = torch.nn.Module()
+    layer: Any = torch.nn.Module()
     for name, tensor in (
         ("weight", held.packed),
         ("weight_scale", held.block_scales),
