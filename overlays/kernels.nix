@@ -11,6 +11,8 @@ let
         ../kernels/bandwidth
         ../kernels/fp8_gemv
         ../kernels/moe_decode
+        ../kernels/moe_grouped
+        ../kernels/nvfp4_dequantize
         ../kernels/nvfp4_gemv
         ../kernels/quantize
       ];

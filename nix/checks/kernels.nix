@@ -37,6 +37,8 @@ in
       ../../kernels/bandwidth
       ../../kernels/fp8_gemv
       ../../kernels/moe_decode
+      ../../kernels/moe_grouped
+      ../../kernels/nvfp4_dequantize
       ../../kernels/nvfp4_gemv
       ../../kernels/quantize
       ../../vllm_fp4

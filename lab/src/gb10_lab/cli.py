@@ -17,6 +17,7 @@ COMMANDS = {
     "kernel-bench": Command("gb10_lab.kernel_bench.command:run", "Measure kernels on this GPU."),
     "kernel-bits": Command("gb10_lab.kernel_bench.bits:run", "Hold the bits of two builds together."),
     "kernel-smoke": Command("gb10_lab.kernel_bench.smoke:run", "Run every kernel once, small and checked."),
+    "kernel-prefill": Command("gb10_lab.kernel_bench.prefill:run", "Time the kernels of many tokens."),
 }
 
 

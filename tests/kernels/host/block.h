@@ -16,6 +16,7 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include <ucontext.h>
@@ -324,6 +325,7 @@ inline std::uint32_t __reduce_max_sync(unsigned, std::uint32_t v) {
   return *std::max_element(all.begin(), all.end());
 }
 inline void atomicOr(std::uint32_t* to, std::uint32_t v) { *to |= v; }
+inline int atomicAdd(int* to, int v) { return std::exchange(*to, *to + v); }
 inline void atomicMax(std::uint32_t* to, std::uint32_t v) { *to = std::max(*to, v); }
 template <typename T>
 T __ldcg(T const* address) {
