@@ -122,7 +122,8 @@ def _measure(
         except Exception as error:
             # One part that fails must not take what the others would have measured.
             traceback.print_exc()
-            content["failures"].append(f"{part}: {str(error).splitlines()[0] if str(error) else error!r}")
+            first = next(iter(str(error).splitlines()), repr(error))
+            content["failures"].append(f"{part}: {first}")
         print(f"{part}: {time.perf_counter() - at:.1f} s", flush=True)
         content["peak_bytes"] = engine.peak_bytes()
         write_json(out / f"{name}.json", content, indent=None)

@@ -182,7 +182,9 @@ def _differences(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
             lines.append(f"  {name}: other ids or another number of layers")
             continue
         largest, mean = difference(own["log_probabilities"], other["log_probabilities"])
-        lines.append(f"  {name:<28} largest difference {largest:.3f} nats, mean {mean:.4f}")
+        alike, of = same_tokens(own["greedy"], other["greedy"])
+        gap = f"largest difference {largest:.3f} nats, mean {mean:.4f}"
+        lines.append(f"  {name:<24} {gap}; greedy: {alike} of {of} tokens alike")
     return lines
 
 
@@ -196,6 +198,15 @@ def difference(one: Sequence[Any], other: Sequence[Any]) -> tuple[float, float]:
     if any(math.isnan(gap) for gap in gaps):
         return math.nan, math.nan
     return max(gaps), sum(gaps) / len(gaps)
+
+
+def same_tokens(one: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """Tokens that are the same up to each prompt's first difference, and all tokens."""
+    alike = 0
+    for a, b in zip(one, other, strict=True):
+        differ = (i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
+        alike += next(differ, len(a))
+    return alike, sum(map(len, one))
 
 
 def _flat(values: Sequence[Any]) -> list[float]:

@@ -26,8 +26,8 @@ SHORT_LONG = {1: (16, 144)}
 OTHERS = (8, 72)
 REPLAYS = 20
 WARM_STEPS = 4
-FORCED = 16
-"""Tokens that `log_probabilities` goes on for."""
+FORCED, FREE = 16, 32
+"""New tokens of `log_probabilities`: told which, and free."""
 ENGINE: dict[str, Any] = {
     "load_format": "dummy",
     "skip_tokenizer_init": True,
@@ -183,7 +183,7 @@ class Session:
         """Log-probabilities of the same 64 ids at steps of decoding that go on with the same token.
 
         Each request is told its next tokens (one id, again and again), so that configurations are compared on
-        the same text also after rounding would have chosen another.
+        the same text also after rounding would have chosen another. And what greedy decoding gives when free.
         """
         watched = sorted({1 + (vocabulary - 2) * i // 63 for i in range(64)})
         forced = [101, 977, 4099 % vocabulary, 5000 % vocabulary]
@@ -204,7 +204,14 @@ class Session:
             [[step[token].logprob for token in watched] for step in output.outputs[0].logprobs]
             for output in outputs
         ]
-        return {"ids": watched, "forced": forced, "log_probabilities": found}
+        plain = self._sampling(max_tokens=FREE, ignore_eos=True, temperature=0, detokenize=False)
+        free = self._llm.generate([{"prompt_token_ids": ids} for ids in prompts], plain, use_tqdm=False)
+        return {
+            "ids": watched,
+            "forced": forced,
+            "log_probabilities": found,
+            "greedy": [list(output.outputs[0].token_ids) for output in free],
+        }
 
     def peak_bytes(self) -> int | None:
         """The most that torch had allocated on the GPU."""
