@@ -53,7 +53,7 @@ done
 
 caches=${GB10_CACHES:-${TMPDIR:-/tmp}/gb10-engine-caches}
 export CUDA_CACHE_PATH=$caches/jit CUDA_CACHE_MAXSIZE=4294967296 TRITON_CACHE_DIR=$caches/triton
-export HUMMING_CACHE_DIR=$caches/humming HUMMING_TMP_DIR=$caches/humming-tmp PYTHONUNBUFFERED=1 PYTHONPYCACHEPREFIX=$caches/pyc
+export HUMMING_CACHE_DIR=$caches/humming HUMMING_TMP_DIR=$caches/humming-tmp PYTHONUNBUFFERED=1
 mkdir -p "$CUDA_CACHE_PATH" "$TRITON_CACHE_DIR" "$HUMMING_CACHE_DIR" "$HUMMING_TMP_DIR" "$caches/plugin"
 # vLLM finds a plug-in by the entry point of a distribution.
 if ! ls -d "${GB10_SITE:-/nonexistent}"/gb10-*.dist-info >/dev/null 2>&1; then

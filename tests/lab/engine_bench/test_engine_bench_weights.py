@@ -75,7 +75,8 @@ class _Model(torch.nn.Module):
         self.mlp.experts = torch.nn.Module()
         self.mlp.experts.register_buffer("w13", torch.zeros(16, 4, 4, dtype=torch.uint8))
         self.mlp.in_proj_ba = torch.nn.Module()
-        self.mlp.in_proj_ba.own = _Own(torch.zeros(32, dtype=torch.uint8), torch.zeros(2))
+        own = _Own(torch.zeros(32, dtype=torch.uint8), torch.zeros(2))
+        self.mlp.in_proj_ba.__dict__["own"] = own  # as a plain attribute of an untyped module
         self.kv_cache = [torch.zeros(1000)]
         self.again = self.lm_head.weight.data
 
