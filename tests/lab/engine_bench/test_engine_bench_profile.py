@@ -1,6 +1,10 @@
 """A decode step out of the profiler's events."""
 
-from gb10_lab.engine_bench.profile import GRAPH_LAUNCH, Event, short_name, step_of
+import gzip
+import json
+from pathlib import Path
+
+from gb10_lab.engine_bench.profile import Event, short_name, step_of, write
 
 STEP = 100_000
 """Nanoseconds."""
@@ -13,11 +17,10 @@ def _steps(count: int) -> list[Event]:
         at = i * STEP
         graph, sampler = 1000 + i, 5000 + i
         events += [
-            Event(GRAPH_LAUNCH, at - 500, 100, graph, False),
-            Event("void ns::first<int>(int*)", at, 20_000, graph, True),
-            Event("shared", at + 10_000, 20_000, graph, True),
-            Event("shared", at + 31_000, 9_000, graph, True),
-            Event("sampler", at + 50_000, 5_000, sampler, True),
+            Event("void ns::first<int>(int*)", at, 20_000, graph),
+            Event("shared", at + 10_000, 20_000, graph),
+            Event("shared", at + 31_000, 9_000, graph),
+            Event("sampler", at + 50_000, 5_000, sampler),
         ]
     return events
 
@@ -45,13 +48,23 @@ def test_overlap_counts_once_on_the_path() -> None:
 
 
 def test_graphs_of_a_prefill_do_not_begin_a_step() -> None:
-    piece = [Event(GRAPH_LAUNCH, -9000, 10, 1, False), Event("piece", -8000, 10, 1, True)]
-    assert step_of(piece + _steps(10)) == step_of(_steps(10))
+    pieces = [Event("piece", -9000 * number - at, 10, number) for number in (1, 2, 3, 4) for at in (0, 1000)]
+    more = [Event("more", i * STEP + 41_000 + 10 * n, 5, 1000 + i) for i in range(10) for n in range(9)]
+    assert step_of(pieces + _steps(10) + more) == step_of(_steps(10) + more)
 
 
 def test_without_graphs_there_is_no_step() -> None:
-    assert step_of([event for event in _steps(10) if event.on_gpu]) is None
+    alone = [Event(e.name, e.start, e.duration, i) for i, e in enumerate(_steps(10))]
+    assert step_of(alone) is None
     assert step_of([]) is None
+
+
+def test_events_are_kept(tmp_path: Path) -> None:
+    write(_steps(2), tmp_path / "out" / "kept.json.gz")
+    with gzip.open(tmp_path / "out" / "kept.json.gz", "rt") as file:
+        kept = json.load(file)
+    assert kept["events"][3] == [2, 50_000, 5_000, 5000]
+    assert kept["names"][2] == "sampler"
 
 
 def test_names_are_short() -> None:

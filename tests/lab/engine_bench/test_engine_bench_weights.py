@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gb10.nvfp4 import dequantize
-from gb10_lab.engine_bench.resident import components, state_bytes
+from gb10_lab.engine_bench.resident import component_of, components, state_bytes
 from gb10_lab.engine_bench.weights import fill
 
 
@@ -91,6 +91,23 @@ def test_bytes_that_a_token_reads() -> None:
         "GDN in_proj_ba": (32 + 8, 32 + 8),
     }
     assert parts["GDN in_proj_ba"].dtypes == {"uint8": 32, "float32": 8}
+
+
+def test_names_of_parts() -> None:
+    layer = "model.layers.3"
+    expected = {
+        f"{layer}.mlp.experts.routed_experts.w13_weight": "routed experts",
+        f"{layer}.mlp.experts.runner.gate.weight": "router",
+        f"{layer}.mlp.shared_expert_gate.weight": "shared expert gate",
+        f"{layer}.mlp.shared_expert.gate_up_proj.weight": "shared expert",
+        f"{layer}.linear_attn.in_proj_qkvz.weight": "GDN in_proj_qkvz",
+        f"{layer}.linear_attn.out_proj.weight_scale": "GDN out_proj",
+        f"{layer}.self_attn.o_proj.weight": "attention o_proj",
+        f"{layer}.post_attention_layernorm.weight": "norms",
+        "lm_head.gb10_dense.held.codes": "lm_head",
+        "model.rope": "rest",
+    }
+    assert {path: component_of(path) for path in expected} == expected
 
 
 def test_state_of_gdn() -> None:

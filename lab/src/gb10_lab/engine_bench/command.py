@@ -19,6 +19,7 @@ from gb10.arguments import whole
 from gb10.errors import EXIT_FAILED, UserError
 from gb10.files import read_json, write_json
 from gb10_lab.engine_bench import configurations, models, report
+from gb10_lab.engine_bench.profile import step_of, write
 
 if TYPE_CHECKING:
     from gb10_lab.engine_bench.session import Session
@@ -28,7 +29,7 @@ PARTS = ("decode", "resident", "profile", "host", "prefill", "logp")
 
 def run(
     config: Annotated[str, Option(metavar="NAME", help=f"one of {', '.join(configurations.CONFIGURATIONS)}")],
-    out: Annotated[Path, Option(metavar="FOLDER", help="NAME.json and NAME.txt go there")],
+    out: Annotated[Path, Option(metavar="FOLDER", help="NAME.json, NAME.txt and the profiles go there")],
     model: Annotated[
         str,
         Option(metavar="NAME|DIR", help=f"a folder with config.json, or one of {', '.join(models.MODELS)}"),
@@ -111,7 +112,7 @@ def _measure(
         "failures": [],
         "skipped": [],
     }
-    works = _works(engine, content, wanted, batches, repeats, config["vocab_size"])
+    works = _works(engine, content, wanted, batches, repeats, config["vocab_size"], out, name)
     for part, work in works:
         if time.time() - began > limit:
             content["skipped"].append(part)
@@ -125,7 +126,7 @@ def _measure(
             first = next(iter(str(error).splitlines()), repr(error))
             content["failures"].append(f"{part}: {first}")
         print(f"{part}: {time.perf_counter() - at:.1f} s", flush=True)
-        content["peak_bytes"] = engine.peak_bytes()
+        content |= {"peak_bytes": engine.peak_bytes(), "dispatched": engine.dispatched()}
         write_json(out / f"{name}.json", content, indent=None)
     text = report.table(content)
     (out / f"{name}.txt").write_text(text, encoding="utf-8")
@@ -142,6 +143,8 @@ def _works(
     batches: tuple[int, ...],
     repeats: int,
     vocabulary: int,
+    out: Path,
+    name: str,
 ) -> list[tuple[str, Callable[[], None]]]:
     """The measurements in the order of their worth, each putting its result into ``content``."""
     works: list[tuple[str, Callable[[], None]]] = []
@@ -157,7 +160,9 @@ def _works(
         )
 
     def profile(batch: int) -> None:
-        step = engine.profile(batch)
+        events = engine.profile(batch)
+        write(events, out / f"{name}.profile-{batch}.json.gz")
+        step = step_of(events)
         if step is None:
             raise UserError("the profiler saw no CUDA graphs; is the engine eager?")
         content.setdefault("profile", []).append({"batch": batch, **asdict(step)})

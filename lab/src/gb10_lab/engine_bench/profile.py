@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 from typing import Any
 
-GRAPH_LAUNCH = "cudaGraphLaunch"
 LONG_GAP_NS = 5000
 """Idle time above this is the processor's doing; below, it is what lies between two nodes of a graph."""
 WARM_STEPS = 3
@@ -20,15 +22,14 @@ _NAME = 72
 
 @dataclass(frozen=True)
 class Event:
-    """A kernel, copy or clear on the GPU, or a call of the runtime."""
+    """A kernel, copy or clear on the GPU."""
 
     name: str
     start: int
     """Nanoseconds."""
     duration: int
     correlation: int
-    """The same for a launch and for what it launched."""
-    on_gpu: bool
+    """The launch's number: the same for all that one launch of a CUDA graph ran."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,23 @@ class Step:
 
 def events_of(results: Any) -> list[Event]:
     """The events of torch's Kineto results that ``step_of`` reads."""
-    found = []
-    for event in results.events():
-        on_gpu = str(event.device_type()).endswith("CUDA")
-        if on_gpu or event.name().startswith(GRAPH_LAUNCH):
-            found.append(
-                Event(event.name(), event.start_ns(), event.duration_ns(), event.correlation_id(), on_gpu)
-            )
-    return found
+    return [
+        Event(event.name(), event.start_ns(), event.duration_ns(), event.correlation_id())
+        for event in results.events()
+        if str(event.device_type()).endswith("CUDA")
+    ]
+
+
+def write(events: Sequence[Event], path: Path) -> None:
+    """Keep the events: gzipped JSON {names, events: [[place among names, start, duration, launch], ...]}."""
+    names: dict[str, int] = {}
+    rows = [
+        (names.setdefault(event.name, len(names)), event.start, event.duration, event.correlation)
+        for event in events
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wt", compresslevel=5) as file:
+        json.dump({"names": list(names), "events": rows}, file)
 
 
 def step_of(events: Iterable[Event]) -> Step | None:
@@ -78,19 +88,16 @@ def step_of(events: Iterable[Event]) -> Step | None:
 
     A step begins with the first kernel of its graph and ends where the next begins.
     """
-    events = list(events)
-    graphs = {event.correlation for event in events if event.name.startswith(GRAPH_LAUNCH)}
-    kernels = sorted((event for event in events if event.on_gpu), key=lambda event: event.start)
+    kernels = sorted(events, key=lambda event: event.start)
     begins: dict[int, int] = {}
-    for event in kernels:
-        if event.correlation in graphs:
-            begins.setdefault(event.correlation, event.start)
-    # Prefill runs small graphs piece by piece; the decode graph is the one with the most kernels.
     sizes: dict[int, int] = defaultdict(int)
     for event in kernels:
-        sizes[event.correlation] += event.correlation in graphs
+        begins.setdefault(event.correlation, event.start)
+        sizes[event.correlation] += 1
+    graphs = {launch for launch, size in sizes.items() if size > 1}
+    # Prefill runs small graphs piece by piece; the graph of a step is the one with the most kernels.
     largest = max(sizes.values(), default=0)
-    marks = sorted(begins[graph] for graph in begins if 2 * sizes[graph] > largest)
+    marks = sorted(begins[graph] for graph in graphs if 2 * sizes[graph] > largest)
     marks = marks[WARM_STEPS:]
     if len(marks) < 2:
         return None

@@ -226,6 +226,7 @@ def table(run: Run) -> str:
             )
     for step in run.get("profile") or []:
         lines += ["", *_step(step)]
+    lines += run.get("dispatched") or []
     for line in run.get("failures") or []:
         lines.append(f"FAILED: {line}"[:WIDTH])
     return "\n".join(lines) + "\n"

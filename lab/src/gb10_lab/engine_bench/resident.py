@@ -44,6 +44,8 @@ class Component:
 
 def component_of(path: str) -> str:
     """Which part of a model the tensor at ``path`` belongs to."""
+    if path.endswith(".gate.weight"):
+        return "router"
     return next((name for key, name in _COMPONENTS if key in path), REST)
 
 

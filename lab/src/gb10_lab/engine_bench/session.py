@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,8 +76,6 @@ class Session:
 
     def __init__(self, model: Path, configuration: Configuration, extra: dict[str, Any]) -> None:
         """Start it. Raises UserError when gb10 was asked for and did not load."""
-        import sys
-
         from vllm import LLM, SamplingParams
 
         weights.install()
@@ -159,8 +158,8 @@ class Session:
         seconds = [self.generate(1, 1, PREFILL, seed + 1) for seed in range(repeats + 1)][1:]
         return {"tokens": PREFILL, "tokens_per_second": asdict(Sample.of([PREFILL / s for s in seconds]))}
 
-    def profile(self, batch: int, tokens: int = 24) -> profile.Step | None:
-        """One decode step by torch's profiler."""
+    def profile(self, batch: int, tokens: int = 24) -> list[profile.Event]:
+        """What ran on the GPU in one generation, by torch's profiler."""
         from torch.profiler import ProfilerActivity
         from torch.profiler import profile as recording
 
@@ -168,7 +167,7 @@ class Session:
         with recording(activities=[ProfilerActivity.CUDA]) as recorded:
             self.generate(batch, tokens, seed=9)
             _wait()
-        return profile.step_of(profile.events_of(recorded.profiler.kineto_results))
+        return profile.events_of(recorded.profiler.kineto_results)
 
     def resident(self) -> tuple[list[resident.Component], int]:
         """The model's parts and what of them a token reads; bytes of GDN state that it reads and writes."""
@@ -212,6 +211,11 @@ class Session:
             "log_probabilities": found,
             "greedy": [list(output.outputs[0].token_ids) for output in free],
         }
+
+    def dispatched(self) -> list[str]:
+        """What gb10 recorded of the first run of each operation; empty for stock."""
+        module = sys.modules.get("gb10.vllm_plugin.cuda.dispatch")
+        return [each.line for each in module.record()] if module else []
 
     def peak_bytes(self) -> int | None:
         """The most that torch had allocated on the GPU."""
