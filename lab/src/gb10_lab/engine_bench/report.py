@@ -120,9 +120,11 @@ def compare(runs: Sequence[Run], names: Sequence[str]) -> str:
         best = best_stock(runs, figure, bool(more))
         cells = (_cell(value, best, style, more) for value in values)
         lines.append(f"{label:<{_LABEL}}" + "".join(f"{cell:>{wide}}" for cell in cells))
-    lines += ["", f"in brackets: times the best stock run of that row. {PREDICTION}"[:WIDTH]]
+    lines += ["", "in brackets: times the best stock run of that row", PREDICTION]
     lines += _differences(runs, names)
-    return "\n".join([*lines, "", *bars(runs, names)]) + "\n"
+    if any(map(is_stock, runs)):
+        lines += ["", *bars(runs, names)]
+    return "\n".join(lines) + "\n"
 
 
 def best_stock(runs: Sequence[Run], figure: Figure, more: bool) -> float | None:
