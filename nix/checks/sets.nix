@@ -11,6 +11,7 @@ rec {
     "arguments.py"
     "errors.py"
     "files.py"
+    "libraries.py"
     "py.typed"
     "units.py"
   ];
@@ -22,7 +23,12 @@ rec {
       "nvfp4"
       "sparse24"
     ];
-  plugin = formats ++ gb10 [ "vllm_plugin" ];
+  plugin =
+    formats
+    ++ gb10 [
+      "kernels"
+      "vllm_plugin"
+    ];
   serve =
     plugin
     ++ gb10 [

@@ -14,6 +14,8 @@ from gb10.errors import UserError
 from gb10.machine import cpu
 from gb10.machine import gpu as device
 from gb10.vllm_plugin.cpu.mode import Mode
+from gb10.vllm_plugin.cuda import settings
+from gb10.vllm_plugin.cuda.settings import Engine, Format
 
 
 def parse_capability(text: str) -> routing.Capability | None:
@@ -40,6 +42,11 @@ def run(
     flashinfer: Annotated[bool | None, Option(help="as if FlashInfer were usable, or not")] = None,
     cpu_mode: Annotated[Mode, Option(help="NVFP4 mode on CPU")] = Mode.DEQUANT,
     fp8_kv_cache: Annotated[bool, Option("--fp8-kv-cache", help="as with --kv-cache-dtype fp8")] = False,
+    engine: Annotated[
+        Engine | None, Option(help="as with serve --engine; default: as it would be here", show_default=False)
+    ] = None,
+    dense: Annotated[Format, Option(help="as with serve --dense")] = Format.FP8,
+    head: Annotated[Format, Option(help="as with serve --head")] = Format.FP8,
     routes: Annotated[
         list[str] | None, Option("--route", metavar="OP=BACKEND", help="as serve --route")
     ] = None,
@@ -52,6 +59,9 @@ def run(
         found = gpus[0].capability if gpus else None
     else:
         found = parse_capability(capability)
+    if engine is None:
+        engine = Engine.GB10 if settings.unfit(found) is None else Engine.STOCK
+    ours = engine is Engine.GB10 and found is not None and found >= settings.LEAST_CAPABILITY
     usable = device.flashinfer_usable() if flashinfer is None else flashinfer
     target = routing.Target(
         found,
@@ -59,6 +69,9 @@ def run(
         cpu_mode,
         amx=found is None and cpu.has_amx(),
         kv_cache="fp8" if fp8_kv_cache else "auto",
+        parts=tuple(settings.Part) if ours else (),
+        dense=dense if ours else Format.KEEP,
+        head=head if ours else Format.KEEP,
     )
     parts, experts = None, None
     if model is not None:

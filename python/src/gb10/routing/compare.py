@@ -3,8 +3,11 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from gb10.routing.rules import BY_NAME, OPEN
+from gb10.routing.render import batch_text
+from gb10.routing.rules import BY_NAME, OPEN, OURS
 from gb10.routing.table import Route
+from gb10.vllm_plugin.cuda import dispatch
+from gb10.vllm_plugin.cuda.dispatch import Dispatch
 
 _STARTED = "Initializing a V1 LLM engine"
 """vLLM's line that all others below follow; without it the log says nothing (VLLM_LOGGING_LEVEL)."""
@@ -56,6 +59,42 @@ def _kv_cache(log: str) -> list[str]:
     return [word for name in _found("kv_cache", log) if (word := words.get(name, name))]
 
 
+_RAN = re.compile(rf"{re.escape(dispatch.PREFIX)}(\w+) ran (.+) with (\d+) tokens")
+
+
+def _ran(log: str) -> list[Dispatch]:
+    return list(
+        dict.fromkeys(Dispatch(name, kernel, int(tokens)) for name, kernel, tokens in _RAN.findall(log))
+    )
+
+
+def _first_dispatches(rows: Sequence[Route], log: str) -> list[str]:
+    """What our engine ran first, against the rows; our rows that nothing confirms."""
+    found, lines = _ran(log), []
+    confirmed: set[Route] = set()
+    for one in found:
+        of = [row for row in rows if row.operation == one.operation]
+        title = BY_NAME[one.operation].title if one.operation in BY_NAME else one.operation
+        fitting = [row for row in of if _within(one.tokens, row)]
+        right = [row for row in fitting if _plain(row.backend) == _plain(one.kernel)]
+        confirmed.update(right)
+        if not of:
+            lines.append(f"{title}: {one.kernel} ran, the table has no such row")
+        elif not right:
+            said = _join(row.backend for row in fitting)
+            lines.append(f"{title}: the table says {said} for {one.tokens} tokens, {one.kernel} ran")
+    for row in rows:
+        if row.whose == OURS and row.backend.startswith("gb10 ") and row not in confirmed:
+            title = f"{BY_NAME[row.operation].title}, {batch_text(row.batch)} tokens"
+            lines.append(f"{title}: the table says {row.backend}, and it did not run yet")
+    return lines
+
+
+def _within(tokens: int, row: Route) -> bool:
+    low, high = row.batch
+    return low <= tokens and (high is None or tokens <= high)
+
+
 def _join(names: Iterable[str]) -> str:
     return " and ".join(dict.fromkeys(names))
 
@@ -69,8 +108,12 @@ def compare(rows: Sequence[Route], log: str) -> list[str]:
     if _STARTED not in log:
         return []
     lines = []
+    if dispatch.ENGINE in log:
+        lines += _first_dispatches(rows, log)
     for operation in _SAYS:
         of = [row for row in rows if (row.like or row.operation) == operation]
+        if dispatch.ENGINE in log and any(row.backend.startswith("gb10 ") for row in of):
+            continue  # our engine stands where vLLM's log names its own choice
         title = BY_NAME[operation].title
         said = _join(row.backend for row in of)
         found = _kv_cache(log) if operation == "kv_cache" else _found(operation, log)

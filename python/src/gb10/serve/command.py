@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,13 +20,18 @@ from gb10.serve import budget, isolation
 from gb10.serve.environment import package_folder
 from gb10.serve.preflight import Verdict
 from gb10.serve.settings import ROWS, SECRETS, Origin, Settings, is_loopback
+from gb10.vllm_plugin.cuda import settings as engine
+from gb10.vllm_plugin.cuda.settings import CudaMode, Part
 from gb10.vllm_plugin.draft.ids import ENV_NAME as DRAFT_VOCABULARY
 from gb10.vllm_plugin.draft.ids import DraftVocabulary
 
 CPU_CONTEXT_LIMIT = 4096
 """Default for --max-model-len on the CPU engine: the model's own limit, at most this."""
 
-_NO_OPTION = ("model", "api_keys", "vllm_args", "routes", "verbose", "dry_run", "open_metrics", "config")
+_NO_OPTION = (
+    *("model", "api_keys", "vllm_args", "routes", "verbose", "dry_run", "open_metrics", "config"),
+    *("engine", "dense", "head"),
+)
 """Settings that vLLM has no option for, or that are rendered in a way of their own."""
 
 _OWN_SERVER = "leave it out, or run vLLM's own server"
@@ -128,7 +133,25 @@ def check_verdict(settings: Settings, verdict: Verdict) -> None:
     settings.host, settings.port = verdict.host or "", verdict.port
 
 
-def _target(settings: Settings, formats: Formats, gpus: Sequence[Gpu], flashinfer: bool) -> routing.Target:
+def _engine(settings: Settings, gpus: Sequence[Gpu]) -> tuple[CudaMode, list[str]]:
+    """Whose kernels run, in which formats, and a note where ours cannot. vLLM's processes get what was said."""
+    unfit = engine.unfit(gpus[0].capability if gpus else None, settings.environment)
+    said = {"engine": settings.engine, "dense": settings.dense, "head": settings.head}
+    names = {"engine": engine.ENGINE_NAME, "dense": engine.DENSE_NAME, "head": engine.HEAD_NAME}
+    given = {names[field]: str(value) for field, value in said.items() if value is not None}
+    parts = settings.environment.get(engine.PARTS_NAME, "")
+    mode = CudaMode.from_env(unfit, given | {engine.PARTS_NAME: parts})
+    for field, value in said.items():
+        if value is not None:
+            settings.export(settings.origins[field], **{names[field]: str(value)})
+    if not gpus or settings.engine is not None or unfit is None:
+        return mode, []
+    return mode, [f"vLLM's own kernels only (--engine stock): {unfit}"]
+
+
+def _target(
+    settings: Settings, formats: Formats, gpus: Sequence[Gpu], flashinfer: bool, mode: CudaMode
+) -> routing.Target:
     """The machine, and the types that the user, else the checkpoint, asks for."""
     asked = [text.partition("=")[2] for text in settings.routes if text.startswith(("kv_cache", "kv-cache"))]
     given = (settings.kv_cache_dtype or "".join(asked[-1:]) or "auto").strip().lower()
@@ -143,6 +166,9 @@ def _target(settings: Settings, formats: Formats, gpus: Sequence[Gpu], flashinfe
         kv_cache=formats.kv_cache if given == "auto" else given,
         kv_cache_of_checkpoint=given == "auto" and formats.kv_cache != "auto",
         dtype=dtype,
+        parts=tuple(part for part in Part if mode.has(part)),
+        dense=mode.dense,
+        head=mode.head,
     )
 
 
@@ -156,12 +182,25 @@ def _check_formats(checkpoint: Checkpoint, formats: Formats, target: routing.Tar
         )
 
 
+def _without_chosen(settings: Settings, target: routing.Target, backends: Collection[str]) -> routing.Target:
+    """The target without the parts of our engine for which the user chose a backend of vLLM's."""
+    given = settings.passed_on
+    linear = "nvfp4_linear" in backends or given.has("--linear-backend")
+    experts = "nvfp4_moe" in backends or settings.moe_backend is not None
+    chosen = {Part.LINEAR: linear, Part.EXPERTS: experts, Part.ROUTER: experts}
+    left = tuple(part for part in target.parts if not chosen.get(part))
+    if left != target.parts:
+        settings.export(Origin.FLAG, **{engine.PARTS_NAME: ",".join(left) or "none"})
+    return replace(target, parts=left)
+
+
 def _route(
     settings: Settings, checkpoint: Checkpoint, formats: Formats, target: routing.Target
 ) -> tuple[routing.Target, list[routing.Route]]:
     """The target and the table with what --route changes, and the backends that follow."""
     overrides = routing.parse_overrides(settings.routes, target, checkpoint.experts)
     target = replace(target, cpu_mode=overrides.cpu_mode or target.cpu_mode)
+    target = _without_chosen(settings, target, overrides.backends)
     drafts = settings.passed_on.has("--speculative-config")
     parts = routing.parts_of(checkpoint, formats, drafts=drafts)
     rows = routing.apply_overrides(routing.table(target, parts), overrides)
@@ -297,7 +336,8 @@ def build(
     if formats is None:
         asked = settings.passed_on.value("--quantization")
         formats = read_formats(replace(checkpoint, quantization=asked))
-    target = _target(settings, formats, gpus, flashinfer)
+    mode, engine_notes = _engine(settings, gpus)
+    target = _target(settings, formats, gpus, flashinfer, mode)
     _check_formats(checkpoint, formats, target)
     target, rows = _route(settings, checkpoint, formats, target)
     _check_ranks(settings, gpus)
@@ -305,7 +345,7 @@ def build(
     _check_draft_vocabulary(settings, checkpoint)
     free = free or memory.available()
     settings.settle(Origin.DEFAULT, served_model_name="gb10-demo" if demo else checkpoint.label)
-    notes = [*settings.notes, *_keep_chunked_prefill(settings, checkpoint)]
+    notes = [*settings.notes, *engine_notes, *_keep_chunked_prefill(settings, checkpoint)]
     if gpus:
         notes += budget.on_gpu(settings, checkpoint, target, gpus, free)
     else:

@@ -12,7 +12,7 @@ import re
 import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from enum import IntEnum, auto
+from enum import IntEnum, StrEnum, auto
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from gb10.errors import UserError
 from gb10.routing import CPU_MODE_VARIABLE, CPU_MODES
 from gb10.serve.vllm_arguments import VllmArguments, Vocabulary, option_name, with_dashes
 from gb10.units import parse_bytes, parse_count
+from gb10.vllm_plugin.cuda.settings import DENSE_NAME, ENGINE_NAME, HEAD_NAME, Engine, Format
 from gb10.vllm_plugin.draft.ids import ENV_NAME as DRAFT_VOCABULARY
 
 EXTRA_ARGS = "VLLM_EXTRA_ARGS"
@@ -91,6 +92,13 @@ ROUTES = Kind(argparse={"action": "append", "metavar": "OP=BACKEND"}, several=Tr
 PORT = Kind(_above_zero(int, 65535), "a port (1 to 65535)")
 SHARE = Kind(_above_zero(float, 1), "a fraction above 0, at most 1")
 TOKENS = Kind(token_count, "a number of tokens such as 4096, 32k or auto")
+
+
+def _one_of(words: type[StrEnum]) -> Kind:
+    """One of these words."""
+    return Kind(words, f"one of: {', '.join(words)}", {"metavar": "|".join(words)})
+
+
 WHOLE = Kind(_above_zero(int), "a whole number above 0")
 BYTES = Kind(parse_bytes, "a number of bytes such as 512M or 2G")
 
@@ -193,6 +201,27 @@ class Settings:
     verbose: bool = setting("--verbose", "", SWITCH, False, help="show vLLM's log here too")
     dry_run: bool = setting(
         "--dry-run", "", SWITCH, False, help="print all settings and the command, and stop"
+    )
+    engine: str | None = setting(
+        "--engine",
+        ENGINE_NAME,
+        _one_of(Engine),
+        shown="gb10 on GPUs of 9.0 and later with GB10_KERNELS, else stock",
+        help="whose kernels run on a GPU ([engine.md](engine.md))",
+    )
+    dense: str | None = setting(
+        "--dense",
+        DENSE_NAME,
+        _one_of(Format),
+        shown="fp8 with --engine gb10, else keep",
+        help="format of linear layers that the checkpoint has in 16 bit",
+    )
+    head: str | None = setting(
+        "--head",
+        HEAD_NAME,
+        _one_of(Format),
+        shown="fp8 with --engine gb10, else keep",
+        help="format of an lm_head that the checkpoint has in 16 bit",
     )
     cpu_mode: str = setting(
         "",
