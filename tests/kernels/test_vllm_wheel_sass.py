@@ -1,14 +1,13 @@
 """What the pinned vLLM wheels hold for 12.x: scaled and grouped matrix products that run on a GB10 (12.1).
 
-``GB10_VLLM_WHEELS`` names a folder with one folder of vLLM's libraries for each system. `cuobjdump` reads those of
-any system. A check of its own (`nix build .#vllm-wheel-checks`): the wheels are 640 MB.
+``GB10_VLLM_WHEELS`` names a folder with one folder of vLLM's libraries for each system; `cuobjdump` reads those
+of any. A check of its own (`nix build .#vllm-wheel-checks`): the wheels are 640 MB.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from cubins import Cubin, cubins_of, needs_toolkit
@@ -23,7 +22,7 @@ RUNS_ON_12_1 = {"sm_120", "sm_120f", "sm_121", "sm_121f", "sm_121a"}
 
 @dataclass(frozen=True)
 class Unit:
-    """Kernels of CUTLASS with something in their mangled names, and the instruction that they are made for."""
+    """Kernels of CUTLASS by a part of their mangled names, and the instruction that they are made for."""
 
     what: str
     name: str
@@ -45,8 +44,8 @@ HELD = (
 )
 
 LACKING = r"GroupProblemShape.*Sm120.*float_e4m3_t"
-"""Grouped FP8: vLLM 0.32.0 has its source for 9.0 and 10.0 alone, so there is nothing to build for 12.x either;
-`cutlass_group_gemm_supported` says so, and FP8 experts run on Triton."""
+"""Grouped FP8: vLLM 0.32.0 has its source for 9.0 and 10.0 alone, so there is nothing to build for 12.x
+either. `cutlass_group_gemm_supported` says so, and FP8 experts run on Triton."""
 
 
 def _systems() -> list[str]:
@@ -99,4 +98,4 @@ def test_a_kernel_of_another_target_is_empty_here(cubins: dict[str, list[Cubin]]
 
 def test_grouped_fp8_is_still_lacking(cubins: dict[str, list[Cubin]]) -> None:
     """When this fails, vLLM has it: FP8 experts on 12.x can leave Triton."""
-    assert {system: _kernels(held, LACKING) for system, held in cubins.items()} == dict.fromkeys(cubins, [])
+    assert {system: _kernels(held, LACKING) for system, held in cubins.items()} == {key: [] for key in cubins}
