@@ -47,7 +47,7 @@ def tool(name: str, *arguments: str | Path, cwd: Path | None = None) -> str:
 def cubins_of(file: Path, scratch: Path, names: str = "all", holding: bytes = b"") -> list[Cubin]:
     """The cubins inside of an object, a fat binary or a library, by default every one.
 
-    ``names``: those with it in their names, such as ``sm_120.``; ``holding``: those with these bytes, a part of
+    ``names``: those with it in their names, such as ``sm_120.``; ``holding``: those with these bytes, part of
     a symbol. The rest of a large library is not disassembled, which takes a second for each unit.
     """
     scratch.mkdir(parents=True)

@@ -1,7 +1,7 @@
 """What the pinned vLLM wheels hold for 12.x: scaled and grouped matrix products that run on a GB10 (12.1).
 
-``GB10_VLLM_WHEELS`` names a folder with one folder of vLLM's libraries for each system; `cuobjdump` reads those
-of any. A check of its own (`nix build .#vllm-wheel-checks`): the wheels are 640 MB.
+``GB10_VLLM_WHEELS`` names a folder with one folder of vLLM's libraries for each system; `cuobjdump` reads
+those of any. A check of its own (`nix build .#vllm-wheel-checks`): the wheels are 640 MB.
 """
 
 from __future__ import annotations
