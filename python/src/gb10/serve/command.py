@@ -23,7 +23,7 @@ from gb10.serve.settings import ROWS, SECRETS, Origin, Settings, is_loopback
 from gb10.vllm_plugin.cuda import settings as engine
 from gb10.vllm_plugin.cuda.settings import CudaMode, Part
 from gb10.vllm_plugin.draft.ids import ENV_NAME as DRAFT_VOCABULARY
-from gb10.vllm_plugin.draft.ids import FILE_OF_MODEL, FULL, DraftVocabulary
+from gb10.vllm_plugin.draft.ids import FILE_OF_MODEL, FULL, DraftVocabulary, is_number
 
 CPU_CONTEXT_LIMIT = 4096
 """Default for --max-model-len on the CPU engine: the model's own limit, at most this."""
@@ -108,7 +108,7 @@ def _draft_vocabulary(settings: Settings, checkpoint: Checkpoint) -> list[str]:
             settings.export(origin, **{DRAFT_VOCABULARY: FULL})
         return []
     notes = []
-    if value.isdecimal():
+    if is_number(value):
         file = checkpoint.folder / FILE_OF_MODEL if checkpoint.folder is not None else None
         if file is not None and file.is_file():
             value = f"{file}:{value}"

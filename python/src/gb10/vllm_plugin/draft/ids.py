@@ -8,11 +8,13 @@ See `gb10.vllm_plugin.draft.vocabulary` for what it does.
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gb10.errors import UserError
+from gb10.files import read_bytes
 
 ENV_NAME = "GB10_DRAFT_VOCABULARY"
 
@@ -21,6 +23,11 @@ FULL = "full"
 
 FILE_OF_MODEL = "draft_vocabulary.json"
 """The list that a model folder may bring."""
+
+
+def is_number(text: str) -> bool:
+    """Whether this is an N, and no file."""
+    return re.fullmatch("[0-9]{1,19}", text) is not None
 
 
 @dataclass(frozen=True)
@@ -44,12 +51,12 @@ class DraftVocabulary:
     @classmethod
     def parse(cls, value: str, said: str = ENV_NAME) -> "DraftVocabulary":
         """Read `FILE`, `FILE:N` or `N`. Raises UserError as `from_env` does."""
-        if value.isdecimal():
+        if is_number(value):
             if int(value) == 0:
                 raise UserError(f"{said} {value}: a draft must be able to be some token; N is at least 1")
             return cls(range(int(value)), value, said)
         name, colon, count = value.rpartition(":")
-        if not (colon and count.isdecimal()):
+        if not (colon and is_number(count)):
             return cls(tuple(read_ids(Path(value))), value, said)
         ids = read_ids(Path(name))
         if not 0 < int(count) <= len(ids):
@@ -71,7 +78,7 @@ class DraftVocabulary:
 def read_ids(file: Path) -> list[int]:
     """Read a JSON list of different token ids. Raises UserError when it is none."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_bytes(file))
     except OSError as error:
         raise UserError(f"cannot read the draft vocabulary {file}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
