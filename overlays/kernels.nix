@@ -45,5 +45,6 @@ in
     vllm-fp4-software = vllmFp4.software;
     vllm-fp4-gemm = vllmFp4.gemm;
     vllm-fp4-checks = import ../nix/packages/vllm-fp4-checks.nix { pkgs = final; };
+    vllm-wheel-checks = import ../nix/packages/vllm-wheel-checks.nix { pkgs = final; };
   };
 }
