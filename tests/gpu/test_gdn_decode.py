@@ -119,7 +119,8 @@ class Layer:
         s, n = self.shape, mixed.shape[0]
         mixed = mixed[:, : s.columns]
         if not s.interleaved:
-            return mixed.split([s.channels, s.values, s.value_heads, s.value_heads], dim=1)
+            qkv, z, b, a = mixed.split([s.channels, s.values, s.value_heads, s.value_heads], dim=1)
+            return qkv, z, b, a
         r = s.value_heads // s.key_heads
         qkvz, ba = mixed.split([s.channels + s.values, 2 * s.value_heads], dim=1)
         sizes = [s.key_size, s.key_size, r * s.value_size, r * s.value_size]
