@@ -96,10 +96,10 @@ def calls(held: list[str], device: torch.device) -> Iterator[tuple[str, Callable
                 for swizzled in (False, True):
                     what = f"{layer.label}, {tokens} tokens, {activation}, {swizzled=}"
                     yield f"moe_decode, {what}", _moe(layer, tokens, activation, swizzled, device)
-    if "gdn_decode" in held:
-        for heads in GDN:
-            for tokens in TOKENS:
-                yield f"gdn_decode, {heads.label}, {tokens} tokens", _gdn(heads, tokens, device)
+    for heads in GDN[:3]:
+        for tokens in TOKENS:
+            what = f"{heads.model} {heads.label}, {tokens} tokens"
+            yield f"gdn_decode, {what}", _gdn(heads, tokens, device)
     for dtype in (*DTYPES, torch.float32):
         for swizzled in (False, True):
             what = f"{dtype}, {swizzled=}"

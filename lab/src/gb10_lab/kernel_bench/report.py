@@ -158,11 +158,11 @@ def apart_table(entries: Iterable[Entry]) -> list[str]:
     """Microseconds of single calls: an idle kernel between calls keeps one from beginning in the other."""
     lines = ["One call after an ordinary kernel, us (that kernel's own time taken off), M = 1"]
     versions = ("ours", *STOCK[:4])
-    lines.append(f"{'kernel':<16}{'model':<20}{'shape':<30}" + "".join(f"{n:>8}" for n in versions))
+    lines.append(f"{'kernel':<16}{'model':<20}{'shape':<24}" + "".join(f"{n:>8}" for n in versions))
     for e in entries:
         if e.apart:
             times = "".join(f"{e.apart[n]:>8.2f}" if n in e.apart else f"{'-':>8}" for n in versions)
-            lines.append(f"{e.kernel:<16.15}{e.model:<20.19}{e.shape:<30.29}{times}")
+            lines.append(f"{e.kernel:<16.15}{e.model:<20.19}{e.shape:<24.23}{times}")
     return lines
 
 
