@@ -10,6 +10,7 @@ let
       folders = [
         ../kernels/bandwidth
         ../kernels/fp8_gemv
+        ../kernels/gdn_decode
         ../kernels/moe_decode
         ../kernels/moe_grouped
         ../kernels/nvfp4_dequantize

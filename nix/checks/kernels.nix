@@ -36,6 +36,7 @@ in
     cuda = common ++ [
       ../../kernels/bandwidth
       ../../kernels/fp8_gemv
+      ../../kernels/gdn_decode
       ../../kernels/moe_decode
       ../../kernels/moe_grouped
       ../../kernels/nvfp4_dequantize

@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from gb10.errors import UserError
 from gb10.kernels import moe_decode as moe_kernels
 from gb10.kernels import moe_grouped as grouped_kernels
+from gb10_lab.kernel_bench import gdn
 from gb10_lab.kernel_bench.data import Fp8, MoeWeights, Nvfp4, Routing, Sparse24
+from gb10_lab.kernel_bench.shapes import Gdn
 from gb10_lab.kernel_bench.timing import Version
 
 OPERATORS = (
     "nvfp4_gemv",
     "fp8_gemv",
     "moe_decode",
+    "gdn_decode",
     "sparse24_gemv",
     "quantize_nvfp4",
     "silu_mul_quantize_nvfp4",
@@ -122,6 +126,21 @@ def _moe(
         call(x, *weights.w13, *weights.w2, *routed[i], None, *shared, *silu, workspace, out)
 
     return _into(x, x.shape[1], run, len(copies))
+
+
+def gdn_decode(shape: Gdn, mixed: torch.Tensor, copies: list[gdn.Layer]) -> Version:
+    """One token of each sequence; a run changes the states of its copy."""
+    call = torch.ops.gb10.gdn_decode.default
+    slots = gdn.slots_of(mixed.shape[0], mixed.device)
+    heads = (shape.key_heads, shape.value_heads, shape.interleaved)
+
+    def run(i: int, out: torch.Tensor) -> None:
+        w = copies[i]
+        states = (w.conv_state, w.conv_weight, None, w.A_log, w.dt_bias, w.state)
+        call(mixed, *states, w.norm_weight, gdn.EPSILON, slots, *heads, out, None)
+
+    version = _into(mixed, shape.values, run, len(copies))
+    return replace(version, restore=gdn.restoring(copies))
 
 
 def quantize(x: list[torch.Tensor], fused_silu: bool) -> Version:

@@ -9,12 +9,16 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from gb10_lab.kernel_bench import adapters, data
-from gb10_lab.kernel_bench.shapes import Dense, Moe
-from gb10_lab.kernel_bench.suite import FUSED_LIMIT, LIMIT
+from gb10_lab.kernel_bench import adapters, data, gdn
+from gb10_lab.kernel_bench.shapes import Dense, Gdn, Moe
+from gb10_lab.kernel_bench.suite import FUSED_LIMIT, GDN_LIMIT, LIMIT
 from gb10_lab.kernel_bench.timing import Version
 
 DENSE = (Dense("small", "narrow", 40, 320), Dense("small", "tall", 1000, 2048))
+GDN = (
+    Gdn("small", "gdn", 2, 4, 64, 64, interleaved=True),
+    Gdn("small", "gdn", 2, 6, 128, 128, interleaved=False, state_bytes=4),
+)
 MOE = (Moe("small", "moe", 16, 4, 256, 128), Moe("small", "moe", 16, 4, 320, 192, shared=64))
 TOKENS = (1, 3, 16)
 GROUPED_LIMIT = 6e-3
@@ -32,6 +36,7 @@ def run() -> int:
     for operator, what, version, check in _calls(held, device):
         torch.cuda.synchronize()
         version.run(0).fill_(float("nan") if operator.endswith(("gemv", "decode", "grouped")) else 0xAA)
+        version.restore()
         found, limit = check(version.run(0))
         torch.cuda.synchronize()
         right = found <= limit
@@ -69,6 +74,14 @@ def _calls(held: list[str], device: torch.device) -> Iterator[tuple[str, str, Ve
                 version = getattr(adapters, operator)(x, [weights], [routed])
                 near = _near(data.moe_reference(x, weights, routed), limit)
                 yield operator, f"{layer.label}, {tokens} tokens", version, near
+        if "gdn_decode" in held:
+            for heads in GDN:
+                dtype = torch.float32 if heads.state_bytes == 4 else torch.bfloat16
+                states = gdn.layer(heads, tokens, device, dtype)
+                x = data.activations(tokens, heads.columns, device)
+                near = _near(gdn.reference(heads, x, states), GDN_LIMIT)
+                version = adapters.gdn_decode(heads, x, [states])
+                yield "gdn_decode", f"{heads.label}, {tokens} tokens", version, near
     for operator, fused in (("quantize_nvfp4", False), ("silu_mul_quantize_nvfp4", True)):
         if operator in held:
             x = data.activations(130, 96 * (2 if fused else 1), device)
