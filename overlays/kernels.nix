@@ -11,6 +11,7 @@ let
         ../kernels/bandwidth
         ../kernels/fp8_gemv
         ../kernels/moe_decode
+        ../kernels/moe_router
         ../kernels/nvfp4_gemv
         ../kernels/quantize
       ];

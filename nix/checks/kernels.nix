@@ -37,6 +37,7 @@ in
       ../../kernels/bandwidth
       ../../kernels/fp8_gemv
       ../../kernels/moe_decode
+      ../../kernels/moe_router
       ../../kernels/nvfp4_gemv
       ../../kernels/quantize
       ../../vllm_fp4

@@ -31,7 +31,7 @@ KERNELS = Library(
     "kernels",
     ("GB10_KERNELS",),
     (
-        *("bandwidth_read", "fp8_gemv", "moe_decode", "nvfp4_gemv"),
+        *("bandwidth_read", "fp8_gemv", "moe_decode", "nvfp4_gemv", "route_experts"),
         *("quantize_nvfp4", "silu_mul_quantize_nvfp4", "quantize_nvfp4_experts"),
     ),
 )
