@@ -184,13 +184,16 @@ __global__ void __launch_bounds__(kThreads, kVectors <= 2 ? 2 : 1)
   // This thread's part of the norm: kVectors vectors of one token, 32 apart.
   int const warps = 1 << plan.warps_shift, token = warp >> plan.warps_shift;  // of a token
   int const first = (warp & (warps - 1)) * (32 * kVectors) + lane;
-  unsigned valid = 0, mine = 0;  // bits: vectors that exist; vectors that this block writes for all
+  unsigned valid = 0;  // bits: vectors that exist
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     if (token < a.tokens && first + i * 32 < vectors) valid |= 1u << i;
-    if ((warp * kVectors + i) % plan.tiles == blockIdx.x) mine |= 1u << i;
   }
-  mine &= valid;
+  // Vectors that this block writes for all.
+  auto const mine = [&](int i) {
+    unsigned const slot = warp * kVectors + i, tiles = plan.tiles;
+    return (slot == blockIdx.x || (tiles < kWarps * kVectors && slot % tiles == blockIdx.x)) && valid >> i & 1;
+  };
   bool const has_norm = a.norm_weight != nullptr;
   constexpr bool kAhead = kVectors <= 4;  // the norm's weights are read ahead too
   uint4 norm[kVectors];
@@ -236,7 +239,7 @@ __global__ void __launch_bounds__(kThreads, kVectors <= 2 ? 2 : 1)
         sum = fmaf(v[i][j].x, v[i][j].x, sum);
         sum = fmaf(v[i][j].y, v[i][j].y, sum);
       }
-      if (a.residual_out && mine >> i & 1) {
+      if (a.residual_out && mine(i)) {
         static_cast<uint4*>(a.residual_out)[first_vector + i * 32] = {rounded[0], rounded[1], rounded[2], rounded[3]};
       }
     }
@@ -263,7 +266,7 @@ __global__ void __launch_bounds__(kThreads, kVectors <= 2 ? 2 : 1)
       }
       uint4 const result{out[0], out[1], out[2], out[3]};
       if (valid >> i & 1) *place_of(i) = result;
-      if (a.normed && mine >> i & 1) static_cast<uint4*>(a.normed)[first_vector + i * 32] = result;
+      if (a.normed && mine(i)) static_cast<uint4*>(a.normed)[first_vector + i * 32] = result;
     }
   }
   __syncthreads();

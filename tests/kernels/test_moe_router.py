@@ -166,18 +166,15 @@ def test_fake_tensors_pass_and_give_the_shape(good: Arguments) -> None:
     with pytest.raises(RuntimeError, match="not on a CUDA device"):
         route_experts(x, gate, 4, renormalise=True)
     with FakeTensorMode() as mode:
-        fake = [mode.from_tensor(each) for each in (x, gate, weight, residual, shared)]
-        routed = route_experts(
-            *fake[:2],
-            4,
-            renormalise=True,
-            norm=Norm(fake[2], 1e-6, True, fake[3]),
-            shared_gate_weight=fake[4],
+        x, gate, weight, residual, shared = (
+            mode.from_tensor(each) for each in (x, gate, weight, residual, shared)
         )
-        plain = route_experts(*fake[:2], 4, renormalise=True)
+        norm = Norm(weight, 1e-6, True, residual)
+        routed = route_experts(x, gate, 4, renormalise=True, norm=norm, shared_gate_weight=shared)
+        plain = route_experts(x, gate, 4, renormalise=True)
     shapes = [None if each is None else tuple(each.shape) for each in routed]
     assert shapes == [(2, 4), (2, 4), (2,), (2, 256), (2, 256)]
-    assert plain.normed is fake[0] and plain.residual is None and plain.shared_multiplier is None
+    assert plain.normed is x and plain.residual is None and plain.shared_multiplier is None
     assert workspace_bytes(2, 10) == good["workspace"].numel()
 
 

@@ -144,7 +144,8 @@ def routers(copies: int, experts: int, hidden: int, device: torch.device) -> tor
 def normed(x: torch.Tensor, epsilon: float) -> torch.Tensor:
     """The RMS norm with weight 1 in float64."""
     wide = x.to(torch.float64)
-    return wide / (wide.square().mean(dim=1, keepdim=True) + epsilon).sqrt()
+    scaled: torch.Tensor = wide / (wide.square().mean(dim=1, keepdim=True) + epsilon).sqrt()
+    return scaled
 
 
 def router_logits(x: torch.Tensor, router: torch.Tensor) -> torch.Tensor:
@@ -158,7 +159,8 @@ def router_weights(
     """Weights of the chosen experts in float64, largest first; normed tokens and logits rounded to BF16."""
     rounded = normed(x.to(torch.float64) + residual.to(torch.float64), epsilon).to(torch.bfloat16)
     logits = router_logits(rounded, router)[:, :-1].to(torch.bfloat16).to(torch.float64)
-    return logits.topk(topk).values.softmax(dim=1)
+    best: torch.Tensor = logits.topk(topk).values
+    return best.softmax(dim=1)
 
 
 def moved(tensors: object) -> int:
