@@ -138,7 +138,8 @@ def routing(shape: Moe, tokens: int, correlated: bool, device: torch.device) -> 
 
 def routers(copies: int, experts: int, hidden: int, device: torch.device) -> torch.Tensor:
     """Draw routers whose logits are about 1, BF16 ``[copies, experts + 1, hidden]``."""
-    return (torch.randn((copies, experts + 1, hidden), device=device) / hidden**0.5).to(torch.bfloat16)
+    drawn = torch.randn((copies, experts + 1, hidden), device=device)
+    return drawn.div_(hidden**0.5).to(torch.bfloat16)
 
 
 def normed(x: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -159,8 +160,7 @@ def router_weights(
     """Weights of the chosen experts in float64, largest first; normed tokens and logits rounded to BF16."""
     rounded = normed(x.to(torch.float64) + residual.to(torch.float64), epsilon).to(torch.bfloat16)
     logits = router_logits(rounded, router)[:, :-1].to(torch.bfloat16).to(torch.float64)
-    best: torch.Tensor = logits.topk(topk).values
-    return best.softmax(dim=1)
+    return logits.topk(topk).values.softmax(dim=1)
 
 
 def moved(tensors: object) -> int:
