@@ -2,6 +2,7 @@
 #include "moe_router.cuh"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "gb10/launch.cuh"
 
@@ -49,6 +50,8 @@ cudaError_t launch(Arguments const& a, Number number, cudaStream_t stream) {
 
     Plan plan{};
     plan.tile_rows = part.tokens <= 4 ? kTileRows / 2 : kTileRows;
+    if (char const* rows = std::getenv("GB10_ROUTER_ROWS")) plan.tile_rows = std::atoi(rows);  // MEASURING
+    plan.late = std::getenv("GB10_ROUTER_LATE") != nullptr;                                     // MEASURING
     plan.tiles = divide_up(a.experts + (a.shared_gate != nullptr), plan.tile_rows);
     plan.warps_shift = warps_shift(part.tokens);
     plan.inverse_columns = 1.0f / static_cast<float>(a.columns);

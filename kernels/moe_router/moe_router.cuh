@@ -25,6 +25,7 @@ struct Plan {
   int tiles;        // blocks that compute logits; one more for each token chooses
   int warps_shift;  // log2 of the warps that share the norm of a token
   float inverse_columns;
+  bool late;  // MEASURING
 };
 
 // Bytes from token to token in shared memory: eight lanes of a load lie in different banks.
@@ -151,7 +152,7 @@ __device__ __forceinline__ void choose(Arguments const& a, int token) {
 template <typename T, int kVectors>
 __global__ void __launch_bounds__(kThreads, kVectors <= 2 ? 2 : 1)
     route(__grid_constant__ Arguments const a, __grid_constant__ Plan const plan) {
-  ptx::release_next();
+  if (!plan.late) ptx::release_next();
   if (blockIdx.x >= plan.tiles) {
     choose<T>(a, blockIdx.x - plan.tiles);
     return;
@@ -206,6 +207,7 @@ __global__ void __launch_bounds__(kThreads, kVectors <= 2 ? 2 : 1)
     for (int i = 0; i < kVectors; ++i) load_norm(i);
   }
   ptx::wait_for_previous();
+  if (plan.late) ptx::release_next();
 
   int const first_vector = token * vectors + first;
   uint4 x[kVectors], residual[kVectors];
