@@ -49,10 +49,13 @@ cudaError_t launch(Arguments const& a, Number number, cudaStream_t stream) {
     part.shared_multiplier = skip(a.shared_multiplier, 1);
 
     Plan plan{};
-    plan.tile_rows = part.tokens <= 4 ? kTileRows / 2 : kTileRows;
-    if (char const* rows = std::getenv("GB10_ROUTER_ROWS")) plan.tile_rows = std::atoi(rows);  // MEASURING
+    // Few tokens: small blocks, as long as all of them run at once.
+    int const rows = a.experts + (a.shared_gate != nullptr);
+    bool const small = part.tokens <= 4 && divide_up(rows, kTileRows / 2) + part.tokens <= 2 * device.sms;
+    plan.tile_rows = small ? kTileRows / 2 : kTileRows;
+    if (char const* own = std::getenv("GB10_ROUTER_ROWS")) plan.tile_rows = std::atoi(own);  // MEASURING
     plan.late = std::getenv("GB10_ROUTER_LATE") != nullptr;                                     // MEASURING
-    plan.tiles = divide_up(a.experts + (a.shared_gate != nullptr), plan.tile_rows);
+    plan.tiles = divide_up(rows, plan.tile_rows);
     plan.warps_shift = warps_shift(part.tokens);
     plan.inverse_columns = 1.0f / static_cast<float>(a.columns);
     Kernel const kernel = choose_kernel(number, vectors_of(part.tokens, a.columns));
