@@ -115,8 +115,25 @@ void check(Case const& c) {
               std::is_same_v<T, __half>);
 }
 
+// Keys are in the order of their numbers, then of their experts; a number comes back as it was, and -0 as 0.
+template <typename T>
+void check_keys() {
+  float const rising[] = {-INFINITY, -3.5f, -0.25f, -0x1p-20f, 0, 0x1p-20f, 0.25f, 3.5f, INFINITY};
+  bool right = router::key_of<T>(-0.0f, 2) > router::key_of<T>(0.0f, 3) && router::key_of<T>(-0.0f, 3) < router::key_of<T>(0.0f, 2);
+  for (float v : rising) {
+    right = right && router::key_of<T>(v, 7) > router::key_of<T>(v, 1023) && router::expert_of(router::key_of<T>(v, 1023)) == 1023;
+    right = right && router::logit_of<T>(router::key_of<T>(v, 5)) == v && router::key_of<T>(v, 1023) != 0;
+  }
+  for (int i = 1; i < 9; ++i) right = right && router::key_of<T>(rising[i], 1023) > router::key_of<T>(rising[i - 1], 0);
+  ++runs;
+  if (right) return;
+  ++wrong;
+  std::puts("keys");
+}
+
 template <typename T>
 void check_all() {
+  check_keys<T>();
   // tokens, topk, columns, experts; shared, norm, residual, plus_one, renormalise, integers; rows
   check<T, 1>({1, 10, 2048, 512, true, true, true, true, true, false, 8});
   check<T, 1>({1, 10, 2048, 512, true, false, false, false, true, true, 4});
