@@ -10,12 +10,11 @@
 
 namespace gb10::moe_router {
 
-inline constexpr int kWarps = 16;
-inline constexpr int kThreads = 32 * kWarps;
+inline constexpr int kFewWarps = 8, kManyWarps = 16;  // of a block: up to 8 tokens; up to 16
 inline constexpr int kTileRows = 8;      // of the gate, for a block, at most: columns of the matrix instruction
 inline constexpr int kTokenRows = 16;    // rows of the matrix instruction
 inline constexpr int kPieceK = 32;       // k of a piece: a thread has 8 next to each other, for two matrix instructions
-inline constexpr int kHeld = 4;          // pieces of the gate that a warp holds
+inline constexpr int kHeld = 64;         // pieces of the gate that a block holds
 inline constexpr int kMaxVectors = 8;    // of 8 numbers of x that a thread holds
 inline constexpr int kWarpKeys = 128;    // keys that a warp chooses from: 4 a lane
 inline constexpr int kPatience = 1 << 24;  // looks for a key, of half a microsecond or more each
@@ -24,17 +23,18 @@ struct Plan {
   int tile_rows;    // rows of the gate for a block
   int tiles;        // blocks that compute logits; one more for each token chooses
   int warps_shift;  // log2 of the warps that share the norm of a token
+  int vectors_each;  // of the vectors of all warps, those that a block writes
   float inverse_columns;
   bool late;  // MEASURING
 };
 
 // Bytes from token to token in shared memory: eight lanes of a load lie in different banks.
 __host__ __device__ constexpr int token_bytes(int columns) { return 2 * columns + 64; }
-// Shared memory: float partials[warps][16][8]; float squares[warps]; T normed[tokens][token_bytes]. Where tokens are chosen:
-// uint32 heads[8 * 32 + 4]; uint32 chosen[32]; float sums[8].
-inline constexpr int kPartialBytes = kWarps * kTokenRows * kTileRows * 4;
-__host__ __device__ constexpr int shared_bytes(int tokens, int columns) {
-  return kPartialBytes + kWarps * 4 + tokens * token_bytes(columns);
+// Shared memory: float partials[warps][16][8]; float squares[warps]; T norm_weight[columns]; T normed[tokens][token_bytes].
+// Where tokens are chosen: uint32 heads[8 * 32 + 4]; uint32 chosen[32]; float sums[8].
+__host__ __device__ constexpr int partial_bytes(int warps) { return warps * kTokenRows * kTileRows * 4; }
+__host__ __device__ constexpr int shared_bytes(int warps, int tokens, int columns) {
+  return partial_bytes(warps) + warps * 4 + 2 * columns + tokens * token_bytes(columns);
 }
 
 // A logit and its expert as a number that is larger where the logit is, or the logit is the same and the expert is lower.
@@ -144,14 +144,15 @@ __device__ __forceinline__ void choose(Arguments const& a, int token) {
   }
   if (warp == 0 && lane < a.topk) {
     a.ids[token * a.topk + lane] = expert_of(key);
-    a.weights[token * a.topk + lane] = share / total;
+    a.weights[token * a.topk + lane] = __fdividef(share, total);
   }
 }
 
 // kVectors: of 8 numbers of x, for a thread.
-template <typename T, int kVectors>
-__global__ void __launch_bounds__(kThreads, kVectors <= 2 ? 2 : 1)
-    route(__grid_constant__ Arguments const a, __grid_constant__ Plan const plan) {
+template <typename T, int kWarps, int kVectors>
+__global__ void __launch_bounds__(32 * kWarps, 1) route(__grid_constant__ Arguments const a, __grid_constant__ Plan const plan) {
+  constexpr bool kUpperOnly = kWarps == kFewWarps;  // no tokens in the lower rows of the matrix instruction
+  constexpr int kOwn = kHeld / kWarps;              // pieces of a warp
   if (!plan.late) ptx::release_next();
   if (blockIdx.x >= plan.tiles) {
     choose<T>(a, blockIdx.x - plan.tiles);
@@ -159,25 +160,27 @@ __global__ void __launch_bounds__(kThreads, kVectors <= 2 ? 2 : 1)
   }
   unsigned char* const shared = ptx::dynamic_shared();
   float* const partials = reinterpret_cast<float*>(shared);
-  float* const squares = partials + kPartialBytes / 4;
-  unsigned char* const normed = reinterpret_cast<unsigned char*>(squares + kWarps);
+  float* const squares = partials + partial_bytes(kWarps) / 4;
+  unsigned char* const norm = reinterpret_cast<unsigned char*>(squares + kWarps);
+  unsigned char* const normed = norm + 2 * a.columns;
   int const thread = threadIdx.x, lane = thread % 32, g = lane / 4, t = lane % 4;
   int const warp = __shfl_sync(~0u, thread / 32, 0);
   int const pieces = a.columns / kPieceK, vectors = a.columns / 8, bytes = token_bytes(a.columns);
 
-  // The gate's rows, ahead of everything: a warp has pairs of pieces, kWarps pairs apart.
-  int const rows = a.experts + (a.shared_gate != nullptr), first_row = blockIdx.x * plan.tile_rows, row = first_row + g;
-  bool const has_row = g < plan.tile_rows && row < rows;
-  auto const* const gate = row < a.experts ? static_cast<T const*>(a.gate) + static_cast<std::int64_t>(row) * a.columns
-                                           : static_cast<T const*>(a.shared_gate);
+  // The gate's rows, ahead of everything: a warp has pairs of pieces, kWarps pairs apart. A lane without a row has another one's.
+  int const rows = a.experts + (a.shared_gate != nullptr), first_row = blockIdx.x * plan.tile_rows;
+  int const row = min(first_row + min(g, plan.tile_rows - 1), rows - 1);
+  auto const* const gate = (row < a.experts ? static_cast<T const*>(a.gate) + static_cast<std::int64_t>(row) * a.columns
+                                            : static_cast<T const*>(a.shared_gate)) +
+                           8 * t;
   auto const piece_of = [&](int i) { return (i / 2 * kWarps + warp) * 2 + i % 2; };
-  uint4 held[kHeld];
+  uint4 held[kOwn];
   auto const load = [&](int begin) {
 #pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
+    for (int i = 0; i < kOwn; ++i) {
       int const piece = begin + piece_of(i);
       held[i] = {0, 0, 0, 0};
-      if (has_row && piece < pieces) ptx::load_ahead(held[i], gate + piece * kPieceK + t * 8);
+      if (piece < pieces) ptx::load_ahead(held[i], gate + piece * kPieceK);
     }
   };
   load(0);
@@ -191,21 +194,14 @@ __global__ void __launch_bounds__(kThreads, kVectors <= 2 ? 2 : 1)
     if (token < a.tokens && first + i * 32 < vectors) valid |= 1u << i;
   }
   // Vectors that this block writes for all.
-  auto const mine = [&](int i) {
-    unsigned const slot = warp * kVectors + i, tiles = plan.tiles;
-    return (slot == blockIdx.x || (tiles < kWarps * kVectors && slot % tiles == blockIdx.x)) && valid >> i & 1;
-  };
+  unsigned const not_mine = warp * kVectors - blockIdx.x * plan.vectors_each;
+  auto const mine = [&](int i) { return not_mine + i < static_cast<unsigned>(plan.vectors_each); };
   bool const has_norm = a.norm_weight != nullptr;
-  constexpr bool kAhead = kVectors <= 4;  // the norm's weights are read ahead too
-  uint4 norm[kVectors];
-  auto const load_norm = [&](int i) {
-    norm[i] = {0, 0, 0, 0};
-    if (has_norm && valid >> i & 1) ptx::load_ahead(norm[i], static_cast<uint4 const*>(a.norm_weight) + first + i * 32);
-  };
-  if constexpr (kAhead) {
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) load_norm(i);
+#pragma unroll 1
+  for (int i = thread; has_norm && i < vectors; i += 32 * kWarps) {
+    ptx::copy16(norm + i * 16, static_cast<unsigned char const*>(a.norm_weight) + i * 16);
   }
+  ptx::end_copies();
   ptx::wait_for_previous();
   if (plan.late) ptx::release_next();
 
@@ -232,34 +228,27 @@ __global__ void __launch_bounds__(kThreads, kVectors <= 2 ? 2 : 1)
     for (int i = 0; i < kVectors; ++i) {
       std::uint32_t const left[4] = {x[i].x, x[i].y, x[i].z, x[i].w};
       std::uint32_t const right[4] = {residual[i].x, residual[i].y, residual[i].z, residual[i].w};
-      std::uint32_t rounded[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         float2 const p = floats_of<T>(left[j]), q = floats_of<T>(right[j]);
         v[i][j] = {p.x + q.x, p.y + q.y};
-        rounded[j] = word_of_floats<T>(v[i][j].x, v[i][j].y);
         sum = fmaf(v[i][j].x, v[i][j].x, sum);
         sum = fmaf(v[i][j].y, v[i][j].y, sum);
-      }
-      if (a.residual_out && mine(i)) {
-        static_cast<uint4*>(a.residual_out)[first_vector + i * 32] = {rounded[0], rounded[1], rounded[2], rounded[3]};
       }
     }
     sum = warp_sum(sum);
     if (lane == 0) squares[warp] = sum;
+    ptx::wait_for_copies<0>();
     __syncthreads();
-    int const first_warp = token << plan.warps_shift;
-    float total = 0.0f;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) {
-      float const part = squares[w];
-      total += w >= first_warp && w < first_warp + warps ? part : 0.0f;
-    }
+    float total = squares[(token << plan.warps_shift) + (lane & (warps - 1))];
+#pragma unroll 1
+    for (int step = warps / 2; step; step /= 2) total += __shfl_xor_sync(~0u, total, step);
     float const scale = rsqrtf(total * plan.inverse_columns + a.epsilon), plus = a.norm_plus_one ? 1.0f : 0.0f;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      if constexpr (!kAhead) load_norm(i);
-      std::uint32_t const words[4] = {norm[i].x, norm[i].y, norm[i].z, norm[i].w};
+      if (!(valid >> i & 1)) continue;
+      uint4 const weight = *(reinterpret_cast<uint4 const*>(norm) + first + i * 32);
+      std::uint32_t const words[4] = {weight.x, weight.y, weight.z, weight.w};
       std::uint32_t out[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
@@ -267,32 +256,41 @@ __global__ void __launch_bounds__(kThreads, kVectors <= 2 ? 2 : 1)
         out[j] = word_of_floats<T>(v[i][j].x * scale * (w.x + plus), v[i][j].y * scale * (w.y + plus));
       }
       uint4 const result{out[0], out[1], out[2], out[3]};
-      if (valid >> i & 1) *place_of(i) = result;
-      if (a.normed && mine(i)) static_cast<uint4*>(a.normed)[first_vector + i * 32] = result;
+      *place_of(i) = result;
+      if (mine(i)) {
+        if (a.normed) static_cast<uint4*>(a.normed)[first_vector + i * 32] = result;
+        if (a.residual_out) {
+          static_cast<uint4*>(a.residual_out)[first_vector + i * 32] = {
+              word_of_floats<T>(v[i][0].x, v[i][0].y), word_of_floats<T>(v[i][1].x, v[i][1].y),
+              word_of_floats<T>(v[i][2].x, v[i][2].y), word_of_floats<T>(v[i][3].x, v[i][3].y)};
+        }
+      }
     }
   }
   __syncthreads();
 
-  // Tokens are the rows of the product, the gate's rows its columns; two sums, so that one need not wait for the other.
-  float c[2][4] = {};
-  unsigned char const* const upper = normed + g * bytes + t * 16;
+  // Tokens are the rows of the product, the gate's rows its columns; rows beyond the last token are those of any. Four sums, so
+  // that one need not wait for the other.
+  float c[4][4] = {};
+  unsigned char const* const upper = normed + min(g, a.tokens - 1) * bytes + t * 16;
+  unsigned char const* const lower = normed + min(g + 8, a.tokens - 1) * bytes + t * 16;
 #pragma unroll 1
-  for (int begin = 0; begin < pieces; begin += kHeld * kWarps) {
+  for (int begin = 0; begin < pieces; begin += kHeld) {
     if (begin != 0) load(begin);
 #pragma unroll
-    for (int i = 0; i < kHeld; ++i) {
-      int const piece = begin + piece_of(i);
-      if (piece >= pieces) continue;
-      uint4 u{0, 0, 0, 0}, l{0, 0, 0, 0};
-      if (g < a.tokens) u = *reinterpret_cast<uint4 const*>(upper + piece * (2 * kPieceK));
-      if (g + 8 < a.tokens) l = *reinterpret_cast<uint4 const*>(upper + 8 * bytes + piece * (2 * kPieceK));
-      mma_m16n8k16<T>(c[0], u.x, l.x, u.y, l.y, held[i].x, held[i].y);
-      mma_m16n8k16<T>(c[1], u.z, l.z, u.w, l.w, held[i].z, held[i].w);
+    for (int i = 0; i < kOwn; ++i) {
+      int const at = min(begin + piece_of(i), pieces - 1) * (2 * kPieceK);
+      uint4 const u = *reinterpret_cast<uint4 const*>(upper + at);
+      uint4 l{0, 0, 0, 0};
+      if constexpr (!kUpperOnly) l = *reinterpret_cast<uint4 const*>(lower + at);
+      mma_m16n8k16<T>(c[i % 2 * 2], u.x, l.x, u.y, l.y, held[i].x, held[i].y);
+      mma_m16n8k16<T>(c[i % 2 * 2 + 1], u.z, l.z, u.w, l.w, held[i].z, held[i].w);
     }
   }
+  auto const sum_of = [&](int i) { return (c[0][i] + c[1][i]) + (c[2][i] + c[3][i]); };
   float* const to = partials + (warp * kTokenRows + g) * kTileRows + 2 * t;
-  if (g < a.tokens) *reinterpret_cast<float2*>(to) = {c[0][0] + c[1][0], c[0][1] + c[1][1]};
-  if (g + 8 < a.tokens) *reinterpret_cast<float2*>(to + 8 * kTileRows) = {c[0][2] + c[1][2], c[0][3] + c[1][3]};
+  if (g < a.tokens) *reinterpret_cast<float2*>(to) = {sum_of(0), sum_of(1)};
+  if (!kUpperOnly && g + 8 < a.tokens) *reinterpret_cast<float2*>(to + 8 * kTileRows) = {sum_of(2), sum_of(3)};
   __syncthreads();
 
   int const column = thread % kTileRows, of_token = thread / kTileRows, result_row = first_row + column;
@@ -303,7 +301,7 @@ __global__ void __launch_bounds__(kThreads, kVectors <= 2 ? 2 : 1)
   if (result_row < a.experts) {
     ptx::store_relaxed(a.keys + of_token * key_stride(a.experts) + result_row, key_of<T>(logit, result_row));
   } else {
-    a.shared_multiplier[of_token] = 1.0f / (1.0f + expf(-logit));
+    a.shared_multiplier[of_token] = __fdividef(1.0f, 1.0f + expf(-logit));
   }
 }
 

@@ -19,7 +19,7 @@ double rounded(double v) {
 }
 
 // What is wrong; nullptr: nothing.
-template <typename T, int kVectors>
+template <typename T, int kWarps, int kVectors>
 char const* fault(Case const& c, std::vector<std::uint32_t>& keys) {
   int const rows = c.experts + c.shared, values = c.tokens * c.columns;
   auto const number = [&] { return c.integers ? T(float(int(random_bits() % 5) - 2)) : random_numbers<T>(1)[0]; };
@@ -51,12 +51,13 @@ char const* fault(Case const& c, std::vector<std::uint32_t>& keys) {
   router::Plan plan{};
   plan.tile_rows = c.tile_rows;
   plan.tiles = (rows + c.tile_rows - 1) / c.tile_rows;
-  while (2 * c.tokens << plan.warps_shift <= router::kWarps) ++plan.warps_shift;
+  while (2 * c.tokens << plan.warps_shift <= kWarps) ++plan.warps_shift;
+  plan.vectors_each = (kWarps * kVectors + plan.tiles - 1) / plan.tiles;
   plan.inverse_columns = 1.0f / c.columns;
   if ((32 << plan.warps_shift) * kVectors * 8 < c.columns) return "the case has too few vectors";
   unsigned const blocks = plan.tiles + c.tokens;
-  int const shared_bytes = (router::shared_bytes(c.tokens, c.columns) + 15) / 16 * 16;
-  host::run({blocks, 1, 1}, {router::kThreads, 1, 1}, shared_bytes, [&] { router::route<T, kVectors>(a, plan); });
+  int const shared_bytes = (router::shared_bytes(kWarps, c.tokens, c.columns) + 15) / 16 * 16;
+  host::run({blocks, 1, 1}, {32 * kWarps, 1, 1}, shared_bytes, [&] { router::route<T, kWarps, kVectors>(a, plan); });
 
   for (std::uint32_t key : keys)
     if (key) return "the workspace is not left as zeros";
@@ -103,10 +104,10 @@ char const* fault(Case const& c, std::vector<std::uint32_t>& keys) {
 
 int runs = 0, wrong = 0;
 
-template <typename T, int kVectors>
+template <typename T, int kWarps, int kVectors>
 void check(Case const& c) {
   std::vector<std::uint32_t> keys(c.tokens * router::key_stride(c.experts));
-  char const* const what = fault<T, kVectors>(c, keys);
+  char const* const what = fault<T, kWarps, kVectors>(c, keys);
   ++runs;
   if (!what) return;
   ++wrong;
@@ -135,20 +136,20 @@ template <typename T>
 void check_all() {
   check_keys<T>();
   // tokens, topk, columns, experts; shared, norm, residual, plus_one, renormalise, integers; rows
-  check<T, 1>({1, 10, 2048, 512, true, true, true, true, true, false, 8});
-  check<T, 1>({1, 10, 2048, 512, true, false, false, false, true, true, 4});
-  check<T, 1>({2, 8, 2048, 128, false, true, true, false, true, false, 8});
-  check<T, 1>({1, 4, 256, 16, true, true, true, true, true, false, 4});
-  check<T, 1>({3, 4, 256, 16, true, false, false, false, true, true, 4});
-  check<T, 1>({8, 8, 512, 250, true, false, false, false, false, true, 8});
-  check<T, 2>({16, 4, 256, 16, true, true, true, true, false, false, 8});
-  check<T, 2>({13, 32, 512, 1024, true, false, false, false, true, true, 8, 40});
-  check<T, 2>({4, 1, 1280, 7, false, true, false, true, false, false, 4});
-  check<T, 4>({5, 3, 1792, 130, true, true, true, true, true, false, 8});
-  check<T, 8>({9, 32, 2048, 33, true, true, true, true, false, false, 8, 33});
-  check<T, 4>({3, 2, 2304, 10, true, true, true, true, true, false, 4});
-  check<T, 2>({1, 1, 8192, 9, true, false, false, false, false, true, 8});
-  check<T, 1>({1, 5, 256, 5, false, false, false, false, true, true, 8, 5});
+  check<T, 8, 1>({1, 10, 2048, 512, true, true, true, true, true, false, 8});
+  check<T, 8, 1>({1, 10, 2048, 512, true, false, false, false, true, true, 4});
+  check<T, 8, 2>({2, 8, 2048, 128, false, true, true, false, true, false, 8});
+  check<T, 8, 1>({1, 4, 256, 16, true, true, true, true, true, false, 4});
+  check<T, 8, 1>({3, 4, 256, 16, true, false, false, false, true, true, 4});
+  check<T, 8, 2>({8, 8, 512, 250, true, false, false, false, false, true, 8});
+  check<T, 16, 8>({16, 4, 256, 16, true, true, true, true, false, false, 8});
+  check<T, 16, 8>({13, 32, 512, 1024, true, false, false, false, true, true, 8, 40});
+  check<T, 8, 4>({4, 1, 1280, 7, false, true, false, true, false, false, 4});
+  check<T, 8, 8>({5, 3, 1792, 130, true, true, true, true, true, false, 8});
+  check<T, 16, 8>({9, 32, 2048, 33, true, true, true, true, false, false, 8, 33});
+  check<T, 16, 8>({3, 2, 2304, 10, true, true, true, true, true, false, 4});
+  check<T, 8, 4>({1, 1, 8192, 9, true, false, false, false, false, true, 8});
+  check<T, 8, 1>({1, 5, 256, 5, false, false, false, false, true, true, 8, 5});
 }
 
 }  // namespace
