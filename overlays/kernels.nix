@@ -13,6 +13,7 @@ let
         ../kernels/gdn_decode
         ../kernels/moe_decode
         ../kernels/moe_grouped
+        ../kernels/moe_router
         ../kernels/nvfp4_dequantize
         ../kernels/nvfp4_gemv
         ../kernels/quantize

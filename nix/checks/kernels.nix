@@ -39,6 +39,7 @@ in
       ../../kernels/gdn_decode
       ../../kernels/moe_decode
       ../../kernels/moe_grouped
+      ../../kernels/moe_router
       ../../kernels/nvfp4_dequantize
       ../../kernels/nvfp4_gemv
       ../../kernels/quantize

@@ -364,6 +364,7 @@ template <typename V>
 V __shfl_xor_sync(unsigned, V v, int other) {
   return host::gather(v)[host::lane() ^ other];
 }
+inline float rsqrtf(float v) { return 1 / std::sqrt(v); }
 template <typename V>
 V __reduce_add_sync(unsigned, V v) {
   V out = 0;

@@ -22,11 +22,14 @@ OPERATORS = (
     "fp8_gemv",
     "moe_decode",
     "gdn_decode",
+    "route_experts",
     "sparse24_gemv",
     "quantize_nvfp4",
     "silu_mul_quantize_nvfp4",
 )
 
+EPSILON = 1e-6
+"""Of the router's norm."""
 QUANTIZE_SCALE = 4.0 / (6 * 448)
 """Global scale for normal activations: amax 4."""
 
@@ -141,6 +144,34 @@ def gdn_decode(shape: Gdn, mixed: torch.Tensor, copies: list[gdn.Layer]) -> Vers
 
     version = _into(mixed, shape.values, run, len(copies))
     return replace(version, restore=gdn.restoring(copies))
+
+
+def route_experts(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    routers: torch.Tensor,
+    routed: list[Routing],
+    normed: torch.Tensor,
+    total: torch.Tensor,
+    multiplier: torch.Tensor,
+) -> Version:
+    """Residual, norm (weight 1) and router; call ``i`` takes ``routers[i]`` and writes ``routed[i]``.
+
+    ``routers``: as x ``[copies, experts + 1, hidden]``, the last row the shared expert's. Every call writes
+    ``normed`` and ``total``, as x, and ``multiplier``, float32 ``[tokens]``. The output is the weights.
+    """
+    call = torch.ops.gb10.route_experts.default
+    tokens, experts = x.shape[0], routers.shape[1] - 1
+    workspace = torch.zeros(4 * tokens * (experts + 3), dtype=torch.uint8, device=x.device)
+    ones = torch.ones_like(x[0])
+
+    def run(i: int) -> torch.Tensor:
+        gate, shared = routers[i, :-1], routers[i, -1]
+        outputs = (*routed[i], multiplier, normed, total)
+        call(x, residual, ones, EPSILON, False, gate, shared, True, workspace, *outputs)
+        return routed[i].weights
+
+    return Version("ours", run, len(routers))
 
 
 def quantize(x: list[torch.Tensor], fused_silu: bool) -> Version:
