@@ -18,6 +18,8 @@ COMMANDS = {
     "kernel-bits": Command("gb10_lab.kernel_bench.bits:run", "Hold the bits of two builds together."),
     "kernel-smoke": Command("gb10_lab.kernel_bench.smoke:run", "Run every kernel once, small and checked."),
     "kernel-prefill": Command("gb10_lab.kernel_bench.prefill:run", "Time the kernels of many tokens."),
+    "engine-bench": Command("gb10_lab.engine_bench.command:run", "Measure one configuration of vLLM."),
+    "engine-compare": Command("gb10_lab.engine_bench.command:compare", "Set such runs beside each other."),
 }
 
 

@@ -42,7 +42,7 @@ def test_our_engine_is_on_where_it_can_run(
     (folder / "libgb10_kernels.so").touch()
     status, said = python(
         PRETEND
-        + f"pretend({capability})\nplugin.register()\nassert ('engine' in applied) is {on}, applied\n",
+        + f"pretend({capability})\nplugin.register()\nassert ('config' in applied) is {on}, applied\n",
         **{name: value.replace("HERE", str(folder)) for name, value in environment.items()},
     )
     assert status == 0, said
@@ -73,11 +73,46 @@ assert "router" in factors["GB10_ENGINE_PARTS"]
     assert status == 0, said
 
 
-def test_the_layers_operators_split_graphs_as_vllms_do() -> None:
-    """The core of Gated DeltaNet is an attention operator, before any configuration is made."""
+def test_models_are_not_imported_before_one_is_loaded() -> None:
+    """The server's process makes the configuration and loads nothing; a CUDA context has no place in it."""
+    status, said = python(
+        PRETEND.replace("patches.apply = apply", "")
+        + """
+from vllm.config import CompilationConfig
+from vllm.model_executor.model_loader import BaseModelLoader, base_loader
+from gb10.vllm_plugin.cuda import settings
+pretend((9, 0))
+settings._of_process = settings.CudaMode()
+calls = []
+def stock(self, vllm_config, model_config, prefix=""):
+    calls.append(("stock", prefix))
+    return prefix
+BaseModelLoader.load_model = stock
+before = set(sys.modules)
+patches.apply("config")
+assert CompilationConfig._attention_ops.count("vllm::gb10_gdn_core") == 1
+assert settings.ENGINE_NAME in vllm.envs.environment_variables
+new = set(sys.modules) - before
+assert not [name for name in new if name.startswith(("vllm.model_executor.models", "vllm.third"))], new
+
+real = patches.apply
+def apply(room):
+    calls.append(room)
+    patches._applied.add(room)
+    inner = BaseModelLoader.load_model
+    BaseModelLoader.load_model = lambda self, *given: calls.append("around") or inner(self, *given)
+patches.apply = apply
+loader = object()
+assert [BaseModelLoader.load_model(loader, None, None, number) for number in (1, 2)] == [1, 2]
+assert calls == ["engine", "around", ("stock", 1), "around", ("stock", 2)], calls
+"""
+    )
+    assert status == 0, said
+
+
+def test_layers_have_their_operators() -> None:
     status, said = python(
         """
-from vllm.config import CompilationConfig
 from vllm.model_executor.models.qwen3_5 import Qwen3_5DecoderLayer
 from vllm.model_executor.models.qwen3_next import Qwen3NextDecoderLayer
 from reference import cpu_operators
@@ -87,7 +122,6 @@ settings._of_process = settings.CudaMode()
 stock = Qwen3NextDecoderLayer.forward
 from gb10.vllm_plugin.cuda import install
 install.install()
-assert CompilationConfig._attention_ops.count("vllm::gb10_gdn_core") == 1
 assert Qwen3NextDecoderLayer.forward is not stock
 assert Qwen3_5DecoderLayer.forward is Qwen3NextDecoderLayer.forward
 assert Qwen3NextDecoderLayer.gb10_block is None

@@ -30,4 +30,4 @@ def register() -> None:
         Mode.of_process()
         patches.apply("cpu")
     if current_platform.is_cuda() and CudaMode.of_process().engine is Engine.GB10:
-        patches.apply("engine")
+        patches.apply("config")

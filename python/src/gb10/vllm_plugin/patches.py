@@ -12,11 +12,12 @@ from typing import Literal
 from gb10.vllm_plugin import compat
 from gb10.vllm_plugin.compat import Need
 
-Room = Literal["load", "cpu", "cuda", "draft", "engine", "life", "serve"]
+Room = Literal["load", "config", "cpu", "cuda", "draft", "engine", "life", "serve"]
 """When a change is made. `load`: on every platform, to how models are loaded; `cpu`: on vLLM's CPU platform;
 `draft`: with GB10_DRAFT_VOCABULARY; `serve`: in the server's process, where `gb10 serve` asked for fork;
-`life`: in every process of `gb10 serve`, before vLLM is imported where that can be; `engine`: on CUDA with
-`--engine gb10`; `cuda`: by those who ask for it."""
+`life`: in every process of `gb10 serve`, before vLLM is imported where that can be; `config`: on CUDA with
+`--engine gb10`, in every process; `engine`: then too, in a process that loads a model, before it does;
+`cuda`: by those who ask for it."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ _COMPRESSED_MOE = f"{_COMPRESSED}.compressed_tensors_moe.compressed_tensors_moe_
 _QUARK = f"{_LAYERS}.quantization.quark"
 _PROCESS = "process_weights_after_loading"
 _LOADER = "vllm.model_executor.model_loader"
+_EMBEDDING = f"{_LAYERS}.vocab_parallel_embedding"
 _MODELS = "vllm.model_executor.models"
 _MTP = f"{_MODELS}.qwen3_next_mtp"
 _GDN = f"{_LAYERS}.mamba.gdn.qwen_gdn_linear_attn"
@@ -289,6 +291,7 @@ Remove when: vLLM refuses a parameter that was not written whole, quantised mode
             Need(f"{_LOADER}.base_loader", "BaseModelLoader.create_model"),
             Need(f"{_LOADER}.base_loader", "BaseModelLoader.load_weights", "self, model, model_config"),
             Need(f"{_LOADER}.default_loader", "_CONFIG_BUILT_PARAMS"),
+            Need(f"{_LOADER}.reload.layerwise", "get_layerwise_info", "layer"),
             Need(f"{_LOADER}.reload.meta", "SKIP_LOAD_TENSORS"),
             Need(f"{_LAYERS}.fused_moe.routed_experts", "RoutedExperts"),
             Need(f"{_LAYERS}.quantization.kv_cache", "BaseKVCacheMethod"),
@@ -340,7 +343,7 @@ Remove when: vLLM names the process that died and the signal at every stage, and
 """,
     ),
     Patch(
-        "engine",
+        "config",
         "gb10.vllm_plugin.cuda.settings",
         """
 Symptom: `--engine stock` loads the graph that torch.compile made for `--engine gb10`, and vice versa.
@@ -351,6 +354,60 @@ Test: tests/unit/vllm_plugin/test_engine_install.py
 Remove when: vLLM's key has a part for plug-ins.
 """,
         (Need("vllm.envs", "environment_variables"),),
+    ),
+    Patch(
+        "config",
+        "gb10.vllm_plugin.cuda.later",
+        """
+Symptom: with our engine vLLM's server has a CUDA context of its own and warns "We must use the `spawn`
+  multiprocessing start method"; each process then imports vLLM anew.
+Evidence: vllm.third_party.flash_linear_attention.ops.utils asks torch for the GPU's name while it is
+  imported, and Qwen3-Next's modules import it. vLLM itself looks at models in a process of their own.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_engine_install.py
+Remove when: vLLM has a hook for plug-ins where a model is loaded, or its models import without CUDA.
+""",
+        (
+            Need("vllm.config", "CompilationConfig._attention_ops"),
+            Need(
+                f"{_LOADER}.base_loader",
+                "BaseModelLoader.load_model",
+                "self, vllm_config, model_config, prefix",
+            ),
+        ),
+    ),
+    Patch(
+        "engine",
+        "gb10.vllm_plugin.cuda.requant",
+        """
+Symptom: a token of Qwen3-Next-80B-A3B-NVFP4 reads 4.16 GB of weights, 2.9 GB of them in 16 bit.
+Evidence: the checkpoint leaves the input projections of both kinds of attention and the head in BF16. vLLM's
+  online quantisation covers linear layers alone, as W8A8: its tables have no W8A16, no NVFP4 for linear
+  layers, no head (resolve_quant_method), and it does not say what it cost.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_requant.py, tests/gpu/test_requant.py
+Remove when: vLLM quantises linear layers and the head online, for few tokens with 16 bit activations.
+""",
+        (
+            Need(f"{_LAYERS}.linear", "resolve_quant_method", "quant_config, layer, prefix"),
+            Need(f"{_LAYERS}.linear", "UnquantizedLinearMethod.create_weights"),
+            Need(f"{_LAYERS}.quantization.online.fp8", "OnlineLinearBase.create_weights"),
+            Need(_EMBEDDING, "resolve_quant_method", "quant_config, layer, prefix"),
+            Need(_EMBEDDING, "ParallelLMHead.tie_weights"),
+            Need(_EMBEDDING, "UnquantizedEmbeddingMethod.create_weights"),
+            Need(
+                _EMBEDDING,
+                "VocabParallelEmbedding.__init__",
+                "self, num_embeddings, embedding_dim, params_dtype, org_num_embeddings, padding_size, "
+                "quant_config, prefix, disable_tp, reduce_results, quant_method, parallel_group",
+            ),
+            Need(f"{_LOADER}.reload.layerwise", "initialize_online_processing", "layer"),
+            Need(f"{_LOADER}.reload.layerwise", "get_layerwise_info", "layer"),
+            Need("vllm.model_executor.utils", "replace_parameter"),
+            Need("vllm.config", "get_current_vllm_config", ""),
+            Need("vllm._custom_ops", "cutlass_scaled_mm", "a, b, scale_a, scale_b, out_dtype, bias"),
+            Need("vllm._custom_ops", "scaled_fp8_quant"),
+        ),
     ),
     Patch(
         "engine",
@@ -371,7 +428,6 @@ Remove when: vLLM's decoder layers and Gated DeltaNet need as few launches.
                 "model, model_config, target_device",
             ),
             Need("vllm.compilation.breakable_cudagraph", "eager_break_during_capture", "fn"),
-            Need("vllm.config", "CompilationConfig._attention_ops"),
             Need("vllm.distributed", "tensor_model_parallel_all_reduce", "input_"),
             Need("vllm.forward_context", "get_forward_context", ""),
             Need("vllm.triton_utils", "triton"),
@@ -437,6 +493,11 @@ Remove when: that patch can go, or the wheel is built with it.
 )
 
 _applied: set[Room] = set()
+
+
+def applied(room: Room) -> bool:
+    """Whether the changes of a room have been applied to this process."""
+    return room in _applied
 
 
 def apply(room: Room) -> None:

@@ -3,6 +3,7 @@
 What a layer has that our kernels do not take keeps vLLM's own forward, and one line of the log says why.
 """
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -48,6 +49,7 @@ def install() -> None:
         gdn.install()
     stock = base_loader.process_weights_after_loading
 
+    @functools.wraps(stock)
     def process_weights_after_loading(
         model: torch.nn.Module, model_config: Any, target_device: torch.device
     ) -> None:

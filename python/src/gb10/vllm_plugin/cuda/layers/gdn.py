@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from vllm.compilation.breakable_cudagraph import eager_break_during_capture
-from vllm.config import CompilationConfig
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.mamba.gdn.qwen_gdn_linear_attn import QwenGatedDeltaNetAttention
@@ -36,7 +35,6 @@ from gb10.vllm_plugin.cuda.settings import Format
 
 logger = logging.getLogger("vllm.gb10")
 
-CORE = "vllm::gb10_gdn_core"
 HEAD_SIZES = (64, 128)
 CONV_WIDTH = 4
 MAX_STEPS = 8
@@ -269,8 +267,6 @@ def install() -> None:
     """Register the operators, and let GDN layers that have a Core go through them."""
     direct_register_custom_op("gb10_gdn_in", _in, fake_impl=_in_fake)
     direct_register_custom_op("gb10_gdn_core", _core, mutates_args=["out"], fake_impl=_core_fake)
-    if CORE not in CompilationConfig._attention_ops:
-        CompilationConfig._attention_ops.append(CORE)
     kind = QwenGatedDeltaNetAttention
     setattr(kind, _ATTRIBUTE, None)
     kind.forward_cuda = _forward(kind.forward_cuda)
