@@ -9,6 +9,7 @@ rec {
   base = gb10 [
     "__init__.py"
     "arguments.py"
+    "deaths.py"
     "errors.py"
     "files.py"
     "libraries.py"

@@ -378,6 +378,12 @@ def test_capability_spellings(text: str, capability: routing.Capability | None) 
     assert parse_capability(text) == capability
 
 
+@pytest.mark.parametrize("text", ["", "x.1", "sm_", "١٢.١", "12.²", "1_2.1", "+12.1", " 12.1"])
+def test_no_capability(text: str) -> None:
+    with pytest.raises(UserError, match="is neither cpu nor a compute capability"):
+        parse_capability(text)
+
+
 def test_routing_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["routing", "--capability", "12.1", "--no-flashinfer", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

@@ -286,7 +286,7 @@ def test_the_caches_variable_is_read_and_named(monkeypatch: pytest.MonkeyPatch) 
     settings, notes = cpu(PACKED, 16 * GIB)
     assert settings.kv_cache_memory_bytes is None
     assert "KV cache 2.0 GiB" in notes[0]
-    for text in ("4.5", "4GB", "-1", "0"):
+    for text in ("4.5", "4GB", "-1", "0", "٤", " 4 ", "4_0"):
         monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", text)
         with pytest.raises(UserError, match=f"VLLM_CPU_KVCACHE_SPACE '{text}' is not a whole number above 0"):
             cpu(PACKED, 16 * GIB)

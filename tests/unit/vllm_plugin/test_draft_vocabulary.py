@@ -1,6 +1,7 @@
 """The reduced draft vocabulary: what it reads, what it computes, what it refuses."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,6 +74,13 @@ def test_missing_file_and_bad_numbers(ids_file: Callable[[Any], Path], tmp_path:
     for number in (0, 3):
         with pytest.raises(UserError, match="N must be 1 to 2"):
             DraftVocabulary.parse(f"{file}:{number}")
+    # Not a number: a part of the file's name.
+    for text in ("٢", "+1", "9" * 5000):
+        with pytest.raises(UserError, match="cannot read the draft vocabulary"):
+            DraftVocabulary.parse(f"{file}:{text}")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"pipe: it is a named pipe \(FIFO\), not a file"):
+        DraftVocabulary.parse(str(tmp_path / "pipe"))
 
 
 def _model(dtype: torch.dtype = torch.bfloat16, **head: Any) -> Any:

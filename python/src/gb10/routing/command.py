@@ -13,6 +13,7 @@ from gb10.checkpoint.hub import locate
 from gb10.errors import UserError
 from gb10.machine import cpu
 from gb10.machine import gpu as device
+from gb10.units import parse_whole
 from gb10.vllm_plugin.cpu.mode import Mode
 from gb10.vllm_plugin.cuda import settings
 from gb10.vllm_plugin.cuda.settings import Engine, Format
@@ -26,9 +27,12 @@ def parse_capability(text: str) -> routing.Capability | None:
     if not dot:
         digits = text.lower().removeprefix("sm_").removesuffix("a").removesuffix("f")
         major, minor = digits[:-1], digits[-1:]
-    if not (major.isdigit() and minor.isdigit()):
-        raise UserError(f"--capability {text!r} is neither cpu nor a compute capability such as 12.1")
-    return int(major), int(minor)
+    try:
+        return parse_whole(major), parse_whole(minor)
+    except ValueError:
+        raise UserError(
+            f"--capability {text!r} is neither cpu nor a compute capability such as 12.1"
+        ) from None
 
 
 def run(

@@ -17,7 +17,7 @@ from gb10.errors import UserError
 from gb10.machine import memory
 from gb10.machine.gpu import Gpu
 from gb10.serve.settings import Origin, Settings
-from gb10.units import GIB, text_size
+from gb10.units import GIB, parse_whole, text_size
 
 UNIFIED_MEMORY_SHARE = 0.80
 """Where GPU and CPU share memory, vLLM gets this share, or what is free where that is less, or what the model
@@ -112,10 +112,14 @@ def _given_cache(settings: Settings) -> int | None:
     text = settings.environment.get(_CACHE_SPACE, "")
     if not text:
         return settings.kv_cache_memory_bytes
-    if not text.strip().isdecimal() or int(text) == 0:
+    try:
+        given = parse_whole(text)
+    except ValueError:
+        given = 0
+    if given == 0:
         raise UserError(f"{_CACHE_SPACE} {text!r} is not a whole number above 0 (GiB)")
     # vLLM's CPU platform lets the variable win.
-    return int(text) * GIB
+    return given * GIB
 
 
 @dataclass(frozen=True)

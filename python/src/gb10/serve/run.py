@@ -135,7 +135,6 @@ def _key_word(keys: Sequence[str], environ: Mapping[str, str]) -> str | None:
 def curl_line(url: str, model: str, key: str | None, *, demo: bool = False, chat: bool = True) -> str:
     """A command that asks the server something, ready to paste. ``key`` is what stands for the API key.
 
-
     The ``demo`` model completes Python, so it gets the start of a function. Without a template for ``chat``
     vLLM refuses messages, and the model gets the start of a sentence.
     """

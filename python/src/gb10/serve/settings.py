@@ -19,7 +19,7 @@ from typing import Any
 from gb10.errors import UserError
 from gb10.routing import CPU_MODE_VARIABLE, CPU_MODES
 from gb10.serve.vllm_arguments import VllmArguments, Vocabulary, option_name, with_dashes
-from gb10.units import parse_bytes, parse_count
+from gb10.units import parse_bytes, parse_count, parse_decimal, parse_whole
 from gb10.vllm_plugin.cuda.settings import DENSE_NAME, ENGINE_NAME, HEAD_NAME, Engine, Format
 from gb10.vllm_plugin.draft.ids import ENV_NAME as DRAFT_VOCABULARY
 
@@ -89,8 +89,8 @@ KEYS = Kind(
     secret=True,
 )
 ROUTES = Kind(argparse={"action": "append", "metavar": "OP=BACKEND"}, several=True)
-PORT = Kind(_above_zero(int, 65535), "a port (1 to 65535)")
-SHARE = Kind(_above_zero(float, 1), "a fraction above 0, at most 1")
+PORT = Kind(_above_zero(parse_whole, 65535), "a port (1 to 65535)")
+SHARE = Kind(_above_zero(parse_decimal, 1), "a fraction above 0, at most 1")
 TOKENS = Kind(token_count, "a number of tokens such as 4096, 32k or auto")
 
 
@@ -99,7 +99,7 @@ def _one_of(words: type[StrEnum]) -> Kind:
     return Kind(words, f"one of: {', '.join(words)}", {"metavar": "|".join(words)})
 
 
-WHOLE = Kind(_above_zero(int), "a whole number above 0")
+WHOLE = Kind(_above_zero(parse_whole), "a whole number above 0")
 BYTES = Kind(parse_bytes, "a number of bytes such as 512M or 2G")
 
 
@@ -160,7 +160,12 @@ class Settings:
         help="address; any but loopback needs an API key; the variable counts if it is an IP address",
     )
     api_keys: tuple[str, ...] = setting(
-        "--api-key", "VLLM_API_KEY", KEYS, (), "none", help="key that clients must send"
+        "--api-key",
+        "VLLM_API_KEY",
+        KEYS,
+        (),
+        "none",
+        help="key that clients must send; may be given several times",
     )
     gpu_memory_utilization: float | None = setting(
         "--gpu-memory-utilization --gpu-memory-util",
@@ -344,6 +349,13 @@ SECRETS = frozenset({"--api-key", "--hf-token", "--watermark-config", "VLLM_API_
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+class _Help(argparse.HelpFormatter):
+    """``--api-key KEY``, not ``KEY [KEY ...]``: what follows several keys may be meant as the model."""
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return str(action.metavar) if action.nargs == "+" else super()._format_args(action, default_metavar)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of gb10's own flags; it leaves the rest for vLLM.
 
@@ -358,6 +370,7 @@ def build_parser() -> argparse.ArgumentParser:
             "listed here is passed on to vLLM. Without MODEL and without a GPU the "
             "demo model is served on the CPU. Flags win over variables."
         ),
+        formatter_class=_Help,
         allow_abbrev=False,
         exit_on_error=False,
     )

@@ -6,11 +6,13 @@ first N of them. See `gb10.vllm_plugin.draft.vocabulary` for what it does.
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from gb10.errors import UserError
+from gb10.files import read_bytes
 
 ENV_NAME = "GB10_DRAFT_VOCABULARY"
 
@@ -35,7 +37,7 @@ class DraftVocabulary:
     def parse(cls, value: str) -> "DraftVocabulary":
         """Read `FILE` or `FILE:N`. Raises UserError as `from_env` does."""
         name, colon, count = value.rpartition(":")
-        if not (colon and count.isdecimal()):
+        if not (colon and re.fullmatch("[0-9]{1,19}", count)):
             return cls(tuple(read_ids(Path(value))), value)
         ids = read_ids(Path(name))
         if not 0 < int(count) <= len(ids):
@@ -55,7 +57,7 @@ class DraftVocabulary:
 def read_ids(file: Path) -> list[int]:
     """Read a JSON list of different token ids. Raises UserError when it is none."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_bytes(file))
     except OSError as error:
         raise UserError(f"cannot read the draft vocabulary {file}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
