@@ -5,7 +5,7 @@
 
 ``mixed`` is ``[M, columns]``: in_proj_qkvz, then in_proj_ba. The second one is an attention operator: it
 splits graphs that have prefills, and is captured in graphs of decode batches alone. A batch of one token a
-sequence, or of equally many drafts to verify, runs ``gb10::gdn_decode``; all others run vLLM's own kernels on
+sequence, or of the most drafts of each to verify, runs ``gb10::gdn_decode``; all others run vLLM's own kernels on
 the same inputs.
 
 mypy sees vLLM's classes as Any.
@@ -127,7 +127,7 @@ class Core:
 def decode_batch(metadata: Any, rows: int) -> tuple[torch.Tensor, torch.Tensor | None] | None:
     """State slots and accepted counts of a batch that our kernel takes, None for others.
 
-    It takes one token of each sequence (slots ``[N]``), or as many of each, drafts that are verified (slots
+    It takes one token of each sequence (slots ``[N]``), or the most of each, drafts that are verified (slots
     ``[N, T]``, with how many of the last ones were accepted, ``[N]``). ``rows`` are those of the projection:
     vLLM pads them in a CUDA graph, and sequences that are padding have slot 0.
     """
@@ -138,12 +138,13 @@ def decode_batch(metadata: Any, rows: int) -> tuple[torch.Tensor, torch.Tensor |
         if metadata.num_decodes == 0 or slots is None:
             return None
         return slots[: min(rows, metadata.num_actual_tokens, slots.shape[0])], None
-    steps = metadata.uniform_spec_sequence_length
-    if metadata.num_decodes > 0 or steps is None or steps > MAX_STEPS:
-        return None
     slots, accepted = metadata.spec_state_indices_tensor, metadata.num_accepted_tokens
+    steps = slots.shape[1]
+    # With fewer drafts than there are slots for, the last accepted one may be beyond this step's.
+    if metadata.num_decodes > 0 or metadata.uniform_spec_sequence_length != steps or steps > MAX_STEPS:
+        return None
     sequences = min(rows // steps, slots.shape[0], accepted.shape[0])
-    return slots[:sequences, :steps], accepted[:sequences]
+    return slots[:sequences], accepted[:sequences]
 
 
 def states(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
