@@ -5,8 +5,8 @@
 
 ``mixed`` is ``[M, columns]``: in_proj_qkvz, then in_proj_ba. The second one is an attention operator: it
 splits graphs that have prefills, and is captured in graphs of decode batches alone. A batch of one token a
-sequence, or of the most drafts of each to verify, runs ``gb10::gdn_decode``; all others run vLLM's own kernels on
-the same inputs.
+sequence, or of the most drafts of each to verify, runs ``gb10::gdn_decode``; all others run vLLM's own
+kernels on the same inputs.
 
 mypy sees vLLM's classes as Any.
 """
