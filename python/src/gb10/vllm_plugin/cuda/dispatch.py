@@ -23,6 +23,11 @@ class Dispatch:
     tokens: int
 
     @property
+    def ours(self) -> bool:
+        """Whether the kernel is ours, not vLLM's where ours does not fit."""
+        return self.kernel != "vLLM"
+
+    @property
     def line(self) -> str:
         return f"{PREFIX}{self.operation} ran {self.kernel} with {self.tokens} tokens"
 
