@@ -10,8 +10,8 @@ from gb10.serve.environment import log_folder
 from gb10.serve.scratch import open_log, running_logs
 
 LOG = (
-    "INFO [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: model='/m', dtype=torch.bfloat16, "
-    "kv_cache_dtype=auto, device_config=cuda\n"
+    "INFO [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: model='/m', "
+    "dtype=torch.bfloat16, kv_cache_dtype=auto, device_config=cuda\n"
     "INFO [settings.py:99] gb10: engine gb10, dense fp8, head fp8\n"
     "INFO [nvfp4.py:314] Using 'EMULATION' NvFp4 MoE backend out of potential backends: ['MARLIN'].\n"
     "INFO [cuda.py:506] Using FLASH_ATTN attention backend out of potential backends: ['FLASH_ATTN'].\n"
