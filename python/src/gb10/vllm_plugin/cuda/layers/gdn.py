@@ -79,11 +79,25 @@ class Core:
             if metadata is not None and metadata.num_prefills == 0 and metadata.spec_sequence_masks is None:
                 dispatch.ran("gdn_decode", "vLLM", mixed.shape[0])
             return
-        conv, state = states(layer)
-        slots, accepted = batch
-        tokens = slots.numel()
+        tokens = batch[0].numel()
+        self.decode(mixed[:tokens], *states(layer), *batch, out[:tokens])
+        dispatch.ran("gdn_decode", "gdn_decode", tokens)
+        if tokens < out.shape[0]:
+            out[tokens:].zero_()
+
+    def decode(
+        self,
+        mixed: torch.Tensor,
+        conv: torch.Tensor,
+        state: torch.Tensor,
+        slots: torch.Tensor,
+        accepted: torch.Tensor | None,
+        out: torch.Tensor,
+    ) -> None:
+        """Our kernel: ``gb10.kernels.gdn_decode`` says what it takes; `states` and `decode_batch` give it."""
+        layer = self.layer
         torch.ops.gb10.gdn_decode(
-            mixed[:tokens],
+            mixed,
             conv,
             self.conv_weight,
             layer.conv1d.bias,
@@ -96,12 +110,15 @@ class Core:
             self.key_heads,
             self.value_heads,
             layer.gqa_interleaved_layout,
-            out[:tokens],
+            out,
             accepted,
         )
-        dispatch.ran("gdn_decode", "gdn_decode", tokens)
-        if tokens < out.shape[0]:
-            out[tokens:].zero_()
+
+    def project(self, x: torch.Tensor) -> torch.Tensor:
+        """``mixed`` of ``x`` ``[M, hidden]``."""
+        if self.dense is not None:
+            return self.dense.forward(x)
+        return torch.cat((self.layer.in_proj_qkvz(x)[0], self.layer.in_proj_ba(x)[0]), dim=-1)
 
     def unpack(self, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """``(qkv, z, b, a)`` as vLLM's kernels take them: heads in order, z ``[M, heads, dv]``."""
@@ -173,9 +190,7 @@ def _of(layer_name: LayerNameType) -> Core:
 
 
 def _in(x: torch.Tensor, columns: int, layer_name: LayerNameType) -> torch.Tensor:
-    dense = _of(layer_name).dense
-    assert dense is not None
-    return dense.forward(x)
+    return _of(layer_name).project(x)
 
 
 def _in_fake(x: torch.Tensor, columns: int, layer_name: LayerNameType) -> torch.Tensor:
@@ -249,12 +264,7 @@ def _forward(stock: Any) -> Any:
         if core is None:
             return stock(self, hidden_states)  # type: ignore[no-any-return]
         name = _encode_layer_name(self.prefix)
-        if core.dense is None:
-            mixed = torch.cat(
-                (self.in_proj_qkvz(hidden_states)[0], self.in_proj_ba(hidden_states)[0]), dim=-1
-            )
-        else:
-            mixed = torch.ops.vllm.gb10_gdn_in(hidden_states, core.columns + 2 * core.value_heads, name)
+        mixed = torch.ops.vllm.gb10_gdn_in(hidden_states, core.columns + 2 * core.value_heads, name)
         # Written whole by the operator; an operator that splits graphs must not make its own result.
         out = mixed.new_empty((mixed.shape[0], core.value_heads * self.head_v_dim))
         torch.ops.vllm.gb10_gdn_core(mixed, out, name)
