@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import vllm.envs
 import vllm.model_executor.model_loader.base_loader as base_loader
 
 from gb10.kernels import load
@@ -23,6 +24,11 @@ _NOT_WORTH_SAYING = "no experts"
 
 def take_over(model: torch.nn.Module, mode: CudaMode) -> None:
     """Prepare each layer of a loaded model for our forward, where that part is on and the layer fits."""
+    if vllm.envs.VLLM_BATCH_INVARIANT:
+        logger.info(
+            "gb10: vLLM's own layers: VLLM_BATCH_INVARIANT asks for bits that no other request changes"
+        )
+        return
     kinds: list[tuple[str, Part, tuple[type, ...], Callable[[Any, str], str | None]]] = [
         ("router and experts", Part.ROUTER, block.DECODER_LAYERS, block.prepare),
         ("Gated DeltaNet", Part.GDN, gdn.LAYERS, gdn.prepare),

@@ -197,8 +197,8 @@ def prepare(layer: Any, name: str) -> str | None:
     if experts is None:
         return "experts that are not NVFP4"
     gate = moe.gate.weight.data
-    if gate.dtype not in (torch.bfloat16, torch.float16):
-        return f"a router in {gate.dtype}"
+    if gate.dtype not in (torch.bfloat16, torch.float16) or gate.dtype != norm.weight.dtype:
+        return f"a router in {gate.dtype}, a norm in {norm.weight.dtype}"
     shared = moe.shared_expert_gate if moe.shared_expert is not None else None
     config = runner.moe_config
     block = Block(
