@@ -18,6 +18,7 @@ COMMANDS = {
     "kernel-bits": Command("gb10_lab.kernel_bench.bits:run", "Hold the bits of two builds together."),
     "kernel-smoke": Command("gb10_lab.kernel_bench.smoke:run", "Run every kernel once, small and checked."),
     "engine-bench": Command("gb10_lab.engine_bench.command:run", "Measure one configuration of vLLM."),
+    "quality-served": Command("gb10_lab.engine_bench.served:run", "Measure the KL of a served model."),
     "engine-compare": Command("gb10_lab.engine_bench.command:compare", "Set such runs beside each other."),
 }
 
