@@ -228,15 +228,18 @@ class Session:
                 rows.append(logits.to(torch.float32, copy=True))
             return logits
 
+        most = scheduler.max_num_scheduled_tokens
         model.compute_logits = compute
-        scheduler.scheduler_config.long_prefill_token_threshold = piece
+        scheduler.max_num_scheduled_tokens = piece or most
         try:
             asked = self._sampling(max_tokens=1, prompt_logprobs=0, detokenize=False, temperature=0)
             self._llm.generate([{"prompt_token_ids": ids}], asked, use_tqdm=False)
         finally:
-            scheduler.scheduler_config.long_prefill_token_threshold = 0
+            scheduler.max_num_scheduled_tokens = most
             del model.compute_logits
         found = torch.cat(rows)[: len(ids) - 1]
+        if piece and max(row.shape[0] for row in rows) > piece:
+            raise RuntimeError(f"the prompt did not come in pieces of {piece} tokens")
         if found.shape[0] != len(ids) - 1:
             raise RuntimeError(f"{found.shape[0]} rows of logits for {len(ids) - 1} tokens")
         return found
