@@ -87,3 +87,5 @@ cudaError_t launch(Arguments const& a, Number number, bool swizzled, cudaStream_
 }
 
 }  // namespace gb10::moe_decode
+
+GB10_TRACE_EXPORT(gb10_trace_moe)
