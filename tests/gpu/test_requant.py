@@ -66,17 +66,6 @@ def test_bias(kind: str, tokens: int, device: Any, relative_l2: Callable[..., fl
     assert relative_l2(difference, bias.expand(tokens, -1)) < 3e-2
 
 
-@pytest.mark.parametrize("dtype", [BF16, F16], ids=["bf16", "f16"])
-def test_expansion_gives_the_reference_s_bits(dtype: Any, device: Any, make_weight: Any) -> None:
-    """Every code and every scale; an odd number of rows and blocks."""
-    from gb10.vllm_plugin.cuda.requant.expand import expand
-
-    weight = make_weight(131, 208)
-    out = expand(weight.packed, weight.scales, weight.global_scale, dtype)
-    expected = nvfp4.dequantize(weight.packed, weight.scales, weight.global_scale, dtype)
-    assert torch.equal(out.view(torch.int16), expected.view(torch.int16))
-
-
 @pytest.mark.parametrize("kind", ["fp8", "nvfp4"])
 def test_conversion_is_that_of_the_cpu(kind: str, device: Any) -> None:
     weight = weight_of(300, 512, device)
