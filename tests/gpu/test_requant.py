@@ -48,7 +48,7 @@ def test_products(
     for tokens in TOKENS:
         x = torch.randn(tokens, k, device=device).to(dtype)
         out = made.forward(x)
-        rounded = kind == "fp8" and tokens > 16
+        rounded = kind == "fp8" and tokens > 16 and n % 16 == 0  # what scaled_mm takes
         expected = w8a8(x, made) if rounded else x.double() @ values_of(made).T
         # vLLM's per-token scale and rounding may differ from fp8.quantize_rows in a last bit here and there.
         assert relative_l2(out, expected) < (5e-3 if rounded else 3e-3), tokens
