@@ -6,6 +6,7 @@ of the CPU plug-in holds them), the norm for many tokens, and vLLM's CPU kernels
 """
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.mamba.gdn.qwen_gdn_linear_attn import QwenGatedDeltaNetAttention
 from vllm.utils.torch_utils import _encode_layer_name
 
-from gb10.kernels.moe_decode import workspace_bytes
+from gb10.kernels.moe_decode import SharedExpert, workspace_bytes
 from gb10.vllm_plugin.cuda import install as engine
 from gb10.vllm_plugin.cuda import settings
 from gb10.vllm_plugin.cuda.layers import block, gdn
@@ -30,7 +31,7 @@ class PackedExperts:
     def __init__(self, runner: Any) -> None:
         routed = runner.routed_experts
         config = routed.quant_method.moe_kernel.fused_experts.quant_config
-        self.routed = (
+        self.routed_weights = (
             *(routed.w13_weight, routed.w13_weight_scale, _halves(config.g1_alphas)),
             *(
                 routed.w2_weight,
@@ -38,11 +39,14 @@ class PackedExperts:
                 config.g2_alphas.reshape(len(config.g2_alphas), -1)[:, 0],
             ),
         )
-        self.shared: tuple[Tensor | None, ...] = (None,) * 6
+        self.shared: SharedExpert | None = None
+        # What the self-test looks at.
+        self.kernel = SimpleNamespace(weights=self.routed_weights, swizzled=False, grouped=True)
+        self.routed, self.module = SimpleNamespace(expert_map=None), None
         if runner.shared_experts is not None:
             one = runner.shared_experts._layer
             up, down = one.gate_up_proj, one.down_proj
-            self.shared = (
+            self.shared = SharedExpert(
                 *(up.weight, up.weight_scale, _halves(up.weight_global_scale.reshape(1, -1)).reshape(-1)),
                 *(down.weight, down.weight_scale, down.weight_global_scale.reshape(-1)[:1]),
             )
@@ -50,18 +54,18 @@ class PackedExperts:
     def forward(
         self, x: Tensor, ids: Tensor, weights: Tensor, multiplier: Tensor | None, out: Tensor
     ) -> None:
-        inner = 2 * self.routed[3].shape[-1]
-        shared_inner = 0 if self.shared[3] is None else 2 * self.shared[3].shape[-1]
+        inner = 2 * self.routed_weights[3].shape[-1]
+        shared_inner = 0 if self.shared is None else 2 * self.shared.w2.shape[-1]
         for first in range(0, len(x), 16):
             some = slice(first, first + 16)
             bytes_needed = workspace_bytes(len(x[some]), ids.shape[1], inner, shared_inner)
             torch.ops.gb10.moe_decode(
                 x[some].contiguous(),
-                *self.routed,
+                *self.routed_weights,
                 ids[some],
                 weights[some],
                 None,
-                *self.shared,
+                *((None,) * 6 if self.shared is None else self.shared[:6]),
                 None if multiplier is None else multiplier[some],
                 *("silu", float("inf"), 1.0, 0.0, False, False, False),
                 torch.empty(bytes_needed, dtype=torch.uint8),
