@@ -13,7 +13,7 @@ order. What does depend on the machine, the numbers that a calibration run saw, 
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +25,7 @@ from typer import Option
 from gb10.checkpoint import modelopt
 from gb10.errors import UserError
 from gb10.files import new_folder, read_json, write_json
-from gb10.nvfp4 import global_scale_for, quantize, quantize_searched
+from gb10.nvfp4 import NvFp4Tensor, global_scale_for, quantize, quantize_searched
 from gb10_lab.testbed.checkpoint import CALIBRATION, CONFIG, GENERATION, WEIGHTS, read_amax, read_tensors
 
 Tensors = dict[str, torch.Tensor]
@@ -37,8 +37,11 @@ class Scales(StrEnum):
     AMAX = "amax"
     SEARCH = "search"
 
+    def quantize(self, weight: torch.Tensor, global_scale: torch.Tensor) -> NvFp4Tensor:
+        """Quantise `weight` `[..., K]`. Raises as `gb10.nvfp4.quantize` does."""
+        make = quantize if self is Scales.AMAX else quantize_searched
+        return make(weight, global_scale)
 
-_QUANTIZE = {Scales.AMAX: quantize, Scales.SEARCH: quantize_searched}
 
 _COPIED = (GENERATION, "tokenizer.json", "tokenizer_config.json")
 
@@ -103,10 +106,12 @@ def quantize_tensors(
     amax: Mapping[str, float],
     exclude: Sequence[str],
     scales: Scales = Scales.AMAX,
+    scale_for: Callable[[float], torch.Tensor] = global_scale_for,
 ) -> Tensors:
     """Quantise the weights `[out, in]` of all linear layers but those that `exclude` names.
 
-    `amax` gives the largest magnitude of each input site. All other tensors come back as they are.
+    `amax` gives the largest magnitude of each input site, `scale_for` a weight's global scale of its largest.
+    All other tensors come back as they are.
 
     Raises UserError when a site is missing, or when a weight cannot be stored in NVFP4.
     """
@@ -122,7 +127,7 @@ def quantize_tensors(
     result = {name: tensor for name, tensor in tensors.items() if name.removesuffix(".weight") not in modules}
     for module, weight in modules.items():
         try:
-            stored = _QUANTIZE[scales](weight, global_scale_for(largest[_fused_layer(module)]))
+            stored = scales.quantize(weight, scale_for(largest[_fused_layer(module)]))
         except (TypeError, ValueError) as error:
             raise UserError(f"{module}.weight cannot be NVFP4: {error}") from error
         result |= {

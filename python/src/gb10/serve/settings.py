@@ -20,6 +20,7 @@ from gb10.errors import UserError
 from gb10.routing import CPU_MODE_VARIABLE, CPU_MODES
 from gb10.serve.vllm_arguments import VllmArguments, Vocabulary, option_name, with_dashes
 from gb10.units import parse_bytes, parse_count, parse_decimal, parse_whole
+from gb10.vllm_plugin.cuda.requant.names import LIMIT_NAME, REPORT_NAME
 from gb10.vllm_plugin.cuda.settings import DENSE_NAME, ENGINE_NAME, HEAD_NAME, Engine, Format
 from gb10.vllm_plugin.draft.ids import ENV_NAME as DRAFT_VOCABULARY
 
@@ -228,6 +229,16 @@ class Settings:
         shown="fp8 with --engine gb10, else keep",
         help="format of an lm_head that the checkpoint has in 16 bit",
     )
+    max_requant_error: float | None = setting(
+        "--max-requant-error",
+        LIMIT_NAME,
+        SHARE,
+        shown="0.05 for fp8, 0.15 for nvfp4",
+        help="largest relative error that --dense and --head may make of a matrix",
+    )
+    requant_report: str | None = setting(
+        "--requant-report", REPORT_NAME, shown="none", help="JSON file: what each matrix lost, and its size"
+    )
     cpu_mode: str = setting(
         "",
         CPU_MODE_VARIABLE,
@@ -239,10 +250,11 @@ class Settings:
         "", "GB10_DEMO_MODEL", shown="the built one", help="demo checkpoint folder"
     )
     draft_vocabulary: str | None = setting(
-        "",
+        "--draft-vocab",
         DRAFT_VOCABULARY,
-        shown="all tokens",
-        help="`FILE:N`: MTP drafts read N rows of the output head ([speculative.md](speculative.md))",
+        Kind(argparse={"metavar": "N|FILE:N|full"}),
+        shown="full",
+        help="MTP drafts read N rows of the output head ([speculative.md](speculative.md))",
     )
     served_model_name: str | None = setting("--served-model-name")
     dtype: str | None = setting("--dtype")

@@ -43,6 +43,7 @@ _COMPRESSED_MOE = f"{_COMPRESSED}.compressed_tensors_moe.compressed_tensors_moe_
 _QUARK = f"{_LAYERS}.quantization.quark"
 _PROCESS = "process_weights_after_loading"
 _LOADER = "vllm.model_executor.model_loader"
+_EMBEDDING = f"{_LAYERS}.vocab_parallel_embedding"
 _MODELS = "vllm.model_executor.models"
 _MTP = f"{_MODELS}.qwen3_next_mtp"
 _GDN = f"{_LAYERS}.mamba.gdn.qwen_gdn_linear_attn"
@@ -89,6 +90,74 @@ Remove when: vLLM keeps the global scales of fused parts apart, and knows which 
                 "self, vllm_config, model_config, prefix",
             ),
             Need("vllm.model_executor.utils", "is_weights_pre_processed", ""),
+        ),
+    ),
+    Patch(
+        "engine",
+        "gb10.vllm_plugin.cuda.linear",
+        """
+Symptom: a GPU without FP4 instructions reads NVFP4 linear layers in Marlin's or Humming's layout, at 0.6 of
+  the speed of memory for few tokens; 12.x runs W4A4 for one token as for many.
+Evidence: docs/kernels.md (nvfp4_gemv beside Marlin). Linear methods import init_nvfp4_linear_kernel by name,
+  and its list of kernels puts what register_linear_kernel adds at the end; weight-only layers are given
+  Marlin without a look at the list.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_cuda_linear.py, tests/gpu/test_nvfp4_dequantize.py
+Remove when: register_linear_kernel can put a kernel first, for weight-only layers too.
+""",
+        (
+            Need(_KERNELS, "init_nvfp4_linear_kernel", "use_a16"),
+            Need(_KERNELS, "_get_linear_backend", "quantization"),
+            Need(_KERNELS, "NvFp4LinearKernel.apply_weights", "self, layer, x, bias"),
+            Need(_KERNELS, "CutlassNvFp4LinearKernel.process_weights_after_loading", "self, layer"),
+            Need(_KERNELS, "MarlinNvFp4LinearKernel.process_weights_after_loading", "self, layer"),
+            Need(_MODELOPT, "init_nvfp4_linear_kernel"),
+            Need(_COMPRESSED_LINEAR, "init_nvfp4_linear_kernel"),
+            Need(f"{_QUARK}.schemes.quark_nvfp4", "init_nvfp4_linear_kernel"),
+            Need("vllm.model_executor.utils", "replace_parameter"),
+        ),
+    ),
+    Patch(
+        "engine",
+        "gb10.vllm_plugin.cuda.experts",
+        """
+Symptom: NVFP4 experts run in Marlin's or Humming's layout, the shared expert apart from them on a second
+  stream: 57 us a layer for one token where 16 do (docs/kernels.md).
+Evidence: the backends are a closed enum; every format's method asks select_nvfp4_moe_backend, which it
+  imports by name. EMULATION keeps the checkpoint's layout, VLLM_CUTLASS has one that moe_decode reads. Only a
+  MoERunner's _forward_impl sees routed and shared experts together.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_cuda_experts.py, tests/gpu/test_moe_grouped.py
+Remove when: vLLM has a registry of NVFP4 experts that may take the shared expert along.
+""",
+        (
+            Need(
+                f"{_LAYERS}.fused_moe.oracle.nvfp4",
+                "select_nvfp4_moe_backend",
+                "config, weight_key, activation_key",
+            ),
+            Need(f"{_LAYERS}.fused_moe.oracle.nvfp4", "NvFp4MoeBackend.EMULATION"),
+            Need(f"{_LAYERS}.fused_moe.oracle.nvfp4", "NvFp4MoeBackend.VLLM_CUTLASS"),
+            Need(_MODELOPT, "select_nvfp4_moe_backend"),
+            Need(_COMPRESSED_MOE, "select_nvfp4_moe_backend"),
+            Need(f"{_QUARK}.quark_moe", "select_nvfp4_moe_backend"),
+            Need(
+                f"{_LAYERS}.fused_moe.experts.cutlass_moe",
+                "CutlassExpertsFp4.process_weights_after_loading",
+                "self, layer",
+            ),
+            Need(
+                f"{_LAYERS}.fused_moe.runner.moe_runner",
+                "MoERunner._forward_impl",
+                "self, hidden_states, router_logits, shared_experts_input, input_ids",
+            ),
+            Need(f"{_LAYERS}.fused_moe.runner.moe_runner", "MoERunner._select_forward", "self"),
+            Need(f"{_LAYERS}.activation", "SiluAndMul"),
+            Need(
+                f"{_LOADER}.base_loader",
+                "process_weights_after_loading",
+                "model, model_config, target_device",
+            ),
         ),
     ),
     Patch(
@@ -222,6 +291,7 @@ Remove when: vLLM refuses a parameter that was not written whole, quantised mode
             Need(f"{_LOADER}.base_loader", "BaseModelLoader.create_model"),
             Need(f"{_LOADER}.base_loader", "BaseModelLoader.load_weights", "self, model, model_config"),
             Need(f"{_LOADER}.default_loader", "_CONFIG_BUILT_PARAMS"),
+            Need(f"{_LOADER}.reload.layerwise", "get_layerwise_info", "layer"),
             Need(f"{_LOADER}.reload.meta", "SKIP_LOAD_TENSORS"),
             Need(f"{_LAYERS}.fused_moe.routed_experts", "RoutedExperts"),
             Need(f"{_LAYERS}.quantization.kv_cache", "BaseKVCacheMethod"),
@@ -304,6 +374,39 @@ Remove when: vLLM has a hook for plug-ins where a model is loaded, or its models
                 "BaseModelLoader.load_model",
                 "self, vllm_config, model_config, prefix",
             ),
+        ),
+    ),
+    Patch(
+        "engine",
+        "gb10.vllm_plugin.cuda.requant",
+        """
+Symptom: a token of Qwen3-Next-80B-A3B-NVFP4 reads 4.16 GB of weights, 2.9 GB of them in 16 bit.
+Evidence: the checkpoint leaves the input projections of both kinds of attention and the head in BF16. vLLM's
+  online quantisation covers linear layers alone, as W8A8: its tables have no W8A16, no NVFP4 for linear
+  layers, no head (resolve_quant_method), and it does not say what it cost.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_requant.py, tests/gpu/test_requant.py
+Remove when: vLLM quantises linear layers and the head online, for few tokens with 16 bit activations.
+""",
+        (
+            Need(f"{_LAYERS}.linear", "resolve_quant_method", "quant_config, layer, prefix"),
+            Need(f"{_LAYERS}.linear", "UnquantizedLinearMethod.create_weights"),
+            Need(f"{_LAYERS}.quantization.online.fp8", "OnlineLinearBase.create_weights"),
+            Need(_EMBEDDING, "resolve_quant_method", "quant_config, layer, prefix"),
+            Need(_EMBEDDING, "ParallelLMHead.tie_weights"),
+            Need(_EMBEDDING, "UnquantizedEmbeddingMethod.create_weights"),
+            Need(
+                _EMBEDDING,
+                "VocabParallelEmbedding.__init__",
+                "self, num_embeddings, embedding_dim, params_dtype, org_num_embeddings, padding_size, "
+                "quant_config, prefix, disable_tp, reduce_results, quant_method, parallel_group",
+            ),
+            Need(f"{_LOADER}.reload.layerwise", "initialize_online_processing", "layer"),
+            Need(f"{_LOADER}.reload.layerwise", "get_layerwise_info", "layer"),
+            Need("vllm.model_executor.utils", "replace_parameter"),
+            Need("vllm.config", "get_current_vllm_config", ""),
+            Need("vllm._custom_ops", "cutlass_scaled_mm", "a, b, scale_a, scale_b, out_dtype, bias"),
+            Need("vllm._custom_ops", "scaled_fp8_quant"),
         ),
     ),
     Patch(

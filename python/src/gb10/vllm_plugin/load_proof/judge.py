@@ -16,6 +16,7 @@ from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.quantization.kv_cache import BaseKVCacheMethod, KVCacheScaleParameter
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.model_loader.default_loader import _CONFIG_BUILT_PARAMS
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.model_executor.model_loader.reload.meta import SKIP_LOAD_TENSORS
 
 from gb10.vllm_plugin.load_proof import values
@@ -93,8 +94,8 @@ class Parameters:
         return (
             isinstance(parameter, KVCacheScaleParameter)
             or isinstance(method, BaseKVCacheMethod)
-            # Quantised while it is loaded: vLLM counts what is written there itself.
-            or getattr(method, "uses_meta_device", False)
+            # Quantised while it was loaded, once all of it was there; what is pending is not whole.
+            or (getattr(method, "uses_meta_device", False) and not get_layerwise_info(module).can_load())
             or leaf in _CONFIG_BUILT_PARAMS
             or leaf.endswith(INPUT_SCALES)
             or (self.draft and isinstance(module, VocabParallelEmbedding))
