@@ -1,8 +1,8 @@
 """Our engine's layers in vLLM's CPU engine, on the stand-ins for the kernels: what needs no GPU to be seen.
 
 The decoder layers, Gated DeltaNet, their operators, what they read of vLLM's metadata and how they take over
-a loaded model are the product's. Of this file are: the experts' adapter (NVFP4 experts as the mode `packed`
-of the CPU plug-in holds them), the norm for many tokens, and vLLM's CPU kernels in the place of CUDA's.
+a loaded model are the product's, and so are NVFP4 linear layers and experts. Of this file are: the norm for
+many tokens, and vLLM's CPU kernels in the place of CUDA's.
 """
 
 import re
@@ -15,70 +15,13 @@ from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.mamba.gdn.qwen_gdn_linear_attn import QwenGatedDeltaNetAttention
 from vllm.utils.torch_utils import _encode_layer_name
 
-from gb10.kernels.moe_decode import workspace_bytes
+from gb10.vllm_plugin.cuda import experts, linear, settings
 from gb10.vllm_plugin.cuda import install as engine
-from gb10.vllm_plugin.cuda import settings
+from gb10.vllm_plugin.cuda.experts.kernels import NativeExperts
 from gb10.vllm_plugin.cuda.layers import block, gdn
 from reference import cpu_operators
 
 Tensor = torch.Tensor
-
-
-class PackedExperts:
-    """A layer's NVFP4 experts, and its shared one, 16 tokens at a time through ``gb10::moe_decode``."""
-
-    def __init__(self, runner: Any) -> None:
-        routed = runner.routed_experts
-        config = routed.quant_method.moe_kernel.fused_experts.quant_config
-        self.routed = (
-            *(routed.w13_weight, routed.w13_weight_scale, _halves(config.g1_alphas)),
-            *(
-                routed.w2_weight,
-                routed.w2_weight_scale,
-                config.g2_alphas.reshape(len(config.g2_alphas), -1)[:, 0],
-            ),
-        )
-        self.shared: tuple[Tensor | None, ...] = (None,) * 6
-        if runner.shared_experts is not None:
-            one = runner.shared_experts._layer
-            up, down = one.gate_up_proj, one.down_proj
-            self.shared = (
-                *(up.weight, up.weight_scale, _halves(up.weight_global_scale.reshape(1, -1)).reshape(-1)),
-                *(down.weight, down.weight_scale, down.weight_global_scale.reshape(-1)[:1]),
-            )
-
-    def forward(
-        self, x: Tensor, ids: Tensor, weights: Tensor, multiplier: Tensor | None, out: Tensor
-    ) -> None:
-        inner = 2 * self.routed[3].shape[-1]
-        shared_inner = 0 if self.shared[3] is None else 2 * self.shared[3].shape[-1]
-        for first in range(0, len(x), 16):
-            some = slice(first, first + 16)
-            bytes_needed = workspace_bytes(len(x[some]), ids.shape[1], inner, shared_inner)
-            torch.ops.gb10.moe_decode(
-                x[some].contiguous(),
-                *self.routed,
-                ids[some],
-                weights[some],
-                None,
-                *self.shared,
-                None if multiplier is None else multiplier[some],
-                *("silu", float("inf"), 1.0, 0.0, False, False, False),
-                torch.empty(bytes_needed, dtype=torch.uint8),
-                out[some],
-            )
-
-
-def _experts_of(runner: Any) -> PackedExperts | None:
-    kernel = getattr(runner.routed_experts.quant_method, "moe_kernel", None)
-    four_bit = kernel is not None and kernel.fused_experts.quant_config.g1_alphas is not None
-    return PackedExperts(runner) if four_bit else None
-
-
-def _halves(scales: Tensor) -> Tensor:
-    """``[E, 2]``: gate, up, of what is one number an expert or one a row."""
-    wide = scales.reshape(scales.shape[0], -1)
-    return wide[:, [0, wide.shape[1] // 2]].contiguous()
 
 
 def _add_norm(
@@ -132,7 +75,8 @@ def install() -> None:
     settings._of_process = settings.CudaMode(settings.Format.KEEP, settings.Format.KEEP)
     block.ROUTERS = (CPURouter,)
     for module, name, made in (
-        (block, "experts_of", _experts_of),
+        (NativeExperts, "_supports_current_device", staticmethod(lambda: True)),
+        (linear.NativeLinearKernel, "is_supported", classmethod(lambda *_: (True, None))),
         (block, "add_norm", _add_norm),
         (gdn, "others", _others),
         (gdn, "states", _cpu_states),
@@ -140,5 +84,7 @@ def install() -> None:
     ):
         setattr(module, name, made)
     UnquantizedLinearMethod.process_weights_after_loading = _process
+    linear.install()
+    experts.install()
     engine.install()
     QwenGatedDeltaNetAttention.forward_cpu = QwenGatedDeltaNetAttention.forward_cuda

@@ -18,7 +18,16 @@ from gb10.nvfp4 import dequantize, unswizzle_128x4
 Tensor = torch.Tensor
 
 MOST_TOKENS = 16
-"""All of them take 1 to so many tokens (gdn_decode: any number of sequences)."""
+"""All of them take 1 to so many tokens (gdn_decode: any number of sequences; moe_grouped: any of tokens)."""
+
+_MOE = (
+    "(Tensor x, Tensor w13, Tensor w13_scales, Tensor w13_global, Tensor w2, Tensor w2_scales, "
+    "Tensor w2_global, Tensor topk_ids, Tensor topk_weights, Tensor? expert_map, Tensor? shared_w13, "
+    "Tensor? shared_w13_scales, Tensor? shared_w13_global, Tensor? shared_w2, Tensor? shared_w2_scales, "
+    "Tensor? shared_w2_global, Tensor? shared_multiplier, str activation, float limit, float alpha, "
+    "float beta, bool up_first, bool swizzled, bool router_weight_on_input, Tensor(a!) workspace, "
+    "Tensor(b!) out) -> ()"
+)
 
 SCHEMAS = {
     "fp8_gemv": "(Tensor x, Tensor weight, Tensor scales, Tensor? bias, Tensor(a!) out) -> ()",
@@ -26,14 +35,8 @@ SCHEMAS = {
         "(Tensor x, Tensor weight, Tensor scales, Tensor global_scale, Tensor? bias, bool swizzled, "
         "Tensor(a!) out) -> ()"
     ),
-    "moe_decode": (
-        "(Tensor x, Tensor w13, Tensor w13_scales, Tensor w13_global, Tensor w2, Tensor w2_scales, "
-        "Tensor w2_global, Tensor topk_ids, Tensor topk_weights, Tensor? expert_map, Tensor? shared_w13, "
-        "Tensor? shared_w13_scales, Tensor? shared_w13_global, Tensor? shared_w2, Tensor? shared_w2_scales, "
-        "Tensor? shared_w2_global, Tensor? shared_multiplier, str activation, float limit, float alpha, "
-        "float beta, bool up_first, bool swizzled, bool router_weight_on_input, Tensor(a!) workspace, "
-        "Tensor(b!) out) -> ()"
-    ),
+    "moe_decode": _MOE,
+    "moe_grouped": _MOE,
     "route_experts": (
         "(Tensor x, Tensor? residual, Tensor? norm_weight, float epsilon, bool norm_plus_one, "
         "Tensor gate_weight, Tensor? shared_gate_weight, bool renormalise, Tensor(a!) workspace, "
@@ -59,6 +62,7 @@ class Library:
             "fp8_gemv": fp8_gemv,
             "nvfp4_gemv": nvfp4_gemv,
             "moe_decode": moe_decode,
+            "moe_grouped": moe_grouped,
             "route_experts": route_experts,
             "gdn_decode": gdn_decode,
         }
@@ -121,7 +125,33 @@ def nvfp4_gemv(
     _linear(x, _values(weight, scales, global_scale.reshape(()), swizzled), bias, out)
 
 
-def moe_decode(
+def moe_decode(x: Tensor, *arguments: Any) -> None:
+    """See gb10.kernels.moe_decode; here silu only, without a limit."""
+    from gb10.kernels.moe_decode import workspace_bytes
+
+    _, inner, shared_inner, topk = _moe_sizes(arguments)
+    _moe(MOST_TOKENS, workspace_bytes(x.shape[0], topk, inner, shared_inner), x, *arguments)
+
+
+def moe_grouped(x: Tensor, *arguments: Any) -> None:
+    """See gb10.kernels.moe_grouped; rounded once, at the end."""
+    from gb10.kernels.moe_grouped import workspace_bytes
+
+    experts, inner, shared_inner, topk = _moe_sizes(arguments)
+    needed = workspace_bytes(x.shape[0], topk, experts, x.shape[1], inner, shared_inner)
+    _moe(1 << 15, needed, x, *arguments)
+
+
+def _moe_sizes(arguments: tuple[Any, ...]) -> tuple[int, int, int, int]:
+    """Of the arguments after x: experts, intermediate size, that of the shared expert or 0, topk."""
+    w2, topk_ids, shared_w2 = arguments[3], arguments[6], arguments[12]
+    shared_inner = 0 if shared_w2 is None else 2 * shared_w2.shape[-1]
+    return w2.shape[0], 2 * w2.shape[-1], shared_inner, topk_ids.shape[1]
+
+
+def _moe(
+    most_tokens: int,
+    needed: int,
     x: Tensor,
     w13: Tensor,
     w13_scales: Tensor,
@@ -150,13 +180,9 @@ def moe_decode(
     out: Tensor,
 ) -> None:
     """See gb10.kernels.moe_decode; here silu only, without a limit."""
-    from gb10.kernels.moe_decode import workspace_bytes
-
     if activation != "silu" or (limit, alpha, beta) != (math.inf, 1.0, 0.0):
         raise NotImplementedError(f"the stand-in has plain silu, not {activation} {limit} {alpha} {beta}")
-    _check_tokens(x, 2 * w13.shape[-1])
-    shared_inner = 0 if shared_w2 is None else 2 * shared_w2.shape[-1]
-    needed = workspace_bytes(x.shape[0], topk_ids.shape[1], 2 * w2.shape[-1], shared_inner)
+    _check_tokens(x, 2 * w13.shape[-1], most_tokens)
     if workspace.dtype != torch.uint8 or workspace.numel() < needed:
         raise RuntimeError(f"workspace has {workspace.numel()} bytes, needed are {needed}")
 
@@ -346,8 +372,8 @@ def _linear(x: Tensor, values: Tensor, bias: Tensor | None, out: Tensor) -> None
     out.copy_(result if bias is None else result + bias.float())
 
 
-def _check_tokens(x: Tensor, columns: int) -> None:
-    if not 1 <= x.shape[0] <= MOST_TOKENS or x.dtype not in (torch.bfloat16, torch.float16):
+def _check_tokens(x: Tensor, columns: int, most: int = MOST_TOKENS) -> None:
+    if not 1 <= x.shape[0] <= most or x.dtype not in (torch.bfloat16, torch.float16):
         raise RuntimeError(f"the kernels do not take an x of {x.dtype} {list(x.shape)}")
     if not x.is_contiguous():
         raise RuntimeError(f"x has strides {x.stride()}: it must be contiguous")

@@ -34,6 +34,13 @@ __device__ __forceinline__ void load_stream(uint4& v, void const* address) {
                : "l"(address));
 }
 
+// Weights that a thread keeps over wait_for_previous(): unlike the loads above, the assembler leaves this one before the wait.
+__device__ __forceinline__ void load_ahead(uint4& v, void const* address) {
+  asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(address));
+}
+
 // What an earlier kernel wrote that has ended while later ones overlap: from L2.
 __device__ __forceinline__ int load_relaxed(std::int32_t const* address) {
   int v;
@@ -49,6 +56,21 @@ __device__ __forceinline__ std::uint16_t load_relaxed(std::uint16_t const* addre
   std::uint16_t v;
   asm volatile("ld.relaxed.gpu.global.u16 %0, [%1];" : "=h"(v) : "l"(address));
   return v;
+}
+
+// A hint: this line will be read. It is right whoever still writes there, and must be memory of this GPU.
+__device__ __forceinline__ void ask_l2(void const* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
+// What another block of this grid writes with store_relaxed, a word at a time.
+__device__ __forceinline__ uint4 load_relaxed(uint4 const* address) {
+  uint4 v;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(address)
+               : "memory");
+  return v;
+}
+__device__ __forceinline__ void store_relaxed(std::uint32_t* address, std::uint32_t v) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(v) : "memory");
 }
 
 // ---- Shared memory
@@ -98,6 +120,18 @@ __device__ __forceinline__ void barrier_wait(int number, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
+// Clusters (9.0 and newer). A barrier of all threads of a cluster, in two parts; a thread's turns at them alternate, all lanes
+// of a warp at once. What was read and written before the one is done before any thread returns from the other.
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// Writes to the same place of the shared memory of a block of the cluster, by its rank, which must run.
+__device__ __forceinline__ void store_in_cluster(float* place, int rank, float v) {
+  std::uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(place)), "r"(rank));
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(there), "f"(v) : "memory");
+}
+
 // Programmatic dependent launch (launch.cuh): returns when the kernels before have ended and their writes can be seen; lets the
 // next kernel begin.
 __device__ __forceinline__ void wait_for_previous() {
@@ -110,6 +144,9 @@ __device__ __forceinline__ void release_next() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+
+// Ends the grid with an error.
+__device__ __forceinline__ void stop() { asm volatile("trap;"); }
 
 // ---- Numbers
 

@@ -1,5 +1,6 @@
 """What `gb10 serve` would run: defaults, refusals, no duplicates."""
 
+import json
 import os
 import re
 import sys
@@ -604,7 +605,7 @@ def test_a_draft_vocabulary_must_fit_the_model(
     ("arguments", "kind", "message"),
     [
         ((), "qwen3_next", "add --speculative-config"),
-        (DRAFTS, "qwen3_moe", "not with qwen3_moe; unset it"),
+        (DRAFTS, "qwen3_moe", "not with qwen3_moe; leave it out"),
     ],
 )
 def test_a_draft_vocabulary_that_would_do_nothing_is_refused(
@@ -652,3 +653,40 @@ def test_what_cannot_be_of_requantisation_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         plan(argv, gpus, config=QWEN, tensors=PLAIN)
+
+
+def test_a_draft_vocabulary_is_for_one_gpu(plan: Plan) -> None:
+    with pytest.raises(UserError, match="--draft-vocab needs one GPU, and --tensor-parallel-size is 2"):
+        plan([*DRAFTS, "--draft-vocab", "7", "-tp", "2"], [H200, H200], config={"model_type": "qwen3_next"})
+
+
+def test_draft_vocab_takes_a_number_or_all(
+    make_checkpoint: Make, clean_environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The model's own list by frequency, without one the first ids; and the flag over the variable."""
+    clean_environment.setattr(memory, "available", lambda: memory.Available(64 * GIB, "MemAvailable"))
+    folder = make_checkpoint(tensors=WITH_MTP, config={"vocab_size": 100, "model_type": "qwen3_next"})
+
+    def build(*argv: str) -> command.Plan:
+        settings = parse([str(folder), *argv], dict(os.environ))
+        return command.build(settings, locate(str(folder)), (), flashinfer=True)
+
+    made = build(*DRAFTS, "--draft-vocab", "7")
+    assert made.environment["GB10_DRAFT_VOCABULARY"] == "7"
+    assert "--draft-vocab 7: the ids below 7, since no draft_vocabulary.json is in the model" in made.notes
+    assert "--draft-vocab" not in names(made)
+    with pytest.raises(UserError, match="--draft-vocab 101: the model has 100 tokens"):
+        build(*DRAFTS, "--draft-vocab", "101")
+    with pytest.raises(UserError, match="cannot read the draft vocabulary"):
+        build(*DRAFTS, "--draft-vocab", str(tmp_path / "none"))
+
+    file = folder / "draft_vocabulary.json"
+    file.write_text(json.dumps(list(range(99, -1, -1))), encoding="utf-8")
+    made = build(*DRAFTS, "--draft-vocab", "7")
+    assert made.environment["GB10_DRAFT_VOCABULARY"] == f"{made.checkpoint.folder}/{file.name}:7"
+    assert not [note for note in made.notes if "--draft-vocab" in note]
+
+    assert "GB10_DRAFT_VOCABULARY" not in build("--draft-vocab", "full").environment
+    clean_environment.setenv("GB10_DRAFT_VOCABULARY", str(file))
+    assert build(*DRAFTS).environment["GB10_DRAFT_VOCABULARY"] == str(file)
+    assert build("--draft-vocab", "full").environment["GB10_DRAFT_VOCABULARY"] == "full"

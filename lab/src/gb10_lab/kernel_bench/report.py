@@ -12,6 +12,7 @@ from gb10.files import write_json
 from gb10_lab.kernel_bench.figures import GB10_LAUNCH_US, GB10_READ_GBPS, floor_us, predict_gb10_us
 from gb10_lab.kernel_bench.shapes import (
     DENSE,
+    GDN,
     MOE,
     STREAMING,
     STREAMING_DENSE,
@@ -19,10 +20,12 @@ from gb10_lab.kernel_bench.shapes import (
     STREAMING_TOKENS,
     TOKENS,
     Dense,
+    Gdn,
     Moe,
     activation_bytes,
     expected_distinct,
     fp8_bytes,
+    gdn_bytes,
     moe_bytes,
     nvfp4_bytes,
     sparse24_bytes,
@@ -39,7 +42,7 @@ NOMINAL_FRACTION = 0.88
 """Share of the read bandwidth that predictions take for a kernel whose streaming shape was not measured."""
 CHANGE = 0.03
 """Relative change of a time that is told."""
-STOCK = ("marlin", "bf16", "fp8", "dense", "copy")
+STOCK = ("marlin", "bf16", "fp8", "vllm", "dense", "copy")
 
 
 @dataclass(frozen=True)
@@ -154,31 +157,36 @@ def table(entries: Sequence[Entry]) -> list[str]:
 def apart_table(entries: Iterable[Entry]) -> list[str]:
     """Microseconds of single calls: an idle kernel between calls keeps one from beginning in the other."""
     lines = ["One call after an ordinary kernel, us (that kernel's own time taken off), M = 1"]
-    versions = ("ours", *STOCK[:3])
-    lines.append(f"{'kernel':<16}{'model':<20}{'shape':<30}" + "".join(f"{n:>8}" for n in versions))
+    versions = ("ours", *STOCK[:4])
+    lines.append(f"{'kernel':<16}{'model':<20}{'shape':<24}" + "".join(f"{n:>8}" for n in versions))
     for e in entries:
         if e.apart:
             times = "".join(f"{e.apart[n]:>8.2f}" if n in e.apart else f"{'-':>8}" for n in versions)
-            lines.append(f"{e.kernel:<16.15}{e.model:<20.19}{e.shape:<30.29}{times}")
+            lines.append(f"{e.kernel:<16.15}{e.model:<20.19}{e.shape:<24.23}{times}")
     return lines
 
 
 def chain_table(entries: Iterable[ChainEntry]) -> list[str]:
-    """The experts as the difference of the chain with and without them; a heading for each model."""
-    lines = ["In the chain of all layers, us a layer; experts: the chain less the chain without them"]
+    """Experts and router as differences of the chain with and without them; a heading for each model."""
+    lines = [
+        "In the chain of all layers, us a layer; experts: the chain less that without them; router (with",
+        "the residual and the norm before it): the chain without experts less that without these too",
+    ]
     columns = (
-        f"{'shape':<26}{'M':>3}{'chosen':>7}{'MB':>7}{'chain':>8}{'p10':>8}{'p90':>8}{'without':>8}{'experts':>8}"
-        f"{'read%':>6}{'floor':>7}"
+        f"{'shape':<24}{'M':>3}{'chosen':>7}{'MB':>7}{'chain':>7}{'p10':>7}{'p90':>7}{'without':>8}"
+        f"{'router':>7}{'experts':>8}{'read%':>6}{'floor':>7}"
     )
-    model = ""
+    heading = ""
     for e in entries:
-        if e.model != model:
-            model = e.model
-            lines += [f"{model}, {e.layers} layers", columns]
+        own = f"{e.model}, {e.layers} layers" + (f", {e.router} router" if e.router else "")
+        if own != heading:
+            heading = own
+            lines += [heading, columns]
         lines.append(
-            f"{e.shape:<26.25}{e.tokens:>3}{e.distinct_experts:>7.1f}{e.bytes_moved / 1e6:>7.1f}"
-            f"{e.chain.median:>8.2f}{e.chain.p10:>8.2f}{e.chain.p90:>8.2f}{e.without.median:>8.2f}"
-            f"{e.experts_us:>8.2f}{e.percent_of_read:>6.1f}{e.floor_us:>7.2f}{'' if e.repeat_agrees else '!'}"
+            f"{e.shape:<24.23}{e.tokens:>3}{e.distinct_experts:>7.1f}{e.bytes_moved / 1e6:>7.1f}"
+            f"{e.chain.median:>7.2f}{e.chain.p10:>7.2f}{e.chain.p90:>7.2f}{e.without.median:>8.2f}"
+            f"{e.router_us:>7.2f}{e.experts_us:>8.2f}{e.percent_of_read:>6.1f}{e.floor_us:>7.2f}"
+            f"{'' if e.repeat_agrees else '!'}"
         )
     return lines
 
@@ -202,7 +210,7 @@ def changes(entries: Sequence[Entry], chain: Sequence[ChainEntry], other: dict[s
 
 
 def _key(entry: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(entry.get(name, "") for name in ("kernel", "model", "shape", "tokens", "routing"))
+    return tuple(entry.get(name, "") for name in ("kernel", "model", "shape", "tokens", "routing", "router"))
 
 
 def predictions(entries: Sequence[Entry]) -> list[Prediction]:
@@ -239,7 +247,7 @@ def floors(read_gbps: float, launch_us: float) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
 
-    def add(kernel: str, shape: Dense | Moe, tokens: int, moved: float, launches: int) -> None:
+    def add(kernel: str, shape: Dense | Moe | Gdn, tokens: int, moved: float, launches: int) -> None:
         times = (
             floor_us(moved, read_gbps, launches, launch_us),
             floor_us(moved, GB10_READ_GBPS, launches, GB10_LAUNCH_US),
@@ -262,6 +270,9 @@ def floors(read_gbps: float, launch_us: float) -> list[str]:
         for tokens in STREAMING_TOKENS if layer.model == STREAMING else TOKENS:
             chosen = round(expected_distinct(layer, tokens))
             add("moe_decode", layer, tokens, moe_bytes(layer, tokens, chosen), 2)
+    for heads in GDN:
+        for tokens in (1, 16):
+            add("gdn_decode", heads, tokens, gdn_bytes(heads, tokens), 1)
     return lines
 
 
@@ -292,7 +303,14 @@ def _plot(results: Results, path: Path) -> None:
         axes.scatter(
             [e.bytes_moved for e in own], [e.gbps for e in own], s=28, color=colours(i), label=kernel
         )
-    for marker, name in (("x", "marlin"), ("+", "bf16"), ("1", "fp8"), ("2", "copy"), ("3", "dense")):
+    for marker, name in (
+        ("x", "marlin"),
+        ("+", "bf16"),
+        ("1", "fp8"),
+        ("2", "copy"),
+        ("3", "dense"),
+        ("4", "vllm"),
+    ):
         points = [
             (e.bytes_moved, e.stock_gbps[name], e.kernel) for e in results.entries if name in e.stock_gbps
         ]

@@ -9,14 +9,22 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from gb10_lab.kernel_bench import adapters, data
-from gb10_lab.kernel_bench.shapes import Dense, Moe
-from gb10_lab.kernel_bench.suite import FUSED_LIMIT, LIMIT
+from gb10_lab.kernel_bench import adapters, data, gdn
+from gb10_lab.kernel_bench.shapes import Dense, Gdn, Moe
+from gb10_lab.kernel_bench.suite import FUSED_LIMIT, GDN_LIMIT, LIMIT, ROUTER_LIMIT
 from gb10_lab.kernel_bench.timing import Version
 
 DENSE = (Dense("small", "narrow", 40, 320), Dense("small", "tall", 1000, 2048))
+GDN = (
+    Gdn("small", "gdn", 2, 4, 64, 64, interleaved=True),
+    Gdn("small", "gdn", 2, 6, 128, 128, interleaved=False, state_bytes=4),
+)
 MOE = (Moe("small", "moe", 16, 4, 256, 128), Moe("small", "moe", 16, 4, 320, 192, shared=64))
+ROUTERS = ((256, 16, 4), (2304, 330, 7))
+"""Hidden, experts, topk."""
 TOKENS = (1, 3, 16)
+GROUPED_LIMIT = 6e-3
+"""``moe_grouped`` rounds what comes out of the activation, and each expert's part, to the dtype of x."""
 
 Check = Callable[[torch.Tensor], tuple[float, float]]
 """An output's error, and the largest that is right."""
@@ -29,7 +37,8 @@ def run() -> int:
     wrong = 0
     for operator, what, version, check in _calls(held, device):
         torch.cuda.synchronize()
-        version.run(0).fill_(float("nan") if operator.endswith(("gemv", "decode")) else 0xAA)
+        version.run(0).fill_(float("nan") if operator.endswith(("gemv", "decode", "grouped")) else 0xAA)
+        version.restore()
         found, limit = check(version.run(0))
         torch.cuda.synchronize()
         right = found <= limit
@@ -58,13 +67,25 @@ def _calls(held: list[str], device: torch.device) -> Iterator[tuple[str, str, Ve
                 packed, kept = data.sparse24(shape, device)
                 version = adapters.sparse24_gemv(x, shape.rows, [packed])
                 yield "sparse24_gemv", what, version, _near(data.product(x, kept))
-        if "moe_decode" in held:
+        for operator, limit in (("moe_decode", LIMIT), ("moe_grouped", GROUPED_LIMIT)):
+            if not hasattr(torch.ops.gb10, operator):
+                continue
             for layer in MOE:
                 weights, routed = data.moe(layer, device), data.routing(layer, tokens, False, device)
                 x = data.activations(tokens, layer.hidden, device)
-                version = adapters.moe_decode(x, [weights], [routed])
-                near = _near(data.moe_reference(x, weights, routed))
-                yield "moe_decode", f"{layer.label}, {tokens} tokens", version, near
+                version = getattr(adapters, operator)(x, [weights], [routed])
+                near = _near(data.moe_reference(x, weights, routed), limit)
+                yield operator, f"{layer.label}, {tokens} tokens", version, near
+        if "gdn_decode" in held:
+            for heads in GDN:
+                dtype = torch.float32 if heads.state_bytes == 4 else torch.bfloat16
+                states = gdn.layer(heads, tokens, device, dtype)
+                x = data.activations(tokens, heads.columns, device)
+                near = _near(gdn.reference(heads, x, states), GDN_LIMIT)
+                version = adapters.gdn_decode(heads, x, [states])
+                yield "gdn_decode", f"{heads.label}, {tokens} tokens", version, near
+        if "route_experts" in held:
+            yield from _routers(tokens, device)
     for operator, fused in (("quantize_nvfp4", False), ("silu_mul_quantize_nvfp4", True)):
         if operator in held:
             x = data.activations(130, 96 * (2 if fused else 1), device)
@@ -73,8 +94,22 @@ def _calls(held: list[str], device: torch.device) -> Iterator[tuple[str, str, Ve
             yield operator, "130x96", version, _same(wanted, FUSED_LIMIT if fused else 0.0)
 
 
-def _near(wanted: torch.Tensor) -> Check:
-    limit = data.limit_for(wanted, LIMIT)
+def _routers(tokens: int, device: torch.device) -> Iterator[tuple[str, str, Version, Check]]:
+    """The weights are looked at: they stand behind everything else."""
+    for hidden, experts, topk in ROUTERS:
+        x, residual = (data.activations(tokens, hidden, device) for _ in range(2))
+        router = data.routers(1, experts, hidden, device)
+        shares = torch.zeros((tokens, topk), device=device)
+        routed = data.Routing(torch.zeros((tokens, topk), dtype=torch.int32, device=device), shares)
+        outputs = (torch.zeros_like(x), torch.zeros_like(x), torch.zeros(tokens, device=device))
+        version = adapters.route_experts(x, residual, router, [routed], *outputs)
+        wanted = data.router_weights(x, residual, router[0], topk, adapters.EPSILON)
+        what = f"{experts}/{topk} {hidden}, {tokens} tokens"
+        yield "route_experts", what, version, _near(wanted, ROUTER_LIMIT)
+
+
+def _near(wanted: torch.Tensor, least: float = LIMIT) -> Check:
+    limit = data.limit_for(wanted, least)
     return lambda out: (data.relative_error(out, wanted), limit)
 
 

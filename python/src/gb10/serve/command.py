@@ -24,14 +24,14 @@ from gb10.vllm_plugin.cuda import settings as engine
 from gb10.vllm_plugin.cuda.requant.names import LIMIT_NAME, REPORT_NAME
 from gb10.vllm_plugin.cuda.settings import CudaMode, Part
 from gb10.vllm_plugin.draft.ids import ENV_NAME as DRAFT_VOCABULARY
-from gb10.vllm_plugin.draft.ids import DraftVocabulary
+from gb10.vllm_plugin.draft.ids import FILE_OF_MODEL, FULL, DraftVocabulary, is_number
 
 CPU_CONTEXT_LIMIT = 4096
 """Default for --max-model-len on the CPU engine: the model's own limit, at most this."""
 
 _NO_OPTION = (
     *("model", "api_keys", "vllm_args", "routes", "verbose", "dry_run", "open_metrics", "config"),
-    *("engine", "dense", "head", "max_requant_error", "requant_report"),
+    *("engine", "dense", "head", "max_requant_error", "requant_report", "draft_vocabulary"),
 )
 """Settings that vLLM has no option for, or that are rendered in a way of their own."""
 
@@ -94,19 +94,41 @@ def _check_speculative_config(settings: Settings, checkpoint: Checkpoint) -> Non
         check_mtp(checkpoint.folder, checkpoint.text, checkpoint.tensors, config)
 
 
-def _check_draft_vocabulary(settings: Settings, checkpoint: Checkpoint) -> None:
-    """Refuse a draft vocabulary that would do nothing, or does not fit the model."""
-    if settings.draft_vocabulary is None:
-        return
-    vocabulary = DraftVocabulary.parse(settings.draft_vocabulary)
+def _draft_vocabulary(settings: Settings, checkpoint: Checkpoint) -> list[str]:
+    """Hand --draft-vocab on, and say where N ids come from when the model brings no list.
+
+    Raises UserError for a draft vocabulary that would do nothing, or does not fit the model.
+    """
+    value, said, origin = (
+        settings.draft_vocabulary,
+        settings.said("draft_vocabulary"),
+        settings.origins["draft_vocabulary"],
+    )
+    if value is None or value == FULL:
+        if settings.environment.get(DRAFT_VOCABULARY):
+            settings.export(origin, **{DRAFT_VOCABULARY: FULL})
+        return []
+    notes = []
+    if is_number(value):
+        file = checkpoint.folder / FILE_OF_MODEL if checkpoint.folder is not None else None
+        if file is not None and file.is_file():
+            value = f"{file}:{value}"
+        else:
+            notes.append(f"{said} {value}: the ids below {value}, since no {FILE_OF_MODEL} is in the model")
+    vocabulary = DraftVocabulary.parse(value, said)
     if not settings.passed_on.has("--speculative-config"):
-        raise UserError(f"{DRAFT_VOCABULARY} is for drafts, and there are none; add --speculative-config")
+        raise UserError(f"{said} is for drafts, and there are none; add --speculative-config")
     kind = checkpoint.text.get("model_type")
     if kind is not None and kind != "qwen3_next":
-        raise UserError(f"{DRAFT_VOCABULARY} works with Qwen3-Next's MTP head, not with {kind}; unset it")
+        raise UserError(f"{said} works with Qwen3-Next's MTP head, not with {kind}; leave it out")
+    ranks = settings.tensor_parallel_size or 1
+    if ranks != 1:
+        raise UserError(f"{said} needs one GPU, and --tensor-parallel-size is {ranks}; leave one of them out")
     tokens = checkpoint.text.get("vocab_size")
     if isinstance(tokens, int):
         vocabulary.check(tokens)
+    settings.export(origin, **{DRAFT_VOCABULARY: value})
+    return notes
 
 
 def _check_listening(host: str | None, keys: Sequence[str], *, uds: bool) -> None:
@@ -141,6 +163,7 @@ def _engine(settings: Settings, gpus: Sequence[Gpu]) -> tuple[CudaMode, list[str
     names = {"engine": engine.ENGINE_NAME, "dense": engine.DENSE_NAME, "head": engine.HEAD_NAME}
     given = {names[field]: str(value) for field, value in said.items() if value is not None}
     parts = settings.environment.get(engine.PARTS_NAME, "")
+    engine.SelfTest.from_env(settings.environment)
     mode = CudaMode.from_env(unfit, given | {engine.PARTS_NAME: parts})
     for field, value in said.items():
         if value is not None:
@@ -362,10 +385,10 @@ def build(
     target, rows = _route(settings, checkpoint, formats, target)
     _check_ranks(settings, gpus)
     _check_speculative_config(settings, checkpoint)
-    _check_draft_vocabulary(settings, checkpoint)
+    draft_notes = _draft_vocabulary(settings, checkpoint)
     free = free or memory.available()
     settings.settle(Origin.DEFAULT, served_model_name="gb10-demo" if demo else checkpoint.label)
-    notes = [*settings.notes, *engine_notes, *_keep_chunked_prefill(settings, checkpoint)]
+    notes = [*settings.notes, *engine_notes, *draft_notes, *_keep_chunked_prefill(settings, checkpoint)]
     if gpus:
         notes += budget.on_gpu(settings, checkpoint, target, gpus, free)
     else:

@@ -250,10 +250,11 @@ class Settings:
         "", "GB10_DEMO_MODEL", shown="the built one", help="demo checkpoint folder"
     )
     draft_vocabulary: str | None = setting(
-        "",
+        "--draft-vocab",
         DRAFT_VOCABULARY,
-        shown="all tokens",
-        help="`FILE:N`: MTP drafts read N rows of the output head ([speculative.md](speculative.md))",
+        Kind(argparse={"metavar": "N|FILE:N|full"}),
+        shown="full",
+        help="MTP drafts read N rows of the output head ([speculative.md](speculative.md))",
     )
     served_model_name: str | None = setting("--served-model-name")
     dtype: str | None = setting("--dtype")

@@ -93,6 +93,74 @@ Remove when: vLLM keeps the global scales of fused parts apart, and knows which 
         ),
     ),
     Patch(
+        "engine",
+        "gb10.vllm_plugin.cuda.linear",
+        """
+Symptom: a GPU without FP4 instructions reads NVFP4 linear layers in Marlin's or Humming's layout, at 0.6 of
+  the speed of memory for few tokens; 12.x runs W4A4 for one token as for many.
+Evidence: docs/kernels.md (nvfp4_gemv beside Marlin). Linear methods import init_nvfp4_linear_kernel by name,
+  and its list of kernels puts what register_linear_kernel adds at the end; weight-only layers are given
+  Marlin without a look at the list.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_cuda_linear.py, tests/gpu/test_nvfp4_dequantize.py
+Remove when: register_linear_kernel can put a kernel first, for weight-only layers too.
+""",
+        (
+            Need(_KERNELS, "init_nvfp4_linear_kernel", "use_a16"),
+            Need(_KERNELS, "_get_linear_backend", "quantization"),
+            Need(_KERNELS, "NvFp4LinearKernel.apply_weights", "self, layer, x, bias"),
+            Need(_KERNELS, "CutlassNvFp4LinearKernel.process_weights_after_loading", "self, layer"),
+            Need(_KERNELS, "MarlinNvFp4LinearKernel.process_weights_after_loading", "self, layer"),
+            Need(_MODELOPT, "init_nvfp4_linear_kernel"),
+            Need(_COMPRESSED_LINEAR, "init_nvfp4_linear_kernel"),
+            Need(f"{_QUARK}.schemes.quark_nvfp4", "init_nvfp4_linear_kernel"),
+            Need("vllm.model_executor.utils", "replace_parameter"),
+        ),
+    ),
+    Patch(
+        "engine",
+        "gb10.vllm_plugin.cuda.experts",
+        """
+Symptom: NVFP4 experts run in Marlin's or Humming's layout, the shared expert apart from them on a second
+  stream: 57 us a layer for one token where 16 do (docs/kernels.md).
+Evidence: the backends are a closed enum; every format's method asks select_nvfp4_moe_backend, which it
+  imports by name. EMULATION keeps the checkpoint's layout, VLLM_CUTLASS has one that moe_decode reads. Only a
+  MoERunner's _forward_impl sees routed and shared experts together.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_cuda_experts.py, tests/gpu/test_moe_grouped.py
+Remove when: vLLM has a registry of NVFP4 experts that may take the shared expert along.
+""",
+        (
+            Need(
+                f"{_LAYERS}.fused_moe.oracle.nvfp4",
+                "select_nvfp4_moe_backend",
+                "config, weight_key, activation_key",
+            ),
+            Need(f"{_LAYERS}.fused_moe.oracle.nvfp4", "NvFp4MoeBackend.EMULATION"),
+            Need(f"{_LAYERS}.fused_moe.oracle.nvfp4", "NvFp4MoeBackend.VLLM_CUTLASS"),
+            Need(_MODELOPT, "select_nvfp4_moe_backend"),
+            Need(_COMPRESSED_MOE, "select_nvfp4_moe_backend"),
+            Need(f"{_QUARK}.quark_moe", "select_nvfp4_moe_backend"),
+            Need(
+                f"{_LAYERS}.fused_moe.experts.cutlass_moe",
+                "CutlassExpertsFp4.process_weights_after_loading",
+                "self, layer",
+            ),
+            Need(
+                f"{_LAYERS}.fused_moe.runner.moe_runner",
+                "MoERunner._forward_impl",
+                "self, hidden_states, router_logits, shared_experts_input, input_ids",
+            ),
+            Need(f"{_LAYERS}.fused_moe.runner.moe_runner", "MoERunner._select_forward", "self"),
+            Need(f"{_LAYERS}.activation", "SiluAndMul"),
+            Need(
+                f"{_LOADER}.base_loader",
+                "process_weights_after_loading",
+                "model, model_config, target_device",
+            ),
+        ),
+    ),
+    Patch(
         "cpu",
         "gb10.vllm_plugin.cpu.linear",
         """
@@ -360,6 +428,7 @@ Remove when: vLLM's decoder layers and Gated DeltaNet need as few launches.
                 "model, model_config, target_device",
             ),
             Need("vllm.compilation.breakable_cudagraph", "eager_break_during_capture", "fn"),
+            Need("vllm.config", "get_current_vllm_config_or_none", ""),
             Need("vllm.distributed", "tensor_model_parallel_all_reduce", "input_"),
             Need("vllm.forward_context", "get_forward_context", ""),
             Need("vllm.triton_utils", "triton"),

@@ -1,0 +1,130 @@
+// The first launch of moe_grouped, and the last.
+#pragma once
+
+#include <cstdint>
+
+#include "gb10/moe.cuh"
+#include "gb10/ptx.cuh"
+#include "moe_grouped.h"
+#include "operands.cuh"
+
+namespace gb10::moe_grouped {
+
+inline constexpr int kGroupThreads = 1024;
+
+// What the launches know of a call.
+struct Plan {
+  Workspace at;
+  int pairs;
+  int shared_intermediate;  // 0: no shared expert
+};
+
+template <typename T>
+__device__ __forceinline__ T* at(Arguments const& a, std::int64_t offset) {
+  return reinterpret_cast<T*>(static_cast<unsigned char*>(a.workspace) + offset);
+}
+
+// A tile: `count` pairs of an expert from place `first` of the list on; of the shared expert (-1): tokens.
+struct alignas(16) Tile {
+  int expert, first, count, unused;
+};
+
+__host__ __device__ constexpr int group_bytes(int experts, int threads) {
+  return 8 * threads + (4 * experts + 15) / 16 * 16;
+}
+
+// Block 0 groups, the others bring x into the order of the operands. Shared memory: uint64 sums[threads], int counts[experts].
+template <typename T>
+__global__ void __launch_bounds__(kGroupThreads) group(__grid_constant__ Arguments const a, __grid_constant__ Plan const p) {
+  int const thread = threadIdx.x, threads = blockDim.x;
+  if (blockIdx.x > 0) {
+    std::int64_t const pieces = static_cast<std::int64_t>(a.tokens) * a.w13.k / 8;
+    uint4* const to = at<uint4>(a, p.at.parts);
+    std::int64_t const step = static_cast<std::int64_t>(gridDim.x - 1) * threads;
+    for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x - 1) * threads + thread; i < pieces; i += step) {
+      to[i] = in_order<T>(static_cast<uint4 const*>(a.x)[i]);
+    }
+    return;
+  }
+  std::uint64_t* const sums = reinterpret_cast<std::uint64_t*>(ptx::dynamic_shared());
+  int* const counts = reinterpret_cast<int*>(sums + threads);
+  for (int e = thread; e < a.experts; e += threads) counts[e] = 0;
+  __syncthreads();
+  for (int pair = thread; pair < p.pairs; pair += threads) {
+    int const expert = moe::local_expert(a, moe::raw_id(a, pair));
+    if (expert >= 0) atomicAdd(counts + expert, 1);
+  }
+  __syncthreads();
+  // Pairs and tiles before each thread's experts: pairs in the lower half of a number, tiles in the upper.
+  int const share = (a.experts + threads - 1) / threads, begin = min(thread * share, a.experts), end = min(begin + share, a.experts);
+  auto const size_of = [](int count) {
+    return static_cast<std::uint64_t>((count + kTileTokens - 1) / kTileTokens) << 32 | static_cast<std::uint32_t>(count);
+  };
+  std::uint64_t own = 0;
+  for (int e = begin; e < end; ++e) own += size_of(counts[e]);
+  sums[thread] = own;
+  __syncthreads();
+  for (int distance = 1; distance < threads; distance *= 2) {
+    std::uint64_t const before = thread >= distance ? sums[thread - distance] : 0;
+    __syncthreads();
+    sums[thread] += before;
+    __syncthreads();
+  }
+  std::uint64_t done = sums[thread] - own;
+  Tile* const tiles = at<Tile>(a, p.at.tiles);
+  for (int e = begin; e < end; ++e) {
+    int const count = counts[e], first = static_cast<int>(done & 0xFFFFFFFFu);
+    Tile* tile = tiles + (done >> 32);
+    for (int i = 0; i < count; i += kTileTokens) *tile++ = {e, first + i, min(count - i, kTileTokens), 0};
+    done += size_of(count);
+    counts[e] = first;  // the next free place
+  }
+  int const routed = static_cast<int>(sums[threads - 1] >> 32);
+  int const shared = p.shared_intermediate > 0 ? (a.tokens + kTileTokens - 1) / kTileTokens : 0;
+  for (int i = thread; i < shared; i += threads) {
+    tiles[routed + i] = {-1, i * kTileTokens, min(a.tokens - i * kTileTokens, kTileTokens), 0};
+  }
+  if (thread == 0) tiles[p.at.tile_limit] = {0, routed + shared, 0, 0};
+  __syncthreads();
+  int* const list = at<int>(a, p.at.pairs);
+  for (int pair = thread; pair < p.pairs; pair += threads) {
+    int const expert = moe::local_expert(a, moe::raw_id(a, pair));
+    if (expert >= 0) list[atomicAdd(counts + expert, 1)] = pair;
+  }
+}
+
+// A block has a token; its threads take eight numbers at a time.
+template <typename T>
+__global__ void combine(__grid_constant__ Arguments const a, __grid_constant__ Plan const p) {
+  int const token = blockIdx.x, pieces = a.w2.rows / 8;
+  uint4 const* const parts = at<uint4 const>(a, p.at.parts);
+  float multiplier = 1.0f;
+  if (p.shared_intermediate > 0 && a.shared_multiplier) {
+    multiplier = a.multiplier_as_x ? static_cast<float>(static_cast<T const*>(a.shared_multiplier)[token])
+                                   : static_cast<float const*>(a.shared_multiplier)[token];
+  }
+  for (int piece = threadIdx.x; piece < pieces; piece += blockDim.x) {
+    float sums[8] = {};
+    auto const add = [&](std::int64_t row, float factor) {
+      uint4 const v = parts[row * pieces + piece];
+      std::uint32_t const words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float2 const two = floats_of<T>(words[i]);
+        sums[2 * i] += factor * two.x;
+        sums[2 * i + 1] += factor * two.y;
+      }
+    };
+    for (int slot = 0; slot < a.topk; ++slot) {
+      int const pair = token * a.topk + slot;
+      if (moe::local_expert(a, moe::raw_id(a, pair)) < 0) continue;
+      add(pair, a.router_weight_on_input ? 1.0f : a.weights[pair]);
+    }
+    if (p.shared_intermediate > 0) add(p.pairs + token, multiplier);
+    uint4 const sum{word_of_floats<T>(sums[0], sums[1]), word_of_floats<T>(sums[2], sums[3]), word_of_floats<T>(sums[4], sums[5]),
+                    word_of_floats<T>(sums[6], sums[7])};
+    static_cast<uint4*>(a.out)[static_cast<std::int64_t>(token) * pieces + piece] = sum;
+  }
+}
+
+}  // namespace gb10::moe_grouped
