@@ -231,9 +231,7 @@ def test_names() -> None:
     assert not names.is_head("model.embed_tokens")
 
 
-_LAYERS = (
-    f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})"
-    + """
+_LAYERS = """
 from vllm.config import set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
@@ -268,7 +266,6 @@ def load(layer, *parts):
         shard = () if len(parts) == 1 else (("q", "k", "v")[number],) if len(parts) == 3 else (number,)
         layer.weight.weight_loader(layer.weight, part, *shard)
 """
-)
 
 
 def layers(code: str) -> None:
