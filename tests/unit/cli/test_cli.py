@@ -92,7 +92,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["sevre"], "no command named 'sevre'; the commands are: serve, routing, sparse24"),
         (["--nonsense"], "No such option: --nonsense (see: gb10 --help)"),
-        (["routing", "--nonsense"], "No such option: --nonsense (see: gb10 routing --help)"),
+        (["routing", "--xyzzy"], "No such option: --xyzzy (see: gb10 routing --help)"),
         (
             ["routing", "--capability"],
             "Option '--capability' requires an argument. (see: gb10 routing --help)",

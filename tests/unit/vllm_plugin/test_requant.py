@@ -231,9 +231,7 @@ def test_names() -> None:
     assert not names.is_head("model.embed_tokens")
 
 
-_LAYERS = (
-    f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})"
-    + """
+_LAYERS = """
 from vllm.config import set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
@@ -268,7 +266,6 @@ def load(layer, *parts):
         shard = () if len(parts) == 1 else (("q", "k", "v")[number],) if len(parts) == 3 else (number,)
         layer.weight.weight_loader(layer.weight, part, *shard)
 """
-)
 
 
 def layers(code: str) -> None:
@@ -377,9 +374,69 @@ finalize_layerwise_processing(tied, model)
 model.head_dtype = torch.float32
 wide = ParallelLMHead(1000, H, prefix="lm_head")
 assert type(wide.quant_method) is UnquantizedEmbeddingMethod
-config.quant_config = None  # not a quantised checkpoint
-model.head_dtype = torch.bfloat16
+model.head_dtype, config.lora_config = torch.bfloat16, SimpleNamespace()
 assert type(ParallelLMHead(1000, H, prefix="lm_head").quant_method) is UnquantizedEmbeddingMethod
+config.lora_config = None
+assert type(ParallelLMHead(1000, H, prefix="lm_head").quant_method) is methods.HeadMethod
+config.quant_config = None  # not a quantised checkpoint
+
+assert type(ParallelLMHead(1000, H, prefix="lm_head").quant_method) is UnquantizedEmbeddingMethod
+""")
+
+
+def test_a_rank_converts_its_own_rows_and_columns() -> None:
+    """The second of two: scales are those of what it has."""
+    layers("""
+import vllm.model_executor.layers.linear as linear
+import vllm.model_executor.layers.vocab_parallel_embedding as embedding
+import vllm.model_executor.parameter as parameter
+from gb10 import fp8, nvfp4
+
+for module in (linear, embedding, parameter):
+    module.get_tensor_model_parallel_world_size = lambda: 2
+    module.get_tensor_model_parallel_rank = lambda: 1
+weight = torch.randn(64, 256)
+output = RowParallelLinear(256, 64, bias=False, quant_config=quant, prefix="model.layers.0.self_attn.o_proj")
+output.weight.weight_loader(output.weight, weight)
+codes, scales = fp8.quantize_rows(weight[:, 128:])
+assert torch.equal(output.weight.float(), codes.float()) and torch.equal(output.weight_scale, scales)
+gate_up = MergedColumnParallelLinear(
+    256, [64, 64], bias=False, quant_config=quant, prefix="model.layers.0.mlp.shared_expert.gate_up_proj"
+)
+for shard, part in enumerate((weight, 2 * weight)):
+    gate_up.weight.weight_loader(gate_up.weight, part, shard)
+codes, scales = fp8.quantize_rows(torch.cat((weight[32:], 2 * weight[32:])))
+assert torch.equal(gate_up.weight.float(), codes.float()) and torch.equal(gate_up.weight_scale, scales)
+narrow = RowParallelLinear(64, 64, bias=False, quant_config=quant, prefix="model.layers.0.mlp.down_proj")
+assert type(narrow.quant_method) is UnquantizedLinearMethod  # 32 columns a rank
+head = ParallelLMHead(128, 256, prefix="lm_head")
+vocabulary = torch.randn(128, 256)
+head.weight.weight_loader(head.weight, vocabulary)
+made = methods.dense_of(head)
+assert made.shape == (64, 256)
+values = nvfp4.dequantize(*made.held)
+assert (values - vocabulary[64:].float()).norm() < 0.09 * vocabulary[64:].float().norm()
+""")
+
+
+def test_made_up_weights_are_converted() -> None:
+    """--load-format dummy: nothing is loaded, and the layers have numbers."""
+    layers("""
+from gb10.vllm_plugin.cuda.requant import state
+from vllm.config.load import LoadConfig
+from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
+
+made = torch.nn.Module()
+made.qkv = QKVParallelLinear(
+    H, 64, 4, 2, bias=False, quant_config=quant, prefix="model.layers.0.self_attn.qkv_proj"
+)
+made.head = ParallelLMHead(1000, H, prefix="lm_head")
+state.dummy = True
+DummyModelLoader(LoadConfig(load_format="dummy")).load_weights(made, model)
+assert made.qkv.weight.dtype == torch.float8_e4m3fn and made.head.weight.dtype == torch.uint8
+out, _ = made.qkv(torch.randn(3, H))
+assert out.abs().max() > 0
+assert [entry.name for entry in report.now.entries] == ["model.layers.0.self_attn.qkv_proj", "lm_head"]
 """)
 
 

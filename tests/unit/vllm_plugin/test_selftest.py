@@ -154,14 +154,14 @@ def _break_experts(model: Any, patch: pytest.MonkeyPatch) -> None:
 
 def _break_router(model: Any, patch: pytest.MonkeyPatch) -> None:
     """The last choice is another expert."""
-    route = Block.route
+    choose = Block.choose
 
     def wrong(self: Block, x: torch.Tensor, residual: torch.Tensor) -> Any:
-        routed = route(self, x, residual)
+        routed = choose(self, x, residual)
         routed.ids[:, -1] = next(i for i in range(EXPERTS) if i not in routed.ids[0].tolist())
         return routed
 
-    patch.setattr(Block, "route", wrong)
+    patch.setattr(Block, "choose", wrong)
 
 
 def _break_gdn(model: Any, patch: pytest.MonkeyPatch) -> None:
@@ -199,6 +199,15 @@ def test_a_wrong_kernel_ends_the_start_with_its_operation(
     assert f"{operation} of " in message and "--engine stock" in message
     assert "\n" not in message
     selftest.run(model, BF16, SelfTest.REPORT)
+
+
+def test_a_kernel_that_raises_has_failed(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object) -> None:
+        raise RuntimeError("nvfp4_gemv: x has\nshape [1]")
+
+    monkeypatch.setattr(model["native"].quant_method, "apply", refuses)
+    with pytest.raises(Refused, match=r"nvfp4_linear of native \(nvfp4_gemv: x has shape \[1\]\)"):
+        selftest.run(model, BF16, SelfTest.REFUSE)
 
 
 def test_a_result_that_is_no_number_fails() -> None:

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 
 import torch
 
-from gb10 import fp8
+from gb10 import fp8, nvfp4
 from gb10.checkpoint import modelopt
 from gb10.nvfp4 import (
     BLOCK_SIZE,
@@ -23,7 +23,6 @@ from gb10.nvfp4 import (
     dequantize,
     fake_quantize_activations,
     global_scale_for,
-    power_of_two,
 )
 from gb10.sparse24 import Loss, pack, total, unpack
 from gb10_lab.testbed.quantize import Scales, quantize_tensors
@@ -132,7 +131,7 @@ def make_variants(
     def in_fp8(name: str) -> torch.Tensor:
         return fp8.dequantize(*fp8.quantize_rows(source[name]))
 
-    def nvfp4(name: str) -> torch.Tensor:
+    def in_nvfp4_plain(name: str) -> torch.Tensor:
         return _weight(everything, name)
 
     def nvfp4_at_load(name: str) -> torch.Tensor:
@@ -152,8 +151,8 @@ def make_variants(
     for key, name, names, convert, form in (
         ("fp8-dense", "+ FP8 dense", dense, in_fp8, Format.FP8),
         ("fp8-dense-head", "+ FP8 dense and head", dense | head, in_fp8, Format.FP8),
-        ("nvfp4-dense", "+ NVFP4 dense", dense, nvfp4, Format.NVFP4),
-        ("nvfp4-dense-head", "+ NVFP4 dense and head", dense | head, nvfp4, Format.NVFP4),
+        ("nvfp4-dense", "+ NVFP4 dense", dense, in_nvfp4_plain, Format.NVFP4),
+        ("nvfp4-dense-head", "+ NVFP4 dense and head", dense | head, in_nvfp4_plain, Format.NVFP4),
         ("nvfp4-dense-search", "+ NVFP4 dense, searched", dense, nvfp4_at_load, Format.NVFP4),
         (
             *("nvfp4-dense-head-search", "+ NVFP4 both, searched"),
@@ -172,7 +171,7 @@ def make_variants(
 
 def _scale_at_load(amax: float) -> torch.Tensor:
     """A weight's global scale where `gb10 serve` requantises it (`gb10.vllm_plugin.cuda.requant.convert`)."""
-    return power_of_two(global_scale_for(amax))
+    return nvfp4.power_of_two(nvfp4.global_scale_for(amax))
 
 
 class _Reading:

@@ -232,7 +232,7 @@ def run(argv: Sequence[str]) -> int:
     free = memory.available()
     plan = _first_plan(settings, free)
     port = None if plan is None or settings.dry_run else claim(settings.host, settings.port)
-    progress = Progress(sys.stderr if settings.dry_run else sys.stdout)
+    progress = Progress(sys.stderr if settings.dry_run else sys.stdout, news=not settings.verbose)
     draw = not settings.verbose and (not settings.dry_run or sys.stderr.isatty())
     variables = plan.environment if plan else {}
     for _ in range(2):

@@ -7,6 +7,7 @@ operation's name; GB10_SELF_TEST says otherwise (`settings.SelfTest`).
 
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -58,6 +59,8 @@ class Check:
     @property
     def words(self) -> str:
         """For people."""
+        if math.isnan(self.error):
+            return f"{self.operation} of {self.name} gives no number"
         return (
             f"{self.operation} of {self.name} with {self.tokens} tokens is {self.error:.2g} of the exact "
             f"result away from it (at most {self.limit:g})"
@@ -139,7 +142,7 @@ def _router(name: str, block: Any) -> Iterator[Check]:
     gate, plus = block.gate_weight.double(), 1.0 if block.plus_one else 0.0
     for tokens in FEW:
         x, residual = _random(2 * tokens, gate.shape[1], gate, block.gate_weight.dtype).split(tokens)
-        routed = block.route(x, residual)
+        routed = block.choose(x, residual)
         total = x.double() + residual.double()
         scale = (total.square().mean(-1, keepdim=True) + block.epsilon).rsqrt()
         normed = total * scale * (block.norm_weight.double() + plus)
@@ -151,7 +154,7 @@ def _router(name: str, block: Any) -> Iterator[Check]:
         chosen = logits.gather(1, routed.ids.long())
         # Of near-ties either may be chosen: the chosen ones' logits count, and that none comes twice.
         doubled = any(len(set(ids)) < len(ids) for ids in routed.ids.tolist())
-        distance = float("nan") if doubled else _distance(chosen, best)
+        distance = math.nan if doubled else _distance(chosen, best)
         yield Check("router", f"{name} (choice)", tokens, distance, ROUGH)
         weights = shares.gather(1, routed.ids.long())
         if block.runner.router.renormalize:
@@ -168,7 +171,7 @@ def _experts(name: str, block: Any) -> Iterator[Check]:
         return  # of another rank, or apart
     for tokens in (*FEW, *([SOME] if experts.kernel.grouped else [])):
         x, residual = _random(2 * tokens, w2.shape[-2], w13, block.gate_weight.dtype).split(tokens)
-        routed = block.route(x, residual)
+        routed = block.choose(x, residual)
         out = torch.empty_like(x)
         experts.forward(routed.normed, routed.ids, routed.weights, routed.shared_multiplier, out)
         wide, exact = routed.normed.double(), torch.zeros(x.shape, dtype=torch.float64, device=x.device)
@@ -242,8 +245,11 @@ def _gdn_exact(
 
 
 def checks(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[Check]:
-    """Compare what our kernels run of a loaded model; ``dtype``: that of its activations."""
-    found: dict[str, list[Callable[[], Iterator[Check]]]] = {}
+    """Compare what our kernels run of a loaded model; ``dtype``: that of its activations.
+
+    A kernel that raises has failed. CUDA's own errors come later, and are not caught here.
+    """
+    found: dict[str, list[functools.partial[Iterator[Check]]]] = {}
     merged = {
         id(part)
         for module in model.modules()
@@ -268,9 +274,13 @@ def checks(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[Check]:
         if block is not None and hasattr(module, "mlp"):
             add("router", _router, name, block)
             add("nvfp4_moe", _experts, name, block)
-    for layers in found.values():
+    for operation, layers in found.items():
         for one in dict.fromkeys((layers[0], layers[-1])):
-            yield from one()
+            try:
+                yield from one()
+            except RuntimeError as error:
+                said = " ".join(str(error).split())
+                yield Check(operation, f"{one.args[0]} ({said})", 0, math.nan, EXACT)
 
 
 def run(model: torch.nn.Module, dtype: torch.dtype, wanted: SelfTest) -> None:

@@ -78,14 +78,16 @@ class Block:
         out = torch.empty_like(x)
         if x.shape[0] == 0:
             return out, residual.clone()
-        fused = x.shape[0] <= DECODE
-        routed = (self.route if fused else self._route_many)(x, residual)
+        routed = self.choose(x, residual)
         self.experts.forward(routed.normed, routed.ids, routed.weights, routed.shared_multiplier, out)
         assert routed.residual is not None
         return out, routed.residual
 
-    def route(self, x: torch.Tensor, residual: torch.Tensor) -> Routed:
-        """Up to 16 tokens in one launch."""
+    def choose(self, x: torch.Tensor, residual: torch.Tensor) -> Routed:
+        """Residual, norm, router and top-k."""
+        return (self._route if x.shape[0] <= DECODE else self._route_many)(x, residual)
+
+    def _route(self, x: torch.Tensor, residual: torch.Tensor) -> Routed:
         router, tokens = self.runner.router, x.shape[0]
         normed, residual_out = torch.empty_like(x), torch.empty_like(x)
         ids = torch.empty((tokens, router.top_k), dtype=torch.int32, device=x.device)

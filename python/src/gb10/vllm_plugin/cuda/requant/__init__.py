@@ -91,6 +91,8 @@ def _may_convert(config: Any, layer: Any, name: str) -> bool:
     model = current.model_config
     if model.head_dtype != model.dtype:
         report.keep(name, f"its products are wanted in {model.head_dtype}")
+    elif current.lora_config is not None:
+        report.keep(name, "LoRA adapters take its type for theirs")
     elif getattr(model, "word_embeddings_untied_by_checkpoint", False):
         report.keep(name, "vLLM will compare it with the embedding")
     else:
