@@ -1,6 +1,7 @@
 """`gb10 routing --live`: what the logs of running servers say that ran."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,26 @@ def test_a_server_that_ended_is_not_live(folder: Path, capsys: pytest.CaptureFix
     assert path.exists() and running_logs(folder) == []
     assert cli.main(["routing", "--live"]) == 2
     assert "no `gb10 serve` of this user runs here" in capsys.readouterr().err
+
+
+def test_bytes_of_a_decoded_token_are_predicted(
+    make_checkpoint: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With our engine 16 bit matrices count as what they become."""
+    pytest.importorskip("vllm")
+    folder = make_checkpoint(
+        config={"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}},
+        tensors={
+            "model.layers.0.self_attn.q_proj.weight": ("BF16", (4096, 1024)),
+            "lm_head.weight": ("BF16", (8192, 1024)),
+        },
+    )
+    said = []
+    for engine in (["stock"], ["gb10"], ["gb10", "--dense", "nvfp4", "--head", "nvfp4"]):
+        assert cli.main(["routing", str(folder), "--capability", "12.1", "--engine", *engine]) == 0
+        said.append(capsys.readouterr().out.splitlines()[-1])
+    assert said[0].startswith(
+        "a decoded token reads 0.0252 GB of weights; predicted for a GB10, not measured: "
+    )
+    assert said[1].startswith("a decoded token reads 0.0126 GB")
+    assert said[2].startswith("a decoded token reads 0.00708 GB")

@@ -436,6 +436,7 @@ def test_engine_and_formats_reach_vllms_processes(
         (["--moe-backend", "marlin"], "dense,head,linear,gdn"),
         (["--linear-backend", "cutlass"], "dense,head,experts,router,gdn"),
         (["--route", "gdn_prefill=triton"], None),
+        (["--moe-backend", "auto", "--linear-backend=auto"], None),
     ],
 )
 def test_a_chosen_backend_switches_our_part_off(plan: Plan, argv: list[str], parts: str | None) -> None:

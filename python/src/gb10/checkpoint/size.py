@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, TypeGuard
 
 from gb10.checkpoint.headers import Tensor
+from gb10.checkpoint.modules import EMBEDDING, EXPERTS, TOWER, module_of
 from gb10.units import GIB, MIB
 
 OVERHEAD = 2 * GIB
@@ -75,6 +76,33 @@ def weight_bytes(
         else:
             total += tensor.size
     return total
+
+
+def decoded_token_bytes(
+    tensors: Iterable[Tensor],
+    config: dict[str, Any],
+    element: int = _BF16,
+    formats: Mapping[str, str] = MappingProxyType({}),
+) -> int:
+    """Bytes of weights that one sequence's next token reads on a GPU; ``weight_bytes`` says the rest.
+
+    Of routed experts that is the share of the chosen ones. Embeddings are looked up (a tied one is the head
+    too), and MTP's layers and towers for images do not run.
+    """
+    read = _Config(config)
+    layers = read.number("num_hidden_layers")
+    experts = read.number("num_experts", "num_local_experts", "n_routed_experts")
+    chosen = read.number("num_experts_per_tok", "num_experts_per_token", default=experts)
+    tied = read.text.get("tie_word_embeddings") is True
+    always: list[Tensor] = []
+    routed: list[Tensor] = []
+    for tensor in tensors:
+        module = module_of(tensor.name.rpartition(".")[0], layers)
+        if module.draft or module.role == TOWER or (module.role == EMBEDDING and not tied):
+            continue
+        (routed if module.role == EXPERTS else always).append(tensor)
+    share = weight_bytes(routed, None, element, formats)
+    return weight_bytes(always, None, element, formats) + (share * chosen // experts if experts else share)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ from typing import Annotated
 from typer import Argument, Option
 
 from gb10 import routing
+from gb10.checkpoint.folder import Checkpoint
 from gb10.checkpoint.formats import read
 from gb10.checkpoint.hub import locate
+from gb10.checkpoint.size import decoded_token_bytes
 from gb10.errors import UserError
 from gb10.machine import cpu
 from gb10.machine import gpu as device
@@ -55,6 +57,25 @@ def _live(*, as_json: bool) -> int:
     for path, ran in servers:
         print("\n".join([path, *([f"  {one.words}" for one in ran] or ["  nothing yet"])]))
     return 0
+
+
+_GB10_READ = 233e9
+"""Bytes a second that a GB10's memory gives (docs/quality.md)."""
+
+
+def _decode(checkpoint: Checkpoint, target: routing.Target) -> str:
+    """What one sequence's next token reads, and how long that takes a GB10 at the least."""
+    forms: dict[str, str] = {}
+    if target.parts:
+        from gb10.serve.budget import requantised
+
+        forms = requantised(checkpoint, target, 2)
+    size = decoded_token_bytes(checkpoint.tensors, checkpoint.config, formats=forms)
+    milliseconds = size / _GB10_READ * 1e3
+    return (
+        f"a decoded token reads {size / 1e9:.3g} GB of weights; predicted for a GB10, not measured: at least "
+        f"{milliseconds:.3g} ms, at most {1e3 / milliseconds:.3g} tokens a second for one sequence"
+    )
 
 
 def run(
@@ -106,7 +127,7 @@ def run(
         dense=dense if ours else Format.KEEP,
         head=head if ours else Format.KEEP,
     )
-    parts, experts = None, None
+    parts, experts, checkpoint = None, None, None
     if model is not None:
         checkpoint = locate(model, tokenizer=False)
         formats = read(checkpoint)
@@ -125,6 +146,8 @@ def run(
         return 0
     print(f"{target}\n")
     print(routing.render(rows, min(shutil.get_terminal_size().columns, 100)))
+    if checkpoint is not None and found is not None and checkpoint.tensors:
+        print(f"\n{_decode(checkpoint, target)}")
     if flags:
         print("\nforce with:")
         for row in rows:

@@ -226,11 +226,12 @@ def _check_formats(checkpoint: Checkpoint, formats: Formats, target: routing.Tar
 
 def _without_chosen(settings: Settings, target: routing.Target, backends: Collection[str]) -> routing.Target:
     """The target without the parts of our engine for which the user chose a backend of vLLM's."""
-    flags = {
-        "nvfp4_linear": settings.passed_on.has("--linear-backend"),
-        "nvfp4_moe": settings.moe_backend is not None,
+    said = {
+        "nvfp4_linear": settings.passed_on.value("--linear-backend"),
+        "nvfp4_moe": settings.moe_backend,
     }
-    left = routing.leave_to_vllm(target, {*backends, *(name for name, given in flags.items() if given)})
+    flags = {name for name, backend in said.items() if backend not in (None, "auto")}
+    left = routing.leave_to_vllm(target, {*backends, *flags})
     if left.parts != target.parts:
         settings.export(Origin.FLAG, **{engine.PARTS_NAME: ",".join(left.parts) or "none"})
     return left
