@@ -24,7 +24,7 @@ cudaError_t launch_all(Arguments const& a, Plan const& p, Device const& device, 
   int const gate_up_tiles = divide_up(channels, rows_of_block(false)), down_tiles = divide_up(a.w2.rows, rows_of_block(true));
   multiply<T, false, kSwizzled><<<tiles * gate_up_tiles, kThreads, kMultiplyBytes, stream>>>(a, p, gate_up_tiles);
   multiply<T, true, kSwizzled><<<tiles * down_tiles, kThreads, kMultiplyBytes, stream>>>(a, p, down_tiles);
-  combine<T><<<a.tokens, std::min(kCombineThreads, divide_up(a.w2.rows / 8, 32) * 32), 0, stream>>>(a, p);
+  combine<T><<<a.tokens, std::min(kCombineThreads, divide_up(a.w2.rows / 8, 32) * 32), combine_bytes(a.topk), stream>>>(a, p);
   return cudaGetLastError();
 }
 

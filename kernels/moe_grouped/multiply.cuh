@@ -118,8 +118,8 @@ __device__ __forceinline__ void multiply_tile(Arguments const& a, Task<T> const&
     Stage& stage = ring[step % kStages];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      ptx::copy16(stage.codes + (thread / 2 + kWarpRows * i) * 32 + (thread & 1) * 16, task.codes + code_offset[i] + step * 32,
-                  code_valid[i]);
+      ptx::copy16_of_line(stage.codes + (thread / 2 + kWarpRows * i) * 32 + (thread & 1) * 16,
+                          task.codes + code_offset[i] + step * 32, code_valid[i]);
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {

@@ -29,7 +29,7 @@ double error(Case const& c) {
     };
     run(false, std::max(c.intermediate, c.shared), c.swizzled ? multiply<T, false, true> : multiply<T, false, false>);
     run(true, c.hidden, c.swizzled ? multiply<T, true, true> : multiply<T, true, false>);
-    host::run({unsigned(c.tokens), 1, 1}, {32, 1, 1}, 0, [&] { combine<T>(a, p); });
+    host::run({unsigned(c.tokens), 1, 1}, {64, 1, 1}, combine_bytes(c.topk), [&] { combine<T>(a, p); });
   });
 }
 
