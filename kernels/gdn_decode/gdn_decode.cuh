@@ -33,8 +33,8 @@
 //
 // Needs 9.0 (clusters). Read before the kernel ahead in the stream has ended: weights (conv_weight, conv_bias, A_log, dt_bias,
 // norm_weight), which no kernel may write then, and `slots` and `accepted`, but only to ask L2 for the state, which is right whoever
-// writes it: L2 is where all SMs meet. What counts is read after the wait, when every kernel ahead has ended: a kernel of a chain
-// with programmatic launches that waits ends after all before it have.
+// writes it: L2 is where all SMs meet. What counts is read after the wait, from L2, when every kernel ahead has ended: a kernel of
+// a chain with programmatic launches that waits ends after all before it have.
 #pragma once
 
 #include <cstddef>
@@ -86,9 +86,9 @@ __device__ __forceinline__ float number_at(void const* numbers, bool is_float, i
 // Two channels of conv_state in a word.
 template <typename T>
 __device__ __forceinline__ std::uint32_t load_pair(T const* first, Arguments const& p) {
-  if (p.conv_pairs) return *reinterpret_cast<std::uint32_t const*>(first);
+  if (p.conv_pairs) return __ldcg(reinterpret_cast<std::uint32_t const*>(first));
   auto const* const bits = reinterpret_cast<std::uint16_t const*>(first);
-  return bits[0] | static_cast<std::uint32_t>(bits[p.conv_channel]) << 16;
+  return __ldcg(bits) | static_cast<std::uint32_t>(__ldcg(bits + p.conv_channel)) << 16;
 }
 template <typename T>
 __device__ __forceinline__ void store_pair(T* first, std::uint32_t pair, Arguments const& p) {
@@ -254,7 +254,7 @@ __global__ void __launch_bounds__(kThreads, (kResident<S, kKeySize, kLanes, kSte
     if (!start.exists(p)) return;
     S const* const mine = states + start.slot * p.state_slot + row * kKeySize;
 #pragma unroll
-    for (int i = 0; i < kLoads; ++i) raw[i] = *reinterpret_cast<uint4 const*>(mine + (i * kLanes + c) * kVec);
+    for (int i = 0; i < kLoads; ++i) raw[i] = __ldcg(reinterpret_cast<uint4 const*>(mine + (i * kLanes + c) * kVec));
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
@@ -272,17 +272,17 @@ __global__ void __launch_bounds__(kThreads, (kResident<S, kKeySize, kLanes, kSte
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       if (i < pairs && step < steps) {
-        inputs[i][step] = *reinterpret_cast<std::uint32_t const*>(mixed + step * p.mixed_row + columns[i]);
+        inputs[i][step] = __ldcg(reinterpret_cast<std::uint32_t const*>(mixed + step * p.mixed_row + columns[i]));
       }
     }
   }
   if (has_gate) {
-    gate_input[0] = mixed[gate_step * p.mixed_row + column_a];
-    gate_input[1] = mixed[gate_step * p.mixed_row + column_b];
+    gate_input[0] = __ldcg(mixed + gate_step * p.mixed_row + column_a);
+    gate_input[1] = __ldcg(mixed + gate_step * p.mixed_row + column_b);
   }
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
-    if (i * kLanes + c < steps) z[i] = mixed[(i * kLanes + c) * p.mixed_row + column_z + first_row + row];
+    if (i * kLanes + c < steps) z[i] = __ldcg(mixed + (i * kLanes + c) * p.mixed_row + column_z + first_row + row);
   }
   int const next_slot = kSteps > 1 && lane < steps ? ptx::load_relaxed(p.slots + sequence * p.slots_row + lane * p.slots_step) : 0;
   Start const truth(p, sequence);

@@ -82,3 +82,5 @@ cudaError_t launch(Arguments const& a, Number number, cudaStream_t stream) {
 }
 
 }  // namespace gb10::moe_router
+
+GB10_TRACE_EXPORT(gb10_trace_router)

@@ -37,6 +37,7 @@ in
     sets.lab [
       "engine_bench"
       "kernel_bench"
+      "quality"
       "record.py"
     ]
   );

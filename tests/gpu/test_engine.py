@@ -49,6 +49,7 @@ def _job(compilation: dict[str, Any] | None, drafts: int = 0) -> dict[str, Any]:
         "max_num_seqs": 32,
         "kv_cache_memory_bytes": 256 * 2**20,
         "enable_prefix_caching": False,
+        "gdn_prefill_backend": "triton",  # FlashInfer's compiles at first use, from packages of its own
     }
     if compilation is not None:
         engine["compilation_config"] = compilation

@@ -184,6 +184,40 @@ class Layer:
         return other
 
 
+def test_float64_is_the_reference_models_layer(device: Any, relative_l2: Any) -> None:
+    """What the tests compare with, eight tokens from an empty state, against tests/reference."""
+    from reference.layers import GatedDeltaNet
+
+    shape = SHAPES[4]
+    layer = Layer(shape, device, dtype=F16, state=F32, taps=10)
+    layer.states.zero_()
+    layer.convs.zero_()
+    mixed = layer.mixed(8)
+    slots = slots_of(layer, 1, 8)
+    exact, _, _ = layer.expected(mixed, slots, bias=False)
+
+    def as_it_is(x: Any) -> Any:
+        return x
+
+    values = shape.channels + shape.values
+    model = GatedDeltaNet(
+        in_qkvz=lambda x: x[:, :values],  # type: ignore[arg-type]
+        in_ba=lambda x: x[:, values:],  # type: ignore[arg-type]
+        conv=layer.conv_weight.float().cpu(),
+        log_decay=layer.A_log.cpu(),
+        step_bias=layer.dt_bias.float().cpu(),
+        norm=layer.norm_weight.cpu(),
+        out_input=as_it_is,  # type: ignore[arg-type]
+        out=as_it_is,  # type: ignore[arg-type]
+        key_heads=shape.key_heads,
+        value_heads=shape.value_heads,
+        key_size=shape.key_size,
+        value_size=shape.value_size,
+        eps=EPSILON,
+    )
+    assert relative_l2(exact.cpu(), model(mixed.float().cpu())) < 2e-3
+
+
 def slots_of(layer: Layer, n: int, steps: int = 1) -> Any:
     """Distinct slots in no order, int32 ``[n, steps]``."""
     order = torch.randperm(layer.state.shape[0] - 1, device=layer.state.device)[: n * steps] + 1

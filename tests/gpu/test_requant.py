@@ -48,7 +48,7 @@ def test_products(
     for tokens in TOKENS:
         x = torch.randn(tokens, k, device=device).to(dtype)
         out = made.forward(x)
-        rounded = kind == "fp8" and tokens > 16
+        rounded = kind == "fp8" and tokens > 16 and n % 16 == 0  # what scaled_mm takes
         expected = w8a8(x, made) if rounded else x.double() @ values_of(made).T
         # vLLM's per-token scale and rounding may differ from fp8.quantize_rows in a last bit here and there.
         assert relative_l2(out, expected) < (5e-3 if rounded else 3e-3), tokens
@@ -64,17 +64,6 @@ def test_bias(kind: str, tokens: int, device: Any, relative_l2: Callable[..., fl
     x = torch.randn(tokens, 256, device=device).to(BF16)
     difference = made.forward(x, bias).double() - made.forward(x).double()
     assert relative_l2(difference, bias.expand(tokens, -1)) < 3e-2
-
-
-@pytest.mark.parametrize("dtype", [BF16, F16], ids=["bf16", "f16"])
-def test_expansion_gives_the_reference_s_bits(dtype: Any, device: Any, make_weight: Any) -> None:
-    """Every code and every scale; an odd number of rows and blocks."""
-    from gb10.vllm_plugin.cuda.requant.expand import expand
-
-    weight = make_weight(131, 208)
-    out = expand(weight.packed, weight.scales, weight.global_scale, dtype)
-    expected = nvfp4.dequantize(weight.packed, weight.scales, weight.global_scale, dtype)
-    assert torch.equal(out.view(torch.int16), expected.view(torch.int16))
 
 
 @pytest.mark.parametrize("kind", ["fp8", "nvfp4"])

@@ -33,6 +33,7 @@ struct Index {
 inline Index thread, block, block_size, grid_size;
 inline uint4* shared_memory = nullptr;
 inline std::vector<std::vector<uint4>> cluster_memory;  // of the blocks that run
+inline std::vector<char> begun;                         // which of them have
 
 struct Fiber {
   ucontext_t context;
@@ -109,14 +110,19 @@ inline void wait_for_cluster() {
   cluster_rounds.erase(mine);
   ++steps;
 }
-// The same place in the shared memory of a block of the cluster.
+// The same place in the shared memory of a block of the cluster, which must have begun.
 template <typename V>
 V* in_cluster(V* place, int rank) {
+  if (!begun[rank]) {
+    std::puts("a thread writes to the shared memory of a block that has not begun");
+    std::exit(5);
+  }
   auto const offset = reinterpret_cast<char*>(place) - reinterpret_cast<char*>(shared_memory);
   return reinterpret_cast<V*>(reinterpret_cast<char*>(cluster_memory[rank].data()) + offset);
 }
 
 inline void start() {
+  begun[current->rank] = true;
   body();
   current->done = true;
   ++steps;
@@ -158,6 +164,7 @@ inline void wait_for_copies(std::size_t newer) {
 inline void run_cluster(Index first, unsigned blocks, std::size_t shared_bytes) {
   cluster_memory.assign(blocks, std::vector<uint4>(shared_bytes / 16));
   for (auto& memory : cluster_memory) std::memset(memory.data(), 0xFF, shared_bytes);
+  begun.assign(blocks, false);
   barriers.clear();
   cluster_rounds.clear();
   copies.clear();

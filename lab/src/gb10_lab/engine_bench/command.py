@@ -61,7 +61,7 @@ def run(
     for part in wanted:
         if part not in PARTS:
             raise UserError(f"--do {part}: choose from {', '.join(PARTS)}")
-    extra = _object(engine)
+    extra = json_object(engine)
     began = _process_start()
     with tempfile.TemporaryDirectory(prefix="gb10-engine-bench-") as scratch:
         folder, overrides = _model(model, layers, Path(scratch))
@@ -235,7 +235,8 @@ def _process_start() -> float:
     return float(psutil.Process().create_time())
 
 
-def _object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
+    """The value of --engine. Raises UserError when it is no JSON object."""
     try:
         arguments = json.loads(text)
     except ValueError as error:

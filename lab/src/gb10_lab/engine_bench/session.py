@@ -212,6 +212,38 @@ class Session:
             "greedy": [list(output.outputs[0].token_ids) for output in free],
         }
 
+    def prompt_logits(self, ids: list[int], piece: int) -> torch.Tensor:
+        """Logits after each of ``ids`` but the last, float32 ``[len(ids) - 1, vocabulary]``.
+
+        ``piece``: how many tokens at a time, 0: all at once. Not more than one token may be left over.
+        """
+        scheduler = self._llm.llm_engine.engine_core.engine_core.scheduler
+        model, rows = self._runner.model, []
+        original = model.compute_logits
+
+        def compute(hidden: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+            logits: torch.Tensor = original(hidden, *given, **named)
+            # One row is that of the next token, which every step computes.
+            if hidden.shape[0] > 1:
+                rows.append(logits.to(torch.float32, copy=True))
+            return logits
+
+        most = scheduler.max_num_scheduled_tokens
+        model.compute_logits = compute
+        scheduler.max_num_scheduled_tokens = piece or most
+        try:
+            asked = self._sampling(max_tokens=1, prompt_logprobs=0, detokenize=False, temperature=0)
+            self._llm.generate([{"prompt_token_ids": ids}], asked, use_tqdm=False)
+        finally:
+            scheduler.max_num_scheduled_tokens = most
+            del model.compute_logits
+        found = torch.cat(rows)[: len(ids) - 1]
+        if piece and max(row.shape[0] for row in rows) > piece:
+            raise RuntimeError(f"the prompt did not come in pieces of {piece} tokens")
+        if found.shape[0] != len(ids) - 1:
+            raise RuntimeError(f"{found.shape[0]} rows of logits for {len(ids) - 1} tokens")
+        return found
+
     def dispatched(self) -> list[str]:
         """What gb10 recorded of the first run of each operation; empty for stock."""
         module = sys.modules.get("gb10.vllm_plugin.cuda.dispatch")

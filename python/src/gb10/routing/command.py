@@ -1,6 +1,7 @@
 """``gb10 routing``: print the routing table of this machine or of another one."""
 
 import json
+import os
 import shutil
 from dataclasses import asdict, replace
 from typing import Annotated
@@ -35,6 +36,27 @@ def parse_capability(text: str) -> routing.Capability | None:
         ) from None
 
 
+def _live(*, as_json: bool) -> int:
+    """What ran in each running server, by its log. Raises UserError where none runs."""
+    from gb10.serve.environment import log_folder
+    from gb10.serve.scratch import running_logs
+
+    logs = running_logs(log_folder(os.environ))
+    if not logs:
+        raise UserError("--live: no `gb10 serve` of this user runs here; start one, or leave out --live")
+    servers = [(str(path), routing.live(path.read_text(errors="replace"))) for path in logs]
+    if as_json:
+        print(
+            json.dumps(
+                [{"log": path, "ran": [asdict(one) for one in ran]} for path, ran in servers], indent=2
+            )
+        )
+        return 0
+    for path, ran in servers:
+        print("\n".join([path, *([f"  {one.words}" for one in ran] or ["  nothing yet"])]))
+    return 0
+
+
 def run(
     model: Annotated[
         str | None, Argument(metavar="[MODEL]", help="a checkpoint: only what it has, in its formats")
@@ -56,8 +78,13 @@ def run(
     ] = None,
     flags: Annotated[bool, Option("--flags", help="print what forces each backend by hand")] = False,
     as_json: Annotated[bool, Option("--json", help="print JSON")] = False,
+    of_servers: Annotated[
+        bool, Option("--live", help="what ran in the servers of this user that run")
+    ] = False,
 ) -> int:
     """Print which backend runs each operation, whose choice it is, and why."""
+    if of_servers:
+        return _live(as_json=as_json)
     if capability is None:
         gpus = device.detect_gpus()
         found = gpus[0].capability if gpus else None

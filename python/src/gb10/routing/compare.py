@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from gb10.routing.rules import BY_NAME, OPEN, OURS
 from gb10.routing.table import Route
@@ -99,6 +100,34 @@ def _within(tokens: int, row: Route) -> bool:
 
 def _join(names: Iterable[str]) -> str:
     return " and ".join(dict.fromkeys(names))
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What runs an operation of a server, by its log. ``tokens``: of its first run; None: vLLM named it."""
+
+    operation: str
+    kernel: str
+    tokens: int | None = None
+
+    @property
+    def words(self) -> str:
+        """One line for people."""
+        title = BY_NAME[self.operation].title if self.operation in BY_NAME else self.operation
+        first = "vLLM's choice" if self.tokens is None else f"first with {self.tokens} tokens"
+        return f"{title:<18}{self.kernel}, {first}"
+
+
+def live(log: str) -> list[Ran]:
+    """What ran in a server with this log: first dispatches of our engine, then what vLLM says it chose."""
+    found = [
+        Ran(one.operation, f"gb10 {one.kernel}" if one.ours else one.kernel, one.tokens) for one in _ran(log)
+    ]
+    seen = {one.operation for one in found}
+    said = {name: _kv_cache(log) if name == "kv_cache" else _found(name, log) for name in _SAYS}
+    return found + [
+        Ran(name, kernel) for name, kernels in said.items() if name not in seen for kernel in kernels
+    ]
 
 
 def compare(rows: Sequence[Route], log: str) -> list[str]:

@@ -163,6 +163,7 @@ def _engine(settings: Settings, gpus: Sequence[Gpu]) -> tuple[CudaMode, list[str
     names = {"engine": engine.ENGINE_NAME, "dense": engine.DENSE_NAME, "head": engine.HEAD_NAME}
     given = {names[field]: str(value) for field, value in said.items() if value is not None}
     parts = settings.environment.get(engine.PARTS_NAME, "")
+    engine.SelfTest.from_env(settings.environment)
     mode = CudaMode.from_env(unfit, given | {engine.PARTS_NAME: parts})
     for field, value in said.items():
         if value is not None:

@@ -428,6 +428,7 @@ Remove when: vLLM's decoder layers and Gated DeltaNet need as few launches.
                 "model, model_config, target_device",
             ),
             Need("vllm.compilation.breakable_cudagraph", "eager_break_during_capture", "fn"),
+            Need("vllm.config", "get_current_vllm_config_or_none", ""),
             Need("vllm.distributed", "tensor_model_parallel_all_reduce", "input_"),
             Need("vllm.forward_context", "get_forward_context", ""),
             Need("vllm.triton_utils", "triton"),

@@ -3,7 +3,9 @@
 `gb10.routing.compare` reads the lines and holds the routing table against them.
 """
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 logger = logging.getLogger("vllm.gb10")
@@ -23,11 +25,28 @@ class Dispatch:
     tokens: int
 
     @property
+    def ours(self) -> bool:
+        """Whether the kernel is ours, not vLLM's where ours does not fit."""
+        return self.kernel != "vLLM"
+
+    @property
     def line(self) -> str:
         return f"{PREFIX}{self.operation} ran {self.kernel} with {self.tokens} tokens"
 
 
 _seen: dict[tuple[str, str], Dispatch] = {}
+_silent = False
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Record nothing: for calls that serve no request."""
+    global _silent
+    before, _silent = _silent, True
+    try:
+        yield
+    finally:
+        _silent = before
 
 
 def ran(operation: str, kernel: str, tokens: int) -> None:
@@ -38,7 +57,7 @@ def ran(operation: str, kernel: str, tokens: int) -> None:
     moe_decode. To be called in an operator's Python, not in code that torch.compile traces.
     """
     key = (operation, kernel)
-    if key not in _seen:
+    if key not in _seen and not _silent:
         _seen[key] = Dispatch(operation, kernel, tokens)
         logger.info("%s", _seen[key].line)
 

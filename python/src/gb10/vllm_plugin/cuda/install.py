@@ -10,11 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import vllm.envs
 import vllm.model_executor.model_loader.base_loader as base_loader
+from vllm.config import get_current_vllm_config_or_none
 
 from gb10.kernels import load
+from gb10.vllm_plugin.cuda import selftest
 from gb10.vllm_plugin.cuda.layers import block, gdn
-from gb10.vllm_plugin.cuda.settings import CudaMode, Part
+from gb10.vllm_plugin.cuda.settings import CudaMode, Part, SelfTest
 
 logger = logging.getLogger("vllm.gb10")
 
@@ -23,6 +26,11 @@ _NOT_WORTH_SAYING = "no experts"
 
 def take_over(model: torch.nn.Module, mode: CudaMode) -> None:
     """Prepare each layer of a loaded model for our forward, where that part is on and the layer fits."""
+    if vllm.envs.VLLM_BATCH_INVARIANT:
+        logger.info(
+            "gb10: vLLM's own layers: VLLM_BATCH_INVARIANT asks for bits that no other request changes"
+        )
+        return
     kinds: list[tuple[str, Part, tuple[type, ...], Callable[[Any, str], str | None]]] = [
         ("router and experts", Part.ROUTER, block.DECODER_LAYERS, block.prepare),
         ("Gated DeltaNet", Part.GDN, gdn.LAYERS, gdn.prepare),
@@ -39,9 +47,14 @@ def take_over(model: torch.nn.Module, mode: CudaMode) -> None:
                 logger.info("gb10: %s: vLLM's own layers in %d layers: %s", title, count, why)
 
 
+def _dummy() -> bool:
+    config = get_current_vllm_config_or_none()
+    return config is not None and config.load_config.load_format == "dummy"
+
+
 def install() -> None:
     """Load our operators, register those of the layers, and take over what is loaded from now on."""
-    mode = CudaMode.of_process()
+    mode, wanted = CudaMode.of_process(), SelfTest.from_env()
     load()
     if mode.has(Part.ROUTER):
         block.install()
@@ -58,5 +71,8 @@ def install() -> None:
         if target_device.type == "cuda":
             # The kernels read weights while the kernel before them runs: all must be in memory.
             torch.cuda.synchronize(target_device)
+        if wanted is not SelfTest.OFF:
+            # Weights out of nothing may be no numbers; the start is none that serves.
+            selftest.run(model, model_config.dtype, SelfTest.REPORT if _dummy() else wanted)
 
     base_loader.process_weights_after_loading = process_weights_after_loading

@@ -17,6 +17,7 @@ ENGINE_NAME = "GB10_ENGINE"
 DENSE_NAME = "GB10_DENSE"
 HEAD_NAME = "GB10_HEAD"
 PARTS_NAME = "GB10_ENGINE_PARTS"
+SELF_TEST_NAME = "GB10_SELF_TEST"
 
 LEAST_CAPABILITY = (9, 0)
 """What our kernels are compiled for begins here."""
@@ -53,6 +54,19 @@ class Part(StrEnum):
     EXPERTS = "experts"
     ROUTER = "router"
     GDN = "gdn"
+
+
+class SelfTest(StrEnum):
+    """What becomes of a start whose kernels compute something else than they should (`selftest`)."""
+
+    REFUSE = "refuse"
+    REPORT = "report"
+    OFF = "off"
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> "SelfTest":
+        """GB10_SELF_TEST; unset or empty means REFUSE. Raises UserError for a wrong word."""
+        return _word(cls, SELF_TEST_NAME, environ) or cls.REFUSE
 
 
 @dataclass(frozen=True)

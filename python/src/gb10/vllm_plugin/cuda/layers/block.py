@@ -79,12 +79,13 @@ class Block:
         if x.shape[0] == 0:
             return out, residual.clone()
         fused = x.shape[0] <= DECODE
-        routed = (self._route if fused else self._route_many)(x, residual)
+        routed = (self.route if fused else self._route_many)(x, residual)
         self.experts.forward(routed.normed, routed.ids, routed.weights, routed.shared_multiplier, out)
         assert routed.residual is not None
         return out, routed.residual
 
-    def _route(self, x: torch.Tensor, residual: torch.Tensor) -> Routed:
+    def route(self, x: torch.Tensor, residual: torch.Tensor) -> Routed:
+        """Up to 16 tokens in one launch."""
         router, tokens = self.runner.router, x.shape[0]
         normed, residual_out = torch.empty_like(x), torch.empty_like(x)
         ids = torch.empty((tokens, router.top_k), dtype=torch.int32, device=x.device)
@@ -197,8 +198,8 @@ def prepare(layer: Any, name: str) -> str | None:
     if experts is None:
         return "experts that are not NVFP4"
     gate = moe.gate.weight.data
-    if gate.dtype not in (torch.bfloat16, torch.float16):
-        return f"a router in {gate.dtype}"
+    if gate.dtype not in (torch.bfloat16, torch.float16) or gate.dtype != norm.weight.dtype:
+        return f"a router in {gate.dtype}, a norm in {norm.weight.dtype}"
     shared = moe.shared_expert_gate if moe.shared_expert is not None else None
     config = runner.moe_config
     block = Block(

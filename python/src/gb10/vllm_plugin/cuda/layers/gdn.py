@@ -5,8 +5,8 @@
 
 ``mixed`` is ``[M, columns]``: in_proj_qkvz, then in_proj_ba. The second one is an attention operator: it
 splits graphs that have prefills, and is captured in graphs of decode batches alone. A batch of one token a
-sequence, or of equally many drafts to verify, runs ``gb10::gdn_decode``; all others run vLLM's own kernels on
-the same inputs.
+sequence, or of the most drafts of each to verify, runs ``gb10::gdn_decode``; all others run vLLM's own
+kernels on the same inputs.
 
 mypy sees vLLM's classes as Any.
 """
@@ -79,11 +79,25 @@ class Core:
             if metadata is not None and metadata.num_prefills == 0 and metadata.spec_sequence_masks is None:
                 dispatch.ran("gdn_decode", "vLLM", mixed.shape[0])
             return
-        conv, state = states(layer)
-        slots, accepted = batch
-        tokens = slots.numel()
+        tokens = batch[0].numel()
+        self.decode(mixed[:tokens], *states(layer), *batch, out[:tokens])
+        dispatch.ran("gdn_decode", "gdn_decode", tokens)
+        if tokens < out.shape[0]:
+            out[tokens:].zero_()
+
+    def decode(
+        self,
+        mixed: torch.Tensor,
+        conv: torch.Tensor,
+        state: torch.Tensor,
+        slots: torch.Tensor,
+        accepted: torch.Tensor | None,
+        out: torch.Tensor,
+    ) -> None:
+        """Our kernel: ``gb10.kernels.gdn_decode`` says what it takes; `states` and `decode_batch` give it."""
+        layer = self.layer
         torch.ops.gb10.gdn_decode(
-            mixed[:tokens],
+            mixed,
             conv,
             self.conv_weight,
             layer.conv1d.bias,
@@ -96,12 +110,15 @@ class Core:
             self.key_heads,
             self.value_heads,
             layer.gqa_interleaved_layout,
-            out[:tokens],
+            out,
             accepted,
         )
-        dispatch.ran("gdn_decode", "gdn_decode", tokens)
-        if tokens < out.shape[0]:
-            out[tokens:].zero_()
+
+    def project(self, x: torch.Tensor) -> torch.Tensor:
+        """``mixed`` of ``x`` ``[M, hidden]``."""
+        if self.dense is not None:
+            return self.dense.forward(x)
+        return torch.cat((self.layer.in_proj_qkvz(x)[0], self.layer.in_proj_ba(x)[0]), dim=-1)
 
     def unpack(self, mixed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """``(qkv, z, b, a)`` as vLLM's kernels take them: heads in order, z ``[M, heads, dv]``."""
@@ -127,7 +144,7 @@ class Core:
 def decode_batch(metadata: Any, rows: int) -> tuple[torch.Tensor, torch.Tensor | None] | None:
     """State slots and accepted counts of a batch that our kernel takes, None for others.
 
-    It takes one token of each sequence (slots ``[N]``), or as many of each, drafts that are verified (slots
+    It takes one token of each sequence (slots ``[N]``), or the most of each, drafts that are verified (slots
     ``[N, T]``, with how many of the last ones were accepted, ``[N]``). ``rows`` are those of the projection:
     vLLM pads them in a CUDA graph, and sequences that are padding have slot 0.
     """
@@ -138,12 +155,13 @@ def decode_batch(metadata: Any, rows: int) -> tuple[torch.Tensor, torch.Tensor |
         if metadata.num_decodes == 0 or slots is None:
             return None
         return slots[: min(rows, metadata.num_actual_tokens, slots.shape[0])], None
-    steps = metadata.uniform_spec_sequence_length
-    if metadata.num_decodes > 0 or steps is None or steps > MAX_STEPS:
-        return None
     slots, accepted = metadata.spec_state_indices_tensor, metadata.num_accepted_tokens
+    steps = slots.shape[1]
+    # With fewer drafts than there are slots for, the last accepted one may be beyond this step's.
+    if metadata.num_decodes > 0 or metadata.uniform_spec_sequence_length != steps or steps > MAX_STEPS:
+        return None
     sequences = min(rows // steps, slots.shape[0], accepted.shape[0])
-    return slots[:sequences, :steps], accepted[:sequences]
+    return slots[:sequences], accepted[:sequences]
 
 
 def states(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -172,9 +190,7 @@ def _of(layer_name: LayerNameType) -> Core:
 
 
 def _in(x: torch.Tensor, columns: int, layer_name: LayerNameType) -> torch.Tensor:
-    dense = _of(layer_name).dense
-    assert dense is not None
-    return dense.forward(x)
+    return _of(layer_name).project(x)
 
 
 def _in_fake(x: torch.Tensor, columns: int, layer_name: LayerNameType) -> torch.Tensor:
@@ -248,12 +264,7 @@ def _forward(stock: Any) -> Any:
         if core is None:
             return stock(self, hidden_states)  # type: ignore[no-any-return]
         name = _encode_layer_name(self.prefix)
-        if core.dense is None:
-            mixed = torch.cat(
-                (self.in_proj_qkvz(hidden_states)[0], self.in_proj_ba(hidden_states)[0]), dim=-1
-            )
-        else:
-            mixed = torch.ops.vllm.gb10_gdn_in(hidden_states, core.columns + 2 * core.value_heads, name)
+        mixed = torch.ops.vllm.gb10_gdn_in(hidden_states, core.columns + 2 * core.value_heads, name)
         # Written whole by the operator; an operator that splits graphs must not make its own result.
         out = mixed.new_empty((mixed.shape[0], core.value_heads * self.head_v_dim))
         torch.ops.vllm.gb10_gdn_core(mixed, out, name)

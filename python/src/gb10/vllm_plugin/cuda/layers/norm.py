@@ -3,7 +3,6 @@
 In vLLM torch.compile fuses these into one kernel; inside an operator of our own nothing does.
 """
 
-from typing import Any
 
 import torch
 from vllm.triton_utils import tl, triton
@@ -12,17 +11,17 @@ _MOST_COLUMNS = 16384
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _add_norm(
-    x: Any,
-    residual: Any,
-    weight: Any,
-    normed: Any,
-    residual_out: Any,
-    columns: Any,
-    epsilon: Any,
+def _add_norm(  # type: ignore[no-untyped-def]  # Triton evaluates annotations
+    x,
+    residual,
+    weight,
+    normed,
+    residual_out,
+    columns,
+    epsilon,
     plus_one: tl.constexpr,
     block: tl.constexpr,
-) -> None:
+):
     """One program a row. As vLLM's own: the sum is normed before it is rounded."""
     row = tl.program_id(0).to(tl.int64) * columns
     index = tl.arange(0, block)

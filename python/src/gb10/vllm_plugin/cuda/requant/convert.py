@@ -80,7 +80,8 @@ def to_nvfp4(weight: torch.Tensor) -> tuple[NvFp4, Error]:
     rows, columns = weight.shape
     codes = torch.empty(rows, columns // 2, dtype=torch.uint8, device=weight.device)
     scales = torch.empty(rows, columns // BLOCK_SIZE, dtype=torch.float8_e4m3fn, device=weight.device)
-    largest = float(weight.abs().amax()) if weight.numel() else 0.0
+    # Not weight.abs(), which is a copy of all of it.
+    largest = max(abs(float(end)) for end in weight.aminmax()) if weight.numel() else 0.0
     if not math.isfinite(largest):
         return NvFp4(codes, scales, torch.ones(1, device=weight.device)), Error(math.nan, math.nan)
     global_scale = power_of_two(global_scale_for(largest)).reshape(1).to(weight.device)

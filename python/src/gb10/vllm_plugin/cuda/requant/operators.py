@@ -25,8 +25,7 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from gb10.nvfp4 import dequantize
-from gb10.vllm_plugin.cuda import dispatch
+from gb10.vllm_plugin.cuda import dequant, dispatch
 
 DECODE = 16
 """Tokens that a GEMV takes at once."""
@@ -71,9 +70,9 @@ def dense_nvfp4(
 ) -> Tensor:
     """See the module."""
     x = _plain(x)
-    tokens, count = x.shape[0], codes.shape[0]
-    out = x.new_empty(tokens, count)
+    tokens = x.shape[0]
     if tokens <= NVFP4_PIECES:
+        out = x.new_empty(tokens, codes.shape[0])
         if tokens:
             dispatch.ran(operation, "nvfp4_gemv", tokens)
         for first in range(0, tokens, DECODE):
@@ -81,21 +80,7 @@ def dense_nvfp4(
             torch.ops.gb10.nvfp4_gemv(x[piece], codes, scales, global_scale, bias, False, out[piece])
         return out
     dispatch.ran(operation, "dequantised_nvfp4", tokens)
-    for rows in _pieces(count, x.shape[1]):
-        values = _values(codes[rows], scales[rows], global_scale, x.dtype)
-        some = None if bias is None else bias[rows]
-        if rows.stop >= count and rows.start == 0:
-            return F.linear(x, values, some)
-        out[:, rows] = F.linear(x, values, some)
-    return out
-
-
-def _values(codes: Tensor, scales: Tensor, global_scale: Tensor, dtype: torch.dtype) -> Tensor:
-    if not codes.is_cuda:
-        return dequantize(codes, scales, global_scale, dtype)
-    from gb10.vllm_plugin.cuda.requant.expand import expand
-
-    return expand(codes, scales, global_scale, dtype)
+    return dequant.product(x, codes, scales, global_scale, bias)
 
 
 def _pieces(rows: int, columns: int) -> list[slice]:
