@@ -3,7 +3,6 @@
 In vLLM torch.compile fuses these into one kernel; inside an operator of our own nothing does.
 """
 
-
 import torch
 from vllm.triton_utils import tl, triton
 
