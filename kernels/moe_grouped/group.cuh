@@ -55,6 +55,8 @@ __device__ __forceinline__ void for_pairs(Arguments const& a, int pairs, Body&& 
 template <typename T>
 __global__ void __launch_bounds__(kGroupThreads) group(__grid_constant__ Arguments const a, __grid_constant__ Plan const p) {
   int const thread = threadIdx.x, threads = blockDim.x;
+  ptx::wait_for_previous();
+  ptx::release_next();
   if (blockIdx.x > 0) {
     std::int64_t const pieces = static_cast<std::int64_t>(a.tokens) * a.w13.k / 8;
     uint4* const to = at<uint4>(a, p.at.parts);
@@ -111,6 +113,8 @@ __host__ __device__ constexpr int combine_bytes(int topk) { return (8 * (topk + 
 
 template <typename T>
 __global__ void combine(__grid_constant__ Arguments const a, __grid_constant__ Plan const p) {
+  ptx::wait_for_previous();
+  ptx::release_next();
   int const token = blockIdx.x, pieces = a.w2.rows / 8;
   float* const factors = reinterpret_cast<float*>(ptx::dynamic_shared());
   int* const rows = reinterpret_cast<int*>(factors + a.topk + 1);

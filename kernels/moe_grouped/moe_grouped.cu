@@ -17,15 +17,18 @@ cudaError_t launch_all(Arguments const& a, Plan const& p, Device const& device, 
   if (status == cudaSuccess) status = allow_shared(multiply<T, true, kSwizzled>, device, cudaSharedmemCarveoutMaxShared);
   if (status == cudaSuccess) status = allow_shared(group<T>, device);
   if (status != cudaSuccess) return status;
-  int const blocks = std::min(device.sms, divide_up(a.tokens * (a.w13.k / 8), kGroupThreads)) + 1;
-  group<T><<<blocks, kGroupThreads, group_bytes(a.experts, kGroupThreads), stream>>>(a, p);
-  int const tiles = p.at.tile_limit;
-  int const channels = std::max(a.w2.k, p.shared_intermediate);
-  int const gate_up_tiles = divide_up(channels, rows_of_block(false)), down_tiles = divide_up(a.w2.rows, rows_of_block(true));
-  multiply<T, false, kSwizzled><<<tiles * gate_up_tiles, kThreads, kMultiplyBytes, stream>>>(a, p, gate_up_tiles);
-  multiply<T, true, kSwizzled><<<tiles * down_tiles, kThreads, kMultiplyBytes, stream>>>(a, p, down_tiles);
-  combine<T><<<a.tokens, std::min(kCombineThreads, divide_up(a.w2.rows / 8, 32) * 32), combine_bytes(a.topk), stream>>>(a, p);
-  return cudaGetLastError();
+  auto const next = [&](auto kernel, int blocks, int threads, int bytes, auto... arguments) {
+    if (status == cudaSuccess) status = launch_dependent(kernel, dim3(blocks), dim3(threads), bytes, stream, arguments...);
+  };
+  int const tiles = p.at.tile_limit, rows = a.w2.rows;
+  int const up_tiles = divide_up(std::max(a.w2.k, p.shared_intermediate), rows_of_block(false));
+  int const down_tiles = divide_up(rows, rows_of_block(true));
+  int const copiers = std::min(device.sms, divide_up(a.tokens * (a.w13.k / 8), kGroupThreads));
+  next(group<T>, 1 + copiers, kGroupThreads, group_bytes(a.experts, kGroupThreads), a, p);
+  next(multiply<T, false, kSwizzled>, tiles * up_tiles, kThreads, kMultiplyBytes, a, p, up_tiles);
+  next(multiply<T, true, kSwizzled>, tiles * down_tiles, kThreads, kMultiplyBytes, a, p, down_tiles);
+  next(combine<T>, a.tokens, std::min(kCombineThreads, divide_up(rows / 8, 32) * 32), combine_bytes(a.topk), a, p);
+  return status;
 }
 
 }  // namespace

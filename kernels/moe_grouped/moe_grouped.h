@@ -8,6 +8,8 @@
 //   down     parts[pair] = w2[e] . act[pair], 256 rows a block
 //   combine  out[token] = sum over slots of weight * parts[pair], plus multiplier * the shared expert's part
 //
+// Each lets the next one begin when its last blocks run; the next one waits for its end before it reads.
+//
 // The shared expert is one more expert, which all tokens chose. A pair without expert takes part in nothing.
 //
 // Numbers: e2m1 * block scale is exact in bf16 and in f16; sums are FP32; act and parts are rounded to the type of x. The sum of a

@@ -232,6 +232,8 @@ __device__ __forceinline__ void multiply_tile(Arguments const& a, Task<T> const&
 template <typename T, bool kDown, bool kSwizzled>
 __global__ void __launch_bounds__(kThreads, 2)
     multiply(__grid_constant__ Arguments const a, __grid_constant__ Plan const p, int const row_tiles) {
+  ptx::wait_for_previous();
+  ptx::release_next();
   unsigned char* const shared = ptx::dynamic_shared();
   Tokens& tokens = *reinterpret_cast<Tokens*>(shared + kRingBytes);
   Tile const* const tiles = at<Tile const>(a, p.at.tiles);
