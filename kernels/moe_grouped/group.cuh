@@ -18,6 +18,7 @@ struct Plan {
   Workspace at;
   int pairs;
   int shared_intermediate;  // 0: no shared expert
+  int tile;                 // tokens of a tile, at most
 };
 
 template <typename T>
@@ -74,8 +75,9 @@ __global__ void __launch_bounds__(kGroupThreads) group(__grid_constant__ Argumen
   __syncthreads();
   // Pairs and tiles before each thread's experts: pairs in the lower half of a number, tiles in the upper.
   int const share = (a.experts + threads - 1) / threads, begin = min(thread * share, a.experts), end = min(begin + share, a.experts);
-  auto const size_of = [](int count) {
-    return static_cast<std::uint64_t>((count + kTileTokens - 1) / kTileTokens) << 32 | static_cast<std::uint32_t>(count);
+  int const size = p.tile;
+  auto const size_of = [size](int count) {
+    return static_cast<std::uint64_t>((count + size - 1) / size) << 32 | static_cast<std::uint32_t>(count);
   };
   std::uint64_t own = 0;
   for (int e = begin; e < end; ++e) own += size_of(counts[e]);
@@ -92,14 +94,14 @@ __global__ void __launch_bounds__(kGroupThreads) group(__grid_constant__ Argumen
   for (int e = begin; e < end; ++e) {
     int const count = counts[e], first = static_cast<int>(done & 0xFFFFFFFFu);
     Tile* tile = tiles + (done >> 32);
-    for (int i = 0; i < count; i += kTileTokens) *tile++ = {e, first + i, min(count - i, kTileTokens), 0};
+    for (int i = 0; i < count; i += size) *tile++ = {e, first + i, min(count - i, size), 0};
     done += size_of(count);
     counts[e] = first;  // the next free place
   }
   int const routed = static_cast<int>(sums[threads - 1] >> 32);
-  int const shared = p.shared_intermediate > 0 ? (a.tokens + kTileTokens - 1) / kTileTokens : 0;
+  int const shared = p.shared_intermediate > 0 ? (a.tokens + size - 1) / size : 0;
   for (int i = thread; i < shared; i += threads) {
-    tiles[routed + i] = {-1, i * kTileTokens, min(a.tokens - i * kTileTokens, kTileTokens), 0};
+    tiles[routed + i] = {-1, i * size, min(a.tokens - i * size, size), 0};
   }
   if (thread == 0) tiles[p.at.tile_limit] = {0, routed + shared, 0, 0};
   __syncthreads();
