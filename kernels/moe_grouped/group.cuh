@@ -11,12 +11,14 @@
 namespace gb10::moe_grouped {
 
 inline constexpr int kGroupThreads = 1024;
+inline constexpr int kAtOnce = 8;  // ids that a thread asks for together
 
 // What the launches know of a call.
 struct Plan {
   Workspace at;
   int pairs;
   int shared_intermediate;  // 0: no shared expert
+  int tile;                 // tokens of a tile, at most
 };
 
 template <typename T>
@@ -33,10 +35,29 @@ __host__ __device__ constexpr int group_bytes(int experts, int threads) {
   return 8 * threads + (4 * experts + 15) / 16 * 16;
 }
 
+// body(pair, local expert) for every pair that has one; the threads of a block share them.
+template <typename Body>
+__device__ __forceinline__ void for_pairs(Arguments const& a, int pairs, Body&& body) {
+  int const thread = threadIdx.x, threads = blockDim.x;
+#pragma unroll 1
+  for (int base = thread; base < pairs; base += kAtOnce * threads) {
+    moe::RawId ids[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) ids[i] = moe::raw_id(a, min(base + i * threads, pairs - 1));
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      int const pair = base + i * threads, expert = pair < pairs ? moe::local_expert(a, ids[i]) : -1;
+      if (expert >= 0) body(pair, expert);
+    }
+  }
+}
+
 // Block 0 groups, the others bring x into the order of the operands. Shared memory: uint64 sums[threads], int counts[experts].
 template <typename T>
 __global__ void __launch_bounds__(kGroupThreads) group(__grid_constant__ Arguments const a, __grid_constant__ Plan const p) {
   int const thread = threadIdx.x, threads = blockDim.x;
+  ptx::wait_for_previous();
+  ptx::release_next();
   if (blockIdx.x > 0) {
     std::int64_t const pieces = static_cast<std::int64_t>(a.tokens) * a.w13.k / 8;
     uint4* const to = at<uint4>(a, p.at.parts);
@@ -50,15 +71,13 @@ __global__ void __launch_bounds__(kGroupThreads) group(__grid_constant__ Argumen
   int* const counts = reinterpret_cast<int*>(sums + threads);
   for (int e = thread; e < a.experts; e += threads) counts[e] = 0;
   __syncthreads();
-  for (int pair = thread; pair < p.pairs; pair += threads) {
-    int const expert = moe::local_expert(a, moe::raw_id(a, pair));
-    if (expert >= 0) atomicAdd(counts + expert, 1);
-  }
+  for_pairs(a, p.pairs, [&](int, int expert) { atomicAdd(counts + expert, 1); });
   __syncthreads();
   // Pairs and tiles before each thread's experts: pairs in the lower half of a number, tiles in the upper.
   int const share = (a.experts + threads - 1) / threads, begin = min(thread * share, a.experts), end = min(begin + share, a.experts);
-  auto const size_of = [](int count) {
-    return static_cast<std::uint64_t>((count + kTileTokens - 1) / kTileTokens) << 32 | static_cast<std::uint32_t>(count);
+  int const size = p.tile;
+  auto const size_of = [size](int count) {
+    return static_cast<std::uint64_t>((count + size - 1) / size) << 32 | static_cast<std::uint32_t>(count);
   };
   std::uint64_t own = 0;
   for (int e = begin; e < end; ++e) own += size_of(counts[e]);
@@ -75,52 +94,73 @@ __global__ void __launch_bounds__(kGroupThreads) group(__grid_constant__ Argumen
   for (int e = begin; e < end; ++e) {
     int const count = counts[e], first = static_cast<int>(done & 0xFFFFFFFFu);
     Tile* tile = tiles + (done >> 32);
-    for (int i = 0; i < count; i += kTileTokens) *tile++ = {e, first + i, min(count - i, kTileTokens), 0};
+    for (int i = 0; i < count; i += size) *tile++ = {e, first + i, min(count - i, size), 0};
     done += size_of(count);
     counts[e] = first;  // the next free place
   }
   int const routed = static_cast<int>(sums[threads - 1] >> 32);
-  int const shared = p.shared_intermediate > 0 ? (a.tokens + kTileTokens - 1) / kTileTokens : 0;
+  int const shared = p.shared_intermediate > 0 ? (a.tokens + size - 1) / size : 0;
   for (int i = thread; i < shared; i += threads) {
-    tiles[routed + i] = {-1, i * kTileTokens, min(a.tokens - i * kTileTokens, kTileTokens), 0};
+    tiles[routed + i] = {-1, i * size, min(a.tokens - i * size, size), 0};
   }
   if (thread == 0) tiles[p.at.tile_limit] = {0, routed + shared, 0, 0};
   __syncthreads();
   int* const list = at<int>(a, p.at.pairs);
-  for (int pair = thread; pair < p.pairs; pair += threads) {
-    int const expert = moe::local_expert(a, moe::raw_id(a, pair));
-    if (expert >= 0) list[atomicAdd(counts + expert, 1)] = pair;
-  }
+  for_pairs(a, p.pairs, [&](int pair, int expert) { list[atomicAdd(counts + expert, 1)] = pair; });
 }
 
-// A block has a token; its threads take eight numbers at a time.
+// A block has a token; its threads take eight numbers at a time. Shared memory: float factors[topk + 1], int rows[topk + 1], of
+// which the first `count` are used: the routed experts' in their order, then the shared one's.
+__host__ __device__ constexpr int combine_bytes(int topk) { return (8 * (topk + 1) + 8 + 15) / 16 * 16; }
+
 template <typename T>
 __global__ void combine(__grid_constant__ Arguments const a, __grid_constant__ Plan const p) {
+  ptx::wait_for_previous();
+  ptx::release_next();
   int const token = blockIdx.x, pieces = a.w2.rows / 8;
-  uint4 const* const parts = at<uint4 const>(a, p.at.parts);
-  float multiplier = 1.0f;
-  if (p.shared_intermediate > 0 && a.shared_multiplier) {
-    multiplier = a.multiplier_as_x ? static_cast<float>(static_cast<T const*>(a.shared_multiplier)[token])
-                                   : static_cast<float const*>(a.shared_multiplier)[token];
+  float* const factors = reinterpret_cast<float*>(ptx::dynamic_shared());
+  int* const rows = reinterpret_cast<int*>(factors + a.topk + 1);
+  int* const count = rows + a.topk + 1;
+  if (threadIdx.x < 32) {
+    int const lane = threadIdx.x, pair = token * a.topk + lane;
+    bool const routed = lane < a.topk && moe::local_expert(a, moe::raw_id(a, lane < a.topk ? pair : token * a.topk)) >= 0;
+    unsigned const all = __ballot_sync(~0u, routed);
+    if (routed) {
+      int const place = __popc(all & ((1u << lane) - 1));
+      rows[place] = pair;
+      factors[place] = a.router_weight_on_input ? 1.0f : a.weights[pair];
+    }
+    if (lane == 0) {
+      int used = __popc(all);
+      if (p.shared_intermediate > 0) {
+        float multiplier = 1.0f;
+        if (a.shared_multiplier) {
+          multiplier = a.multiplier_as_x ? static_cast<float>(static_cast<T const*>(a.shared_multiplier)[token])
+                                         : static_cast<float const*>(a.shared_multiplier)[token];
+        }
+        rows[used] = p.pairs + token;
+        factors[used++] = multiplier;
+      }
+      *count = used;
+    }
   }
+  __syncthreads();
+  uint4 const* const parts = at<uint4 const>(a, p.at.parts);
+  int const used = *count;
   for (int piece = threadIdx.x; piece < pieces; piece += blockDim.x) {
     float sums[8] = {};
-    auto const add = [&](std::int64_t row, float factor) {
-      uint4 const v = parts[row * pieces + piece];
+#pragma unroll 4
+    for (int i = 0; i < used; ++i) {
+      uint4 const v = parts[static_cast<std::int64_t>(rows[i]) * pieces + piece];
+      float const factor = factors[i];
       std::uint32_t const words[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float2 const two = floats_of<T>(words[i]);
-        sums[2 * i] += factor * two.x;
-        sums[2 * i + 1] += factor * two.y;
+      for (int j = 0; j < 4; ++j) {
+        float2 const two = floats_of<T>(words[j]);
+        sums[2 * j] += factor * two.x;
+        sums[2 * j + 1] += factor * two.y;
       }
-    };
-    for (int slot = 0; slot < a.topk; ++slot) {
-      int const pair = token * a.topk + slot;
-      if (moe::local_expert(a, moe::raw_id(a, pair)) < 0) continue;
-      add(pair, a.router_weight_on_input ? 1.0f : a.weights[pair]);
     }
-    if (p.shared_intermediate > 0) add(p.pairs + token, multiplier);
     uint4 const sum{word_of_floats<T>(sums[0], sums[1]), word_of_floats<T>(sums[2], sums[3]), word_of_floats<T>(sums[4], sums[5]),
                     word_of_floats<T>(sums[6], sums[7])};
     static_cast<uint4*>(a.out)[static_cast<std::int64_t>(token) * pieces + piece] = sum;

@@ -3,17 +3,19 @@
 // but that of the workspace, and the weights are multiplied in the type of x.
 //
 // Four launches:
-//   group    pairs (token, slot) by expert, and tiles of at most 64 tokens of one expert; x into the order of k of the operands
+//   group    pairs (token, slot) by expert, and tiles of at most 16 or 64 tokens of one expert; x into the operands' order of k
 //   gate_up  act[pair] = activation(w13[e] . x[token]) of each tile, 128 channels a block
 //   down     parts[pair] = w2[e] . act[pair], 256 rows a block
 //   combine  out[token] = sum over slots of weight * parts[pair], plus multiplier * the shared expert's part
+//
+// Each lets the next one begin when its last blocks run; the next one waits for its end before it reads.
 //
 // The shared expert is one more expert, which all tokens chose. A pair without expert takes part in nothing.
 //
 // Numbers: e2m1 * block scale is exact in bf16 and in f16; sums are FP32; act and parts are rounded to the type of x. The sum of a
 // token does not depend on which tile it is in: two calls give the same bits.
 //
-// Needs: sm_80 or newer (cp.async, mma.sync with bf16), 70 KB of shared memory a block.
+// Needs: sm_80 or newer (cp.async, mma.sync with bf16), 99 KB of shared memory a block.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +27,10 @@
 
 namespace gb10::moe_grouped {
 
-inline constexpr int kTileTokens = 64;
+// The most tokens of a tile. Small ones have registers for more blocks at once, and few tokens an expert need no large ones.
+inline constexpr int kSmallTile = 16, kLargeTile = 64;
+constexpr int tile_tokens(std::int64_t pairs, std::int64_t experts) { return pairs <= kSmallTile * experts ? kSmallTile : kLargeTile; }
+
 inline constexpr int kMaxExperts = 8192;
 inline constexpr int kMaxWidth = 32768;  // of hidden and intermediate
 inline constexpr int kMaxTokens = 32768;  // 32 bits hold a pair, and a row of parts
@@ -48,10 +53,10 @@ constexpr std::int64_t up16(std::int64_t bytes) { return (bytes + 15) / 16 * 16;
 
 constexpr Workspace workspace_of(std::int64_t tokens, std::int64_t topk, std::int64_t experts, std::int64_t hidden,
                                  std::int64_t intermediate, std::int64_t shared_intermediate) {
-  std::int64_t const pairs = tokens * topk, most = experts < pairs ? experts : pairs;
+  std::int64_t const pairs = tokens * topk, most = experts < pairs ? experts : pairs, tile = tile_tokens(pairs, experts);
   std::int64_t const shared = shared_intermediate > 0 ? tokens : 0;
   Workspace w{};
-  w.tile_limit = static_cast<int>((pairs + most * (kTileTokens - 1)) / kTileTokens + (shared + kTileTokens - 1) / kTileTokens);
+  w.tile_limit = static_cast<int>((pairs + most * (tile - 1)) / tile + (shared + tile - 1) / tile);
   w.tiles = 0;
   w.pairs = w.tiles + 16 * (w.tile_limit + 1);
   w.act = w.pairs + up16(4 * pairs);

@@ -77,13 +77,14 @@ def test_tokens(operators: None) -> None:
 def test_machine_code(machine_code: dict[str, list[str]]) -> None:
     """Matrix instructions for tiles of every size, wide asynchronous copies, next to no local memory."""
     kernels = {name: code for name, code in machine_code.items() if "moe_grouped8multiply" in name}
-    assert len(kernels) % 8 == 0 and kernels
+    assert len(kernels) % 16 == 0 and kernels
     for name, code in kernels.items():
+        groups = 1 + 2 + (4 + 6 + 8 if "Li64E" in name else 0)
         products = [line for line in code if re.search(r"\bHMMA\.16816\.F32", line)]
-        assert len(products) == (1 + 2 + 4 + 6 + 8) * 4 * 4, name  # groups x operands x k16 of a step
+        assert len(products) == groups * 4 * 8, name  # operands x k16 of a step
         assert [line for line in code if "LDGSTS.E" in line and ".128" in line], name
         local = [line for line in code if re.search(r"\b(LDL|STL)\b", line)]
-        assert len(local) <= 40, name
+        assert len(local) <= 160, name  # of tens of thousands
 
 
 @pytest.mark.parametrize("decodes", [False, True])

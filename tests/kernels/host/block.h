@@ -355,7 +355,6 @@ inline int __popc(std::uint32_t v) { return __builtin_popcount(v); }
 inline int __ffs(std::uint32_t v) { return __builtin_ffs(static_cast<int>(v)); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __expf(float v) { return std::exp(v); }
-inline float rsqrtf(float v) { return 1.0f / std::sqrt(v); }
 inline std::uint32_t __float_as_uint(float v) { return host::same_bits<std::uint32_t>(v); }
 inline std::uint32_t __ballot_sync(unsigned, bool vote) {
   return host::bits(vote, [](bool v) { return v; });

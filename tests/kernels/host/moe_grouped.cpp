@@ -19,17 +19,24 @@ double error(Case const& c) {
     Plan p{};
     p.pairs = c.tokens * c.topk;
     p.shared_intermediate = c.shared;
+    p.tile = tile_tokens(p.pairs, c.experts);
     p.at = workspace_of(c.tokens, c.topk, c.experts, c.hidden, c.intermediate, c.shared);
     a.workspace = memory(p.at.bytes);
     unsigned const group_threads = 96;
     host::run({3, 1, 1}, {group_threads, 1, 1}, group_bytes(c.experts, group_threads), [&] { group<T>(a, p); });
-    auto const run = [&](bool down, int rows, auto kernel) {
-      int const row_tiles = (rows + rows_of_block(down) - 1) / rows_of_block(down);
-      host::run({unsigned(p.at.tile_limit * row_tiles), 1, 1}, {kThreads, 1, 1}, kMultiplyBytes, [&] { kernel(a, p, row_tiles); });
+    auto const of_tile = [&]<int kTile>() {
+      int const stages = c.columns;
+      auto const run = [&](bool down, int rows, auto kernel) {
+        int const row_tiles = (rows + rows_of_block(down) - 1) / rows_of_block(down);
+        host::run({unsigned(p.at.tile_limit * row_tiles), 1, 1}, {kThreads, 1, 1}, multiply_bytes<kTile>(stages),
+                  [&] { kernel(a, p, row_tiles, stages); });
+      };
+      run(false, std::max(c.intermediate, c.shared), c.swizzled ? multiply<T, kTile, false, true> : multiply<T, kTile, false, false>);
+      run(true, c.hidden, c.swizzled ? multiply<T, kTile, true, true> : multiply<T, kTile, true, false>);
     };
-    run(false, std::max(c.intermediate, c.shared), c.swizzled ? multiply<T, false, true> : multiply<T, false, false>);
-    run(true, c.hidden, c.swizzled ? multiply<T, true, true> : multiply<T, true, false>);
-    host::run({unsigned(c.tokens), 1, 1}, {32, 1, 1}, 0, [&] { combine<T>(a, p); });
+    if (p.tile == kSmallTile) of_tile.template operator()<kSmallTile>();
+    else of_tile.template operator()<kLargeTile>();
+    host::run({unsigned(c.tokens), 1, 1}, {64, 1, 1}, combine_bytes(c.topk), [&] { combine<T>(a, p); });
   });
 }
 
@@ -46,8 +53,11 @@ void check(char const* type, char const* name, Case const& c) {
               c.hidden, c.intermediate, c.shared, is);
 }
 
-void both(char const* name, Case const& c) {
+// `columns` of the case: places of the ring.
+void both(char const* name, Case c) {
+  c.columns = kStages;
   check<__nv_bfloat16>("bf16", name, c);
+  c.columns = kFewerStages;
   check<__half>("f16", name, c);
 }
 
@@ -66,6 +76,7 @@ int main() {
   for (int tokens : {8, 9, 16, 17, 32, 33, 48, 49}) {
     both("tiles", {.tokens = tokens, .topk = 1, .experts = 2, .hidden = 64, .intermediate = 64, .shared = 0, .kind = Ids::kAllEqual});
   }
+  both("small tiles", {.tokens = 31, .topk = 2, .experts = 4, .hidden = 192, .intermediate = 128, .shared = 64});
   both("many experts", {.tokens = 5, .topk = 2, .experts = 200, .hidden = 64, .intermediate = 64, .shared = 0});
   both("many steps", {.tokens = 3, .topk = 1, .experts = 1, .hidden = 576, .intermediate = 384, .shared = 0, .kind = Ids::kDistinct});
   both("an infinite token", {.tokens = 20, .topk = 2, .experts = 2, .hidden = 320, .intermediate = 320, .shared = 64, .kind = Ids::kDistinct, .infinite = 2});

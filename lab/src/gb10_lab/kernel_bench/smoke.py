@@ -23,6 +23,7 @@ MOE = (Moe("small", "moe", 16, 4, 256, 128), Moe("small", "moe", 16, 4, 320, 192
 ROUTERS = ((256, 16, 4), (2304, 330, 7))
 """Hidden, experts, topk."""
 TOKENS = (1, 3, 16)
+MANY_TOKENS = (2, 40, 150)
 GROUPED_LIMIT = 6e-3
 """``moe_grouped`` rounds what comes out of the activation, and each expert's part, to the dtype of x."""
 
@@ -67,15 +68,8 @@ def _calls(held: list[str], device: torch.device) -> Iterator[tuple[str, str, Ve
                 packed, kept = data.sparse24(shape, device)
                 version = adapters.sparse24_gemv(x, shape.rows, [packed])
                 yield "sparse24_gemv", what, version, _near(data.product(x, kept))
-        for operator, limit in (("moe_decode", LIMIT), ("moe_grouped", GROUPED_LIMIT)):
-            if not hasattr(torch.ops.gb10, operator):
-                continue
-            for layer in MOE:
-                weights, routed = data.moe(layer, device), data.routing(layer, tokens, False, device)
-                x = data.activations(tokens, layer.hidden, device)
-                version = getattr(adapters, operator)(x, [weights], [routed])
-                near = _near(data.moe_reference(x, weights, routed), limit)
-                yield operator, f"{layer.label}, {tokens} tokens", version, near
+        if "moe_decode" in held:
+            yield from _experts("moe_decode", tokens, LIMIT, device)
         if "gdn_decode" in held:
             for heads in GDN:
                 dtype = torch.float32 if heads.state_bytes == 4 else torch.bfloat16
@@ -86,12 +80,26 @@ def _calls(held: list[str], device: torch.device) -> Iterator[tuple[str, str, Ve
                 yield "gdn_decode", f"{heads.label}, {tokens} tokens", version, near
         if "route_experts" in held:
             yield from _routers(tokens, device)
+    if hasattr(torch.ops.gb10, "moe_grouped"):
+        for tokens in MANY_TOKENS:
+            yield from _experts("moe_grouped", tokens, GROUPED_LIMIT, device)
     for operator, fused in (("quantize_nvfp4", False), ("silu_mul_quantize_nvfp4", True)):
         if operator in held:
             x = data.activations(130, 96 * (2 if fused else 1), device)
             version = adapters.quantize([x], fused)
             wanted = data.quantized(x, fused, adapters.QUANTIZE_SCALE)
             yield operator, "130x96", version, _same(wanted, FUSED_LIMIT if fused else 0.0)
+
+
+def _experts(
+    operator: str, tokens: int, limit: float, device: torch.device
+) -> Iterator[tuple[str, str, Version, Check]]:
+    for layer in MOE:
+        weights, routed = data.moe(layer, device), data.routing(layer, tokens, False, device)
+        x = data.activations(tokens, layer.hidden, device)
+        version = getattr(adapters, operator)(x, [weights], [routed])
+        near = _near(data.moe_reference(x, weights, routed), limit)
+        yield operator, f"{layer.label}, {tokens} tokens", version, near
 
 
 def _routers(tokens: int, device: torch.device) -> Iterator[tuple[str, str, Version, Check]]:

@@ -9,7 +9,8 @@ import torch
 from gb10.kernels.library import load
 from gb10.kernels.moe_decode import Options, option_arguments
 
-_TILE_TOKENS = 64
+_SMALL_TILE, _LARGE_TILE = 16, 64
+"""Tokens of a tile, as kernels/moe_grouped/moe_grouped.h has them."""
 
 
 def workspace_bytes(
@@ -25,8 +26,8 @@ def workspace_bytes(
 
     pairs = tokens * topk
     shared = tokens if shared_intermediate else 0
-    tiles = (pairs + min(experts, pairs) * (_TILE_TOKENS - 1)) // _TILE_TOKENS
-    tiles += up(shared, _TILE_TOKENS) // _TILE_TOKENS
+    tile = _SMALL_TILE if pairs <= _SMALL_TILE * experts else _LARGE_TILE
+    tiles = (pairs + min(experts, pairs) * (tile - 1)) // tile + up(shared, tile) // tile
     act = 2 * (pairs * intermediate + tokens * shared_intermediate)
     return 16 * (tiles + 1) + up(4 * pairs, 16) + up(act, 16) + 2 * hidden * (pairs + shared)
 

@@ -25,6 +25,8 @@ inline std::uint32_t shared_address(void const* place) {
 }
 
 inline void copy16(void* to, void const* from, bool valid = true) { host::copy(to, from, 16, valid); }
+inline void copy8(void* to, void const* from, bool valid) { host::copy(to, from, 8, valid); }
+inline void copy16_of_line(void* to, void const* from, bool valid) { host::copy(to, from, 16, valid); }
 inline void copy4(void* to, void const* from, bool valid = true) { host::copy(to, from, 4, valid); }
 inline void copy16(std::uint32_t to, void const* from) { copy16(dynamic_shared() + to, from); }
 inline void copy4(std::uint32_t to, void const* from) { copy4(dynamic_shared() + to, from); }

@@ -17,6 +17,7 @@ the checkpoint's) and ``alpha`` (the product of both global scales) the layer is
 mypy sees vLLM's classes as Any.
 """
 
+import functools
 import importlib
 import logging
 from typing import Any, NamedTuple
@@ -149,7 +150,7 @@ class NativeLinearKernel(NvFp4LinearKernel):  # type: ignore[misc]
         """Keep the checkpoint's layout: it is the layout that the kernels read."""
         why = refusal(layer)
         if why is not None:
-            logger.warning("gb10: NVFP4 linear layers of %s are vLLM's Marlin", why)
+            _say(f"gb10: NVFP4 linear layers of {why} are vLLM's Marlin")
             self.stock = MarlinNvFp4LinearKernel(self.config)
             self.stock.process_weights_after_loading(layer)
             return
@@ -206,6 +207,12 @@ class CutlassLinearKernel(NativeLinearKernel, CutlassNvFp4LinearKernel):  # type
 
     def quantised(self, layer: Any) -> tuple[Tensor | None, Tensor | None]:
         return layer.input_global_scale_inv, layer.alpha
+
+
+@functools.cache
+def _say(line: str) -> None:
+    """Once for all layers."""
+    logger.warning(line)
 
 
 def refusal(layer: Any) -> str | None:

@@ -85,15 +85,18 @@ def _fold(module: Any, kernel: NativeExperts | CutlassDecodeExperts) -> SharedEx
 
 
 def experts_of(runner: Any) -> Experts | None:
-    """The experts of a loaded MoERunner, made at the first call; None where other kernels run them."""
+    """The experts of a loaded MoERunner, made at the first call after a load; None where others run them."""
     found: Experts | None = getattr(runner, _ATTRIBUTE, None)
-    if found is not None:
-        return found
     kernel = getattr(runner.routed_experts.quant_method, "moe_kernel", None)
     experts = None if kernel is None or kernel.is_monolithic else kernel.fused_experts
     if not isinstance(experts, NativeExperts | CutlassDecodeExperts):
         return None
-    module = None if runner._shared_experts is None else runner._shared_experts._layer
+    if found is not None and found.kernel is experts:
+        return found
+    if runner._shared_experts is not None:
+        module = runner._shared_experts._layer
+    else:
+        module = None if found is None else found.module  # folded in by an earlier load
     folded = "" if module is None else _fold(module, experts)
     shared = None if isinstance(folded, str) else folded
     if shared is not None:

@@ -39,12 +39,18 @@ _OURS = (
 )
 
 
+@functools.cache
+def _say(line: str) -> None:
+    """Once for all layers."""
+    logger.warning(line)
+
+
 def choose(config: Any, weight_key: Any, activation_key: Any) -> tuple[oracle.NvFp4MoeBackend, type] | None:
     """Our class for a layer and the backend it stands for; None where another is asked for or has to run."""
     if config.moe_backend != "auto" or config.moe_parallel_config.use_batched_activation_format:
         return None
     if (why := kernels.refusal(config)) is not None:
-        logger.warning("gb10: NVFP4 experts with %s are vLLM's", why)
+        _say(f"gb10: NVFP4 experts with {why} are vLLM's")
         return None
     reasons = []
     for backend, experts in _OURS:
@@ -54,7 +60,7 @@ def choose(config: Any, weight_key: Any, activation_key: Any) -> tuple[oracle.Nv
         if supported:
             return backend, experts
         reasons.append(str(reason))
-    logger.warning("gb10: NVFP4 experts are vLLM's: %s", "; ".join(reasons))
+    _say(f"gb10: NVFP4 experts are vLLM's: {'; '.join(reasons)}")
     return None
 
 
