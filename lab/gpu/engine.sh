@@ -8,6 +8,7 @@
 # stay in GB10_CACHES/results-*, so a later call on the machine compares with them. OUT gets compare.txt and results.tar.gz (all of
 # them), renewed after each configuration. One that fails does not stop the next. With --again the named one starts once more at
 # the end: what a start with warm caches takes; "compiled" in the summary, the files that caches got, must be 0 then. --quick measures fewer parts (batch 1, profile). --fresh forgets earlier results.
+# --save-caches: OUT/caches.NN (at most six of 15 MB), for another machine with the same GPU: cat them through "gzip -dc | tar x -C CACHES".
 # The exit status is the number of configurations that failed.
 #
 # --model, --engine and --do go to engine-bench. --layers N (4 or more) is for finding faults: the first N layers, every part twice,
@@ -25,12 +26,13 @@
 #   GB10_KERNELS   the folder with libgb10_kernels.so
 #   GB10_CACHES    compile caches, kept for a later call (default: a folder beside TMPDIR)
 #   GB10_COMMIT    optional: what is measured
+#   GB10_PACK      optional: what packs the caches instead of gzip -1
 set -uo pipefail
 [ $# -gt 0 ] || { sed -n '4p' "$0" >&2 && exit 2; }
 mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
 shift
 cd "$(dirname "$0")/../.." || exit 2
-configs=() layers=() limit=570 each=${GB10_EACH:-200} parts=() repeats=7 again='' fresh='' more=() kind=full
+configs=() layers=() limit=570 each=${GB10_EACH:-200} parts=() repeats=7 again='' fresh='' save='' more=() kind=full
 while [ $# -gt 0 ]; do
   case $1 in
     --configs)
@@ -40,6 +42,7 @@ while [ $# -gt 0 ]; do
     --limit) limit=$2 && shift ;;
     --repeats) repeats=$2 && shift ;;
     --fresh) fresh=yes ;;
+    --save-caches) save=yes ;;
     --quick) parts=(--batches 1 --do decode resident profile) ;;
     --again) again=$2 && shift ;;
     --model) more+=(--model "$2") kind=$(basename "$2") && shift ;;
@@ -113,6 +116,12 @@ if [ -n "$again" ]; then
   echo "== $again, warm start, at $SECONDS s"
   measure "$again-again" "$again" --repeats 3 "${layers[@]}" "${more[@]}" --batches 1 --do decode
   collect
+fi
+if [ -n "$save" ]; then
+  tar c -C "$caches" --exclude './results-*' . | ${GB10_PACK:-gzip -1} | split -b 15000000 -d -a 2 - "$out/caches."
+  parts=("$out"/caches.*)
+  [ ${#parts[@]} -le 6 ] || rm "${parts[@]}"
+  echo "caches: ${#parts[@]} parts of 15 MB$([ ${#parts[@]} -le 6 ] || echo ', too many to keep')"
 fi
 [ ! -f "$out/compare.txt" ] || cat "$out/compare.txt"
 
