@@ -6,9 +6,10 @@
 # Each configuration is one process of `gb10_lab engine-bench` with a time limit of its own (at most GB10_EACH, 200 s, of the 570
 # s that --limit gives the whole), the full-size Qwen3-Next-80B with seeded weights. NAME.json, .txt, .log and the profiles of each
 # stay in GB10_CACHES/results-*, so a later call on the machine compares with them. OUT gets compare.txt and results.tar.gz (all of
-# them), renewed after each configuration. One that fails does not stop the next. With --again the named one starts once more at
-# the end: what a start with warm caches takes; "compiled" in the summary, the files that caches got, must be 0 then. --quick measures fewer parts (batch 1, profile). --fresh forgets earlier results.
-# --save-caches: OUT/caches.NN (at most six of 15 MB), for another machine with the same GPU: cat them through "gzip -dc | tar x -C CACHES".
+# them), renewed after each configuration. One that fails does not stop the next. --quick measures fewer parts (batch 1, profile).
+# With --again the named one starts once more at the end: what a start with warm caches takes; "compiled" in the summary, the files
+# that the compile caches got, is then to be 0. --fresh forgets earlier results. --save-caches: OUT/caches.NN, at most six of 15 MB,
+# for another machine with the same GPU: cat them through "gzip -dc | tar x -C GB10_CACHES" there.
 # The exit status is the number of configurations that failed.
 #
 # --model, --engine and --do go to engine-bench. --layers N (4 or more) is for finding faults: the first N layers, every part twice,
