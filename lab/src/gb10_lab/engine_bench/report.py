@@ -40,7 +40,7 @@ def gpu_ms(run: Run, batch: int = 1) -> float | None:
     if graph is None or step is None:
         return None
     # A profile that tells no graph has its kernels outside of one: then that time is all there is.
-    return graph + step["busy_outside"] if step["launches_in_graph"] else step["busy"]
+    return graph + float(step["busy_outside"]) if step["launches_in_graph"] else float(step["busy"])
 
 
 def launches(run: Run, batch: int = 1) -> float | None:
