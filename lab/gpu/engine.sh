@@ -6,8 +6,10 @@
 # Each configuration is one process of `gb10_lab engine-bench` with a time limit of its own (at most GB10_EACH, 200 s, of the 570
 # s that --limit gives the whole), the full-size Qwen3-Next-80B with seeded weights. NAME.json, .txt, .log and the profiles of each
 # stay in GB10_CACHES/results-*, so a later call on the machine compares with them. OUT gets compare.txt and results.tar.gz (all of
-# them), renewed after each configuration. One that fails does not stop the next. With --again the named one starts once more at
-# the end: what a start with warm caches takes. --quick measures fewer parts (batch 1, profile). --fresh forgets earlier results.
+# them), renewed after each configuration. One that fails does not stop the next. --quick measures fewer parts (batch 1, profile).
+# With --again the named one starts once more at the end: what a start with warm caches takes; "compiled" in the summary, the files
+# that the compile caches got, is then to be 0. --fresh forgets earlier results. --save-caches: OUT/caches.NN, at most six of 15 MB,
+# for another machine with the same GPU: cat them through "gzip -dc | tar x -C GB10_CACHES" there.
 # The exit status is the number of configurations that failed.
 #
 # --model, --engine and --do go to engine-bench. --layers N (4 or more) is for finding faults: the first N layers, every part twice,
@@ -25,12 +27,13 @@
 #   GB10_KERNELS   the folder with libgb10_kernels.so
 #   GB10_CACHES    compile caches, kept for a later call (default: a folder beside TMPDIR)
 #   GB10_COMMIT    optional: what is measured
+#   GB10_PACK      optional: what packs the caches instead of gzip -1
 set -uo pipefail
 [ $# -gt 0 ] || { sed -n '4p' "$0" >&2 && exit 2; }
 mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
 shift
 cd "$(dirname "$0")/../.." || exit 2
-configs=() layers=() limit=570 each=${GB10_EACH:-200} parts=() repeats=7 again='' fresh='' more=() kind=full
+configs=() layers=() limit=570 each=${GB10_EACH:-200} parts=() repeats=7 again='' fresh='' save='' more=() kind=full
 while [ $# -gt 0 ]; do
   case $1 in
     --configs)
@@ -40,6 +43,7 @@ while [ $# -gt 0 ]; do
     --limit) limit=$2 && shift ;;
     --repeats) repeats=$2 && shift ;;
     --fresh) fresh=yes ;;
+    --save-caches) save=yes ;;
     --quick) parts=(--batches 1 --do decode resident profile) ;;
     --again) again=$2 && shift ;;
     --model) more+=(--model "$2") kind=$(basename "$2") && shift ;;
@@ -73,6 +77,9 @@ export PATH=$PATH:$CUDA_HOME/bin
 nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,memory.used --format=csv,noheader
 
 failed=0 summary=()
+compiled() { # files that the caches got since the start began: what a compiler made
+  find "$CUDA_CACHE_PATH" "$TRITON_CACHE_DIR" "$HUMMING_CACHE_DIR" "$caches"/vllm-* -type f -newer "$caches/began" 2>/dev/null | wc -l
+}
 measure() { # FILE CONFIGURATION ARGUMENTS...
   local file=$1 name=$2 left=$((limit - SECONDS)) began=$SECONDS status=0 own
   shift 2
@@ -81,12 +88,13 @@ measure() { # FILE CONFIGURATION ARGUMENTS...
     failed=$((failed + 1)) && summary+=("$(printf '%-28s left out, no time' "$file")")
     return
   fi
+  touch "$caches/began"
   # --limit ends a slow run in good order, with what it has; timeout ends one that hangs.
   VLLM_CACHE_ROOT=$caches/vllm-$name timeout -k 5 "$own" python3 -m gb10_lab engine-bench --config "$name" --name "$file" \
     --out "$results" --limit $((own - 20)) --commit "${GB10_COMMIT:-unknown}" "$@" >"$results/$file.log" 2>&1 || status=$?
   [ $status = 0 ] || failed=$((failed + 1))
-  summary+=("$(printf '%-28s %-14s %4d s' "$file" "$([ $status = 0 ] && echo measured || echo "status $status")" \
-    $((SECONDS - began)))")
+  summary+=("$(printf '%-28s %-14s %4d s, %d compiled' "$file" "$([ $status = 0 ] && echo measured || echo "status $status")" \
+    $((SECONDS - began)) "$(compiled)")")
   grep -aE '^(ready after|batch |[a-z]+( [0-9]+)?: [0-9.]+ s|left out)|^FAILED|gb10: ' "$results/$file.log" | cut -c1-180 | awk '!seen[$0]++' | head -40
   [ $status = 0 ] || grep -aE 'Error|error:|Traceback' "$results/$file.log" | cut -c1-220 | awk '!seen[$0]++' | tail -12
 }
@@ -109,6 +117,12 @@ if [ -n "$again" ]; then
   echo "== $again, warm start, at $SECONDS s"
   measure "$again-again" "$again" --repeats 3 "${layers[@]}" "${more[@]}" --batches 1 --do decode
   collect
+fi
+if [ -n "$save" ]; then
+  tar c -C "$caches" --exclude './results-*' . | ${GB10_PACK:-gzip -1} | split -b 15000000 -d -a 2 - "$out/caches."
+  parts=("$out"/caches.*)
+  [ ${#parts[@]} -le 6 ] || rm "${parts[@]}"
+  echo "caches: ${#parts[@]} parts of 15 MB$([ ${#parts[@]} -le 6 ] || echo ', too many to keep')"
 fi
 [ ! -f "$out/compare.txt" ] || cat "$out/compare.txt"
 

@@ -53,9 +53,17 @@ def test_graphs_of_a_prefill_do_not_begin_a_step() -> None:
     assert step_of(pieces + _steps(10) + more) == step_of(_steps(10) + more)
 
 
-def test_without_graphs_there_is_no_step() -> None:
+def test_without_graphs_a_step_is_told_by_its_rarest_kernel() -> None:
     alone = [Event(e.name, e.start, e.duration, i) for i, e in enumerate(_steps(10))]
-    assert step_of(alone) is None
+    prefill = [Event("prefill", -900 * i, 10, 100 + i) for i in range(1, 6)]
+    step = step_of(prefill + alone)
+    assert step is not None
+    assert (step.steps, step.launches, step.launches_in_graph, step.wall) == (6, 4, 0, 0.1)
+    assert step.busy == step.busy_outside
+
+
+def test_too_few_steps_are_none() -> None:
+    assert step_of(_steps(4)) is None
     assert step_of([]) is None
 
 

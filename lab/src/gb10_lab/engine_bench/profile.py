@@ -17,6 +17,8 @@ LONG_GAP_NS = 5000
 """Idle time above this is the processor's doing; below, it is what lies between two nodes of a graph."""
 WARM_STEPS = 3
 """First steps that are left out."""
+_LASTING = 0.7
+"""Share of the time that a kernel of every step is seen in; a prefill takes less than the rest of it."""
 _NAME = 72
 
 
@@ -84,9 +86,11 @@ def write(events: Sequence[Event], path: Path) -> None:
 
 
 def step_of(events: Iterable[Event]) -> Step | None:
-    """The decode step in ``events``; None where too few CUDA graphs ran to tell one.
+    """The decode step in ``events``; None where too few ran to tell one.
 
-    A step begins with the first kernel of its graph and ends where the next begins.
+    A step begins with the first kernel of its CUDA graph and ends where the next begins. Where no launch has
+    several kernels (an eager engine, or a profiler that does not number launches), it begins with the rarest
+    kernel that runs all the time, and nothing counts as part of a graph.
     """
     kernels = sorted(events, key=lambda event: event.start)
     begins: dict[int, int] = {}
@@ -98,6 +102,8 @@ def step_of(events: Iterable[Event]) -> Step | None:
     # Prefill runs small graphs piece by piece; the graph of a step is the one with the most kernels.
     largest = max(sizes.values(), default=0)
     marks = sorted(begins[graph] for graph in graphs if 2 * sizes[graph] > largest)
+    if len(graphs) < 2:
+        marks, graphs = _rarest(kernels), set()
     marks = marks[WARM_STEPS:]
     if len(marks) < 2:
         return None
@@ -116,6 +122,20 @@ def step_of(events: Iterable[Event]) -> Step | None:
         idle_long=median(idle for _, _, idle in parts) / 1e6,
         kernels=_kernels(windows, graphs),
     )
+
+
+def _rarest(kernels: Sequence[Event]) -> list[int]:
+    """When the kernel began that ran least often of those that ran from beginning to end: once a step."""
+    starts: dict[str, list[int]] = defaultdict(list)
+    for event in kernels:
+        starts[event.name].append(event.start)
+    whole = kernels[-1].start - kernels[0].start if kernels else 0
+    lasting = [
+        times
+        for times in starts.values()
+        if len(times) >= WARM_STEPS + 2 and times[-1] - times[0] >= _LASTING * whole
+    ]
+    return min(lasting, key=len, default=[])
 
 
 def _measure(window: Sequence[Event], graphs: set[int]) -> tuple[int, int, int]:

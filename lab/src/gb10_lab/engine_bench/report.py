@@ -37,7 +37,10 @@ def graph_ms(run: Run, batch: int = 1) -> float | None:
 def gpu_ms(run: Run, batch: int = 1) -> float | None:
     """The GPU's time of a step: its CUDA graph alone, and what runs outside of it, from the profile."""
     graph, step = graph_ms(run, batch), _batch(run, "profile", batch)
-    return None if graph is None or step is None else graph + step["busy_outside"]
+    if graph is None or step is None:
+        return None
+    # A profile that tells no graph has its kernels outside of one: then that time is all there is.
+    return graph + float(step["busy_outside"]) if step["launches_in_graph"] else float(step["busy"])
 
 
 def launches(run: Run, batch: int = 1) -> float | None:
