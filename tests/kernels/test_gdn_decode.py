@@ -175,17 +175,17 @@ def test_fake_tensors_pass_and_give_the_shape(good: Arguments) -> None:
 
 
 def test_machine_code(machine_code: dict[str, list[str]]) -> None:
-    """The state is asked for before the wait and read after it, 16 bytes wide; one token needs no stack."""
+    """The state is asked for before the wait and read after it, past L1, 16 bytes wide; next to no stack."""
     kernels = {name: code for name, code in machine_code.items() if "10gdn_decode" in name}
     assert len(kernels) in (32, 64)  # a route's targets
     for name, code in kernels.items():
         wait = next(i for i, line in enumerate(code) if "ACQBULK" in line)
         hints = [i for i, line in enumerate(code) if "CCTL" in line and "PF2" in line]
         assert hints and max(hints) < wait, name
-        wide = [i for i, line in enumerate(code) if re.search(r"LDG\.E\.128(?!\.CONSTANT)", line)]
+        wide = [i for i, line in enumerate(code) if re.search(r"LDG\.E\.128\.STRONG\.GPU", line)]
         assert wide and min(wide) > wait, name
-        if re.search(r"Li1EEEv", name):
-            assert not [line for line in code if re.search(r"\b(LDL|STL)\b", line)], name
+        stack = [line for line in code if re.search(r"\b(LDL|STL)\b", line)]
+        assert len(stack) <= 8, name
 
 
 def test_the_kernel_on_the_cpu(tmp_path: Path, toolkit: Path) -> None:
