@@ -48,7 +48,9 @@ def run(
         float, Option(metavar="SECONDS", help="begin nothing more after this time; the exit status is 1")
     ] = math.inf,
     engine: Annotated[str, Option(metavar="JSON", help="more arguments of vllm.LLM; they win")] = "{}",
-    name: Annotated[str | None, Option("--name", metavar="NAME", help="name of the files; default: --config")] = None,
+    name: Annotated[
+        str | None, Option("--name", metavar="NAME", help="name of the files; default: --config")
+    ] = None,
     commit: Annotated[str, Option(metavar="NAME", help="what is measured, for the record")] = "unknown",
 ) -> int:
     """Measure one configuration of vLLM: decoding, prefill, GPU time, launches, bytes, the processor's share.
