@@ -245,8 +245,8 @@ void mma(float (&c)[4], Operands const& mine) {
     double sum = c[i];
     for (int k = 0; k < 16; ++k) {
       int const owner = k % 8 / 2, upper = k / 8;
-      sum += double{half_of<T>(all[4 * g + owner].a[lower + 2 * upper], k % 2)} *
-             half_of<T>(all[4 * column + owner].b[upper], k % 2);
+      sum +=
+          double{half_of<T>(all[4 * g + owner].a[lower + 2 * upper], k % 2)} * half_of<T>(all[4 * column + owner].b[upper], k % 2);
     }
     c[i] = static_cast<float>(sum);
   }
@@ -353,8 +353,6 @@ inline int min(int a, int b) { return a < b ? a : b; }
 inline int __popc(std::uint32_t v) { return __builtin_popcount(v); }
 inline int __ffs(std::uint32_t v) { return __builtin_ffs(static_cast<int>(v)); }
 inline float __fdividef(float a, float b) { return a / b; }
-inline float __expf(float v) { return std::exp(v); }
-inline float rsqrtf(float v) { return 1.0f / std::sqrt(v); }
 inline std::uint32_t __float_as_uint(float v) { return host::same_bits<std::uint32_t>(v); }
 inline std::uint32_t __ballot_sync(unsigned, bool vote) {
   return host::bits(vote, [](bool v) { return v; });
