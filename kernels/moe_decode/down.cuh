@@ -6,12 +6,13 @@
 #pragma once
 
 #include "entries.cuh"
+#include "gb10/trace.cuh"
 #include "ring.cuh"
 
 namespace gb10::moe_decode {
 
 inline constexpr int kDownThreads = 512;  // at most
-inline constexpr int kDownDepth = 2;      // parts that a warp keeps in flight
+inline constexpr int kDownDepth = 2, kDownDeep = 3;  // parts that a warp keeps in flight; with little work
 
 inline constexpr int kStageStride = w4a16::token_stride(w4a16::kTileK);  // of one token of one part, in numbers
 
@@ -29,8 +30,8 @@ __host__ __device__ constexpr int down_slot_bytes(int columns) { return static_c
 
 inline int down_limit(Sizes const& s, int columns) { return entry_limit(s.pairs, s.tokens, columns, s.k_tiles, s.shared_k_tiles); }
 
-inline int down_bytes(Arguments const& a, Sizes const& s, int warps, int columns) {
-  return warps * (kDownDepth * down_slot_bytes(columns) + 2 * s.tokens * w4a16::kTileRows * 4) +
+inline int down_bytes(Arguments const& a, Sizes const& s, int warps, int depth, int columns) {
+  return warps * (depth * down_slot_bytes(columns) + 2 * s.tokens * w4a16::kTileRows * 4) +
          lists_bytes(down_limit(s, columns), s.pairs, s.tokens, a.experts);
 }
 
@@ -45,8 +46,8 @@ inline DownPlan down_plan(Sizes const& s, int columns, bool bfloat16) {
   return plan;
 }
 
-// Shared memory: ring[warps][kDownDepth] of a Slot and its activations; float partial[2][warps][tokens][16]; Lists.
-template <bool kSwizzled>
+// Shared memory: ring[warps][kDepth] of a Slot and its activations; float partial[2][warps][tokens][16]; Lists.
+template <bool kSwizzled, int kDepth>
 __global__ void __launch_bounds__(kDownThreads, 1)
     down(__grid_constant__ Arguments const a, __grid_constant__ DownPlan const plan) {
   unsigned char* const shared = ptx::dynamic_shared();
@@ -54,11 +55,12 @@ __global__ void __launch_bounds__(kDownThreads, 1)
   int const warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
   int const pairs = a.tokens * a.topk, sums = a.tokens * w4a16::kTileRows;
   int const columns = 1 << plan.columns_shift, slot_bytes = down_slot_bytes(columns);
-  unsigned char* const ring = shared + warp * kDownDepth * slot_bytes;
-  float* const partials = reinterpret_cast<float*>(shared + warps * kDownDepth * slot_bytes);
+  unsigned char* const ring = shared + warp * kDepth * slot_bytes;
+  float* const partials = reinterpret_cast<float*>(shared + warps * kDepth * slot_bytes);
   Lists const l = lists_at(partials + 2 * warps * sums, plan.limit, pairs, a.experts);
   int const row_tiles = a.w2.rows / w4a16::kTileRows;
 
+  trace::point(1, 0);
   clear_lists(a, l, plan.limit, thread, blockDim.x);
   if (plan.shared_tiles > 0 && thread < a.tokens) {
     float multiplier = 1.0f;
@@ -74,6 +76,7 @@ __global__ void __launch_bounds__(kDownThreads, 1)
   __syncthreads();
   Side const side{a.w2, a.shared_w2, plan.tiles, plan.shared_tiles, 0, w4a16::kTileK, 8, false, 0, plan.columns_shift};
   int const entries = group_pairs<kSwizzled, true>(a, side, l, thread, blockDim.x);
+  trace::point(1, 1);
   ptx::end_copies();
 
   // Without any entry the sums are zeros.
@@ -165,31 +168,37 @@ __global__ void __launch_bounds__(kDownThreads, 1)
   auto const slot_at = [&](int i) -> Slot& { return *reinterpret_cast<Slot*>(ring + i * slot_bytes); };
 
 #pragma unroll 1
-  for (int d = 0; d < kDownDepth; ++d) ask(slot_at(d));
+  for (int d = 0; d < kDepth; ++d) ask(slot_at(d));
 #pragma unroll 1
   for (int i = lane; i < sums; i += 32) partials[warp * sums + i] = 0.0f;
   __syncwarp();
+  trace::point(1, 2);
   ptx::wait_for_previous();
+  trace::point(1, 3);
   ptx::release_next();
 #pragma unroll 1
-  for (int d = 0; d < kDownDepth; ++d) {
+  for (int d = 0; d < kDepth; ++d) {
     ask_act(slot_at(d));
     ptx::end_copies();
   }
-  ptx::wait_for_copies<kDownDepth>();  // the globals of the entries
+  ptx::wait_for_copies<kDepth>();  // the globals of the entries
   ptx::barrier_wait(2, blockDim.x);
 
   int partial_set = warp * sums;  // the set of partial sums in use
   int at = 0, current = blockIdx.x;
+  bool begun = false;
 #pragma unroll 1
   while (true) {
-    ptx::wait_for_copies<kDownDepth - 1>();
+    ptx::wait_for_copies<kDepth - 1>();
     __syncwarp();
+    if (!begun) trace::point(1, 4);
+    begun = true;
     Slot& slot = slot_at(at);
     unsigned char* const stage = reinterpret_cast<unsigned char*>(&slot) + sizeof(Slot);
-    at = at + 1 == kDownDepth ? 0 : at + 1;
+    at = at + 1 == kDepth ? 0 : at + 1;
     Note const now = slot.note;
     if (now.tile != current) {
+      trace::point(1, 5);
       // The last part of these rows is done. A set is filled again two tiles of rows later, past the next barrier, which all
       // warps reach when they have read it.
       ptx::barrier_wait(1, 32 * busy);
@@ -204,6 +213,7 @@ __global__ void __launch_bounds__(kDownThreads, 1)
         if (plan.bfloat16) static_cast<__nv_bfloat16*>(a.out)[place] = __float2bfloat16_rn(sum);
         else static_cast<__half*>(a.out)[place] = __float2half_rn(sum);
       }
+      trace::point(1, 6);
       if (now.flags & kStop) break;
       current = now.tile;
       partial_set = 2 * warp * sums + warps * sums - partial_set;

@@ -5,7 +5,7 @@ Run them with ``pytest tests/gpu``; ``GB10_KERNELS`` names the built library.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -147,21 +147,23 @@ def written_arguments(operator: torch._ops.OpOverload, arguments: Sequence[Any])
 
 
 @pytest.fixture(scope="session")
-def check_operator() -> Callable[[torch._ops.OpOverload, Sequence[Any]], None]:
-    """``check_operator(overload, arguments)``: torch's opcheck, and the schema against what a call writes.
+def check_operator() -> Callable[..., None]:
+    """``check_operator(overload, arguments, restored=...)``: torch's opcheck; the schema against the writes.
 
     The outputs among `arguments` must hold something else than the call will write. Of opcheck's utilities
     test_schema is left out: it compares arguments with allclose, which torch has not for float8. What it
     looks at is checked here by bytes: a call changes the arguments that the schema declares as written, and
-    no other.
+    no other; those in `restored` it leaves as they were.
     """
     import torch
 
     utilities = ("test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
-    def check(operator: torch._ops.OpOverload, arguments: Sequence[Any]) -> None:
+    def check(
+        operator: torch._ops.OpOverload, arguments: Sequence[Any], restored: Set[str] = frozenset()
+    ) -> None:
         changed, declared = written_arguments(operator, arguments)
-        assert changed == declared
+        assert changed == declared - restored
         assert not operator._schema.returns  # nothing that could alias an argument
         torch.library.opcheck(operator, tuple(arguments), test_utils=utilities)
 

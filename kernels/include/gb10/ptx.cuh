@@ -34,6 +34,13 @@ __device__ __forceinline__ void load_stream(uint4& v, void const* address) {
                : "l"(address));
 }
 
+// Weights that a thread keeps over wait_for_previous(): unlike the loads above, the assembler leaves this one before the wait.
+__device__ __forceinline__ void load_ahead(uint4& v, void const* address) {
+  asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(address));
+}
+
 // What an earlier kernel wrote that has ended while later ones overlap: from L2.
 __device__ __forceinline__ int load_relaxed(std::int32_t const* address) {
   int v;
@@ -53,6 +60,18 @@ __device__ __forceinline__ std::uint16_t load_relaxed(std::uint16_t const* addre
 
 // A hint: this line will be read. It is right whoever still writes there, and must be memory of this GPU.
 __device__ __forceinline__ void ask_l2(void const* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
+// What another block of this grid writes with store_relaxed, a word at a time.
+__device__ __forceinline__ uint4 load_relaxed(uint4 const* address) {
+  uint4 v;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(address)
+               : "memory");
+  return v;
+}
+__device__ __forceinline__ void store_relaxed(std::uint32_t* address, std::uint32_t v) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(v) : "memory");
+}
 
 // ---- Shared memory
 
@@ -74,6 +93,14 @@ __device__ __forceinline__ void copy16(std::uint32_t to, void const* from) {
 __device__ __forceinline__ void copy16(void* to, void const* from) { copy16(shared_address(to), from); }
 __device__ __forceinline__ void copy16(void* to, void const* from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void copy8(void* to, void const* from, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 8 : 0) : "memory");
+}
+// Weights of rows that are read a part at a time: the rest of the line comes into L2 along.
+__device__ __forceinline__ void copy16_of_line(void* to, void const* from, bool valid) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0)
                : "memory");
 }
 __device__ __forceinline__ void copy4(std::uint32_t to, void const* from) {
@@ -144,6 +171,9 @@ __device__ __forceinline__ void release_next() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+
+// Ends the grid with an error.
+__device__ __forceinline__ void stop() { asm volatile("trap;"); }
 
 // ---- Numbers
 

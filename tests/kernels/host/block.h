@@ -16,6 +16,7 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include <ucontext.h>
@@ -353,6 +354,7 @@ inline int min(int a, int b) { return a < b ? a : b; }
 inline int __popc(std::uint32_t v) { return __builtin_popcount(v); }
 inline int __ffs(std::uint32_t v) { return __builtin_ffs(static_cast<int>(v)); }
 inline float __fdividef(float a, float b) { return a / b; }
+inline float __expf(float v) { return std::exp(v); }
 inline std::uint32_t __float_as_uint(float v) { return host::same_bits<std::uint32_t>(v); }
 inline std::uint32_t __ballot_sync(unsigned, bool vote) {
   return host::bits(vote, [](bool v) { return v; });
@@ -368,6 +370,7 @@ template <typename V>
 V __shfl_xor_sync(unsigned, V v, int other) {
   return host::gather(v)[host::lane() ^ other];
 }
+inline float rsqrtf(float v) { return 1 / std::sqrt(v); }
 template <typename V>
 V __reduce_add_sync(unsigned, V v) {
   V out = 0;
@@ -379,6 +382,7 @@ inline std::uint32_t __reduce_max_sync(unsigned, std::uint32_t v) {
   return *std::max_element(all.begin(), all.end());
 }
 inline void atomicOr(std::uint32_t* to, std::uint32_t v) { *to |= v; }
+inline int atomicAdd(int* to, int v) { return std::exchange(*to, *to + v); }
 inline void atomicMax(std::uint32_t* to, std::uint32_t v) { *to = std::max(*to, v); }
 template <typename T>
 T __ldcg(T const* address) {

@@ -76,6 +76,28 @@ def _operators(monkeypatch: pytest.MonkeyPatch, error: Callable[[], float] = lam
 
         return Version("ours", run, len(copies))
 
+    def router(
+        x: torch.Tensor,
+        residual: torch.Tensor,
+        routers: torch.Tensor,
+        routed: list[data.Routing],
+        normed: torch.Tensor,
+        total: torch.Tensor,
+        multiplier: torch.Tensor,
+    ) -> Version:
+        def run(i: int) -> torch.Tensor:
+            wide = x.double() + residual.double()
+            total.copy_(wide)
+            normed.copy_(data.normed(wide, adapters.EPSILON))
+            logits = data.router_logits(normed, routers[i])
+            best = logits[:, :-1].to(torch.bfloat16).double().topk(routed[i].ids.shape[1])
+            routed[i].ids.copy_((best.indices + (error() > 0)) % 16)
+            multiplier.copy_(logits[:, -1].sigmoid())
+            return routed[i].weights.copy_(best.values.softmax(dim=1))
+
+        return Version("ours", run, len(routers))
+
+    monkeypatch.setattr(adapters, "route_experts", router)
     monkeypatch.setattr(adapters, "nvfp4_gemv", gemv)
     monkeypatch.setattr(adapters, "moe_decode", moe)
     return ran
@@ -83,15 +105,15 @@ def _operators(monkeypatch: pytest.MonkeyPatch, error: Callable[[], float] = lam
 
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs that run their calls at each replay, and times of 10, 30 and 31 us a layer."""
+    """Graphs that run their calls at each replay, and times of 10, 30, 7 and 31 us a layer."""
     torch.manual_seed(11)
     monkeypatch.setattr(chain, "capture", lambda calls, _: SimpleNamespace(replay=calls))
-    times = [spread([us] * 9) for us in (10.0, 30.0, 31.0)]
+    times = [spread([us] * 9) for us in (10.0, 30.0, 7.0, 31.0)]
     monkeypatch.setattr(chain, "in_turns", lambda recorded, _s: times[: len(recorded)])
 
 
-def _chain(tokens: int, wrong: str = "") -> chain.Chain:
-    return chain.Chain(chain.draw(SHAPE, CPU, SETTINGS.l2_bytes), tokens, TorchGlue(wrong))
+def _chain(tokens: int, wrong: str = "", fused: bool = False) -> chain.Chain:
+    return chain.Chain(chain.draw(SHAPE, CPU, SETTINGS.l2_bytes), tokens, TorchGlue(wrong), fused)
 
 
 @pytest.mark.parametrize("tokens", [1, 5])
@@ -100,13 +122,29 @@ def test_every_step_is_checked_and_the_experts_are_the_difference(
 ) -> None:
     _operators(monkeypatch)
     entry = chain.measure(_chain(tokens), SETTINGS)
-    assert (entry.layers, entry.tokens, entry.experts_us) == (4, tokens, 20.0)
+    assert (entry.layers, entry.tokens, entry.experts_us, entry.router_us) == (4, tokens, 20.0, 3.0)
     assert set(entry.errors) >= {"norm", "in_proj", "gate", "out_proj", "logits", "router weights", "experts"}
     assert 0 < max(entry.errors.values()) < 3e-3
     assert SHAPE.moe.topk <= entry.distinct_experts <= min(16, 3 * tokens)
     assert entry.bytes_moved == shapes.moe_bytes(SHAPE.moe, tokens, round(entry.distinct_experts))
     assert entry.gbps == pytest.approx(entry.bytes_moved / 20.0 / 1e3)
     assert not entry.repeat_agrees
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_the_fused_chain_has_our_router_and_is_checked_too(
+    tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _operators(monkeypatch)
+    entry = chain.measure(_chain(tokens, "logits", fused=True), SETTINGS)  # the glue's router is not called
+    assert entry.router == chain.FUSED
+    assert set(entry.errors) >= {"norm of the experts", "residual", "router weights", "multiplier", "experts"}
+    assert "logits" not in entry.errors
+    lines = report.chain_table([entry])
+    assert "any, 4 layers, fused router" in lines
+    _operators(monkeypatch, lambda: 1.0)
+    with pytest.raises(RuntimeError, match="router did not choose the largest logits"):
+        chain.measure(_chain(tokens, fused=True), SETTINGS)
 
 
 def test_tokens_and_layers_choose_experts_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

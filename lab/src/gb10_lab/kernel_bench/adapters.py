@@ -10,6 +10,8 @@ from dataclasses import replace
 import torch
 
 from gb10.errors import UserError
+from gb10.kernels import moe_decode as moe_kernels
+from gb10.kernels import moe_grouped as grouped_kernels
 from gb10_lab.kernel_bench import gdn
 from gb10_lab.kernel_bench.data import Fp8, MoeWeights, Nvfp4, Routing, Sparse24
 from gb10_lab.kernel_bench.shapes import Gdn
@@ -20,11 +22,14 @@ OPERATORS = (
     "fp8_gemv",
     "moe_decode",
     "gdn_decode",
+    "route_experts",
     "sparse24_gemv",
     "quantize_nvfp4",
     "silu_mul_quantize_nvfp4",
 )
 
+EPSILON = 1e-6
+"""Of the router's norm."""
 QUANTIZE_SCALE = 4.0 / (6 * 448)
 """Global scale for normal activations: amax 4."""
 
@@ -86,13 +91,36 @@ def moe_decode(
 
     ``multiplier`` is float32 ``[tokens]``, of the shared expert's output; None is 1.
     """
-    call = torch.ops.gb10.moe_decode.default
     tokens, topk = routed[0].ids.shape
-    act = topk * copies[0].w2.packed.shape[2] * 2
-    shared_w2 = copies[0].shared_w2
-    if shared_w2 is not None:
-        act += shared_w2.packed.shape[1] * 2
-    workspace = torch.empty(tokens * act * 4, dtype=torch.uint8, device=x.device)
+    size = moe_kernels.workspace_bytes(tokens, topk, *_widths(copies[0]))
+    return _moe(torch.ops.gb10.moe_decode.default, size, x, copies, routed, multiplier)
+
+
+def moe_grouped(
+    x: torch.Tensor, copies: list[MoeWeights], routed: list[Routing], multiplier: torch.Tensor | None = None
+) -> Version:
+    """The same by the kernel for many tokens."""
+    tokens, topk = routed[0].ids.shape
+    experts = copies[0].w2.packed.shape[0]
+    size = grouped_kernels.workspace_bytes(tokens, topk, experts, x.shape[1], *_widths(copies[0]))
+    return _moe(torch.ops.gb10.moe_grouped.default, size, x, copies, routed, multiplier)
+
+
+def _widths(weights: MoeWeights) -> tuple[int, int]:
+    """The intermediate sizes of the routed experts and of the shared one (0 without)."""
+    shared = 0 if weights.shared_w2 is None else 2 * weights.shared_w2.packed.shape[1]
+    return 2 * weights.w2.packed.shape[2], shared
+
+
+def _moe(
+    call: Callable[..., None],
+    size: int,
+    x: torch.Tensor,
+    copies: list[MoeWeights],
+    routed: list[Routing],
+    multiplier: torch.Tensor | None,
+) -> Version:
+    workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
     silu = ("silu", float("inf"), 1.0, 0.0, False, False, False)
 
     def run(i: int, out: torch.Tensor) -> None:
@@ -116,6 +144,34 @@ def gdn_decode(shape: Gdn, mixed: torch.Tensor, copies: list[gdn.Layer]) -> Vers
 
     version = _into(mixed, shape.values, run, len(copies))
     return replace(version, restore=gdn.restoring(copies))
+
+
+def route_experts(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    routers: torch.Tensor,
+    routed: list[Routing],
+    normed: torch.Tensor,
+    total: torch.Tensor,
+    multiplier: torch.Tensor,
+) -> Version:
+    """Residual, norm (weight 1) and router; call ``i`` takes ``routers[i]`` and writes ``routed[i]``.
+
+    ``routers``: as x ``[copies, experts + 1, hidden]``, the last row the shared expert's. Every call writes
+    ``normed`` and ``total``, as x, and ``multiplier``, float32 ``[tokens]``. The output is the weights.
+    """
+    call = torch.ops.gb10.route_experts.default
+    tokens, experts = x.shape[0], routers.shape[1] - 1
+    workspace = torch.zeros(4 * tokens * (experts + 3), dtype=torch.uint8, device=x.device)
+    ones = torch.ones_like(x[0])
+
+    def run(i: int) -> torch.Tensor:
+        gate, shared = routers[i, :-1], routers[i, -1]
+        outputs = (*routed[i], multiplier, normed, total)
+        call(x, residual, ones, EPSILON, False, gate, shared, True, workspace, *outputs)
+        return routed[i].weights
+
+    return Version("ours", run, len(routers))
 
 
 def quantize(x: list[torch.Tensor], fused_silu: bool) -> Version:

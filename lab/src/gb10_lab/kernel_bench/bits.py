@@ -15,7 +15,7 @@ from typer import Option
 
 from gb10.errors import EXIT_FAILED
 from gb10.files import read_json, write_json
-from gb10.kernels import bandwidth, fp8_gemv, moe_decode, nvfp4_gemv, quantize
+from gb10.kernels import bandwidth, fp8_gemv, moe_decode, moe_router, nvfp4_gemv, quantize
 from gb10.nvfp4 import swizzle_128x4
 from gb10_lab.kernel_bench import adapters, data, gdn
 from gb10_lab.kernel_bench.shapes import DENSE, GDN, MOE, Dense, Gdn, Moe
@@ -96,6 +96,12 @@ def calls(held: list[str], device: torch.device) -> Iterator[tuple[str, Callable
                 for swizzled in (False, True):
                     what = f"{layer.label}, {tokens} tokens, {activation}, {swizzled=}"
                     yield f"moe_decode, {what}", _moe(layer, tokens, activation, swizzled, device)
+            if "route_experts" in held:
+                for dtype in DTYPES:
+                    yield (
+                        f"route_experts, {layer.label}, {tokens} tokens, {dtype}",
+                        _router(layer, tokens, dtype, device),
+                    )
     for heads in GDN[:3]:
         for tokens in TOKENS:
             what = f"{heads.model} {heads.label}, {tokens} tokens"
@@ -199,6 +205,33 @@ def _gdn(heads: Gdn, tokens: int, device: torch.device) -> Callable[[], Call]:
         states = gdn.layer(heads, tokens, device, dtype)
         version = adapters.gdn_decode(heads, data.activations(tokens, heads.columns, device), [states])
         return lambda: (version.run(0), states.state, states.conv_state)
+
+    return make
+
+
+def _router(layer: Moe, tokens: int, dtype: torch.dtype, device: torch.device) -> Callable[[], Call]:
+    """In bfloat16 also a norm with residual, and a shared gate."""
+
+    def make() -> Call:
+        hidden = -(-layer.hidden // 256) * 256
+        x, residual, weight = (
+            data.activations(rows, hidden, device).to(dtype) for rows in (tokens, tokens, 1)
+        )
+        router = data.routers(1, layer.experts, hidden, device)[0].to(dtype)
+        full = dtype == torch.bfloat16
+
+        def call() -> tuple[torch.Tensor, ...]:
+            routed = moe_router.route_experts(
+                x,
+                router[:-1],
+                layer.topk,
+                renormalise=full,
+                norm=moe_router.Norm(weight[0], 1e-6, True, residual) if full else None,
+                shared_gate_weight=router[-1] if full else None,
+            )
+            return tuple(each for each in routed if each is not None)
+
+        return call
 
     return make
 

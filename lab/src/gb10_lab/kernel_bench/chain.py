@@ -1,9 +1,10 @@
-"""The kernels as a model runs them: all layers in one CUDA graph, with and without the experts.
+"""The kernels as a model runs them: all layers in one CUDA graph, with and without experts and router.
 
 A layer is: residual and norm, in_proj (``nvfp4_gemv``), a gate in the place of the mixer's core, out_proj,
-residual and norm, router, experts (``moe_decode`` with the shared expert). Every replay has fresh tokens and
-every layer a router of its own, so the chosen experts differ. The time of the experts is the difference of
-the two graphs.
+residual and norm, router, experts (``moe_decode`` with the shared expert). The fused chain has
+``route_experts`` in the place of the second residual and norm, and of the router. Every replay has fresh
+tokens and every layer a router of its own, so the chosen experts differ. The time of the experts is the
+difference of two graphs, and so is that of the residual, norm and router before them.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import torch
 from gb10_lab.kernel_bench import adapters, data
 from gb10_lab.kernel_bench.figures import Spread, agree, floor_us, gbps, rotation
 from gb10_lab.kernel_bench.shapes import Layers, moe_bytes
-from gb10_lab.kernel_bench.suite import LIMIT, Settings
+from gb10_lab.kernel_bench.suite import LIMIT, ROUTER_LIMIT, Settings
 from gb10_lab.kernel_bench.timing import Recorded, capture, in_turns
 
 FLOAT32_LIMIT = 1e-5
 """Largest relative L2 error of the router's logits and weights."""
+FUSED = "fused"
 FRESH = 32
 """Sets of tokens that replays take in turn."""
 
@@ -49,9 +51,10 @@ class Glue(Protocol):
 class ChainEntry:
     """All layers at one number of tokens; times are microseconds a layer.
 
-    ``experts_us``: the chain's median without that of the chain ``without`` experts. ``distinct_experts`` and
-    ``bytes_moved`` (of the experts) are means over the layers of a replay. ``errors`` are relative L2 of the
-    steps of the last layer.
+    ``experts_us``: the chain's median without that of the chain ``without`` experts; ``router_us``: that
+    without the chain ``bare`` of the second residual and norm, and of the router. ``router`` is ``FUSED`` or
+    empty. ``distinct_experts`` and ``bytes_moved`` (of the experts) are means over the layers of a replay.
+    ``errors`` are relative L2 of the steps of the last layer.
     """
 
     model: str
@@ -64,11 +67,14 @@ class ChainEntry:
     again: Spread
     repeat_agrees: bool
     without: Spread
+    bare: Spread
     experts_us: float
+    router_us: float
     gbps: float
     percent_of_read: float
     floor_us: float
     errors: dict[str, float]
+    router: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,22 +102,21 @@ def draw(shape: Layers, device: torch.device, l2_bytes: int) -> Weights:
     read = data.moved(first[:2]) + moe_bytes(shape.moe, 1, shape.moe.topk)
     kept = [first, *(one() for _ in range(min(shape.layers, rotation(read, l2_bytes)) - 1))]
     used = [kept[i % len(kept)] for i in range(shape.layers)]
-    routers = torch.randn((shape.layers, shape.moe.experts + 1, shape.moe.hidden), device=device)
     return Weights(
         shape,
         [each[0] for each in used],
         [each[1] for each in used],
         [each[2] for each in used],
-        (routers / shape.moe.hidden**0.5).to(torch.bfloat16),
+        data.routers(shape.layers, shape.moe.experts, shape.moe.hidden, device),
     )
 
 
 class Chain:
     """Buffers and calls of all layers. After ``run`` the buffers hold the steps of the last layer."""
 
-    def __init__(self, weights: Weights, tokens: int, glue: Glue) -> None:
+    def __init__(self, weights: Weights, tokens: int, glue: Glue, fused: bool = False) -> None:
         shape, device = weights.shape, weights.routers.device
-        self.weights, self.glue = weights, glue
+        self.weights, self.glue, self.fused = weights, glue, fused
         hidden, experts, topk = shape.moe.hidden, shape.moe.experts, shape.moe.topk
 
         def empty(*size: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -131,12 +136,17 @@ class Chain:
         self._out_proj = adapters.nvfp4_gemv(self.mixed, weights.out_proj)
         self._experts = adapters.moe_decode(self.x_moe, weights.moe, self.routed, self.multiplier)
         self.z = self.y = self.out = self._nothing
+        self._router = None
+        if fused:
+            y = self._out_proj.run(0)  # for the place of its output
+            outputs = (self.x_moe, self.residual, self.multiplier)
+            self._router = adapters.route_experts(y, self.middle, weights.routers, self.routed, *outputs)
 
     def refresh(self) -> None:
         """Fresh tokens."""
         self.residual.copy_(next(self._tokens))
 
-    def run(self, experts: bool) -> None:
+    def run(self, experts: bool, router: bool = True) -> None:
         """Queue all layers."""
         y = self._nothing
         for i, routed in enumerate(self.routed):
@@ -144,15 +154,18 @@ class Chain:
             self.z = self._in_proj.run(i)
             self.glue.gate(self.z, self.mixed)
             self.y = self._out_proj.run(i)
-            self.glue.add_norm(self.middle, self.y, self.residual, self.x_moe)
-            self.glue.score(self.x_moe, self.weights.routers[i], self.logits)
-            self.glue.choose(self.logits, *routed, self.multiplier)
+            if router and self._router:
+                self._router.run(i)
+            elif router:
+                self.glue.add_norm(self.middle, self.y, self.residual, self.x_moe)
+                self.glue.score(self.x_moe, self.weights.routers[i], self.logits)
+                self.glue.choose(self.logits, *routed, self.multiplier)
             if experts:
                 y = self.out = self._experts.run(i)
 
-    def record(self, experts: bool) -> Recorded:
+    def record(self, experts: bool, router: bool = True) -> Recorded:
         """A graph of all layers; a call is a layer."""
-        graph = capture(lambda: self.run(experts), lambda: self.run(experts))
+        graph = capture(lambda: self.run(experts, router), lambda: self.run(experts, router))
         return Recorded(graph, len(self.routed), self.refresh)
 
     def distinct_experts(self) -> float:
@@ -167,26 +180,33 @@ class Chain:
         weights, routed = self.weights, self.routed[-1]
         total = self.middle.double() + self.y.double()
         v, g = self.z.double().chunk(3, dim=1)[1:]
-        logits = self.x_moe.double() @ weights.routers[-1].double().T
-        best = self.logits[:, :-1].topk(routed.ids.shape[1])
-        shares = best.values.double().softmax(dim=1)
-        if not torch.equal(self.logits.gather(1, routed.ids.long()), best.values):
-            raise RuntimeError("the chain's router did not choose the largest logits")
+        logits = data.router_logits(self.x_moe, weights.routers[-1])
         steps = {
-            "norm": (self.x, _normed(self.middle, self.glue.EPSILON), LIMIT),
+            "norm": (self.x, data.normed(self.middle, self.glue.EPSILON), LIMIT),
             "in_proj": (self.z, data.product(self.x, weights.in_proj[-1]), LIMIT),
             "gate": (self.mixed, v * torch.nn.functional.silu(g), LIMIT),
             "out_proj": (self.y, data.product(self.mixed, weights.out_proj[-1]), LIMIT),
             "residual": (self.residual, total, LIMIT),
-            "norm of the experts": (self.x_moe, _normed(self.residual, self.glue.EPSILON), LIMIT),
-            "logits": (self.logits, logits, FLOAT32_LIMIT),
-            "router weights": (routed.weights, shares, FLOAT32_LIMIT),
-            "multiplier": (self.multiplier, self.logits[:, -1].double().sigmoid(), FLOAT32_LIMIT),
-            "experts": (
-                self.out,
-                data.moe_reference(self.x_moe, weights.moe[-1], routed, self.multiplier),
+            "norm of the experts": (
+                self.x_moe,
+                data.normed(total if self.fused else self.residual, self.glue.EPSILON),
                 LIMIT,
             ),
+        }
+        if not self.fused:
+            steps["logits"] = (self.logits, logits, FLOAT32_LIMIT)
+            logits = self.logits.double()
+        scored = logits[:, :-1].to(torch.bfloat16).double() if self.fused else logits[:, :-1]
+        best = scored.topk(routed.ids.shape[1]).values
+        apart = (scored.gather(1, routed.ids.long()) - best).abs()
+        if bool((apart > (ROUTER_LIMIT * best.abs() if self.fused else 0)).any()):
+            raise RuntimeError("the chain's router did not choose the largest logits")
+        limit = ROUTER_LIMIT if self.fused else FLOAT32_LIMIT
+        experts = data.moe_reference(self.x_moe, weights.moe[-1], routed, self.multiplier)
+        steps |= {
+            "router weights": (routed.weights, best.softmax(dim=1), limit),
+            "multiplier": (self.multiplier, logits[:, -1].sigmoid(), FLOAT32_LIMIT),
+            "experts": (self.out, experts, LIMIT),
         }
         found = {}
         for name, (out, wanted, limit) in steps.items():
@@ -200,12 +220,16 @@ class Chain:
 
 
 def measure(chain: Chain, settings: Settings) -> ChainEntry:
-    """Check the last layer of a replay, then time the chain, the chain again, and the chain without experts.
+    """Check the last layer of a replay, then time the chain twice, without experts, and without router too.
 
     Raises RuntimeError when a step is wrong, or two replays of the same tokens differ.
     """
     shape, tokens = chain.weights.shape, chain.residual.shape[0]
-    recorded = [chain.record(experts=False), chain.record(experts=True)]
+    recorded = [
+        chain.record(experts=False),
+        chain.record(experts=True),
+        chain.record(experts=False, router=False),
+    ]
     fresh = data.activations(tokens, shape.moe.hidden, chain.residual.device)
     seen = []
     for _ in range(2):
@@ -216,7 +240,7 @@ def measure(chain: Chain, settings: Settings) -> ChainEntry:
         raise RuntimeError("two replays of the chain with the same tokens differ")
     errors, distinct = chain.errors(), chain.distinct_experts()
     moved = moe_bytes(shape.moe, tokens, round(distinct))
-    without, first, again = in_turns([*recorded, recorded[1]], settings.seconds)
+    without, first, bare, again = in_turns([*recorded, recorded[1]], settings.seconds)
     experts_us = first.median - without.median
     rate, bandwidth = gbps(moved, experts_us), settings.bandwidth
     return ChainEntry(
@@ -230,21 +254,22 @@ def measure(chain: Chain, settings: Settings) -> ChainEntry:
         again=again,
         repeat_agrees=agree(first, again),
         without=without,
+        bare=bare,
         experts_us=experts_us,
+        router_us=without.median - bare.median,
         gbps=rate,
         percent_of_read=100 * rate / bandwidth.read_gbps,
         floor_us=floor_us(moved, bandwidth.read_gbps, 2, bandwidth.launch_us),
         errors=errors,
+        router=FUSED if chain.fused else "",
     )
 
 
-def entries(shape: Layers, tokens: Sequence[int], glue: Glue, settings: Settings) -> Iterator[ChainEntry]:
-    """Measure one set of weights at each number of tokens."""
+def entries(
+    shape: Layers, tokens: Sequence[int], glue: Glue, settings: Settings, fused: Sequence[bool]
+) -> Iterator[ChainEntry]:
+    """Measure one set of weights at each number of tokens, each chain that ``fused`` names."""
     weights = draw(shape, settings.device, settings.l2_bytes)
-    for each in tokens:
-        yield measure(Chain(weights, each, glue), settings)
-
-
-def _normed(x: torch.Tensor, epsilon: float) -> torch.Tensor:
-    wide = x.double()
-    return wide / (wide.square().mean(dim=1, keepdim=True) + epsilon).sqrt()
+    for which in fused:
+        for each in tokens:
+            yield measure(Chain(weights, each, glue, which), settings)

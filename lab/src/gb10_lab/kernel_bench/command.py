@@ -18,6 +18,8 @@ from gb10_lab.kernel_bench import adapters, bandwidth, chain, report, shapes, st
 
 CHAIN = "chain"
 CHAIN_NEEDS = ("nvfp4_gemv", "moe_decode")
+CHAIN_ROUTER = "route_experts"
+"""With it there is a second chain, the fused one."""
 CHOICES = (*adapters.OPERATORS, CHAIN)
 H200_READ_GBPS = 4300.0
 H200_LAUNCH_US = 1.75
@@ -135,7 +137,8 @@ def _chain(settings: suite.Settings, results: report.Results, note: suite.Note) 
     from gb10_lab.kernel_bench import glue
 
     tokens = suite.tokens_of(shapes.CHAIN.model, settings)
-    results.chain.extend(chain.entries(shapes.CHAIN, tokens, glue, settings))
+    fused = (False, True) if CHAIN_ROUTER in adapters.held() else (False,)
+    results.chain.extend(chain.entries(shapes.CHAIN, tokens, glue, settings, fused))
 
 
 def _context_lost() -> bool:

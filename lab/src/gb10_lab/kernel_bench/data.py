@@ -136,6 +136,33 @@ def routing(shape: Moe, tokens: int, correlated: bool, device: torch.device) -> 
     return Routing(pool[order].to(torch.int32), weights / weights.sum(dim=1, keepdim=True))
 
 
+def routers(copies: int, experts: int, hidden: int, device: torch.device) -> torch.Tensor:
+    """Draw routers whose logits are about 1, BF16 ``[copies, experts + 1, hidden]``."""
+    drawn = torch.randn((copies, experts + 1, hidden), device=device)
+    return drawn.div_(hidden**0.5).to(torch.bfloat16)
+
+
+def normed(x: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """The RMS norm with weight 1 in float64."""
+    wide = x.to(torch.float64)
+    scaled: torch.Tensor = wide / (wide.square().mean(dim=1, keepdim=True) + epsilon).sqrt()
+    return scaled
+
+
+def router_logits(x: torch.Tensor, router: torch.Tensor) -> torch.Tensor:
+    """``x @ router.T`` in float64, from normed BF16 ``x``."""
+    return x.to(torch.float64) @ router.to(torch.float64).T
+
+
+def router_weights(
+    x: torch.Tensor, residual: torch.Tensor, router: torch.Tensor, topk: int, epsilon: float
+) -> torch.Tensor:
+    """Weights of the chosen experts in float64, largest first; normed tokens and logits rounded to BF16."""
+    rounded = normed(x.to(torch.float64) + residual.to(torch.float64), epsilon).to(torch.bfloat16)
+    logits = router_logits(rounded, router)[:, :-1].to(torch.bfloat16).to(torch.float64)
+    return logits.topk(topk).values.softmax(dim=1)
+
+
 def moved(tensors: object) -> int:
     """Bytes of all tensors in a nest of tuples; None counts nothing."""
     if isinstance(tensors, torch.Tensor):

@@ -167,21 +167,26 @@ def apart_table(entries: Iterable[Entry]) -> list[str]:
 
 
 def chain_table(entries: Iterable[ChainEntry]) -> list[str]:
-    """The experts as the difference of the chain with and without them; a heading for each model."""
-    lines = ["In the chain of all layers, us a layer; experts: the chain less the chain without them"]
+    """Experts and router as differences of the chain with and without them; a heading for each model."""
+    lines = [
+        "In the chain of all layers, us a layer; experts: the chain less that without them; router (with",
+        "the residual and the norm before it): the chain without experts less that without these too",
+    ]
     columns = (
-        f"{'shape':<26}{'M':>3}{'chosen':>7}{'MB':>7}{'chain':>8}{'p10':>8}{'p90':>8}{'without':>8}{'experts':>8}"
-        f"{'read%':>6}{'floor':>7}"
+        f"{'shape':<24}{'M':>3}{'chosen':>7}{'MB':>7}{'chain':>7}{'p10':>7}{'p90':>7}{'without':>8}"
+        f"{'router':>7}{'experts':>8}{'read%':>6}{'floor':>7}"
     )
-    model = ""
+    heading = ""
     for e in entries:
-        if e.model != model:
-            model = e.model
-            lines += [f"{model}, {e.layers} layers", columns]
+        own = f"{e.model}, {e.layers} layers" + (f", {e.router} router" if e.router else "")
+        if own != heading:
+            heading = own
+            lines += [heading, columns]
         lines.append(
-            f"{e.shape:<26.25}{e.tokens:>3}{e.distinct_experts:>7.1f}{e.bytes_moved / 1e6:>7.1f}"
-            f"{e.chain.median:>8.2f}{e.chain.p10:>8.2f}{e.chain.p90:>8.2f}{e.without.median:>8.2f}"
-            f"{e.experts_us:>8.2f}{e.percent_of_read:>6.1f}{e.floor_us:>7.2f}{'' if e.repeat_agrees else '!'}"
+            f"{e.shape:<24.23}{e.tokens:>3}{e.distinct_experts:>7.1f}{e.bytes_moved / 1e6:>7.1f}"
+            f"{e.chain.median:>7.2f}{e.chain.p10:>7.2f}{e.chain.p90:>7.2f}{e.without.median:>8.2f}"
+            f"{e.router_us:>7.2f}{e.experts_us:>8.2f}{e.percent_of_read:>6.1f}{e.floor_us:>7.2f}"
+            f"{'' if e.repeat_agrees else '!'}"
         )
     return lines
 
@@ -205,7 +210,7 @@ def changes(entries: Sequence[Entry], chain: Sequence[ChainEntry], other: dict[s
 
 
 def _key(entry: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(entry.get(name, "") for name in ("kernel", "model", "shape", "tokens", "routing"))
+    return tuple(entry.get(name, "") for name in ("kernel", "model", "shape", "tokens", "routing", "router"))
 
 
 def predictions(entries: Sequence[Entry]) -> list[Prediction]:

@@ -197,6 +197,11 @@ def moe_bytes(shape: Moe, tokens: int, distinct_experts: int) -> int:
     return total + activation_bytes(tokens, shape.hidden, shape.hidden) + tokens * shape.topk * (4 + 4)
 
 
+def router_bytes(shape: Moe) -> int:
+    """A BF16 router with the gate of the shared expert, and the weight of the norm before it."""
+    return 2 * (shape.experts + 2) * shape.hidden
+
+
 def expected_distinct(shape: Moe, tokens: int) -> float:
     """Experts chosen at least once when every token draws ``topk`` distinct ones uniformly."""
     return shape.experts * (1 - (1 - shape.topk / shape.experts) ** tokens)

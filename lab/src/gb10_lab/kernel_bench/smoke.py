@@ -11,7 +11,7 @@ import torch
 
 from gb10_lab.kernel_bench import adapters, data, gdn
 from gb10_lab.kernel_bench.shapes import Dense, Gdn, Moe
-from gb10_lab.kernel_bench.suite import FUSED_LIMIT, GDN_LIMIT, LIMIT
+from gb10_lab.kernel_bench.suite import FUSED_LIMIT, GDN_LIMIT, LIMIT, ROUTER_LIMIT
 from gb10_lab.kernel_bench.timing import Version
 
 DENSE = (Dense("small", "narrow", 40, 320), Dense("small", "tall", 1000, 2048))
@@ -20,7 +20,12 @@ GDN = (
     Gdn("small", "gdn", 2, 6, 128, 128, interleaved=False, state_bytes=4),
 )
 MOE = (Moe("small", "moe", 16, 4, 256, 128), Moe("small", "moe", 16, 4, 320, 192, shared=64))
+ROUTERS = ((256, 16, 4), (2304, 330, 7))
+"""Hidden, experts, topk."""
 TOKENS = (1, 3, 16)
+MANY_TOKENS = (2, 40, 150)
+GROUPED_LIMIT = 6e-3
+"""``moe_grouped`` rounds what comes out of the activation, and each expert's part, to the dtype of x."""
 
 Check = Callable[[torch.Tensor], tuple[float, float]]
 """An output's error, and the largest that is right."""
@@ -33,7 +38,7 @@ def run() -> int:
     wrong = 0
     for operator, what, version, check in _calls(held, device):
         torch.cuda.synchronize()
-        version.run(0).fill_(float("nan") if operator.endswith(("gemv", "decode")) else 0xAA)
+        version.run(0).fill_(float("nan") if operator.endswith(("gemv", "decode", "grouped")) else 0xAA)
         version.restore()
         found, limit = check(version.run(0))
         torch.cuda.synchronize()
@@ -64,12 +69,7 @@ def _calls(held: list[str], device: torch.device) -> Iterator[tuple[str, str, Ve
                 version = adapters.sparse24_gemv(x, shape.rows, [packed])
                 yield "sparse24_gemv", what, version, _near(data.product(x, kept))
         if "moe_decode" in held:
-            for layer in MOE:
-                weights, routed = data.moe(layer, device), data.routing(layer, tokens, False, device)
-                x = data.activations(tokens, layer.hidden, device)
-                version = adapters.moe_decode(x, [weights], [routed])
-                near = _near(data.moe_reference(x, weights, routed))
-                yield "moe_decode", f"{layer.label}, {tokens} tokens", version, near
+            yield from _experts("moe_decode", tokens, LIMIT, device)
         if "gdn_decode" in held:
             for heads in GDN:
                 dtype = torch.float32 if heads.state_bytes == 4 else torch.bfloat16
@@ -78,6 +78,11 @@ def _calls(held: list[str], device: torch.device) -> Iterator[tuple[str, str, Ve
                 near = _near(gdn.reference(heads, x, states), GDN_LIMIT)
                 version = adapters.gdn_decode(heads, x, [states])
                 yield "gdn_decode", f"{heads.label}, {tokens} tokens", version, near
+        if "route_experts" in held:
+            yield from _routers(tokens, device)
+    if hasattr(torch.ops.gb10, "moe_grouped"):
+        for tokens in MANY_TOKENS:
+            yield from _experts("moe_grouped", tokens, GROUPED_LIMIT, device)
     for operator, fused in (("quantize_nvfp4", False), ("silu_mul_quantize_nvfp4", True)):
         if operator in held:
             x = data.activations(130, 96 * (2 if fused else 1), device)
@@ -86,8 +91,33 @@ def _calls(held: list[str], device: torch.device) -> Iterator[tuple[str, str, Ve
             yield operator, "130x96", version, _same(wanted, FUSED_LIMIT if fused else 0.0)
 
 
-def _near(wanted: torch.Tensor, limit: float = LIMIT) -> Check:
-    limit = data.limit_for(wanted, limit)
+def _experts(
+    operator: str, tokens: int, limit: float, device: torch.device
+) -> Iterator[tuple[str, str, Version, Check]]:
+    for layer in MOE:
+        weights, routed = data.moe(layer, device), data.routing(layer, tokens, False, device)
+        x = data.activations(tokens, layer.hidden, device)
+        version = getattr(adapters, operator)(x, [weights], [routed])
+        near = _near(data.moe_reference(x, weights, routed), limit)
+        yield operator, f"{layer.label}, {tokens} tokens", version, near
+
+
+def _routers(tokens: int, device: torch.device) -> Iterator[tuple[str, str, Version, Check]]:
+    """The weights are looked at: they stand behind everything else."""
+    for hidden, experts, topk in ROUTERS:
+        x, residual = (data.activations(tokens, hidden, device) for _ in range(2))
+        router = data.routers(1, experts, hidden, device)
+        shares = torch.zeros((tokens, topk), device=device)
+        routed = data.Routing(torch.zeros((tokens, topk), dtype=torch.int32, device=device), shares)
+        outputs = (torch.zeros_like(x), torch.zeros_like(x), torch.zeros(tokens, device=device))
+        version = adapters.route_experts(x, residual, router, [routed], *outputs)
+        wanted = data.router_weights(x, residual, router[0], topk, adapters.EPSILON)
+        what = f"{experts}/{topk} {hidden}, {tokens} tokens"
+        yield "route_experts", what, version, _near(wanted, ROUTER_LIMIT)
+
+
+def _near(wanted: torch.Tensor, least: float = LIMIT) -> Check:
+    limit = data.limit_for(wanted, least)
     return lambda out: (data.relative_error(out, wanted), limit)
 
 

@@ -29,6 +29,7 @@ from gb10_lab.kernel_bench.shapes import (
     activation_bytes,
     gdn_bytes,
     quantize_bytes,
+    router_bytes,
 )
 from gb10_lab.kernel_bench.timing import Version, in_turns, record
 
@@ -37,6 +38,8 @@ LIMIT = 2e-3
 """Largest relative L2 error of our BF16 outputs against float64."""
 GDN_LIMIT = 4e-3
 """Of ``gdn_decode``, whose convolution and recurrent step round to BF16 before the output does."""
+ROUTER_LIMIT = 1e-2
+"""The same of the router's weights: its logits are rounded to BF16, and a last bit of a sum can turn one."""
 STOCK_LIMITS = {"marlin": 2e-2, "bf16": 1e-2, "fp8": 6e-2, "dense": 3e-3, "vllm": 1e-2}
 """Only to show that the stock paths compute the same thing: BF16 weights and FP8 activations are rounded.
 ``dense`` is our nvfp4_gemv beside our sparse24_gemv; ``vllm`` the kernels of vLLM's GDN layer."""
@@ -135,6 +138,8 @@ def jobs(settings: Settings, note: Note) -> Iterator[Job]:
     if "gdn_decode" in settings.operators:
         for heads in GDN[:1] if settings.quick else GDN:
             yield Job(f"gdn_decode {heads.model} {heads.label}", partial(_gdn, heads, settings, note))
+    for layer in _router_shapes(settings):
+        yield Job(f"route_experts {layer.model} {layer.label}", partial(_router, layer, settings))
     for kernel in ("quantize_nvfp4", "silu_mul_quantize_nvfp4"):
         if kernel in settings.operators:
             for rows in QUANTIZE:
@@ -242,6 +247,12 @@ def _moe_shapes(settings: Settings) -> list[Moe]:
     return [STREAMING_MOE, *(MOE[:1] if settings.quick else MOE)]
 
 
+def _router_shapes(settings: Settings) -> list[Moe]:
+    if "route_experts" not in settings.operators:
+        return []
+    return list(MOE[:1] if settings.quick else MOE[1:])
+
+
 def tokens_of(model: str, settings: Settings) -> tuple[int, ...]:
     """The numbers of tokens that a model's shapes are measured at."""
     if model == STREAMING:
@@ -316,6 +327,32 @@ def _marlin(make: Callable[[], Made], settings: Settings, note: Note) -> Made | 
 def _wide_copies(weight: data.Nvfp4 | data.Fp8, settings: Settings) -> list[torch.Tensor]:
     wide = stock.bf16_weight(weight)
     return [wide.clone() for _ in range(rotation(data.moved(wide), settings.l2_bytes))]
+
+
+def _router(shape: Moe, settings: Settings) -> Iterator[Case]:
+    weight_bytes = router_bytes(shape)
+    copies = rotation(weight_bytes, settings.l2_bytes)
+    routers = data.routers(copies, shape.experts, shape.hidden, settings.device)
+    torch.cuda.synchronize()
+    for tokens in tokens_of(shape.model, settings):
+        x, residual = (data.activations(tokens, shape.hidden, settings.device) for _ in range(2))
+        routed = data.routing(shape, tokens, False, settings.device)
+        outputs = (torch.zeros_like(x), torch.zeros_like(x), torch.zeros(tokens, device=settings.device))
+        ours = adapters.route_experts(x, residual, routers, [routed] * copies, *outputs)
+        error = _against_router(x, residual, routers, shape.topk)
+        label = f"router {shape.experts}/{shape.topk} {shape.hidden}"
+        moved = weight_bytes + data.moved((x, residual, *routed, *outputs))
+        yield Case("route_experts", shape.model, label, tokens, moved, ours, [], error)
+
+
+def _against_router(
+    x: torch.Tensor, residual: torch.Tensor, routers: torch.Tensor, topk: int
+) -> Callable[[int, torch.Tensor], tuple[float, float]]:
+    def error(i: int, out: torch.Tensor) -> tuple[float, float]:
+        wanted = data.router_weights(x, residual, routers[i], topk, adapters.EPSILON)
+        return data.relative_error(out, wanted), ROUTER_LIMIT
+
+    return error
 
 
 def _against(wanted: torch.Tensor) -> Callable[[int, torch.Tensor], tuple[float, float]]:

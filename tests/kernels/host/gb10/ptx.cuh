@@ -10,9 +10,14 @@ void load_weights(V& v, void const* address) {
   std::memcpy(&v, address, sizeof v);
 }
 template <typename V>
+void load_ahead(V& v, void const* address) {
+  std::memcpy(&v, address, sizeof v);
+}
+template <typename V>
 V load_relaxed(V const* address) {
   return *address;
 }
+inline void store_relaxed(std::uint32_t* address, std::uint32_t v) { *address = v; }
 
 inline unsigned char* dynamic_shared() { return reinterpret_cast<unsigned char*>(host::shared_memory); }
 inline std::uint32_t shared_address(void const* place) {
@@ -20,6 +25,8 @@ inline std::uint32_t shared_address(void const* place) {
 }
 
 inline void copy16(void* to, void const* from, bool valid = true) { host::copy(to, from, 16, valid); }
+inline void copy8(void* to, void const* from, bool valid) { host::copy(to, from, 8, valid); }
+inline void copy16_of_line(void* to, void const* from, bool valid) { host::copy(to, from, 16, valid); }
 inline void copy4(void* to, void const* from, bool valid = true) { host::copy(to, from, 4, valid); }
 inline void copy16(std::uint32_t to, void const* from) { copy16(dynamic_shared() + to, from); }
 inline void copy4(std::uint32_t to, void const* from) { copy4(dynamic_shared() + to, from); }
@@ -46,6 +53,10 @@ inline void barrier_arrive(int number, int threads) { host::arrive(number, threa
 inline void barrier_wait(int number, int threads) { host::meet(number, threads); }
 inline void wait_for_previous() {}
 inline void release_next() {}
+inline void stop() {
+  std::puts("a kernel stops itself");
+  std::exit(5);
+}
 inline void keep(int&) {}
 inline float power_of_2(float x) { return std::exp2(x); }
 inline float reciprocal(float x) { return 1.0f / x; }
