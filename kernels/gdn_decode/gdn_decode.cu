@@ -11,17 +11,18 @@ cudaError_t launch_heads(Arguments& p, cudaStream_t stream) {
   Device device{};
   cudaError_t const status = current_device(device);
   if (status != cudaSuccess) return status;
-  auto const start = [&]<int kLanes>() {
-    set_split(p, kThreads / kLanes);
-    Layout const at(p.steps, kKeySize, p.value_size, kThreads / kLanes, kLanes);
+  auto const start = [&]<int kRows>() {
+    prepare(p, kRows);
+    Layout const at(p.steps, kKeySize, p.value_size, kRows);
     dim3 const cluster(p.ratio * p.split), grid(cluster.x, p.key_heads, p.sequences);
-    return launch_dependent_clusters(decode<T, S, kKeySize, kLanes, kSteps>, grid, cluster, dim3(kThreads), sizeof(float) * at.all,
-                                     stream, p);
+    return launch_dependent_clusters(decode<T, S, kKeySize, kRows, kSteps>, grid, cluster, dim3(kLanes * kRows),
+                                     sizeof(float) * at.all, stream, p);
   };
-  // 32 rows a block while all blocks find place at once; then 64 rows, which convolve q and k less often.
+  // Small blocks while all find place at once; then larger ones, which convolve q and k less often.
   std::int64_t const blocks = static_cast<std::int64_t>(p.sequences) * p.value_heads * (p.value_size / 32);
   bool const small = p.value_heads / p.key_heads * (p.value_size / 32) <= kMaxCluster;
-  return small && blocks <= kResident<S, kKeySize, 8, kSteps> * device.sms ? start.template operator()<8>() : start.template operator()<4>();
+  return small && blocks <= kResident<S, 32, kSteps> * device.sms ? start.template operator()<32>()
+                                                                  : start.template operator()<64>();
 }
 
 template <typename T, typename S>

@@ -12,11 +12,12 @@ using gb10::torch_op::Tensor;
 namespace gdn = gb10::gdn_decode;
 
 constexpr char kOp[] = "gdn_decode";
+constexpr std::int64_t kMaxStride = std::int64_t{1} << 30;  // in elements
 
 void check_begin(char const* name, Tensor const& tensor, std::size_t alignment) {
-  gb10::torch_op::require(reinterpret_cast<std::uintptr_t>(tensor.data_ptr()) % alignment == 0, kOp,
-                          std::string(name) + " does not begin at a multiple of " + std::to_string(alignment) +
-                              " bytes; copy it first");
+  gb10::torch_op::require(
+      reinterpret_cast<std::uintptr_t>(tensor.data_ptr()) % alignment == 0, kOp,
+      std::string(name) + " does not begin at a multiple of " + std::to_string(alignment) + " bytes; copy it first");
 }
 
 void gdn_decode(Tensor mixed, Tensor conv_state, Tensor conv_weight, std::optional<Tensor> conv_bias, Tensor A_log, Tensor dt_bias,
@@ -82,11 +83,15 @@ void gdn_decode(Tensor mixed, Tensor conv_state, Tensor conv_weight, std::option
           "mixed has strides " + std::to_string(mixed.stride(0)) + " and " + std::to_string(mixed.stride(1)) +
               "; its columns must be next to each other, its rows an even number apart");
   std::int64_t const vector = 16 / (state.scalar_type() == ScalarType::Float ? 4 : 2);
-  require(state.stride(3) == 1 && state.stride(2) == key_size && (value_heads == 1 || state.stride(1) == value_size * key_size), kOp,
-          "state is not dense within a slot; only its slots may lie apart");
+  require(state.stride(3) == 1 && state.stride(2) == key_size && (value_heads == 1 || state.stride(1) == value_size * key_size),
+          kOp, "state is not dense within a slot; only its slots may lie apart");
   require(state.stride(0) % vector == 0, kOp,
           "state has slots " + std::to_string(state.stride(0)) + " numbers apart; that must be a multiple of " +
               std::to_string(vector));
+  require(steps * mixed.stride(0) < kMaxStride && state.stride(0) < kMaxStride && slots.stride(0) < kMaxStride &&
+              steps * slots.stride(slots.dim() - 1) < kMaxStride && conv_state.stride(0) < kMaxStride &&
+              channels * conv_state.stride(1) < kMaxStride && conv_state.size(2) * conv_state.stride(2) < kMaxStride,
+          kOp, "a stride of mixed, conv_state, state or slots is too large; copy the tensor first");
   for (Argument const& a : strided) {
     if (a.tensor) check_begin(a.name, *a.tensor, a.alignment);
   }
@@ -112,14 +117,14 @@ void gdn_decode(Tensor mixed, Tensor conv_state, Tensor conv_weight, std::option
   p.slots = static_cast<std::int32_t const*>(slots.data_ptr());
   p.accepted = accepted ? static_cast<std::int32_t const*>(accepted->data_ptr()) : nullptr;
   p.out = out.data_ptr();
-  p.mixed_row = mixed.stride(0);
-  p.conv_slot = conv_state.stride(0);
-  p.conv_channel = conv_state.stride(1);
-  p.conv_tap = conv_state.stride(2);
-  p.state_slot = state.stride(0);
-  p.slots_row = slots.stride(0);
-  p.slots_step = slots.dim() == 2 ? slots.stride(1) : 0;
-  p.accepted_row = accepted ? accepted->stride(0) : 0;
+  p.mixed_row = static_cast<int>(mixed.stride(0));
+  p.conv_slot = static_cast<int>(conv_state.stride(0));
+  p.conv_channel = static_cast<int>(conv_state.stride(1));
+  p.conv_tap = static_cast<int>(conv_state.stride(2));
+  p.state_slot = static_cast<int>(state.stride(0));
+  p.slots_row = static_cast<int>(slots.stride(0));
+  p.slots_step = slots.dim() == 2 ? static_cast<int>(slots.stride(1)) : 0;
+  p.accepted_row = accepted ? static_cast<int>(accepted->stride(0)) : 0;
   p.epsilon = static_cast<float>(epsilon);
   p.query_scale = 1.0f / std::sqrt(static_cast<float>(key_size));
   p.sequences = static_cast<int>(sequences);
@@ -132,8 +137,8 @@ void gdn_decode(Tensor mixed, Tensor conv_state, Tensor conv_weight, std::option
   p.interleaved = interleaved;
   p.float_step_bias = dt_bias.scalar_type() == ScalarType::Float;
   p.float_norm_weight = norm_weight.scalar_type() == ScalarType::Float;
-  p.conv_pairs = p.conv_channel == 1 && p.conv_slot % 2 == 0 && p.conv_tap % 2 == 0 &&
-                 reinterpret_cast<std::uintptr_t>(p.conv_state) % 4 == 0;
+  p.conv_pairs =
+      p.conv_channel == 1 && p.conv_slot % 2 == 0 && p.conv_tap % 2 == 0 && reinterpret_cast<std::uintptr_t>(p.conv_state) % 4 == 0;
 
   OnDeviceOf const device(kOp, mixed);
   device.check(gdn::launch(p, number_of(mixed), number_of(state), device.stream()));
@@ -141,8 +146,9 @@ void gdn_decode(Tensor mixed, Tensor conv_state, Tensor conv_weight, std::option
 
 }  // namespace
 
-GB10_OPERATOR(gdn_decode,
-              "gdn_decode(Tensor mixed, Tensor(a!) conv_state, Tensor conv_weight, Tensor? conv_bias, Tensor A_log, Tensor dt_bias, "
-              "Tensor(b!) state, Tensor norm_weight, float epsilon, Tensor slots, int key_heads, int value_heads, bool interleaved, "
-              "Tensor(c!) out, Tensor? accepted=None) -> ()",
-              gdn_decode)
+GB10_OPERATOR(
+    gdn_decode,
+    "gdn_decode(Tensor mixed, Tensor(a!) conv_state, Tensor conv_weight, Tensor? conv_bias, Tensor A_log, Tensor dt_bias, "
+    "Tensor(b!) state, Tensor norm_weight, float epsilon, Tensor slots, int key_heads, int value_heads, bool interleaved, "
+    "Tensor(c!) out, Tensor? accepted=None) -> ()",
+    gdn_decode)

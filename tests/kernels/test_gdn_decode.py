@@ -157,6 +157,19 @@ def test_a_key_head_has_no_more_value_heads_than_a_cluster_takes(good: Arguments
     assert "the value heads of a key head have 1024 rows of state together; it must be at most 512" in said
 
 
+def test_strides_have_32_bits(good: Arguments) -> None:
+    import torch
+
+    one = {
+        "mixed": good["mixed"][:2],
+        "out": good["out"][:2],
+        "accepted": good["accepted"][:1],
+        "slots": torch.as_strided(good["slots"], (1, 2), (1 << 30, 1)),
+    }
+    said = refusal({**good, **one})
+    assert "a stride of mixed, conv_state, state or slots is too large; copy the tensor first" in said
+
+
 def test_fake_tensors_pass_and_give_the_shape(good: Arguments) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -129,15 +129,34 @@ __device__ __forceinline__ void barrier_wait(int number, int threads) {
 }
 
 // Clusters (9.0 and newer). A barrier of all threads of a cluster, in two parts; a thread's turns at them alternate, all lanes
-// of a warp at once. What was read and written before the one is done before any thread returns from the other.
-__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// of a warp at once. It orders what has been read before with what is written after, and no writes: those would have to reach L2.
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 
-// Writes to the same place of the shared memory of a block of the cluster, by its rank, which must run.
-__device__ __forceinline__ void store_in_cluster(float* place, int rank, float v) {
-  std::uint32_t there;
+// Numbers sent to a block of the cluster, to the same place in its shared memory. One thread of that block says how many
+// bytes will come, before an arrival at the cluster's barrier that the senders wait for; any thread of it waits for them, once.
+__device__ __forceinline__ void expect_bytes(std::uint64_t* mail, int bytes) {
+  std::uint32_t const address = shared_address(mail);
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void send(float* place, std::uint64_t* mail, int rank, float v) {
+  std::uint32_t there, mail_there;
   asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(place)), "r"(rank));
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(there), "f"(v) : "memory");
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mail_there) : "r"(shared_address(mail)), "r"(rank));
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];" ::"r"(there), "f"(v), "r"(mail_there)
+               : "memory");
+}
+__device__ __forceinline__ void wait_for_bytes(std::uint64_t* mail) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], 0;\n"
+      "@!done bra again;\n"
+      "}" ::"r"(shared_address(mail))
+      : "memory");
 }
 
 // Programmatic dependent launch (launch.cuh): returns when the kernels before have ended and their writes can be seen; lets the
@@ -174,6 +193,12 @@ __device__ __forceinline__ float power_of_2(float x) {  // within 2 units of the
 __device__ __forceinline__ float reciprocal(float x) {  // within 1
   float out;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+  return out;
+}
+
+__device__ __forceinline__ float inverse_root(float x) {  // within 2
+  float out;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
   return out;
 }
 

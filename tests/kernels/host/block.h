@@ -246,8 +246,8 @@ void mma(float (&c)[4], Operands const& mine) {
     double sum = c[i];
     for (int k = 0; k < 16; ++k) {
       int const owner = k % 8 / 2, upper = k / 8;
-      sum += double{half_of<T>(all[4 * g + owner].a[lower + 2 * upper], k % 2)} *
-             half_of<T>(all[4 * column + owner].b[upper], k % 2);
+      sum +=
+          double{half_of<T>(all[4 * g + owner].a[lower + 2 * upper], k % 2)} * half_of<T>(all[4 * column + owner].b[upper], k % 2);
     }
     c[i] = static_cast<float>(sum);
   }

@@ -61,11 +61,11 @@ struct Problem {
     if (sequences > 4 && c.steps > 1) slots[3 * c.steps + c.steps - 1] = -1;
   }
 
-  std::int64_t conv_channel() const { return c.pairs ? 1 : conv_taps; }
-  std::int64_t conv_tap() const { return c.pairs ? channels : 1; }
+  int conv_channel() const { return c.pairs ? 1 : conv_taps; }
+  int conv_tap() const { return c.pairs ? channels : 1; }
 
-  // Tokens `first` .. `first + count` of each sequence with a kernel of that many lanes a row.
-  template <int kLanes, int kSteps>
+  // Tokens `first` .. `first + count` of each sequence in blocks of so many rows.
+  template <int kRows, int kSteps>
   std::vector<T> run(int first, int count, std::vector<int> const& use_slots, std::vector<int> const& accepted) {
     std::vector<T> out(std::size_t(sequences) * count * value_heads * c.value_size), rows;
     std::memset(static_cast<void*>(out.data()), 0xFF, out.size() * sizeof(T));
@@ -87,12 +87,12 @@ struct Problem {
     p.sequences = sequences, p.steps = count, p.slot_count = kSlots, p.key_heads = c.key_heads, p.value_heads = value_heads;
     p.key_size = kKeySize, p.value_size = c.value_size, p.interleaved = c.interleaved;
     p.float_step_bias = p.float_norm_weight = c.float_weights, p.conv_pairs = c.pairs;
-    constexpr int kRows = gdn::kThreads / kLanes;
-    gdn::set_split(p, kRows);
-    gdn::Layout const at(count, kKeySize, c.value_size, kRows, kLanes);
+    gdn::prepare(p, kRows);
+    gdn::Layout const at(count, kKeySize, c.value_size, kRows);
     unsigned const cluster = c.ratio * p.split;
-    host::run({cluster, unsigned(c.key_heads), unsigned(sequences)}, {gdn::kThreads, 1, 1}, sizeof(float) * at.all,
-              [&] { gdn::decode<T, S, kKeySize, kLanes, kSteps>(p); }, cluster);
+    host::run(
+        {cluster, unsigned(c.key_heads), unsigned(sequences)}, {gdn::kLanes * kRows, 1, 1}, sizeof(float) * at.all,
+        [&] { gdn::decode<T, S, kKeySize, kRows, kSteps>(p); }, cluster);
     return out;
   }
 
@@ -128,7 +128,8 @@ struct Problem {
       };
       auto const y = [&](int step, int channel) {
         double sum = c.bias ? float(conv_bias[channel]) : 0.0;
-        for (int tap = 0; tap < 4; ++tap) sum += double{float(conv_weight[channel * 4 + tap])} * float(input(step - 3 + tap, channel));
+        for (int tap = 0; tap < 4; ++tap)
+          sum += double{float(conv_weight[channel * 4 + tap])} * float(input(step - 3 + tap, channel));
         return rounded(sum / (1 + std::exp(-sum)), T{});
       };
       for (int channel = 0; channel < channels; ++channel) {
@@ -139,11 +140,13 @@ struct Problem {
       for (int h = 0; h < value_heads; ++h) {
         int const g = h / c.ratio;
         std::vector<double> hidden(std::size_t(c.value_size) * kKeySize);
-        for (std::size_t i = 0; i < hidden.size(); ++i) hidden[i] = float(state[mine[from] * std::size_t(state_row) + h * hidden.size() + i]);
+        for (std::size_t i = 0; i < hidden.size(); ++i)
+          hidden[i] = float(state[mine[from] * std::size_t(state_row) + h * hidden.size() + i]);
         for (int step = 0; step < c.steps; ++step) {
           T const* const x = mixed.data() + (n * c.steps + step) * mixed_row;
           double const a = float(x[column(5, h, 0)]) + double{float_step_bias[h]}, b = float(x[column(4, h, 0)]);
-          double const decay = std::exp(-std::exp(double{log_decay[h]}) * std::log1p(std::exp(a))), strength = 1 / (1 + std::exp(-b));
+          double const decay = std::exp(-std::exp(double{log_decay[h]}) * std::log1p(std::exp(a))),
+                       strength = 1 / (1 + std::exp(-b));
           std::vector<double> q(kKeySize), k(kKeySize);
           double q2 = 0, k2 = 0;
           for (int i = 0; i < kKeySize; ++i) {
@@ -201,8 +204,9 @@ void expect(bool right, char const* what, Case const& c) {
   ++runs;
   if (right) return;
   ++wrong;
-  std::printf("%s: %d key heads, %d value heads each, %d rows, %d tokens, %zu sequences, interleaved %d, bias %d, float %d, pairs %d\n",
-              what, c.key_heads, c.ratio, c.value_size, c.steps, c.accepted.size(), c.interleaved, c.bias, c.float_weights, c.pairs);
+  std::printf(
+      "%s: %d key heads, %d value heads each, %d rows, %d tokens, %zu sequences, interleaved %d, bias %d, float %d, pairs %d\n",
+      what, c.key_heads, c.ratio, c.value_size, c.steps, c.accepted.size(), c.interleaved, c.bias, c.float_weights, c.pairs);
 }
 
 template <typename T, typename S, int kKeySize, int kSteps>
@@ -214,7 +218,7 @@ void check(Case const& c) {
   double const step = std::is_same_v<T, __half> ? 0x1p-11 : 0x1p-8;
 
   auto wide = problem;
-  auto const first = wide.template run<4, kSteps>(0, c.steps, problem.slots, c.accepted);
+  auto const first = wide.template run<64, kSteps>(0, c.steps, problem.slots, c.accepted);
   bool const finite = std::all_of(first.begin(), first.end(), [](T v) { return std::isfinite(float(v)); });
   expect(finite && distance(first, out) < 0.8 * step, "out", c);
   std::vector<double> stored, wanted;
@@ -229,8 +233,8 @@ void check(Case const& c) {
   expect(same(wide.conv, convs), "inputs", c);
   if (c.ratio * c.value_size / 32 <= gdn::kMaxCluster) {
     auto narrow = problem;
-    auto const second = narrow.template run<8, kSteps>(0, c.steps, problem.slots, c.accepted);
-    expect(same(first, second) && same(wide.state, narrow.state) && same(wide.conv, narrow.conv), "bits of 8 lanes a row", c);
+    auto const second = narrow.template run<32, kSteps>(0, c.steps, problem.slots, c.accepted);
+    expect(same(first, second) && same(wide.state, narrow.state) && same(wide.conv, narrow.conv), "bits of blocks of 32 rows", c);
   }
   if (c.steps == 1 || c.accepted[0] > 1) return;
   // As many calls for one token, in the first slot of each sequence.
@@ -239,7 +243,7 @@ void check(Case const& c) {
   for (int n = 0; n < problem.sequences; ++n) one.push_back(problem.slots[n * c.steps]);
   std::vector<int> const none(problem.sequences, -1);
   for (int i = 0; i < c.steps; ++i) {
-    auto const token = serial.template run<4, 1>(i, 1, one, none);
+    auto const token = serial.template run<64, 1>(i, 1, one, none);
     std::size_t const size = std::size_t(problem.value_heads) * c.value_size;
     bool equal = true;
     for (int n = 0; n < problem.sequences; ++n) {
