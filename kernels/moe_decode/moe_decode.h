@@ -61,7 +61,6 @@ struct Arguments : moe::Routing, moe::ActivationNumbers {
   Matrix w13, w2;
   Matrix shared_w13, shared_w2;  // codes is nullptr without a shared expert
   bool gated, interleaved, up_first, multiplier_as_x;
-  bool many;  // MEASURING: group as for many pairs
 };
 
 // Workspace for the results of the activation: 17 bits each.

@@ -2,7 +2,6 @@
 #include "moe_router.cuh"
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "gb10/launch.cuh"
 
@@ -63,8 +62,6 @@ cudaError_t launch(Arguments const& a, Number number, cudaStream_t stream) {
     int const rows = a.experts + (a.shared_gate != nullptr);
     bool const small = part.tokens <= 4 && divide_up(rows, kTileRows / 2) + part.tokens <= 2 * device.sms;
     plan.tile_rows = small ? kTileRows / 2 : kTileRows;
-    if (char const* own = std::getenv("GB10_ROUTER_ROWS")) plan.tile_rows = std::atoi(own);  // MEASURING
-    plan.late = std::getenv("GB10_ROUTER_LATE") != nullptr;                                     // MEASURING
     plan.tiles = divide_up(rows, plan.tile_rows);
     Cut const cut = cut_of(part.tokens, a.columns);
     int const vectors = cut.warps == kManyWarps ? kMaxVectors : cut.vectors;
@@ -82,5 +79,3 @@ cudaError_t launch(Arguments const& a, Number number, cudaStream_t stream) {
 }
 
 }  // namespace gb10::moe_router
-
-GB10_TRACE_EXPORT(gb10_trace_router)

@@ -51,7 +51,8 @@ struct Arguments {
 constexpr int key_stride(int experts) { return (experts + 3) / 4 * 4; }
 constexpr std::int64_t workspace_bytes(std::int64_t tokens, int experts) { return tokens * key_stride(experts) * 4; }
 
-// Launches on `stream` of the current device; gives the first CUDA error. More than 32768 numbers of x take several launches.
+// Launches on `stream` of the current device; gives the first CUDA error. With more than 32768 numbers in x (tokens rounded up to
+// a power of two) some of the tokens at a time.
 cudaError_t launch(Arguments const& arguments, Number number, cudaStream_t stream);
 
 }  // namespace gb10::moe_router
