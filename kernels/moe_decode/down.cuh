@@ -10,7 +10,7 @@
 
 namespace gb10::moe_decode {
 
-inline constexpr int kDownThreads = 512;  // at most
+inline constexpr int kDownThreads = 512;             // at most
 inline constexpr int kDownDepth = 2, kDownDeep = 3;  // parts that a warp keeps in flight; with little work
 
 inline constexpr int kStageStride = w4a16::token_stride(w4a16::kTileK);  // of one token of one part, in numbers

@@ -48,7 +48,9 @@ cudaError_t launch(Arguments const& a, Number number, cudaStream_t stream) {
   for (int first = 0; first < a.tokens && status == cudaSuccess; first += step) {
     Arguments part = a;
     part.tokens = std::min(step, a.tokens - first);
-    auto const skip = [&](auto* pointer, int size) { return pointer ? pointer + static_cast<std::int64_t>(first) * size : pointer; };
+    auto const skip = [&](auto* pointer, int size) {
+      return pointer ? pointer + static_cast<std::int64_t>(first) * size : pointer;
+    };
     part.x = skip(static_cast<std::uint16_t const*>(a.x), a.columns);
     part.residual = skip(static_cast<std::uint16_t const*>(a.residual), a.columns);
     part.normed = skip(static_cast<std::uint16_t*>(a.normed), a.columns);

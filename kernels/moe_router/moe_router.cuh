@@ -11,18 +11,18 @@
 namespace gb10::moe_router {
 
 inline constexpr int kFewWarps = 8, kManyWarps = 16;  // of a block: up to 8 tokens; up to 16
-inline constexpr int kTileRows = 8;      // of the gate, for a block, at most: columns of the matrix instruction
-inline constexpr int kTokenRows = 16;    // rows of the matrix instruction
-inline constexpr int kPieceK = 32;       // k of a piece: a thread has 8 next to each other, for two matrix instructions
-inline constexpr int kHeld = 64;         // pieces of the gate that a block holds
-inline constexpr int kMaxVectors = 8;    // of 8 numbers of x that a thread holds
-inline constexpr int kWarpKeys = 128;    // keys that a warp chooses from: 4 a lane
+inline constexpr int kTileRows = 8;                   // of the gate, for a block, at most: columns of the matrix instruction
+inline constexpr int kTokenRows = 16;                 // rows of the matrix instruction
+inline constexpr int kPieceK = 32;         // k of a piece: a thread has 8 next to each other, for two matrix instructions
+inline constexpr int kHeld = 64;           // pieces of the gate that a block holds
+inline constexpr int kMaxVectors = 8;      // of 8 numbers of x that a thread holds
+inline constexpr int kWarpKeys = 128;      // keys that a warp chooses from: 4 a lane
 inline constexpr int kPatience = 1 << 24;  // looks for a key, of half a microsecond or more each
 
 struct Plan {
-  int tile_rows;    // rows of the gate for a block
-  int tiles;        // blocks that compute logits; one more for each token chooses
-  int warps_shift;  // log2 of the warps that share the norm of a token
+  int tile_rows;     // rows of the gate for a block
+  int tiles;         // blocks that compute logits; one more for each token chooses
+  int warps_shift;   // log2 of the warps that share the norm of a token
   int vectors_each;  // of the vectors of all warps, those that a block writes
   float inverse_columns;
 };
