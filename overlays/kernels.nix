@@ -10,8 +10,11 @@ let
       folders = [
         ../kernels/bandwidth
         ../kernels/fp8_gemv
+        ../kernels/gdn_decode
         ../kernels/moe_decode
+        ../kernels/moe_grouped
         ../kernels/moe_router
+        ../kernels/nvfp4_dequantize
         ../kernels/nvfp4_gemv
         ../kernels/quantize
       ];
@@ -44,5 +47,6 @@ in
     vllm-fp4-software = vllmFp4.software;
     vllm-fp4-gemm = vllmFp4.gemm;
     vllm-fp4-checks = import ../nix/packages/vllm-fp4-checks.nix { pkgs = final; };
+    vllm-wheel-checks = import ../nix/packages/vllm-wheel-checks.nix { pkgs = final; };
   };
 }

@@ -42,25 +42,10 @@ namespace gb10::moe_decode {
 inline constexpr int kMaxExperts = 8192;
 inline constexpr int kMaxWidth = 32768;  // of hidden and intermediate: one token fits the 99 KB of a block on 8.6, 8.9 and 12.x
 
-// A stack of NVFP4 matrices [count][rows, k].
-struct Matrix {
-  std::uint8_t const* codes;   // [count][rows][k / 2]
-  std::uint8_t const* scales;  // [count][scale_bytes], linear or swizzled
-  float const* globals;        // [count][global_columns]
-  std::int64_t scale_bytes;    // of one matrix
-  int rows;
-  int k;
-  int global_columns;  // 1, or 2: gate, up
-};
+using moe::Matrix;
 
-struct Arguments : moe::Routing, moe::ActivationNumbers {
-  void const* x;                  // [tokens, hidden]
-  void const* shared_multiplier;  // [tokens]: float32, or as x when multiplier_as_x; nullptr: 1
-  void* act;                      // workspace_bytes() of memory, at a multiple of 16
-  void* out;                      // [tokens, hidden]
-  Matrix w13, w2;
-  Matrix shared_w13, shared_w2;  // codes is nullptr without a shared expert
-  bool gated, interleaved, up_first, multiplier_as_x;
+struct Arguments : moe::Layer {
+  void* act;  // workspace_bytes() of memory, at a multiple of 16
 };
 
 // Workspace for the results of the activation: 17 bits each.

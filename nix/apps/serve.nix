@@ -5,7 +5,12 @@
 { pkgs }:
 
 let
-  inherit (pkgs.gb10) cpu-env cuda-env demo-model;
+  inherit (pkgs.gb10)
+    cpu-env
+    cuda-env
+    demo-model
+    kernels
+    ;
   isolated = import ./isolated.nix;
 
   serve-cuda = pkgs.writeShellApplication {
@@ -20,6 +25,8 @@ let
       source ${./driver-libraries.sh}
       export GB10_DEMO_MODEL=''${GB10_DEMO_MODEL:-${demo-model}}
       export GB10_PROFILE=cuda
+      # Our kernels: without them the engine is vLLM's own.
+      export GB10_KERNELS=''${GB10_KERNELS:-${kernels}}
       # No compiler at run time: a kernel that was not built ahead is an error, not an hour of nvcc.
       export FLASHINFER_DISABLE_JIT=''${FLASHINFER_DISABLE_JIT:-1}
       ${isolated cuda-env "gb10 serve"}

@@ -44,6 +44,7 @@ in
 {
   e2e-serve = e2e "serve" [ "test_death" "test_demo_model" "test_incomplete" "test_serve" ] [ ];
   e2e-numerics = e2e "numerics" [
+    "test_engine_layers"
     "test_fused_scales"
     "test_numerics"
     "test_numerics_reference"

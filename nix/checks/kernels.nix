@@ -32,12 +32,15 @@ in
   kernels = room {
     name = "kernels";
     tests = [ ../../tests/kernels ];
-    arguments = "-k 'not sparse24' --ignore tests/kernels/test_vllm_fp4_gemm.py";
+    arguments = "-k 'not sparse24' --ignore tests/kernels/test_vllm_fp4_gemm.py --ignore tests/kernels/test_vllm_wheel_sass.py";
     cuda = common ++ [
       ../../kernels/bandwidth
       ../../kernels/fp8_gemv
+      ../../kernels/gdn_decode
       ../../kernels/moe_decode
+      ../../kernels/moe_grouped
       ../../kernels/moe_router
+      ../../kernels/nvfp4_dequantize
       ../../kernels/nvfp4_gemv
       ../../kernels/quantize
       ../../vllm_fp4

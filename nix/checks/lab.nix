@@ -33,6 +33,14 @@ let
 in
 {
   lab-cli = tests "cli" (sets.plugin ++ sets.gb10 [ "kernels" ] ++ [ ../../lab/src ]);
+  lab-engine-bench = tests "engine_bench" (
+    sets.lab [
+      "engine_bench"
+      "kernel_bench"
+      "quality"
+      "record.py"
+    ]
+  );
   lab-kernel-bench = tests "kernel_bench" (
     sets.gb10 [ "kernels" ]
     ++ sets.lab [

@@ -9,8 +9,10 @@ rec {
   base = gb10 [
     "__init__.py"
     "arguments.py"
+    "deaths.py"
     "errors.py"
     "files.py"
+    "libraries.py"
     "py.typed"
     "units.py"
   ];
@@ -22,7 +24,12 @@ rec {
       "nvfp4"
       "sparse24"
     ];
-  plugin = formats ++ gb10 [ "vllm_plugin" ];
+  plugin =
+    formats
+    ++ gb10 [
+      "kernels"
+      "vllm_plugin"
+    ];
   serve =
     plugin
     ++ gb10 [

@@ -36,5 +36,5 @@ in
     ]
   );
   unit-serve = unit "serve" (sets.serve ++ [ ../../docs/configuration.md ]);
-  unit-vllm-plugin = unit "vllm_plugin" sets.plugin;
+  unit-vllm-plugin = unit "vllm_plugin" (sets.plugin ++ [ ../../tests/reference ]);
 }

@@ -23,6 +23,7 @@
     vllm-fp4
     vllm-fp4-checks
     vllm-fp4-software
+    vllm-wheel-checks
     ;
   default = pkgs.gb10.serve;
 }

@@ -15,6 +15,7 @@ import ./python-package.nix { inherit pkgs; } {
         "__init__.py"
         "arguments.py"
         "checkpoint"
+        "deaths.py"
         "errors.py"
         "files.py"
         "fp8.py"

@@ -38,6 +38,8 @@ class Case:
     speculative: Mapping[str, object] | None = None
     values: bool = False
     config: Mapping[str, object] | None = None
+    only_headers: bool = False
+    """One process of many reads a part of each tensor, so that the load does not show it."""
 
 
 def without(*starts: str) -> Change:
@@ -69,6 +71,42 @@ def with_byte(name: str, value: int) -> Change:
 def half(name: str) -> Change:
     def change(tensors: Tensors) -> None:
         tensors[name] = tensors[name][: len(tensors[name]) // 2].contiguous()
+
+    return change
+
+
+def stored_as(name: str, dtype: torch.dtype) -> Change:
+    """The same numbers, in another type."""
+
+    def change(tensors: Tensors) -> None:
+        tensors[name] = tensors[name].to(dtype)
+
+    return change
+
+
+def bytes_of(name: str, dtype: torch.dtype) -> Change:
+    """The same bytes, said to be of another type."""
+
+    def change(tensors: Tensors) -> None:
+        tensors[name] = tensors[name].view(dtype)
+
+    return change
+
+
+def ones(name: str, *shape: int) -> Change:
+    def change(tensors: Tensors) -> None:
+        tensors[name] = torch.ones(shape, dtype=tensors[name].dtype)
+
+    return change
+
+
+def float_block_scale(value: float) -> Change:
+    """Block scales in F32, one of them with this value."""
+    name = f"{EXPERT}gate_proj.weight_scale"
+
+    def change(tensors: Tensors) -> None:
+        tensors[name] = tensors[name].to(torch.float32)
+        tensors[name][0, 0] = value
 
     return change
 
@@ -112,6 +150,63 @@ CASES = {
         without("mtp.layers.0.self_attn.k_proj"),
         r"no mtp.layers.0.self_attn.k_proj.weight, which the draft",
         MTP,
+    ),
+    "no MTP projection": Case(without("mtp.fc"), r"no mtp.fc.weight, which the draft model \(mtp\)", MTP),
+    "block scales as bytes": Case(
+        bytes_of(f"{EXPERT}gate_proj.weight_scale", torch.uint8),
+        f"{EXPERT}gate_proj.weight_scale is of type U8, and the model reads it as F8_E4M3, which would",
+    ),
+    "dense block scales as bytes": Case(
+        bytes_of("model.layers.3.self_attn.o_proj.weight_scale", torch.uint8),
+        "model.layers.3.self_attn.o_proj.weight_scale is of type U8, and",
+    ),
+    "norm as integers": Case(
+        stored_as("model.norm.weight", torch.int64), "model.norm.weight is of type I64, and .* as BF16"
+    ),
+    "norm as booleans": Case(
+        stored_as("model.norm.weight", torch.bool), "model.norm.weight is of type BOOL, and .* as BF16"
+    ),
+    "MTP norm as integers": Case(
+        stored_as("mtp.norm.weight", torch.int64), "mtp.norm.weight is of type I64, and .* as BF16", MTP
+    ),
+    "codes as floats": Case(
+        stored_as(f"{EXPERT}down_proj.weight", torch.bfloat16),
+        f"{EXPERT}down_proj.weight is of type BF16, and .* as U8",
+    ),
+    "codes as FP8": Case(
+        bytes_of(f"{EXPERT}down_proj.weight", torch.float8_e4m3fn),
+        f"{EXPERT}down_proj.weight is of type F8_E4M3, and .* as U8",
+    ),
+    "codes as signed bytes": Case(bytes_of(f"{EXPERT}down_proj.weight", torch.int8), None),
+    "norm in F32": Case(stored_as("model.norm.weight", torch.float32), None),
+    "global scale in BF16": Case(stored_as(f"{EXPERT}up_proj.weight_scale_2", torch.bfloat16), None),
+    "block scales in F32, exact": Case(float_block_scale(1.125), None),
+    "block scales in F32, not exact": Case(
+        float_block_scale(1.1),
+        f"{EXPERT}gate_proj.weight_scale is of type F32, and .* as F8_E4M3",
+        values=True,
+    ),
+    "state decay in another shape": Case(
+        ones("model.layers.0.linear_attn.A_log", 2, 2),
+        r"vLLM cannot load model.layers.0.linear_attn.A_log \(\S+, \[2, 2\]\) into "
+        r"model.layers.0.linear_attn.A_log \(\S+, \[4\]\)",
+    ),
+    "state decay of one number": Case(
+        ones("model.layers.0.linear_attn.A_log", 1),
+        r"model.layers.0.linear_attn.A_log \(\S+, \[1\]\) into .*\[4\]",
+    ),
+    "a norm of one number": Case(ones("model.norm.weight", 1), r"model.norm.weight \(\S+, \[1\]\) into"),
+    "a norm of two dimensions": Case(
+        ones("model.layers.1.input_layernorm.weight", 1, 256),
+        r"model.layers.1.input_layernorm.weight \(\S+, \[1, 256\]\) into",
+    ),
+    "state decay of more heads": Case(
+        ones("model.layers.0.linear_attn.A_log", 8),
+        r"model.layers.0.linear_attn.A_log \(BF16, \[8\]\) has more numbers than the model",
+        only_headers=True,
+    ),
+    "keys of more heads": Case(
+        ones(KEYS, 256, 256), rf"{KEYS} \(BF16, \[256, 256\]\) has more numbers than", only_headers=True
     ),
     # `gb10 serve` says more of it before (tests/unit/checkpoint/test_inventory.py): vLLM takes what there is.
     "half of the block scales": Case(
@@ -258,7 +353,7 @@ def test_headers(said: dict[str, tuple[str | None, str | None]], name: str) -> N
 def test_load(said: dict[str, tuple[str | None, str | None]], name: str) -> None:
     case = CASES[name]
     _, load = said[name]
-    if case.said is None:
+    if case.said is None or case.only_headers:
         assert load is None
     else:
         assert load is not None
@@ -267,7 +362,16 @@ def test_load(said: dict[str, tuple[str | None, str | None]], name: str) -> None
         assert re.search(case.said, load), load
 
 
-@pytest.mark.parametrize("name", ["no expert", "embedding NaN"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "no expert",
+        "embedding NaN",
+        "norm as integers",
+        "state decay in another shape",
+        "keys of more heads",
+    ],
+)
 def test_serve_refuses(name: str, demo_model: Path, serve_variables: dict[str, str], tmp_path: Path) -> None:
     """One line and status 2, whether the headers show it or the values at the load."""
     case = CASES[name]

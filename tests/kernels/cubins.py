@@ -44,12 +44,18 @@ def tool(name: str, *arguments: str | Path, cwd: Path | None = None) -> str:
     return done.stdout
 
 
-def cubins_of(file: Path, scratch: Path) -> list[Cubin]:
-    """Every cubin inside of an object, a fat binary or a library."""
+def cubins_of(file: Path, scratch: Path, names: str = "all", holding: bytes = b"") -> list[Cubin]:
+    """The cubins inside of an object, a fat binary or a library, by default every one.
+
+    ``names``: those with it in their names, such as ``sm_120.``; ``holding``: those with these bytes, part of
+    a symbol. The rest of a large library is not disassembled, which takes a second for each unit.
+    """
     scratch.mkdir(parents=True)
-    tool("cuobjdump", "-xelf", "all", file.resolve(), cwd=scratch)
+    tool("cuobjdump", "-xelf", names, file.resolve(), cwd=scratch)
     cubins = []
     for cubin in sorted(scratch.iterdir()):
+        if holding not in cubin.read_bytes():
+            continue
         target = re.search(rb"-arch (sm_\w+)", cubin.read_bytes())
         assert target, f"{cubin.name} does not say what it was assembled for"
         parts = re.split(r"^\s*Function : (\S+)$", tool("cuobjdump", "-sass", cubin), flags=re.MULTILINE)

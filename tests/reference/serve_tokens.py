@@ -6,10 +6,13 @@ The prompts run together; those of "alone", if it is there, come after them, one
 Writes to the file named by its one argument, for each job:
 {"prompts": [{"tokens": [...], "logprobs": [...], "prompt_logprobs": [...], "prompt_top": [...]}, ...]}.
 `prompt_logprobs` has one number per prompt token but the first; `prompt_top` the token vLLM finds likeliest.
-With drafts the answer has "drafts": [number proposed, number accepted].
+GB10_TEST_INSTALL names modules whose `install` is called first.
+With drafts the answer has "drafts": [number proposed, number accepted]. "dispatched" is the record of our
+engine: [operation, kernel, tokens of the first run] each.
 """
 
 import gc
+import importlib
 import json
 import os
 import sys
@@ -19,7 +22,7 @@ from typing import Any
 # In-process: no engine process to start and to wait for.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 # As `gb10 serve` does for eager engines: no C++ compiler is needed.
-os.environ["TORCH_COMPILE_DISABLE"] = "1"
+os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 
 
 def main() -> None:
@@ -29,6 +32,8 @@ def main() -> None:
     if os.environ.get("VLLM_PLUGINS") != "":
         register()
     job = json.load(sys.stdin)
+    for name in os.environ.get("GB10_TEST_INSTALL", "").split():
+        importlib.import_module(name).install()
     answer = [_answer(each) for each in job] if isinstance(job, list) else _answer(job)
     Path(sys.argv[1]).write_text(json.dumps(answer), encoding="utf-8")
 
@@ -37,6 +42,9 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import LLM, SamplingParams
     from vllm.distributed import cleanup_dist_env_and_memory
 
+    from gb10.vllm_plugin.cuda import dispatch
+
+    dispatch._seen.clear()
     drafts = "speculative_config" in job["engine"]
     engine = LLM(disable_log_stats=not drafts, **job["engine"])
     sampling = SamplingParams(
@@ -55,6 +63,7 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
     if drafts:
         counts = {metric.name: getattr(metric, "value", None) for metric in engine.get_metrics()}
         answer["drafts"] = [counts[f"vllm:spec_decode_num_{what}_tokens"] for what in ("draft", "accepted")]
+    answer["dispatched"] = [list(vars(one).values()) for one in dispatch.record()]
     # The next job's engine starts like the first.
     engine.llm_engine.engine_core.shutdown()
     del engine

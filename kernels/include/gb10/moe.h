@@ -35,4 +35,25 @@ struct Routing {
   }
 };
 
+// A stack of NVFP4 matrices [count][rows, k].
+struct Matrix {
+  std::uint8_t const* codes;   // [count][rows][k / 2]
+  std::uint8_t const* scales;  // [count][scale_bytes], linear or swizzled
+  float const* globals;        // [count][global_columns]
+  std::int64_t scale_bytes;    // of one matrix
+  int rows;
+  int k;
+  int global_columns;  // 1, or 2: gate, up
+};
+
+// A layer after routing, with an expert that all tokens have.
+struct Layer : Routing, ActivationNumbers {
+  void const* x;                  // [tokens, hidden]
+  void const* shared_multiplier;  // [tokens]: float32, or as x when multiplier_as_x; nullptr: 1
+  void* out;                      // [tokens, hidden]
+  Matrix w13, w2;
+  Matrix shared_w13, shared_w2;  // codes is nullptr without a shared expert
+  bool gated, interleaved, up_first, multiplier_as_x;
+};
+
 }  // namespace gb10::moe

@@ -16,11 +16,11 @@ inline void check_one(char const* op, char const* name, Tensor const& tensor) {
   require(tensor.numel() == 1, op, std::string(name) + " has shape " + shape_of(tensor) + "; it must have one element");
 }
 
-// x is [tokens, any], with 1 to kMaxTokens tokens.
-inline std::int64_t check_tokens(char const* op, Tensor const& x) {
+// x is [tokens, any], with 1 to `most` tokens.
+inline std::int64_t check_tokens(char const* op, Tensor const& x, std::int64_t most = kMaxTokens) {
   check_shape(op, "x", x, {-1, -1});
-  require(x.size(0) >= 1 && x.size(0) <= kMaxTokens, op,
-          "x has " + std::to_string(x.size(0)) + " rows (tokens); it must have 1 to " + std::to_string(kMaxTokens));
+  require(x.size(0) >= 1 && x.size(0) <= most, op,
+          "x has " + std::to_string(x.size(0)) + " rows (tokens); it must have 1 to " + std::to_string(most));
   return x.size(0);
 }
 

@@ -58,6 +58,8 @@ __device__ __forceinline__ std::uint16_t load_relaxed(std::uint16_t const* addre
   return v;
 }
 
+// A hint: this line will be read. It is right whoever still writes there, and must be memory of this GPU.
+__device__ __forceinline__ void ask_l2(void const* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
 // What another block of this grid writes with store_relaxed, a word at a time.
 __device__ __forceinline__ uint4 load_relaxed(uint4 const* address) {
   uint4 v;
@@ -93,6 +95,14 @@ __device__ __forceinline__ void copy16(void* to, void const* from, bool valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0)
                : "memory");
 }
+__device__ __forceinline__ void copy8(void* to, void const* from, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 8 : 0) : "memory");
+}
+// Weights of rows that are read a part at a time: the rest of the line comes into L2 along.
+__device__ __forceinline__ void copy16_of_line(void* to, void const* from, bool valid) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(valid ? 16 : 0)
+               : "memory");
+}
 __device__ __forceinline__ void copy4(std::uint32_t to, void const* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
 }
@@ -116,6 +126,18 @@ __device__ __forceinline__ void barrier_arrive(int number, int threads) {
 }
 __device__ __forceinline__ void barrier_wait(int number, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+// Clusters (9.0 and newer). A barrier of all threads of a cluster, in two parts; a thread's turns at them alternate, all lanes
+// of a warp at once. What was read and written before the one is done before any thread returns from the other.
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+// Writes to the same place of the shared memory of a block of the cluster, by its rank, which must run.
+__device__ __forceinline__ void store_in_cluster(float* place, int rank, float v) {
+  std::uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(place)), "r"(rank));
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(there), "f"(v) : "memory");
 }
 
 // Programmatic dependent launch (launch.cuh): returns when the kernels before have ended and their writes can be seen; lets the

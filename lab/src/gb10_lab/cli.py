@@ -17,6 +17,10 @@ COMMANDS = {
     "kernel-bench": Command("gb10_lab.kernel_bench.command:run", "Measure kernels on this GPU."),
     "kernel-bits": Command("gb10_lab.kernel_bench.bits:run", "Hold the bits of two builds together."),
     "kernel-smoke": Command("gb10_lab.kernel_bench.smoke:run", "Run every kernel once, small and checked."),
+    "kernel-prefill": Command("gb10_lab.kernel_bench.prefill:run", "Time the kernels of many tokens."),
+    "engine-bench": Command("gb10_lab.engine_bench.command:run", "Measure one configuration of vLLM."),
+    "quality-served": Command("gb10_lab.engine_bench.served:run", "Measure the KL of a served model."),
+    "engine-compare": Command("gb10_lab.engine_bench.command:compare", "Set such runs beside each other."),
 }
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -136,7 +137,8 @@ def whole(least: int) -> Callable[[Any], int]:
 
     def parse(given: Any) -> int:
         text = str(given)
-        if not text.isdecimal() or int(text) < least:
+        # Other digits than ASCII's are decimal as well, and no number of digits is too large for that.
+        if not re.fullmatch("[0-9]{1,19}", text) or int(text) < least:
             raise typer.BadParameter(f"{text!r} is not a whole number of {least} or more")
         return int(text)
 

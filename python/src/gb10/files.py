@@ -1,12 +1,19 @@
-"""Write files and folders whole or not at all, read JSON, hash files."""
+"""Write files and folders whole or not at all; read files that are none but files; JSON, hashes.
 
+A named pipe (FIFO) waits for a writer when it is opened, a device may never end: whatever a checkpoint or a
+user names is opened by `open_regular`, and what a library opens for us is looked at by `irregular` before.
+"""
+
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +21,46 @@ from gb10.errors import UserError
 
 _FILE_MODE = 0o644
 _FOLDER_MODE = 0o755
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe (FIFO)",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def irregular(found: os.stat_result) -> str | None:
+    """What it is that is no file ("a named pipe (FIFO)"); None for a file."""
+    return None if stat.S_ISREG(found.st_mode) else _KINDS.get(stat.S_IFMT(found.st_mode), "no file")
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file for reading, never waiting. Raises OSError, whose text says so, for what is no file."""
+    # Looked at first: opening a device may do something.
+    kind = irregular(path.stat())
+    if kind is None:
+        file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 (it is the result)
+        kind = irregular(os.fstat(file.fileno()))
+        if kind is None:
+            return file
+        file.close()
+    raise OSError(errno.EINVAL, f"it is {kind}, not a file", str(path))
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file. Raises OSError as `open_regular` does."""
+    with open_regular(path) as file:
+        return file.read()
 
 
 def sha256(path: Path) -> str:
     """Give the SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -49,8 +91,10 @@ def replacing(target: Path) -> Iterator[Path]:
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises UserError when that is not possible."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return json.loads(read_bytes(path))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
 
 

@@ -28,7 +28,9 @@ def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
     wide = _as_float32(weight)
     largest = wide.abs().amax(-1)
-    scales = torch.where(largest == 0, 1.0, (largest / E4M3_MAX).clamp(min=torch.finfo(torch.float32).tiny))
+    # On a GPU torch multiplies by the reciprocal of a number, which rounds twice; it divides by a tensor.
+    quotient = largest / torch.full_like(largest, E4M3_MAX)
+    scales = torch.where(largest == 0, 1.0, quotient.clamp(min=torch.finfo(torch.float32).tiny))
     return encode(wide / scales[:, None]), scales
 
 

@@ -1,4 +1,4 @@
-// Runs a CUDA block on the CPU, so that a kernel's indices can be tested without a GPU. Each thread is a fiber; threads meet in
+// Runs CUDA blocks on the CPU, one after another, or those of a cluster together, so that a kernel's indices can be tested without a GPU. Each thread is a fiber; threads meet in
 // barriers and in the matrix instruction. A random warp runs until it has to wait, then the next: one warp may be far ahead of
 // another, as far as the barriers let it. Shared memory begins as NaN: a read of what nobody wrote shows in the result.
 // gb10/ptx.cuh and gb10/mma.cuh in this folder stand in front of the kernels' own; all else of them is compiled as it is.
@@ -16,6 +16,7 @@
 #include <map>
 #include <memory>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include <ucontext.h>
@@ -31,12 +32,14 @@ struct Index {
 };
 inline Index thread, block, block_size, grid_size;
 inline uint4* shared_memory = nullptr;
+inline std::vector<std::vector<uint4>> cluster_memory;  // of the blocks that run
+inline std::vector<char> begun;                         // which of them have
 
 struct Fiber {
   ucontext_t context;
   std::vector<char> stack;
-  Index thread;
-  int number;
+  Index thread, block;
+  int rank, number;  // of its block in the cluster; of the thread, over all blocks of the cluster
   bool done = false;
 };
 inline std::vector<std::unique_ptr<Fiber>> fibers;
@@ -54,7 +57,10 @@ struct Barrier {
 inline std::map<int, Barrier> barriers;
 inline long steps = 0;  // arrivals at barriers and ends of threads
 
-inline void meet(int number, int threads) {
+// Barriers with a number are a block's own.
+inline int own(int number) { return number + 1000 * current->rank; }
+
+inline void meet_in_cluster(int number, int threads) {
   Barrier& barrier = barriers[number];
   long const round = barrier.round;
   ++steps;
@@ -64,9 +70,10 @@ inline void meet(int number, int threads) {
   }
   while (barrier.round == round) yield();
 }
+inline void meet(int number, int threads) { meet_in_cluster(own(number), threads); }
 // Arrives at a barrier without waiting for it.
 inline void arrive(int number, int threads) {
-  Barrier& barrier = barriers[number];
+  Barrier& barrier = barriers[own(number)];
   ++steps;
   if (++barrier.arrived == threads) {
     barrier.arrived = 0;
@@ -75,10 +82,47 @@ inline void arrive(int number, int threads) {
 }
 inline int lane() { return current->number % 32; }
 inline int warp() { return current->number / 32; }
-inline void meet_block() { meet(-1, static_cast<int>(fibers.size())); }
-inline void meet_warp() { meet(-2 - warp(), 32); }
+inline void meet_block() { meet(999, static_cast<int>(fibers.size() / cluster_memory.size())); }
+inline void meet_warp() { meet_in_cluster(-1 - warp(), 32); }
+
+// The barrier of a cluster in its two parts. A thread that arrives twice without waiting is wrong.
+inline constexpr int kClusterBarrier = 1 << 30;
+inline std::map<int, long> cluster_rounds;  // that a thread has arrived for, by thread
+inline void arrive_at_cluster() {
+  Barrier& barrier = barriers[kClusterBarrier];
+  if (!cluster_rounds.emplace(current->number, barrier.round).second) {
+    std::puts("a thread arrives twice at the barrier of its cluster");
+    std::exit(5);
+  }
+  ++steps;
+  if (++barrier.arrived == static_cast<int>(fibers.size())) {
+    barrier.arrived = 0;
+    ++barrier.round;
+  }
+}
+inline void wait_for_cluster() {
+  auto const mine = cluster_rounds.find(current->number);
+  if (mine == cluster_rounds.end()) {
+    std::puts("a thread waits at the barrier of its cluster where it has not arrived");
+    std::exit(5);
+  }
+  while (barriers[kClusterBarrier].round == mine->second) yield();
+  cluster_rounds.erase(mine);
+  ++steps;
+}
+// The same place in the shared memory of a block of the cluster, which must have begun.
+template <typename V>
+V* in_cluster(V* place, int rank) {
+  if (!begun[rank]) {
+    std::puts("a thread writes to the shared memory of a block that has not begun");
+    std::exit(5);
+  }
+  auto const offset = reinterpret_cast<char*>(place) - reinterpret_cast<char*>(shared_memory);
+  return reinterpret_cast<V*>(reinterpret_cast<char*>(cluster_memory[rank].data()) + offset);
+}
 
 inline void start() {
+  begun[current->rank] = true;
   body();
   current->done = true;
   ++steps;
@@ -117,50 +161,62 @@ inline void wait_for_copies(std::size_t newer) {
   }
 }
 
-inline void run(Index grid, Index size, std::size_t shared_bytes, std::function<void()> kernel) {
+inline void run_cluster(Index first, unsigned blocks, std::size_t shared_bytes) {
+  cluster_memory.assign(blocks, std::vector<uint4>(shared_bytes / 16));
+  for (auto& memory : cluster_memory) std::memset(memory.data(), 0xFF, shared_bytes);
+  begun.assign(blocks, false);
+  barriers.clear();
+  cluster_rounds.clear();
+  copies.clear();
+  fibers.clear();
+  unsigned const threads = block_size.x * block_size.y;
+  for (unsigned i = 0; i < blocks * threads; ++i) {
+    auto fiber = std::make_unique<Fiber>();
+    fiber->stack.resize(64 * 1024);
+    fiber->thread = {i % threads % block_size.x, i % threads / block_size.x, 0};
+    fiber->block = {first.x + i / threads, first.y, first.z};
+    fiber->rank = static_cast<int>(i / threads);
+    fiber->number = static_cast<int>(i);
+    getcontext(&fiber->context);
+    fiber->context.uc_stack.ss_sp = fiber->stack.data();
+    fiber->context.uc_stack.ss_size = fiber->stack.size();
+    makecontext(&fiber->context, start, 0);
+    fibers.push_back(std::move(fiber));
+  }
+  static std::mt19937 dice(2);
+  std::size_t const warps = fibers.size() / 32;
+  for (int idle = 0; idle < static_cast<int>(500 * blocks);) {
+    std::size_t const first_lane = dice() % warps * 32;
+    long before = steps - 1, began = steps;
+    while (steps != before) {
+      before = steps;
+      for (std::size_t i = first_lane; i < first_lane + 32; ++i) {
+        if (fibers[i]->done) continue;
+        current = fibers[i].get();
+        thread = current->thread;
+        block = current->block;
+        shared_memory = cluster_memory[current->rank].data();
+        swapcontext(&scheduler, &current->context);
+      }
+    }
+    idle = steps == began ? idle + 1 : 0;
+  }
+  for (auto const& fiber : fibers) {
+    if (!fiber->done) {
+      std::puts("threads wait for each other without end");
+      std::exit(3);
+    }
+  }
+}
+
+// `cluster` neighbours along x run together.
+inline void run(Index grid, Index size, std::size_t shared_bytes, std::function<void()> kernel, unsigned cluster = 1) {
   body = std::move(kernel);
   grid_size = grid;
   block_size = size;
-  for (unsigned b = 0; b < grid.x; ++b) {
-    block = {b, 0, 0};
-    std::vector<uint4> memory(shared_bytes / 16);
-    std::memset(memory.data(), 0xFF, shared_bytes);
-    shared_memory = memory.data();
-    barriers.clear();
-    copies.clear();
-    fibers.clear();
-    for (unsigned i = 0; i < size.x * size.y; ++i) {
-      auto fiber = std::make_unique<Fiber>();
-      fiber->stack.resize(64 * 1024);
-      fiber->thread = {i % size.x, i / size.x, 0};
-      fiber->number = static_cast<int>(i);
-      getcontext(&fiber->context);
-      fiber->context.uc_stack.ss_sp = fiber->stack.data();
-      fiber->context.uc_stack.ss_size = fiber->stack.size();
-      makecontext(&fiber->context, start, 0);
-      fibers.push_back(std::move(fiber));
-    }
-    static std::mt19937 dice(2);
-    std::size_t const warps = fibers.size() / 32;
-    for (int idle = 0; idle < 500;) {
-      std::size_t const first = dice() % warps * 32;
-      long before = steps - 1, began = steps;
-      while (steps != before) {
-        before = steps;
-        for (std::size_t i = first; i < first + 32; ++i) {
-          if (fibers[i]->done) continue;
-          current = fibers[i].get();
-          thread = current->thread;
-          swapcontext(&scheduler, &current->context);
-        }
-      }
-      idle = steps == began ? idle + 1 : 0;
-    }
-    for (auto const& fiber : fibers) {
-      if (!fiber->done) {
-        std::puts("the threads of a block wait for each other without end");
-        std::exit(3);
-      }
+  for (unsigned z = 0; z < grid.z; ++z) {
+    for (unsigned y = 0; y < grid.y; ++y) {
+      for (unsigned x = 0; x < grid.x; x += cluster) run_cluster({x, y, z}, cluster, shared_bytes);
     }
   }
 }
@@ -244,7 +300,7 @@ inline std::uint32_t byte_perm(std::uint32_t x, std::uint32_t y, std::uint32_t s
 // What each lane of this warp gives.
 template <typename V>
 std::array<V, 32> gather(V v) {
-  static V values[32][32];
+  static V values[128][32];
   values[warp()][lane()] = v;
   meet_warp();
   std::array<V, 32> all;
@@ -298,6 +354,7 @@ inline int min(int a, int b) { return a < b ? a : b; }
 inline int __popc(std::uint32_t v) { return __builtin_popcount(v); }
 inline int __ffs(std::uint32_t v) { return __builtin_ffs(static_cast<int>(v)); }
 inline float __fdividef(float a, float b) { return a / b; }
+inline float __expf(float v) { return std::exp(v); }
 inline std::uint32_t __float_as_uint(float v) { return host::same_bits<std::uint32_t>(v); }
 inline std::uint32_t __ballot_sync(unsigned, bool vote) {
   return host::bits(vote, [](bool v) { return v; });
@@ -325,6 +382,7 @@ inline std::uint32_t __reduce_max_sync(unsigned, std::uint32_t v) {
   return *std::max_element(all.begin(), all.end());
 }
 inline void atomicOr(std::uint32_t* to, std::uint32_t v) { *to |= v; }
+inline int atomicAdd(int* to, int v) { return std::exchange(*to, *to + v); }
 inline void atomicMax(std::uint32_t* to, std::uint32_t v) { *to = std::max(*to, v); }
 template <typename T>
 T __ldcg(T const* address) {

@@ -15,7 +15,14 @@ def test_help_lists_the_commands_and_imports_none() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     listed = done.stdout.partition("Commands:")[2].splitlines()
     names = ["corpus", "tokenizer", "train", "compare", "quantize", "quality", "speculative"]
-    names += ["kernel-bench", "kernel-bits", "kernel-smoke"]
+    names += [
+        "kernel-bench",
+        "kernel-bits",
+        "kernel-smoke",
+        "engine-bench",
+        "quality-served",
+        "engine-compare",
+    ]
     assert [line.split()[0] for line in listed if line] == names
     modules = set(done.stderr.split())
     assert {name for name in modules if name.startswith("gb10")} == {

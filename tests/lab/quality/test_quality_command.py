@@ -37,7 +37,7 @@ def test_a_recorded_run_is_found_again(run: Run, tmp_path: Path, capsys: pytest.
     assert all(len(line) <= 80 for line in printed.splitlines())
     assert "576 tokens of" in printed
     recorded = json.loads(expectation.read_text(encoding="utf-8"))
-    assert len(recorded["rows"]) == 10
+    assert len(recorded["rows"]) == 13
     assert recorded["tokens"] == 576
     assert run("--check", expectation) == 0
     assert f"as recorded in {expectation}" in capsys.readouterr().out

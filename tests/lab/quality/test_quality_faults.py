@@ -25,6 +25,9 @@ NVFP4_ROWS = {
     "fp8-dense-head",
     "nvfp4-dense",
     "nvfp4-dense-head",
+    "nvfp4-dense-search",
+    "nvfp4-dense-head-search",
+    "shipped-search",
     "sparse24",
     "fp8-kv",
 }

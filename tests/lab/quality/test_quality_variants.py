@@ -23,6 +23,7 @@ DENSE = (
     "model.layers.3.self_attn.v_proj.weight",
 )
 HEAD = "lm_head.weight"
+BOTH = {"fp8-dense-head", "nvfp4-dense-head", "nvfp4-dense-head-search"}
 NEVER = (
     "model.embed_tokens.weight",
     "model.norm.weight",
@@ -49,9 +50,9 @@ def test_a_row_changes_the_weights_that_its_name_says(name: str, rows: dict[str,
     if name in (EXPERT, SHARED, *OUTPUT):
         assert found == set(rows) - {"bf16", "bf16-fp8-kv"}
     elif name in DENSE:
-        assert found == {"fp8-dense", "fp8-dense-head", "nvfp4-dense", "nvfp4-dense-head"}
+        assert found == {"fp8-dense", "nvfp4-dense", "nvfp4-dense-search"} | BOTH
     elif name == HEAD:
-        assert found == {"fp8-dense-head", "nvfp4-dense-head"}
+        assert found == BOTH
     else:
         assert found == set()
 
@@ -77,6 +78,21 @@ def test_shipped_weights_are_those_of_the_checkpoint(rows: dict[str, Variant], s
     packed, scales, global_scale = (stored[EXPERT + end] for end in ("", "_scale", "_scale_2"))
     weight = dequantize(packed, scales, global_scale, dtype=torch.bfloat16)
     assert torch.equal(rows["shipped"].tensors[EXPERT], weight.to(torch.float32))
+
+
+def test_searched_rows_are_nearer_and_as_large(rows: dict[str, Variant]) -> None:
+    for plain, searched, names in (
+        ("shipped", "shipped-search", [EXPERT, SHARED, *OUTPUT]),
+        ("nvfp4-dense", "nvfp4-dense-search", DENSE),
+        ("nvfp4-dense-head", "nvfp4-dense-head-search", [*DENSE, HEAD]),
+    ):
+        assert rows[plain].bytes == rows[searched].bytes
+        for name in names:
+            before, after = (
+                float((rows[key].tensors[name] - rows["bf16"].tensors[name]).norm())
+                for key in (plain, searched)
+            )
+            assert after < 0.95 * before, name
 
 
 def mtp_amax(small_model: Any) -> dict[str, float]:

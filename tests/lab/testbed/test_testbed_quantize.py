@@ -70,6 +70,32 @@ def test_golden_bytes(made: Path) -> None:
     assert found == FILES
 
 
+SEARCHED = "ec7b345b7d1b56790e7ec9ef1f27fb045ab12f38f16e8da6038bdaee5223facf"
+"""SHA-256 of model.safetensors with searched block scales, computed once."""
+
+
+def test_searched_scales_are_nearer_and_the_same_everywhere(
+    model: Path, tensors: tiny.Tensors, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = model.parent / "searched"
+    assert main(["quantize", "--model", str(model), "--out", str(out), "--scales", "search"]) == 0
+    assert hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest() == SEARCHED
+    searched, source = load_file(out / "model.safetensors"), load_file(model / "model.safetensors")
+    assert searched.keys() == tensors.keys()
+    packed = [name for name in tensors if f"{name}_scale" in tensors]
+    assert packed
+    for name in packed:
+        assert torch.equal(searched[f"{name}_scale_2"], tensors[f"{name}_scale_2"])
+        before, after = (
+            float((_values(stored, name) - source[name].float()).norm()) for stored in (tensors, searched)
+        )
+        assert after < 0.95 * before
+
+
+def _values(stored: tiny.Tensors, name: str) -> torch.Tensor:
+    return dequantize(stored[name], stored[f"{name}_scale"], stored[f"{name}_scale_2"])
+
+
 def test_one_larger_weight_changes_its_own_expert_only(model: Path) -> None:
     """The control of the test above: it can see one number among thousands."""
     changed = load_file(model / "model.safetensors")

@@ -27,9 +27,14 @@ COMPRESSED = {
     "a.input_global_scale": ("F32", (1,)),
 }
 OTHERS = {
-    # MXFP4 of gpt-oss and llm-compressor, experts in one tensor, bitsandbytes, a plain layer with a scale.
+    # MXFP4 of llm-compressor, of Quark, and of gpt-oss, whose scales have a name of their own; experts in one
+    # tensor, bitsandbytes, a plain layer with a scale.
     "m.weight_packed": ("U8", (32, 24)),
     "m.weight_scale": ("U8", (32, 2)),
+    "q.weight": ("U8", (32, 32)),
+    "q.weight_scale": ("U8", (32, 2)),
+    "o.gate_up_proj_blocks": ("U8", (4, 32, 2, 16)),
+    "o.gate_up_proj_scales": ("U8", (4, 32, 2)),
     "e.weight": ("U8", (4, 32, 24)),
     "e.weight_scale": ("F8_E4M3", (4, 32, 3)),
     "e.weight_scale_2": ("F32", (4, 2)),
@@ -68,6 +73,19 @@ def test_parts_that_fit(specs: dict[str, tuple[str, tuple[int, ...]]]) -> None:
             r"a.weight_scale_2 has the shape \[32\]; it must be one number",
         ),
         (MODELOPT, {"a.input_scale": ("U8", ())}, "a.input_scale is of type U8"),
+        (MODELOPT, {"a.input_scale_2": ("U8", ())}, "a.input_scale_2 is of type U8"),
+        (
+            MODELOPT,
+            {"a.weight_scale": ("U8", (32, 3))},
+            "a.weight_scale is of type U8; the block scales of NVFP4 weights must be F8_E4M3",
+        ),
+        (MODELOPT, {"a.weight_scale": ("BF16", (32, 3))}, "a.weight_scale is of type BF16; the block"),
+        (
+            MODELOPT,
+            {"a.weight": ("U8", (4, 32, 24)), "a.weight_scale": ("U8", (4, 32, 3))},
+            "a.weight_scale is of type U8; the block",
+        ),
+        (COMPRESSED, {"a.weight_scale": ("U8", (32, 3))}, "a.weight_scale is of type U8; the block"),
         (COMPRESSED, {"a.weight_scale": ("F8_E4M3", (32, 1))}, r"needs \[32, 3\]"),
         (COMPRESSED, {"a.weight_global_scale": ("F32", (2,))}, "a.weight_global_scale has the shape"),
         (COMPRESSED, {"a.input_global_scale": ("U8", (1,))}, "a.input_global_scale is of type U8"),

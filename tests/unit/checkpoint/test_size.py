@@ -1,5 +1,6 @@
 """Memory that a model needs."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from gb10.checkpoint.size import (
     KV_CACHE_FLOOR,
     CacheShape,
     cache_shape,
+    decoded_token_bytes,
     kv_cache_bytes,
     weight_bytes,
 )
@@ -140,3 +142,65 @@ def test_kv_cache_is_bounded() -> None:
     assert kv_cache_bytes(shape, 1 << 20, 32, 64 * GIB) == KV_CACHE_CEILING
     assert kv_cache_bytes(shape, 1 << 20, 2, 5 * GIB) == 1280 * MIB  # what one sequence needs
     assert kv_cache_bytes(CacheShape(1000, 0), 300_000, 1, 64 * GIB) % MIB == 0
+
+
+QWEN3_NEXT = {
+    "num_hidden_layers": 48,
+    "num_experts": 512,
+    "num_experts_per_tok": 10,
+    "tie_word_embeddings": False,
+}
+
+
+def _qwen3_next_80b() -> Iterator[Tensor]:
+    """The tensors of Qwen3-Next-80B-A3B in NVFP4 as NVIDIA ships it; the experts of a layer as one."""
+
+    def matrix(name: str, rows: int, columns: int, *, packed: bool = False) -> Iterator[Tensor]:
+        if packed:
+            yield Tensor(f"{name}.weight", "U8", (rows, columns // 2), rows * columns // 2)
+            yield Tensor(f"{name}.weight_scale", "F8_E4M3", (rows, columns // 16), rows * columns // 16)
+        else:
+            yield Tensor(f"{name}.weight", "BF16", (rows, columns), 2 * rows * columns)
+
+    yield from matrix("model.embed_tokens", 151936, 2048)
+    yield from matrix("lm_head", 151936, 2048)
+    yield from matrix("mtp.layers.0.self_attn.q_proj", 8192, 2048)
+    for number in range(48):
+        layer = f"model.layers.{number}"
+        if number % 4 == 3:
+            for name, rows in (("q", 8192), ("k", 512), ("v", 512)):
+                yield from matrix(f"{layer}.self_attn.{name}_proj", rows, 2048)
+            yield from matrix(f"{layer}.self_attn.o_proj", 2048, 4096, packed=True)
+        else:
+            yield from matrix(f"{layer}.linear_attn.in_proj_qkvz", 12288, 2048)
+            yield from matrix(f"{layer}.linear_attn.in_proj_ba", 64, 2048)
+            yield from matrix(f"{layer}.linear_attn.out_proj", 2048, 4096, packed=True)
+        yield from matrix(f"{layer}.mlp.gate", 512, 2048)
+        yield from matrix(f"{layer}.mlp.shared_expert_gate", 1, 2048)
+        for name in ("shared_expert", "experts.0"):
+            count = 512 if name == "experts.0" else 1
+            yield from matrix(f"{layer}.mlp.{name}.gate_proj", 2 * 512 * count, 2048, packed=True)
+            yield from matrix(f"{layer}.mlp.{name}.down_proj", 2048 * count, 512, packed=True)
+
+
+@pytest.mark.parametrize(
+    ("dense", "head", "gigabytes"),
+    [("", "", 4.16), ("fp8", "", 3.03), ("fp8", "fp8", 2.72), ("nvfp4", "", 2.53), ("nvfp4", "nvfp4", 2.08)],
+)
+def test_what_a_decoded_token_reads(dense: str, head: str, gigabytes: float) -> None:
+    """The figures of docs/quality.md, which come from elsewhere."""
+    tensors = list(_qwen3_next_80b())
+    formats = {
+        tensor.name: form
+        for tensor in tensors
+        for form in [head if tensor.name.startswith("lm_head") else dense]
+        if form and tensor.dtype == "BF16" and ("attn" in tensor.name or "lm_head" in tensor.name)
+    }
+    read = decoded_token_bytes(tensors, QWEN3_NEXT, formats=formats)
+    assert read / 1e9 == pytest.approx(gigabytes, rel=0.005)
+
+
+def test_a_tied_embedding_is_read_as_the_head() -> None:
+    tensors = [Tensor("model.embed_tokens.weight", "BF16", (100, 64), 12800)]
+    assert decoded_token_bytes(tensors, {"tie_word_embeddings": True}) == 12800
+    assert decoded_token_bytes(tensors, {}) == 0

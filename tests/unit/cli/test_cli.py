@@ -7,6 +7,7 @@ import sys
 import time
 import types
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -91,7 +92,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["sevre"], "no command named 'sevre'; the commands are: serve, routing, sparse24"),
         (["--nonsense"], "No such option: --nonsense (see: gb10 --help)"),
-        (["routing", "--nonsense"], "No such option: --nonsense (see: gb10 routing --help)"),
+        (["routing", "--xyzzy"], "No such option: --xyzzy (see: gb10 routing --help)"),
         (
             ["routing", "--capability"],
             "Option '--capability' requires an argument. (see: gb10 routing --help)",
@@ -101,7 +102,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["routing", "--route", "moe"], "--route 'moe' is not OPERATION=BACKEND"),
         (["routing", "model", "stray"], "Got unexpected extra argument(s) (stray)"),
         (["sparse24"], "Missing argument 'FILE'"),
-        (["sparse24", "/nonexistent"], "/nonexistent cannot be read as safetensors"),
+        (["sparse24", "/nonexistent"], "/nonexistent cannot be read: No such file or directory"),
     ],
     ids=" ".join,
 )
@@ -192,3 +193,11 @@ def test_broken_pipe_is_quiet() -> None:
 )
 def test_options_of_several_values(given: str, result: str) -> None:
     assert spread(given.split(), {"--many"}) == result.split()
+
+
+def test_a_pipe_is_no_safetensors_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = tmp_path / "x.safetensors"
+    os.mkfifo(pipe)
+    assert cli.main(["sparse24", str(pipe)]) == 2
+    said = capsys.readouterr().err
+    assert said == f"gb10: error: {pipe} cannot be read: it is a named pipe (FIFO), not a file\n"

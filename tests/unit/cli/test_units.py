@@ -4,7 +4,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gb10.units import parse_bytes, parse_count, text_size
+from gb10.arguments import whole
+from gb10.units import parse_bytes, parse_count, parse_decimal, parse_whole, text_size
+
+NO_NUMBERS = (
+    "٣٠٠٠",
+    "３０００",
+    "1_000",
+    " 3000 ",
+    "3000\n",
+    "+3000",
+    "-3000",
+    "３k",
+    "1_0k",
+    "²",
+    "",
+    "9" * 5000,
+)
+"""Python's int() takes most of these."""
 
 
 @pytest.mark.parametrize(
@@ -34,6 +51,36 @@ def test_malformed(text: str) -> None:
     for parse in (parse_bytes, parse_count):
         with pytest.raises(ValueError):
             parse(text)
+
+
+@pytest.mark.parametrize("text", NO_NUMBERS)
+def test_digits_are_ascii_and_alone(text: str) -> None:
+    for parse in (parse_whole, parse_bytes, parse_count, parse_decimal):
+        if parse is parse_decimal and text == "9" * 5000:
+            continue
+        with pytest.raises(ValueError):
+            parse(text)
+    with pytest.raises(Exception, match="is not a whole number of 0 or more"):
+        whole(0)(text)
+
+
+@pytest.mark.parametrize("text", ["9" * 400 + "k", "9" * 19 + "T"])
+def test_more_than_there_is(text: str) -> None:
+    with pytest.raises(ValueError, match="is too large"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("0.75", 0.75), (".5", 0.5), ("1", 1.0), ("1.", 1.0), ("1e-1", 0.1), ("5E-1", 0.5)]
+)
+def test_decimals(text: str, number: float) -> None:
+    assert parse_decimal(text) == number
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "0_1.5", "٠.٥", " 0.5", "+0.5", "0.5\n", ".", "0x1", "0.５"])
+def test_no_decimals(text: str) -> None:
+    with pytest.raises(ValueError):
+        parse_decimal(text)
 
 
 @pytest.mark.parametrize("text", ["0", "0k", "0.0001k"])

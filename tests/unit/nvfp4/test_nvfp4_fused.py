@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gb10.nvfp4 import dequantize
-from gb10.nvfp4.fused import share_scale
+from gb10.nvfp4.fused import power_of_two, share_scale
 
 ROWS = (6, 2, 4)
 BLOCKS = 3
@@ -134,3 +134,9 @@ def test_errors() -> None:
     for scales, rows in ((torch.ones(2, 3), (6, 2, 5)), (torch.ones(2, 2), ROWS), (torch.ones(3, 3), ROWS)):
         with pytest.raises(ValueError, match="do not fit"):
             share_scale(block_scales, scales, rows)
+
+
+def test_powers_of_two() -> None:
+    scales = torch.tensor([1.0, 1.5, 0.3, 2.0**-100, 1e-3])
+    assert power_of_two(scales).tolist() == [1.0, 2.0, 0.5, 2.0**-100, 2.0**-9]
+    assert float(power_of_two(torch.tensor(3.0))) == 4.0

@@ -8,6 +8,8 @@ import pytest
 
 from gb10 import routing
 from gb10.routing import Part, Target, compare, table
+from gb10.vllm_plugin.cuda.settings import Format
+from gb10.vllm_plugin.cuda.settings import Part as EnginePart
 
 STARTED = (
     "INFO [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: model='/m', dtype=torch.{dtype}, "
@@ -147,3 +149,71 @@ def test_vllm_still_says_it_so(file: str, line: str) -> None:
     if spec is None or spec.submodule_search_locations is None:
         pytest.skip("vLLM is not installed")
     assert line in (Path(next(iter(spec.submodule_search_locations))) / file).read_text()
+
+
+OURS = table(
+    Target((9, 0), parts=tuple(EnginePart), dense=Format.FP8, head=Format.FP8),
+    (*PARTS, "dense", "router", "gdn_decode"),
+)
+ENGINE_LOG = started() + "INFO [settings.py:99] gb10: engine gb10, dense fp8, head fp8\n"
+RAN = "INFO [dispatch.py:43] gb10: first dispatch: {} ran {} with {} tokens\n"
+FIRST = (
+    ("nvfp4_linear", "dequantised_nvfp4", 8192),
+    ("nvfp4_moe", "moe_grouped", 8192),
+    ("dense", "scaled_mm_fp8", 8192),
+    ("router", "vLLM", 8192),
+    ("lm_head", "fp8_gemv", 16),
+    ("nvfp4_linear", "nvfp4_gemv", 32),
+    ("nvfp4_moe", "moe_decode", 16),
+    ("router", "route_experts", 16),
+    ("gdn_decode", "gdn_decode", 32),
+)
+
+
+def ran(*first: tuple[str, str, int]) -> str:
+    lines = "".join(RAN.format(*one) for one in first)
+    return ENGINE_LOG + ATTENTION.format("FLASH_ATTN") + GDN.format("Triton/FLA") + lines
+
+
+def test_our_engine_as_foretold_says_nothing() -> None:
+    """vLLM's own lines on operations that ours runs do not count: it names what ours stands for."""
+    assert compare(OURS, ran(*FIRST)) == []
+    assert compare(OURS, ran(*FIRST) + EXPERTS.format("EMULATION")) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        (
+            ("nvfp4_moe", "moe_decode", 16),
+            ("nvfp4_moe", "moe_grouped", 16),
+            "NVFP4 MoE: the table says gb10 moe_decode for 16 tokens, moe_grouped ran",
+        ),
+        (
+            ("router", "route_experts", 16),
+            ("router", "vLLM", 16),
+            "router: the table says gb10 route_experts for 16 tokens, vLLM ran",
+        ),
+        (
+            ("gdn_decode", "gdn_decode", 32),
+            None,
+            "GDN decode: the table says gb10 gdn_decode, and nothing of it has run",
+        ),
+        (
+            ("lm_head", "fp8_gemv", 16),
+            ("draft_head", "fp8_gemv", 16),
+            "draft_head: fp8_gemv ran, the table has no such row",
+        ),
+    ],
+)
+def test_a_first_dispatch_that_was_not_foretold_is_a_line(
+    old: tuple[str, str, int], new: tuple[str, str, int] | None, line: str
+) -> None:
+    assert old in FIRST
+    first = [one if one != old else new for one in FIRST]
+    assert line in compare(OURS, ran(*(one for one in first if one is not None)))
+
+
+def test_a_quantised_head_of_the_checkpoint_is_an_nvfp4_linear_layer() -> None:
+    head = table(Target((9, 0), parts=tuple(EnginePart)), [Part("lm_head", "w4a16", "nvfp4_linear")])
+    assert compare(head, ENGINE_LOG + RAN.format("nvfp4_linear", "nvfp4_gemv", 1)) == []

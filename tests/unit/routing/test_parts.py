@@ -42,7 +42,13 @@ def test_nothing_known_is_the_whole_table() -> None:
 
 
 def test_a_plain_model_has_no_rows_of_formats() -> None:
-    assert set(rows(formats(q=Format(), head=Format()))) == {"attention", "lm_head", "sampling", "kv_cache"}
+    assert set(rows(formats(q=Format(), head=Format()))) == {
+        "dense",
+        "attention",
+        "lm_head",
+        "sampling",
+        "kv_cache",
+    }
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from gb10 import cli, routing
 from gb10.errors import UserError
 from gb10.routing import BY_NAME, OPERATIONS, Target, parse_overrides, route, table
 from gb10.routing.command import parse_capability
+from gb10.vllm_plugin.cuda.settings import Format, Part
 
 CAPABILITIES = [None, (8, 0), (8, 9), (9, 0), (10, 0), (12, 0), (12, 1)]
 ALL = [
@@ -244,6 +245,54 @@ def test_ours_is_the_plugin_and_what_gb10_forces() -> None:
             assert rule.whose == routing.OURS
 
 
+def ours(capability: tuple[int, int]) -> Target:
+    return Target(capability, parts=tuple(Part), dense=Format.FP8, head=Format.NVFP4)
+
+
+@pytest.mark.parametrize(
+    ("operation", "capability", "variant", "few", "many"),
+    [
+        ("nvfp4_linear", (9, 0), "w4a4", "gb10 nvfp4_gemv", "gb10 dequantised_nvfp4"),
+        ("nvfp4_linear", (12, 1), "w4a4", "gb10 nvfp4_gemv", "gb10 cutlass"),
+        ("nvfp4_linear", (12, 1), "w4a16", "gb10 nvfp4_gemv", "gb10 dequantised_nvfp4"),
+        ("nvfp4_moe", (9, 0), "w4a4", "gb10 moe_decode", "gb10 moe_grouped"),
+        ("nvfp4_moe", (12, 1), "w4a4", "gb10 moe_decode", "gb10 cutlass"),
+        ("nvfp4_moe", (12, 1), "w4a16", "gb10 moe_decode", "gb10 moe_grouped"),
+        ("dense", (12, 1), "", "gb10 fp8_gemv", "gb10 scaled_mm_fp8"),
+        ("lm_head", (12, 1), "", "gb10 nvfp4_gemv", "gb10 dequantised_nvfp4"),
+        ("router", (12, 1), "", "gb10 route_experts", "vLLM"),
+        ("gdn_decode", (12, 1), "", "gb10 gdn_decode", "gb10 gdn_decode"),
+    ],
+)
+def test_our_engine_decides_by_capability_and_tokens(
+    operation: str, capability: tuple[int, int], variant: str, few: str, many: str
+) -> None:
+    target = ours(capability)
+    assert [route(operation, target, tokens, variant).backend for tokens in (1, 16)] == [few, few]
+    assert route(operation, target, 4096, variant).backend == many
+
+
+def test_each_part_that_is_off_leaves_its_rows_to_vllm() -> None:
+    stock = {row.operation: row.backend for row in table(Target((9, 0)))}
+    for part, operation in (
+        (Part.LINEAR, "nvfp4_linear"),
+        (Part.EXPERTS, "nvfp4_moe"),
+        (Part.GDN, "gdn_decode"),
+    ):
+        left = tuple(one for one in Part if one is not part)
+        found = [row.backend for row in table(Target((9, 0), parts=left), [operation])]
+        assert found == [stock[operation]]
+    assert not {"dense", "router"} & set(stock)
+
+
+def test_an_override_is_stronger_than_our_engine() -> None:
+    target = ours((9, 0))
+    rows = routing.apply_overrides(
+        table(target, ["nvfp4_moe"]), parse_overrides(["nvfp4_moe=marlin"], target)
+    )
+    assert [(row.backend, row.whose, row.batch) for row in rows] == [("marlin", "yours", (1, None))]
+
+
 GB10 = Target((12, 1), True)
 
 
@@ -329,6 +378,12 @@ def test_capability_spellings(text: str, capability: routing.Capability | None) 
     assert parse_capability(text) == capability
 
 
+@pytest.mark.parametrize("text", ["", "x.1", "sm_", "١٢.١", "12.²", "1_2.1", "+12.1", " 12.1"])
+def test_no_capability(text: str) -> None:
+    with pytest.raises(UserError, match="is neither cpu nor a compute capability"):
+        parse_capability(text)
+
+
 def test_routing_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["routing", "--capability", "12.1", "--no-flashinfer", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -342,8 +397,36 @@ def test_routing_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None
         "kv_cache": "auto",
         "kv_cache_of_checkpoint": False,
         "dtype": "bfloat16",
+        "parts": [],
+        "dense": "keep",
+        "head": "keep",
     }
     assert {row["whose"] for row in document["routes"]} == {routing.OURS, routing.VLLM}
+
+
+def test_routing_command_knows_our_engine(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By default it is as it would be here: ours needs the library."""
+    asked = ["routing", "--capability", "12.1", "--no-flashinfer"]
+    monkeypatch.delenv("GB10_KERNELS", raising=False)
+    assert cli.main(asked) == 0
+    assert "gb10 moe_decode" not in capsys.readouterr().out
+    assert cli.main([*asked, "--engine", "gb10", "--dense", "nvfp4"]) == 0
+    printed = capsys.readouterr().out
+    assert "engine gb10 (dense nvfp4, head fp8)" in printed
+    assert "gb10 moe_decode" in printed and "gb10 route_experts" in printed
+    assert cli.main([*asked, "--engine", "gb10", "--route", "nvfp4_moe=marlin"]) == 0
+    printed = capsys.readouterr().out
+    assert "gb10 nvfp4_gemv" in printed and "gb10 route_experts" not in printed
+    (tmp_path / "libgb10_kernels.so").touch()
+    monkeypatch.setenv("GB10_KERNELS", str(tmp_path))
+    assert cli.main(asked) == 0
+    assert "gb10 moe_decode" in capsys.readouterr().out
+    assert cli.main([*asked, "--engine", "stock"]) == 0
+    assert "gb10 moe_decode" not in capsys.readouterr().out
+    assert cli.main(["routing", "--capability", "8.9", "--engine", "gb10"]) == 2
+    assert "our kernels need compute capability 9.0" in capsys.readouterr().err
 
 
 def test_routing_command_takes_routes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from gb10.machine.gpu import Gpu
 from gb10.serve import budget
 from gb10.serve.settings import Settings, parse
 from gb10.units import GIB, MIB
+from gb10.vllm_plugin.cuda.settings import Format
 
 TOTAL = 128_526_123_008
 """What a DGX Spark's driver says: 119.7 GiB."""
@@ -286,7 +288,48 @@ def test_the_caches_variable_is_read_and_named(monkeypatch: pytest.MonkeyPatch) 
     settings, notes = cpu(PACKED, 16 * GIB)
     assert settings.kv_cache_memory_bytes is None
     assert "KV cache 2.0 GiB" in notes[0]
-    for text in ("4.5", "4GB", "-1", "0"):
+    for text in ("4.5", "4GB", "-1", "0", "٤", " 4 ", "4_0"):
         monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", text)
         with pytest.raises(UserError, match=f"VLLM_CPU_KVCACHE_SPACE '{text}' is not a whole number above 0"):
             cpu(PACKED, 16 * GIB)
+
+
+_DENSE = "model.layers.0.linear_attn.in_proj_qkvz.weight"
+_MATRICES = (
+    Tensor(_DENSE, "BF16", (1024, 256), 2 * 1024 * 256),
+    Tensor("model.layers.3.self_attn.q_proj.weight", "F32", (512, 256), 4 * 512 * 256),
+    Tensor("lm_head.weight", "BF16", (2048, 256), 2 * 2048 * 256),
+    # These stay as they are: routers, odd columns, embeddings, and what is packed already.
+    Tensor("model.layers.0.mlp.gate.weight", "BF16", (512, 256), 2 * 512 * 256),
+    Tensor("model.layers.0.self_attn.k_proj.weight", "BF16", (64, 96), 2 * 64 * 96),
+    Tensor("model.embed_tokens.weight", "BF16", (2048, 256), 2 * 2048 * 256),
+    Tensor("model.layers.0.self_attn.o_proj.weight", "U8", (256, 128), 256 * 128),
+)
+_KEPT = 2 * 512 * 256 + 2 * 64 * 96 + 2 * 2048 * 256 + 256 * 128
+
+
+def requantised(dense: Format, head: Format, **config: object) -> int:
+    """Bytes of ``_MATRICES`` on a GPU."""
+    found = Checkpoint("m", config={"quantization_config": {}, **config}, tensors=_MATRICES)
+    target = routing.Target((12, 1), dense=dense, head=head)
+    return budget._weights(parse([], {}), found, target)
+
+
+def test_requantised_weights_are_counted_as_what_they_become() -> None:
+    dense, head = (1024 + 512) * 256, 2048 * 256
+    keep, fp8, nvfp4 = Format.KEEP, Format.FP8, Format.NVFP4
+    assert requantised(keep, keep) == 2 * dense + 2 * head + _KEPT
+    assert requantised(fp8, fp8) == dense + head + 4 * (1024 + 512 + 2048) + _KEPT
+    assert requantised(nvfp4, keep) == dense * 9 // 16 + 2 * 4 + 2 * head + _KEPT
+    assert requantised(keep, nvfp4) == 2 * dense + head * 9 // 16 + 4 + _KEPT
+    assert requantised(fp8, fp8, tie_word_embeddings=True) == dense + 4 * 1536 + 2 * head + _KEPT
+
+
+def test_nothing_is_requantised_on_the_cpu_or_of_a_plain_checkpoint() -> None:
+    found = Checkpoint("m", config={"quantization_config": {}}, tensors=_MATRICES)
+    target = partial(routing.Target, dense=Format.FP8, head=Format.FP8)
+    assert budget.requantised(found, target(None), 2) == {}
+    assert budget.requantised(found, target((12, 1)), 4) == {}
+    plain = Checkpoint("m", config={}, tensors=_MATRICES)
+    assert budget.requantised(plain, target((12, 1)), 2) == {}
+    assert budget.requantised(found, target((12, 1)), 2)[_DENSE] == "fp8"

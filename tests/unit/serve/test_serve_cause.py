@@ -38,6 +38,19 @@ def test_last_error_is_the_cause_not_its_consequence() -> None:
             ],
             "ValidationError: 1 validation error for ModelConfig Value error, max_model_len is too long.",
         ),
+        (
+            [
+                CORE
+                + "pydantic_core._pydantic_core.ValidationError: 2 validation errors for SpeculativeConfig",
+                CORE + "num_speculative_tokens",
+                CORE + "  Input should be greater than 0 [type=greater_than, input_value=-1, input_type=int]",
+                CORE + "    For further information visit https://errors.pydantic.dev/2.14/v/greater_than",
+                CORE + "method",
+                CORE + "  Input should be 'ngram' [type=literal_error, input_value='x', input_type=str]",
+            ],
+            "ValidationError: 2 validation errors for SpeculativeConfig num_speculative_tokens Input should "
+            "be greater than 0 (given: -1)",
+        ),
         (["RuntimeError:", "  the cause"], "RuntimeError: the cause"),
         (["ValueError: " + "word " * 100], "ValueError: " + "word " * 68 + "..."),
         (["all is well"], None),
@@ -50,6 +63,13 @@ def test_last_error_kinds(lines: list[str], error: str | None) -> None:
 def test_last_line_has_words_and_no_prefix() -> None:
     assert last_line([API + "the end", "-----", ""]) == "the end"
     assert last_line([]) is None
+
+
+def test_what_clients_asked_is_no_cause() -> None:
+    """Seen: the last line of a server whose keeper was killed."""
+    asked = '(APIServer pid=1) INFO:     127.0.0.1:1 - "POST /v1/completions HTTP/1.1" 200 OK'
+    assert last_line([API + "Application startup complete.", asked, asked]) == "Application startup complete."
+    assert last_line([asked]) is None
 
 
 def test_a_bare_error_gets_its_place() -> None:

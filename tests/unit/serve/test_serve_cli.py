@@ -71,7 +71,7 @@ class TestRefusals:
         """vLLM's words name its arguments only."""
         folder = str(make_checkpoint())
         text = refused(gb10("serve", folder, GB10_PROFILE="cpu", MAX_MODEL_LEN="999999"))
-        assert "max_model_len (999999) is greater than" in text
+        assert "--max-model-len 999999 is more than the 2048 tokens of the model; give at most 2048" in text
         assert text.endswith(" (set by variables: MAX_MODEL_LEN)\n")
 
     def test_empty_variables_count_as_unset(self, make_checkpoint: Make) -> None:
@@ -100,6 +100,12 @@ class TestRefusals:
         assert "/nonexistent/model does not exist" in refused(
             gb10("serve", "/nonexistent/model", GB10_PROFILE="cpu")
         )
+
+    def test_a_pipe_in_a_checkpoint(self, make_checkpoint: Make) -> None:
+        folder = make_checkpoint()
+        os.mkfifo(folder / "chat_template.jinja")
+        text = refused(gb10("serve", str(folder), GB10_PROFILE="cpu"))
+        assert f"{folder}/chat_template.jinja is a named pipe (FIFO), not a file" in text
 
     def test_port_in_use(self, make_checkpoint: Make) -> None:
         with socket.socket() as taken:

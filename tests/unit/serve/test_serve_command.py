@@ -1,6 +1,8 @@
 """What `gb10 serve` would run: defaults, refusals, no duplicates."""
 
+import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -380,6 +382,100 @@ def test_cpu_mode_by_route(plan: Plan) -> None:
     assert {row.backend for row in found.rows if row.operation.startswith("nvfp4")} == {"gb10 packed"}
 
 
+QWEN = {"model_type": "qwen3_next", "linear_num_value_heads": 2, **NVFP4}
+PLAIN = {**WEIGHTS, f"{STEM}.self_attn.q_proj.weight": ("BF16", (64, 64))}
+
+
+@pytest.fixture
+def kernels(clean_environment: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """GB10_KERNELS names a folder with a library."""
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    (folder / "libgb10_kernels.so").touch()
+    clean_environment.setenv("GB10_KERNELS", str(folder))
+    return folder
+
+
+def decode_rows(found: command.Plan) -> dict[str, str]:
+    return {row.operation: row.backend for row in found.rows if row.batch[0] == 1}
+
+
+@pytest.mark.usefixtures("kernels")
+def test_our_engine_is_the_default_where_it_can_run(plan: Plan) -> None:
+    found = plan([], [GB10], config=QWEN, tensors=PLAIN)
+    rows = decode_rows(found)
+    assert rows["nvfp4_moe"] == "gb10 moe_decode"
+    assert rows["dense"] == rows["lm_head"] == "gb10 fp8_gemv"
+    assert (rows["router"], rows["gdn_decode"]) == ("gb10 route_experts", "gb10 gdn_decode")
+    assert not any("--engine" in note for note in found.notes)
+    assert "--engine" not in found.arguments
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_engine_and_formats_reach_vllms_processes(
+    plan: Plan, clean_environment: pytest.MonkeyPatch, by_variable: bool
+) -> None:
+    argv = ["--engine", "gb10", "--dense", "nvfp4", "--head", "keep"]
+    if by_variable:
+        for name, given in (("ENGINE", "gb10"), ("DENSE", "nvfp4"), ("HEAD", "keep")):
+            clean_environment.setenv(f"GB10_{name}", given)
+        argv = []
+    found = plan(argv, [H200], config=QWEN, tensors=PLAIN)
+    got = {**os.environ, **found.environment}
+    assert [got[f"GB10_{name}"] for name in ("ENGINE", "DENSE", "HEAD")] == ["gb10", "nvfp4", "keep"]
+    rows = decode_rows(found)
+    assert (rows["dense"], rows["lm_head"]) == ("gb10 nvfp4_gemv", "cuBLAS BF16")
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(
+    ("argv", "parts"),
+    [
+        (["--route", "nvfp4_moe=marlin"], "dense,head,linear,gdn"),
+        (["--moe-backend", "marlin"], "dense,head,linear,gdn"),
+        (["--linear-backend", "cutlass"], "dense,head,experts,router,gdn"),
+        (["--route", "gdn_prefill=triton"], None),
+        (["--moe-backend", "auto", "--linear-backend=auto"], None),
+    ],
+)
+def test_a_chosen_backend_switches_our_part_off(plan: Plan, argv: list[str], parts: str | None) -> None:
+    found = plan(argv, [GB10], config=QWEN, tensors=PLAIN)
+    assert found.environment.get("GB10_ENGINE_PARTS") == parts
+
+
+def test_without_our_kernels_a_gpu_runs_vllms_own_and_says_so(plan: Plan) -> None:
+    found = plan([], [GB10], config=QWEN, tensors=PLAIN)
+    assert decode_rows(found)["nvfp4_moe"] == "FLASHINFER_CUTLASS"
+    (note,) = [note for note in found.notes if "--engine stock" in note]
+    assert "GB10_KERNELS is not set" in note
+    quiet = plan(["--engine", "stock"], [GB10], config=QWEN, tensors=PLAIN, name="quiet")
+    assert not any("--engine" in note for note in quiet.notes)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(
+    ("argv", "gpus", "message"),
+    [
+        (["--engine", "gb10"], [], "--engine gb10: there is no NVIDIA GPU"),
+        (["--dense", "fp8"], [], "--dense fp8 needs --engine gb10"),
+        (
+            ["--engine", "gb10"],
+            [Gpu("NVIDIA L4", (8, 9), 24 * GIB, unified=False)],
+            "need compute capability 9.0, and this GPU has 8.9",
+        ),
+        (["--engine", "stock", "--head", "fp8"], [GB10], "--head fp8 needs --engine gb10"),
+        (["--engine", "ours"], [GB10], "--engine 'ours' is not one of: gb10, stock"),
+        (["--dense", "int8"], [GB10], "--dense 'int8' is not one of: keep, fp8, nvfp4"),
+    ],
+)
+def test_an_engine_that_cannot_be_is_refused(
+    plan: Plan, argv: list[str], gpus: list[Gpu], message: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        plan(argv, gpus, config=QWEN, tensors=PLAIN)
+
+
 GDN = {"linear_num_value_heads": 2, **NVFP4}
 
 
@@ -510,7 +606,7 @@ def test_a_draft_vocabulary_must_fit_the_model(
     ("arguments", "kind", "message"),
     [
         ((), "qwen3_next", "add --speculative-config"),
-        (DRAFTS, "qwen3_moe", "not with qwen3_moe; unset it"),
+        (DRAFTS, "qwen3_moe", "not with qwen3_moe; leave it out"),
     ],
 )
 def test_a_draft_vocabulary_that_would_do_nothing_is_refused(
@@ -526,3 +622,72 @@ def test_a_draft_vocabulary_that_would_do_nothing_is_refused(
     clean_environment.setenv("GB10_DRAFT_VOCABULARY", str(file))
     with pytest.raises(UserError, match=message):
         plan(arguments, config={"model_type": kind})
+
+
+@pytest.mark.usefixtures("kernels")
+def test_the_report_and_the_limit_reach_vllms_processes(plan: Plan, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    argv = ["--requant-report", str(file), "--max-requant-error", "0.2"]
+    found = plan(argv, [GB10], config=QWEN, tensors=PLAIN)
+    assert found.environment["GB10_REQUANT_REPORT"] == str(file)
+    assert found.environment["GB10_MAX_REQUANT_ERROR"] == "0.2"
+    assert not {"--requant-report", "--max-requant-error"} & set(found.arguments)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(
+    ("argv", "gpus", "message"),
+    [
+        (["--requant-report", "/nowhere/at/all.json"], [GB10], "no file in a folder that there is"),
+        (["--requant-report", "/"], [GB10], "no file in a folder that there is"),
+        (["--max-requant-error", "2"], [GB10], "--max-requant-error '2' is not a fraction"),
+        (["--max-requant-error", "0.1"], [], "nothing is requantised; leave it out"),
+        (
+            ["--dense", "keep", "--head", "keep", "--max-requant-error", "0.1"],
+            [GB10],
+            "nothing is requantised",
+        ),
+    ],
+)
+def test_what_cannot_be_of_requantisation_is_refused(
+    plan: Plan, argv: list[str], gpus: list[Gpu], message: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        plan(argv, gpus, config=QWEN, tensors=PLAIN)
+
+
+def test_a_draft_vocabulary_is_for_one_gpu(plan: Plan) -> None:
+    with pytest.raises(UserError, match="--draft-vocab needs one GPU, and --tensor-parallel-size is 2"):
+        plan([*DRAFTS, "--draft-vocab", "7", "-tp", "2"], [H200, H200], config={"model_type": "qwen3_next"})
+
+
+def test_draft_vocab_takes_a_number_or_all(
+    make_checkpoint: Make, clean_environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The model's own list by frequency, without one the first ids; and the flag over the variable."""
+    clean_environment.setattr(memory, "available", lambda: memory.Available(64 * GIB, "MemAvailable"))
+    folder = make_checkpoint(tensors=WITH_MTP, config={"vocab_size": 100, "model_type": "qwen3_next"})
+
+    def build(*argv: str) -> command.Plan:
+        settings = parse([str(folder), *argv], dict(os.environ))
+        return command.build(settings, locate(str(folder)), (), flashinfer=True)
+
+    made = build(*DRAFTS, "--draft-vocab", "7")
+    assert made.environment["GB10_DRAFT_VOCABULARY"] == "7"
+    assert "--draft-vocab 7: the ids below 7, since no draft_vocabulary.json is in the model" in made.notes
+    assert "--draft-vocab" not in names(made)
+    with pytest.raises(UserError, match="--draft-vocab 101: the model has 100 tokens"):
+        build(*DRAFTS, "--draft-vocab", "101")
+    with pytest.raises(UserError, match="cannot read the draft vocabulary"):
+        build(*DRAFTS, "--draft-vocab", str(tmp_path / "none"))
+
+    file = folder / "draft_vocabulary.json"
+    file.write_text(json.dumps(list(range(99, -1, -1))), encoding="utf-8")
+    made = build(*DRAFTS, "--draft-vocab", "7")
+    assert made.environment["GB10_DRAFT_VOCABULARY"] == f"{made.checkpoint.folder}/{file.name}:7"
+    assert not [note for note in made.notes if "--draft-vocab" in note]
+
+    assert "GB10_DRAFT_VOCABULARY" not in build("--draft-vocab", "full").environment
+    clean_environment.setenv("GB10_DRAFT_VOCABULARY", str(file))
+    assert build(*DRAFTS).environment["GB10_DRAFT_VOCABULARY"] == str(file)
+    assert build("--draft-vocab", "full").environment["GB10_DRAFT_VOCABULARY"] == "full"

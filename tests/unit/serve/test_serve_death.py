@@ -229,12 +229,26 @@ def test_serve_and_keeper_killed_at_once(start: Start, stage: str) -> None:
     assert made.left(3) == set()
 
 
-@pytest.mark.parametrize("stage", ["import", "load", "ready"])
-def test_keeper_killed(start: Start, stage: str) -> None:
+@pytest.mark.parametrize(
+    ("stage", "number"),
+    [
+        ("import", signal.SIGKILL),
+        ("load", signal.SIGKILL),
+        ("load", signal.SIGSEGV),
+        ("ready", signal.SIGKILL),
+        ("request", signal.SIGKILL),
+    ],
+)
+def test_keeper_killed(start: Start, stage: str, number: signal.Signals) -> None:
     made = start(stage)
     made.reach()
-    os.kill(made.keeper, signal.SIGKILL)
-    assert made.end().startswith("error: vLLM ended while")
+    os.kill(made.keeper, number)
+    doing = "serving" if stage in ("ready", "request") else "loading"
+    assert made.end().startswith(
+        f"error: vLLM ended while {doing}: gb10's process gb10-keeper, which vLLM ends with, was killed by "
+        f"signal {number.value} ({number.name})"
+    )
+    assert made.process.returncode == 1
     check_nothing_left(made)
 
 

@@ -1,5 +1,6 @@
 """Dead, unknown and harmful variables."""
 
+import os
 import re
 from pathlib import Path
 
@@ -161,6 +162,19 @@ def test_unknown_vllm_variable_names_the_nearest(known: frozenset[str]) -> None:
     with pytest.raises(UserError, match="VLLM_QQQQQQQQ is not a variable of vLLM; unset it"):
         check({"VLLM_QQQQQQQQ": "1"})
     check(dict.fromkeys(known - {"VLLM_PLUGINS"}, "1"))
+
+
+def test_a_variable_that_names_a_pipe(tmp_path: Path) -> None:
+    """vLLM reads VLLM_LOGGING_CONFIG_PATH when it is imported, the hub's library HF_TOKEN_PATH."""
+    pipe, file = tmp_path / "pipe", tmp_path / "file"
+    os.mkfifo(pipe)
+    file.touch()
+    for name in ("VLLM_LOGGING_CONFIG_PATH", "HF_TOKEN_PATH", "GB10_DRAFT_VOCABULARY", "SSL_CERT_FILE"):
+        with pytest.raises(UserError, match=rf"{name}={pipe} is a named pipe \(FIFO\), not a file"):
+            check({name: str(pipe)})
+        for other in (file, tmp_path, tmp_path / "none", "/dev/null"):
+            check({name: str(other)})
+    check({"OTHER": str(pipe), "HF_TOKEN": "x" * 5000, "VLLM_API_KEY": "~nobody-here/x"})
 
 
 def test_log_folder_follows_xdg(tmp_path: Path) -> None:

@@ -45,6 +45,16 @@ def test_plain_output_is_a_line_per_stage() -> None:
     assert stages == ["starting Python and vLLM", "loading weights", "preparing weights"]
 
 
+@pytest.mark.parametrize("news", [True, False])
+def test_what_requantisation_cost_is_shown(news: bool) -> None:
+    out = io.StringIO()
+    show = Progress(out, news=news)
+    told = ["requantised 85 matrices: 2.7 GiB to 1.3 GiB, error 2.61%", "lm_head kept in 16 bit: it is tied"]
+    for text in (told[0], "  qkv_proj [9216, 2048] fp8 12 x, error 2.61%", told[1]):
+        show.feed(f"(Worker pid=2) INFO 1 [report.py:101] gb10: {text}")
+    assert out.getvalue().splitlines() == (told if news else [])
+
+
 def test_plain_output_beats_at_the_interval() -> None:
     out = io.StringIO()
     show = Progress(out, interval=0)

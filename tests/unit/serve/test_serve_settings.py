@@ -1,6 +1,7 @@
 """Flags, variables, and the arguments that are passed on to vLLM."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gb10.errors import UserError
-from gb10.serve.settings import ROWS, Origin, is_loopback, parse, token_count
+from gb10.serve.settings import (
+    BYTES,
+    PORT,
+    ROWS,
+    SHARE,
+    TOKENS,
+    WHOLE,
+    Origin,
+    is_loopback,
+    parse,
+    token_count,
+)
 from gb10.serve.vllm_arguments import VllmArguments, Vocabulary, option_name
 
 
@@ -265,6 +277,33 @@ def test_malformed_input_is_one_clear_line(
     assert "\n" not in str(caught.value)
 
 
+NUMBERS = {name: row for name, row in ROWS.items() if row.kind in (PORT, SHARE, TOKENS, WHOLE, BYTES)}
+
+
+@pytest.mark.parametrize("text", ["٣", "３", "1_0", " 3 ", "+3", "3\n", "³"])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_is_ascii_digits(name: str, text: str) -> None:
+    """int() and float() take all of these but the last."""
+    row = NUMBERS[name]
+    ways: list[tuple[list[str], dict[str, str], str]] = [
+        ([f"{row.name}={text}"], {}, row.name),
+        ([], {"VLLM_EXTRA_ARGS": f"{row.name}='{text}'"}, rf"{row.name} \(in VLLM_EXTRA_ARGS\)"),
+    ]
+    if row.variable:
+        ways.append(([], {row.variable: text}, row.variable))
+    for argv, environment, said in ways:
+        with pytest.raises(UserError, match=f"^{said} .* is not a") as caught:
+            parse(argv, environment)
+        assert "\n" not in str(caught.value)
+
+
+def test_what_numbers_there_are() -> None:
+    assert {"port", "gpu_memory_utilization", "max_model_len", "max_num_seqs", "tensor_parallel_size"} < {
+        *NUMBERS
+    }
+    assert not any(row.kind.parse in (int, float) for row in ROWS.values())
+
+
 @pytest.mark.parametrize(
     ("token", "name"),
     [
@@ -404,6 +443,9 @@ def test_help_prints_every_variable(capsys: pytest.CaptureFixture[str]) -> None:
         assert name in text
     assert "VLLM_EXTRA_ARGS" in text
     assert "VLLM_API_KEY" in text
+    # As the README and docs/configuration.md write it; `KEY [KEY ...]` would take MODEL for a key.
+    assert re.search(r"^  --api-key KEY  +key that clients must send; may be given several times", text, re.M)
+    assert "[KEY" not in text
 
 
 def test_help_names_no_command_that_its_reader_may_lack(capsys: pytest.CaptureFixture[str]) -> None:

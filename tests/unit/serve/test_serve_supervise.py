@@ -140,6 +140,24 @@ def test_death_while_loading_names_the_error_and_the_log(start: Start) -> None:
     assert caught.value.exit_code == 1
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (
+            "print('Shutting down'); print('INFO: 1.2.3.4:5 - \"GET /health HTTP/1.1\" 200 OK')",
+            r"(exit status 0): its log names no error and ends with: Shutting down; perhaps somebody sent it "
+            "SIGTERM [full log: ",
+        ),
+        ("raise SystemExit(4)", "(exit status 4): its log says nothing [full log: "),
+    ],
+)
+def test_an_end_without_an_error(start: Start, code: str, said: str) -> None:
+    server = start(code)
+    with pytest.raises(ServerFailed) as caught:
+        server.wait_ready("http://127.0.0.1:9", None, Progress())
+    assert said in str(caught.value)
+
+
 def test_killed_by_the_kernel_is_said(start: Start) -> None:
     server = start("import os; os.kill(os.getpid(), 9)")
     with pytest.raises(ServerFailed, match=r"its process API server was killed by signal 9 \(SIGKILL\), "):

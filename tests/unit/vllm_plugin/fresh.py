@@ -8,9 +8,14 @@ import os
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
+
+_TESTS = Path(__file__).resolve().parents[2]
+"""What a test's code imports `reference` from."""
 
 _SERVER = """
 import json, os, sys, traceback
+sys.path.insert(0, sys.argv[1])
 import torch
 import gb10.vllm_plugin as plugin
 import vllm.envs
@@ -58,7 +63,7 @@ for line in sys.stdin:
 @cache
 def _server() -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _SERVER, str(_TESTS)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     atexit.register(process.kill)
     return process

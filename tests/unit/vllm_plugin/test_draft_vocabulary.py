@@ -1,6 +1,7 @@
 """The reduced draft vocabulary: what it reads, what it computes, what it refuses."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +34,17 @@ def ids_file(tmp_path: Path) -> Callable[[Any], Path]:
 def test_unset_is_no_vocabulary() -> None:
     assert DraftVocabulary.from_env({}) is None
     assert DraftVocabulary.from_env({ENV_NAME: ""}) is None
+    assert DraftVocabulary.from_env({ENV_NAME: "full"}) is None
+
+
+def test_a_number_alone_is_the_first_ids() -> None:
+    vocabulary = DraftVocabulary.parse("96")
+    assert list(vocabulary.ids) == list(range(96))
+    vocabulary.check(96)
+    with pytest.raises(UserError, match="96: the model has 95 tokens"):
+        vocabulary.check(95)
+    with pytest.raises(UserError, match="N is at least 1"):
+        DraftVocabulary.parse("0")
 
 
 def test_file_with_and_without_a_number(ids_file: Callable[[Any], Path]) -> None:
@@ -73,6 +85,13 @@ def test_missing_file_and_bad_numbers(ids_file: Callable[[Any], Path], tmp_path:
     for number in (0, 3):
         with pytest.raises(UserError, match="N must be 1 to 2"):
             DraftVocabulary.parse(f"{file}:{number}")
+    # Not a number: a part of the file's name.
+    for text in ("٢", "+1", "9" * 5000):
+        with pytest.raises(UserError, match="cannot read the draft vocabulary"):
+            DraftVocabulary.parse(f"{file}:{text}")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match=r"pipe: it is a named pipe \(FIFO\), not a file"):
+        DraftVocabulary.parse(str(tmp_path / "pipe"))
 
 
 def _model(dtype: torch.dtype = torch.bfloat16, **head: Any) -> Any:
@@ -110,6 +129,29 @@ def test_rows_of_a_head_that_is_packed_away() -> None:
     model = _model(weight=freed, cpu_linear=packed.apply, quant_method=packed, embedding_dim=HIDDEN)
     restrict(model, [5, 6, 90])
     assert torch.equal(model.draft_head, weight[[5, 6, 90]])
+
+
+def test_rows_of_a_requantised_head() -> None:
+    """They are taken as they are held, and multiplied as the head is."""
+
+    class Held:
+        def __init__(self, codes: torch.Tensor) -> None:
+            self.tensors = {"weight": codes}
+
+        def select(self, rows: torch.Tensor) -> "Held":
+            return Held(self.tensors["weight"].index_select(0, rows))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ (0.5 * self.tensors["weight"].to(x.dtype)).T
+
+    codes = torch.arange(VOCABULARY * HIDDEN, dtype=torch.int32).reshape(VOCABULARY, HIDDEN) % 7
+    model = _model(weight=torch.empty(0), gb10_dense=Held(codes))
+    restrict(model, [5, 90, 6])
+    assert torch.equal(model.draft_head.tensors["weight"], codes[[5, 90, 6]])
+    hidden = torch.randn(3, HIDDEN, generator=torch.Generator().manual_seed(8))
+    logits = draft_logits(hidden, model.draft_head, model.draft_token_ids, VOCABULARY)
+    torch.testing.assert_close(logits[:, [5, 90, 6]], (hidden @ (0.5 * codes.float()).T)[:, [5, 90, 6]])
+    assert int(torch.isfinite(logits).sum()) == 9
 
 
 def test_probabilities_of_other_tokens_are_zero() -> None:

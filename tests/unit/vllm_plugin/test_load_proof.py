@@ -3,14 +3,15 @@
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from gb10.vllm_plugin.load_proof import coverage, values
-from gb10.vllm_plugin.load_proof.names import Filled, missing
-from gb10.vllm_plugin.load_proof.writes import Storage, Writes, place
+from gb10.vllm_plugin.load_proof.names import Filled, missing, renamed
+from gb10.vllm_plugin.load_proof.writes import Copy, Given, Storage, Writes, place
 
 
 def region_of(tensor: torch.Tensor) -> coverage.Region:
@@ -204,6 +205,140 @@ def test_a_missing_layer_is_named_after_another_one() -> None:
     assert list(missing(part, (8, 12), [part], ())) == []
 
 
+@pytest.mark.parametrize(
+    ("parameter", "known", "name"),
+    [
+        ("model.fc.weight", {"model.norm.weight": "mtp.norm.weight"}, "mtp.fc.weight"),
+        # The embedding is the target's; the nearest neighbours tell, not the most.
+        (
+            "model.layers.0.a.weight",
+            {
+                "model.layers.0.b.weight": "mtp.layers.0.b.weight",
+                "model.norm.weight": "model.norm.weight",
+                "model.embed_tokens.weight": "model.embed_tokens.weight",
+            },
+            "mtp.layers.0.a.weight",
+        ),
+        (
+            "model.layers.0.a.weight",
+            {
+                "model.visual.x.weight": "visual.x.weight",
+                "model.layers.0.b.weight": "model.layers.0.b.weight",
+            },
+            "model.layers.0.a.weight",
+        ),
+        (
+            "language_model.model.norm.weight",
+            {"language_model.model.embed_tokens.weight": "model.language_model.embed_tokens.weight"},
+            "model.language_model.norm.weight",
+        ),
+        ("norm.weight", {"head.weight": "model.head.weight"}, "model.norm.weight"),
+        ("model.norm.weight", {"model.head.weight": "head.weight"}, "norm.weight"),
+        # A neighbour of another name says nothing of this one.
+        ("model.norm.weight", {"model.qkv_proj.weight": "transformer.q.weight"}, "model.norm.weight"),
+        ("model.norm.weight", {}, "model.norm.weight"),
+    ],
+)
+def test_a_parameter_is_called_what_the_checkpoint_calls_it(
+    parameter: str, known: dict[str, str], name: str
+) -> None:
+    assert renamed(parameter, known.items()) == name
+
+
+# Source, type of the target, whether the target keeps the numbers.
+CONVERSIONS: list[tuple[torch.Tensor, torch.dtype, bool]] = [
+    (torch.tensor([1, 2]), torch.bfloat16, False),
+    (torch.tensor([1, 2], dtype=torch.uint8), torch.float8_e4m3fn, False),
+    (torch.tensor([True, False]), torch.float32, False),
+    (torch.tensor([1.0, 2.0]), torch.uint8, False),
+    (torch.tensor([1.0, 2.0]).to(torch.float8_e4m3fn), torch.uint8, False),
+    (torch.tensor([1.0, 2.0]).to(torch.float8_e8m0fnu), torch.uint8, False),
+    (torch.tensor([1.0, 0.1]), torch.float8_e4m3fn, False),
+    (torch.tensor([1.0, 500.0], dtype=torch.bfloat16), torch.float8_e4m3fn, False),
+    (torch.tensor([1.0, 1.125]).to(torch.float8_e4m3fn), torch.float8_e5m2, False),
+    (torch.tensor([1, 300]), torch.uint8, False),
+    (torch.tensor([1, -1], dtype=torch.int8), torch.int64, True),
+    (torch.tensor([1, -1], dtype=torch.int8), torch.uint8, True),
+    (torch.tensor([1, 2]), torch.int32, True),
+    (torch.tensor([True, False]), torch.uint8, True),
+    (torch.tensor([1.0, 0.1]), torch.bfloat16, True),
+    (torch.tensor([1.0, 0.1], dtype=torch.bfloat16), torch.float32, True),
+    (torch.tensor([1.0, math.nan]), torch.float8_e4m3fn, True),
+    (torch.tensor([1.0, 0.1]).to(torch.float8_e4m3fn), torch.float32, True),
+    (torch.tensor([1.0, 0.1]).to(torch.float8_e4m3fn), torch.bfloat16, True),
+]
+
+
+@pytest.mark.parametrize(("source", "dtype", "kept"), CONVERSIONS)
+def test_copies_that_change_numbers_are_noted(source: torch.Tensor, dtype: torch.dtype, kept: bool) -> None:
+    writes = Writes()
+    with writes:
+        target = torch.empty(2, dtype=dtype)
+        writes.given = Given("a", source.dtype, (2,))
+        target.copy_(source)
+    expected = {} if kept else {"a": Copy(source.dtype, dtype, exact=False, numbers=2, spread=False)}
+    assert record(writes, target).doubtful == expected
+    writes.forget_writes()
+    assert record(writes, target).doubtful == {}
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_integers_taken_for_floats_show_without_values(device: str) -> None:
+    """As in a rehearsal, where whether a float fits another one does not show."""
+    writes = Writes()
+    with writes:
+        target, scale, slot = torch.empty(3), torch.empty(3).to(torch.float8_e4m3fn), torch.empty(3, 2)
+        for tensor in (target, scale, slot):
+            writes.watch(tensor)
+        writes.given = Given("a", torch.int64, (3,))
+        target.copy_(torch.ones(3, dtype=torch.int64, device=device))
+        scale.copy_(torch.ones(3, device=device))
+        if device == "cpu":
+            # This is another operation of torch there.
+            slot[1] = torch.ones((), dtype=torch.int64)
+        else:
+            slot[1].copy_(torch.ones(2, dtype=torch.int64, device=device))
+    assert [list(record(writes, one).doubtful) for one in (target, scale, slot)] == [["a"], [], ["a"]]
+
+
+@pytest.mark.parametrize(
+    ("read", "in_part"),
+    [
+        (lambda w, t: w.copy_(t), False),
+        (lambda w, t: [w[row].copy_(t[row]) for row in range(4)], False),
+        (lambda w, t: w.t().copy_(t.transpose(0, 1)), False),
+        (lambda w, t: w.view(-1).copy_(t.reshape(-1)), False),
+        (lambda w, t: w[:, :3].copy_(t.narrow(1, 0, 3)), True),
+        (lambda w, t: [w[row].copy_(t[row]) for row in (0, 1, 3)], True),
+        (lambda w, t: w[0].copy_(t.unbind()[2]), True),
+        # Nothing is read of it, or it is not known what.
+        (lambda w, t: w.fill_(t.shape[0]), False),
+        (lambda w, t: w[:, :3].copy_(t.clone()[:, :3]), False),
+        (lambda w, t: w.copy_(torch.cat([t[:2], t[:2]])), False),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_tensor_that_is_read_in_part_is_known(
+    read: Callable[[torch.Tensor, torch.Tensor], object], in_part: bool, device: str
+) -> None:
+    writes = Writes(reads=True)
+    weight, tensor = torch.zeros(4, 6, device=device), torch.ones(4, 6, device=device)
+    given = writes.given = Given.of("a", tensor)
+    with writes:
+        read(weight, tensor)
+    assert given.in_part() is in_part
+
+
+def test_nothing_is_noted_while_no_tensor_is_loaded() -> None:
+    """What a model does with its own tensors before and after is its own matter."""
+    writes = Writes()
+    with writes:
+        target = torch.empty(3)
+        target.copy_(torch.ones(3, dtype=torch.int64))
+        target.copy_(torch.ones(1))
+    assert record(writes, target).doubtful == {}
+
+
 BLOCKS = torch.ones(2, 4).to(torch.float8_e4m3fn)
 
 
@@ -293,6 +428,10 @@ class Model(nn.Module):
         self.tied = nn.Parameter(torch.empty(5, 3), requires_grad=False)
         self.tied = self.head
 
+    def load_one(self, parameter: nn.Parameter, tensor: torch.Tensor) -> None:
+        """As vLLM's loaders do: each gets a parameter and a tensor."""
+        parameter.data.copy_(tensor)
+
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         loaded = set()
         for name, tensor in weights:
@@ -302,8 +441,8 @@ class Model(nn.Module):
                 self.get_parameter(f"layers.{parts[1]}.both").data[half : half + 2].copy_(tensor)
                 loaded.add(f"layers.{parts[1]}.both")
             else:
-                getattr(self, parts[0]).data.copy_(tensor)
-                loaded.add(parts[0])
+                self.load_one(dict(self.named_parameters())[name], tensor)
+                loaded.add(name)
         return loaded
 
 
@@ -324,7 +463,7 @@ def judged() -> Iterator[Callable[[dict[str, torch.Tensor]], None]]:
     def judge(tensors: dict[str, torch.Tensor]) -> None:
         proof = LoadProof()
         model = proof.build(Model)
-        proof.judge(proof.load(model, lambda: load(model, tensors)))
+        proof.judge(model, lambda: load(model, tensors))
         assert "load_weights" not in model.__dict__
 
     yield judge
@@ -364,6 +503,85 @@ def test_a_bad_value_is_named_after_its_tensor(judged: Callable[[dict[str, torch
     tensors["layers.1.b.weight"][1, 2] = math.nan
     with pytest.raises(Refused, match=r"layers.1.b.weight has a value that is nan; make or fetch"):
         judged(tensors)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (
+            {"norm": torch.ones(3, dtype=torch.int64)},
+            "the checkpoint does not fit the model: norm is of type I64, and the model reads it as F32, "
+            "which would change its numbers; make",
+        ),
+        (
+            {"head": torch.ones(5, 3, dtype=torch.bool), "norm": torch.ones(3, dtype=torch.uint8)},
+            r"norm is of type U8, .*numbers \(and 1 more tensors\); make",
+        ),
+        (
+            {"layers.1.b.weight": torch.ones(1, 3)},
+            r"layers.1.b.weight has fewer numbers than layers.1.both \(F32, \[4, 3\]\), where it belongs",
+        ),
+        (
+            {"layers.1.b.weight": torch.ones(3, 2)},
+            r"vLLM cannot load layers.1.b.weight \(F32, \[3, 2\]\) \(The size of tensor",
+        ),
+        ({"bias": torch.ones(3)}, r"cannot load bias \(F32, \[3\]\) \(its Model has no 'bias'\); make"),
+        ({"norm": torch.ones(3, 1)}, r"vLLM cannot load norm \(F32, \[3, 1\]\) into norm \(F32, \[3\]\)"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    judged: Callable[[dict[str, torch.Tensor]], None], changed: dict[str, torch.Tensor], said: str
+) -> None:
+    from gb10.vllm_plugin.refusal import Refused
+
+    with pytest.raises(Refused, match=said) as caught:
+        judged(checkpoint() | changed)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA error: out of memory"), MemoryError(), OSError("shape of things")]
+)
+def test_errors_that_are_not_the_checkpoints_pass(error: Exception) -> None:
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    from gb10.vllm_plugin.load_proof.proof import LoadProof
+
+    proof = LoadProof()
+    proof.writes.given = Given("a", torch.float32, (3,))
+    assert proof.misfit(nn.Module(), error) is None
+    proof.writes.given = None
+    assert proof.misfit(nn.Module(), RuntimeError("size of tensor a")) is None
+
+
+@pytest.mark.parametrize(
+    ("module", "kind", "known"),
+    [
+        ("vllm.model_executor.kernels.linear", "ValueError", True),
+        ("vllm.model_executor.layers.fused_moe.oracle.int8", "NotImplementedError", True),
+        ("vllm.model_executor.layers.linear", "RuntimeError", False),
+        ("vllm.model_executor.models.llama", "ValueError", False),
+        ("torch._ops", "NotImplementedError", False),
+    ],
+)
+def test_layers_that_vllm_cannot_build_here_are_told_by_who_says_so(
+    module: str, kind: str, known: bool
+) -> None:
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    from gb10.vllm_plugin.load_proof.proof import unbuilt_message
+
+    there: dict[str, Any] = {"__name__": module}
+    exec(f"def choose():\n    raise {kind}('No kernel. Reasons:\\n  ' + 'words ' * 100)", there)
+    try:
+        there["choose"]()
+    except Exception as error:
+        said = unbuilt_message(error)
+    if not known:
+        assert said is None
+        return
+    assert said is not None
+    assert said.startswith("vLLM cannot serve this checkpoint on this machine: No kernel. Reasons: words")
+    assert "\n" not in said
+    assert len(said) < 500
 
 
 def _experts(raw: bool, rounded: bool, act_and_mul: bool = True) -> tuple[nn.Module, torch.Tensor]:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from gb10.errors import UserError
+from gb10.kernels import moe_decode as moe_kernels
+from gb10.kernels import moe_grouped as grouped_kernels
+from gb10_lab.kernel_bench import gdn
 from gb10_lab.kernel_bench.data import Fp8, MoeWeights, Nvfp4, Routing, Sparse24
+from gb10_lab.kernel_bench.shapes import Gdn
 from gb10_lab.kernel_bench.timing import Version
 
 OPERATORS = (
     "nvfp4_gemv",
     "fp8_gemv",
     "moe_decode",
+    "gdn_decode",
     "route_experts",
     "sparse24_gemv",
     "quantize_nvfp4",
@@ -85,13 +91,36 @@ def moe_decode(
 
     ``multiplier`` is float32 ``[tokens]``, of the shared expert's output; None is 1.
     """
-    call = torch.ops.gb10.moe_decode.default
     tokens, topk = routed[0].ids.shape
-    act = topk * copies[0].w2.packed.shape[2] * 2
-    shared_w2 = copies[0].shared_w2
-    if shared_w2 is not None:
-        act += shared_w2.packed.shape[1] * 2
-    workspace = torch.empty(tokens * act * 4, dtype=torch.uint8, device=x.device)
+    size = moe_kernels.workspace_bytes(tokens, topk, *_widths(copies[0]))
+    return _moe(torch.ops.gb10.moe_decode.default, size, x, copies, routed, multiplier)
+
+
+def moe_grouped(
+    x: torch.Tensor, copies: list[MoeWeights], routed: list[Routing], multiplier: torch.Tensor | None = None
+) -> Version:
+    """The same by the kernel for many tokens."""
+    tokens, topk = routed[0].ids.shape
+    experts = copies[0].w2.packed.shape[0]
+    size = grouped_kernels.workspace_bytes(tokens, topk, experts, x.shape[1], *_widths(copies[0]))
+    return _moe(torch.ops.gb10.moe_grouped.default, size, x, copies, routed, multiplier)
+
+
+def _widths(weights: MoeWeights) -> tuple[int, int]:
+    """The intermediate sizes of the routed experts and of the shared one (0 without)."""
+    shared = 0 if weights.shared_w2 is None else 2 * weights.shared_w2.packed.shape[1]
+    return 2 * weights.w2.packed.shape[2], shared
+
+
+def _moe(
+    call: Callable[..., None],
+    size: int,
+    x: torch.Tensor,
+    copies: list[MoeWeights],
+    routed: list[Routing],
+    multiplier: torch.Tensor | None,
+) -> Version:
+    workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
     silu = ("silu", float("inf"), 1.0, 0.0, False, False, False)
 
     def run(i: int, out: torch.Tensor) -> None:
@@ -100,6 +129,21 @@ def moe_decode(
         call(x, *weights.w13, *weights.w2, *routed[i], None, *shared, *silu, workspace, out)
 
     return _into(x, x.shape[1], run, len(copies))
+
+
+def gdn_decode(shape: Gdn, mixed: torch.Tensor, copies: list[gdn.Layer]) -> Version:
+    """One token of each sequence; a run changes the states of its copy."""
+    call = torch.ops.gb10.gdn_decode.default
+    slots = gdn.slots_of(mixed.shape[0], mixed.device)
+    heads = (shape.key_heads, shape.value_heads, shape.interleaved)
+
+    def run(i: int, out: torch.Tensor) -> None:
+        w = copies[i]
+        states = (w.conv_state, w.conv_weight, None, w.A_log, w.dt_bias, w.state)
+        call(mixed, *states, w.norm_weight, gdn.EPSILON, slots, *heads, out, None)
+
+    version = _into(mixed, shape.values, run, len(copies))
+    return replace(version, restore=gdn.restoring(copies))
 
 
 def route_experts(

@@ -17,8 +17,8 @@ from gb10.errors import EXIT_FAILED
 from gb10.files import read_json, write_json
 from gb10.kernels import bandwidth, fp8_gemv, moe_decode, moe_router, nvfp4_gemv, quantize
 from gb10.nvfp4 import swizzle_128x4
-from gb10_lab.kernel_bench import adapters, data
-from gb10_lab.kernel_bench.shapes import DENSE, MOE, Dense, Moe
+from gb10_lab.kernel_bench import adapters, data, gdn
+from gb10_lab.kernel_bench.shapes import DENSE, GDN, MOE, Dense, Gdn, Moe
 
 TOKENS = (1, 2, 3, 4, 8, 16)
 SMALL_DENSE = (Dense("small", "narrow", 40, 320), Dense("small", "tall", 1000, 2048))
@@ -102,6 +102,10 @@ def calls(held: list[str], device: torch.device) -> Iterator[tuple[str, Callable
                         f"route_experts, {layer.label}, {tokens} tokens, {dtype}",
                         _router(layer, tokens, dtype, device),
                     )
+    for heads in GDN[:3]:
+        for tokens in TOKENS:
+            what = f"{heads.model} {heads.label}, {tokens} tokens"
+            yield f"gdn_decode, {what}", _gdn(heads, tokens, device)
     for dtype in (*DTYPES, torch.float32):
         for swizzled in (False, True):
             what = f"{dtype}, {swizzled=}"
@@ -189,6 +193,18 @@ def _moe(
             return (out,)
 
         return call
+
+    return make
+
+
+def _gdn(heads: Gdn, tokens: int, device: torch.device) -> Callable[[], Call]:
+    """The output and the states that it leaves."""
+
+    def make() -> Call:
+        dtype = torch.float32 if heads.state_bytes == 4 else torch.bfloat16
+        states = gdn.layer(heads, tokens, device, dtype)
+        version = adapters.gdn_decode(heads, data.activations(tokens, heads.columns, device), [states])
+        return lambda: (version.run(0), states.state, states.conv_state)
 
     return make
 

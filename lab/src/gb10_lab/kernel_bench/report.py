@@ -12,6 +12,7 @@ from gb10.files import write_json
 from gb10_lab.kernel_bench.figures import GB10_LAUNCH_US, GB10_READ_GBPS, floor_us, predict_gb10_us
 from gb10_lab.kernel_bench.shapes import (
     DENSE,
+    GDN,
     MOE,
     STREAMING,
     STREAMING_DENSE,
@@ -19,10 +20,12 @@ from gb10_lab.kernel_bench.shapes import (
     STREAMING_TOKENS,
     TOKENS,
     Dense,
+    Gdn,
     Moe,
     activation_bytes,
     expected_distinct,
     fp8_bytes,
+    gdn_bytes,
     moe_bytes,
     nvfp4_bytes,
     sparse24_bytes,
@@ -39,7 +42,7 @@ NOMINAL_FRACTION = 0.88
 """Share of the read bandwidth that predictions take for a kernel whose streaming shape was not measured."""
 CHANGE = 0.03
 """Relative change of a time that is told."""
-STOCK = ("marlin", "bf16", "fp8", "dense", "copy")
+STOCK = ("marlin", "bf16", "fp8", "vllm", "dense", "copy")
 
 
 @dataclass(frozen=True)
@@ -154,12 +157,12 @@ def table(entries: Sequence[Entry]) -> list[str]:
 def apart_table(entries: Iterable[Entry]) -> list[str]:
     """Microseconds of single calls: an idle kernel between calls keeps one from beginning in the other."""
     lines = ["One call after an ordinary kernel, us (that kernel's own time taken off), M = 1"]
-    versions = ("ours", *STOCK[:3])
-    lines.append(f"{'kernel':<16}{'model':<20}{'shape':<30}" + "".join(f"{n:>8}" for n in versions))
+    versions = ("ours", *STOCK[:4])
+    lines.append(f"{'kernel':<16}{'model':<20}{'shape':<24}" + "".join(f"{n:>8}" for n in versions))
     for e in entries:
         if e.apart:
             times = "".join(f"{e.apart[n]:>8.2f}" if n in e.apart else f"{'-':>8}" for n in versions)
-            lines.append(f"{e.kernel:<16.15}{e.model:<20.19}{e.shape:<30.29}{times}")
+            lines.append(f"{e.kernel:<16.15}{e.model:<20.19}{e.shape:<24.23}{times}")
     return lines
 
 
@@ -244,7 +247,7 @@ def floors(read_gbps: float, launch_us: float) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
 
-    def add(kernel: str, shape: Dense | Moe, tokens: int, moved: float, launches: int) -> None:
+    def add(kernel: str, shape: Dense | Moe | Gdn, tokens: int, moved: float, launches: int) -> None:
         times = (
             floor_us(moved, read_gbps, launches, launch_us),
             floor_us(moved, GB10_READ_GBPS, launches, GB10_LAUNCH_US),
@@ -267,6 +270,9 @@ def floors(read_gbps: float, launch_us: float) -> list[str]:
         for tokens in STREAMING_TOKENS if layer.model == STREAMING else TOKENS:
             chosen = round(expected_distinct(layer, tokens))
             add("moe_decode", layer, tokens, moe_bytes(layer, tokens, chosen), 2)
+    for heads in GDN:
+        for tokens in (1, 16):
+            add("gdn_decode", heads, tokens, gdn_bytes(heads, tokens), 1)
     return lines
 
 
@@ -297,7 +303,14 @@ def _plot(results: Results, path: Path) -> None:
         axes.scatter(
             [e.bytes_moved for e in own], [e.gbps for e in own], s=28, color=colours(i), label=kernel
         )
-    for marker, name in (("x", "marlin"), ("+", "bf16"), ("1", "fp8"), ("2", "copy"), ("3", "dense")):
+    for marker, name in (
+        ("x", "marlin"),
+        ("+", "bf16"),
+        ("1", "fp8"),
+        ("2", "copy"),
+        ("3", "dense"),
+        ("4", "vllm"),
+    ):
         points = [
             (e.bytes_moved, e.stock_gbps[name], e.kernel) for e in results.entries if name in e.stock_gbps
         ]

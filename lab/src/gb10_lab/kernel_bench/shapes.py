@@ -50,6 +50,42 @@ class Moe:
 
 
 @dataclass(frozen=True)
+class Gdn:
+    """A Gated DeltaNet layer between its projections; ``interleaved``: the columns lie by key head."""
+
+    model: str
+    name: str
+    key_heads: int
+    value_heads: int
+    key_size: int
+    value_size: int
+    interleaved: bool
+    state_bytes: int = 2
+    """Of a number of the state: BF16, or 4 for FP32."""
+
+    @property
+    def label(self) -> str:
+        sizes = f"{self.key_heads}x{self.key_size}/{self.value_heads}x{self.value_size}"
+        return f"{self.name} {sizes} {'f32' if self.state_bytes == 4 else 'bf16'}"
+
+    @property
+    def keys(self) -> int:
+        return self.key_heads * self.key_size
+
+    @property
+    def values(self) -> int:
+        return self.value_heads * self.value_size
+
+    @property
+    def channels(self) -> int:
+        return 2 * self.keys + self.values
+
+    @property
+    def columns(self) -> int:
+        return self.channels + self.values + 2 * self.value_heads
+
+
+@dataclass(frozen=True)
 class Layers:
     """A model's layers in decode, without the mixer's core: the kernels in the order of a token."""
 
@@ -110,6 +146,12 @@ MOE: tuple[Moe, ...] = (
     Moe(Q36, "moe", 256, 8, 2048, 512),
     Moe(FLASH, "moe", 512, 10, 2560, 640),
 )
+GDN: tuple[Gdn, ...] = (
+    Gdn(NEXT, "gdn", 16, 32, 128, 128, interleaved=True),
+    Gdn(NEXT, "gdn", 16, 32, 128, 128, interleaved=True, state_bytes=4),
+    Gdn(Q36, "gdn", 16, 32, 128, 128, interleaved=False),
+    Gdn(FLASH, "gdn", 16, 48, 128, 128, interleaved=False),
+)
 CHAIN = Layers(
     Dense(NEXT, "in_proj_qkvz", 12288, 2048), Dense(NEXT, "out_proj", 2048, 4096), MOE[1], layers=48
 )
@@ -163,6 +205,14 @@ def router_bytes(shape: Moe) -> int:
 def expected_distinct(shape: Moe, tokens: int) -> float:
     """Experts chosen at least once when every token draws ``topk`` distinct ones uniformly."""
     return shape.experts * (1 - (1 - shape.topk / shape.experts) ** tokens)
+
+
+def gdn_bytes(shape: Gdn, sequences: int) -> int:
+    """Of every sequence the state and the convolution's inputs, read and written, columns in, values out."""
+    state = 2 * shape.values * shape.key_size * shape.state_bytes
+    conv = 2 * 3 * shape.channels * 2
+    weights = 2 * 4 * shape.channels
+    return sequences * (state + conv + 2 * (shape.columns + shape.values)) + weights
 
 
 def quantize_bytes(shape: Rows, fused_silu: bool) -> int:

@@ -9,16 +9,23 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from gb10_lab.kernel_bench import adapters, data
-from gb10_lab.kernel_bench.shapes import Dense, Moe
-from gb10_lab.kernel_bench.suite import FUSED_LIMIT, LIMIT, ROUTER_LIMIT
+from gb10_lab.kernel_bench import adapters, data, gdn
+from gb10_lab.kernel_bench.shapes import Dense, Gdn, Moe
+from gb10_lab.kernel_bench.suite import FUSED_LIMIT, GDN_LIMIT, LIMIT, ROUTER_LIMIT
 from gb10_lab.kernel_bench.timing import Version
 
 DENSE = (Dense("small", "narrow", 40, 320), Dense("small", "tall", 1000, 2048))
+GDN = (
+    Gdn("small", "gdn", 2, 4, 64, 64, interleaved=True),
+    Gdn("small", "gdn", 2, 6, 128, 128, interleaved=False, state_bytes=4),
+)
 MOE = (Moe("small", "moe", 16, 4, 256, 128), Moe("small", "moe", 16, 4, 320, 192, shared=64))
 ROUTERS = ((256, 16, 4), (2304, 330, 7))
 """Hidden, experts, topk."""
 TOKENS = (1, 3, 16)
+MANY_TOKENS = (2, 40, 150)
+GROUPED_LIMIT = 6e-3
+"""``moe_grouped`` rounds what comes out of the activation, and each expert's part, to the dtype of x."""
 
 Check = Callable[[torch.Tensor], tuple[float, float]]
 """An output's error, and the largest that is right."""
@@ -31,7 +38,8 @@ def run() -> int:
     wrong = 0
     for operator, what, version, check in _calls(held, device):
         torch.cuda.synchronize()
-        version.run(0).fill_(float("nan") if operator.endswith(("gemv", "decode")) else 0xAA)
+        version.run(0).fill_(float("nan") if operator.endswith(("gemv", "decode", "grouped")) else 0xAA)
+        version.restore()
         found, limit = check(version.run(0))
         torch.cuda.synchronize()
         right = found <= limit
@@ -61,20 +69,37 @@ def _calls(held: list[str], device: torch.device) -> Iterator[tuple[str, str, Ve
                 version = adapters.sparse24_gemv(x, shape.rows, [packed])
                 yield "sparse24_gemv", what, version, _near(data.product(x, kept))
         if "moe_decode" in held:
-            for layer in MOE:
-                weights, routed = data.moe(layer, device), data.routing(layer, tokens, False, device)
-                x = data.activations(tokens, layer.hidden, device)
-                version = adapters.moe_decode(x, [weights], [routed])
-                near = _near(data.moe_reference(x, weights, routed))
-                yield "moe_decode", f"{layer.label}, {tokens} tokens", version, near
+            yield from _experts("moe_decode", tokens, LIMIT, device)
+        if "gdn_decode" in held:
+            for heads in GDN:
+                dtype = torch.float32 if heads.state_bytes == 4 else torch.bfloat16
+                states = gdn.layer(heads, tokens, device, dtype)
+                x = data.activations(tokens, heads.columns, device)
+                near = _near(gdn.reference(heads, x, states), GDN_LIMIT)
+                version = adapters.gdn_decode(heads, x, [states])
+                yield "gdn_decode", f"{heads.label}, {tokens} tokens", version, near
         if "route_experts" in held:
             yield from _routers(tokens, device)
+    if hasattr(torch.ops.gb10, "moe_grouped"):
+        for tokens in MANY_TOKENS:
+            yield from _experts("moe_grouped", tokens, GROUPED_LIMIT, device)
     for operator, fused in (("quantize_nvfp4", False), ("silu_mul_quantize_nvfp4", True)):
         if operator in held:
             x = data.activations(130, 96 * (2 if fused else 1), device)
             version = adapters.quantize([x], fused)
             wanted = data.quantized(x, fused, adapters.QUANTIZE_SCALE)
             yield operator, "130x96", version, _same(wanted, FUSED_LIMIT if fused else 0.0)
+
+
+def _experts(
+    operator: str, tokens: int, limit: float, device: torch.device
+) -> Iterator[tuple[str, str, Version, Check]]:
+    for layer in MOE:
+        weights, routed = data.moe(layer, device), data.routing(layer, tokens, False, device)
+        x = data.activations(tokens, layer.hidden, device)
+        version = getattr(adapters, operator)(x, [weights], [routed])
+        near = _near(data.moe_reference(x, weights, routed), limit)
+        yield operator, f"{layer.label}, {tokens} tokens", version, near
 
 
 def _routers(tokens: int, device: torch.device) -> Iterator[tuple[str, str, Version, Check]]:

@@ -9,11 +9,12 @@ from typing import TypeVar
 
 import torch
 
-from gb10_lab.kernel_bench import adapters, data, stock
+from gb10_lab.kernel_bench import adapters, data, gdn, stock
 from gb10_lab.kernel_bench.bandwidth import Bandwidth
 from gb10_lab.kernel_bench.figures import Spread, agree, floor_us, gbps, rotation
 from gb10_lab.kernel_bench.shapes import (
     DENSE,
+    GDN,
     MOE,
     QUANTIZE,
     STREAMING,
@@ -22,9 +23,11 @@ from gb10_lab.kernel_bench.shapes import (
     STREAMING_TOKENS,
     TOKENS,
     Dense,
+    Gdn,
     Moe,
     Rows,
     activation_bytes,
+    gdn_bytes,
     quantize_bytes,
     router_bytes,
 )
@@ -33,11 +36,13 @@ from gb10_lab.kernel_bench.timing import Version, in_turns, record
 OURS = "ours"
 LIMIT = 2e-3
 """Largest relative L2 error of our BF16 outputs against float64."""
+GDN_LIMIT = 4e-3
+"""Of ``gdn_decode``, whose convolution and recurrent step round to BF16 before the output does."""
 ROUTER_LIMIT = 1e-2
 """The same of the router's weights: its logits are rounded to BF16, and a last bit of a sum can turn one."""
-STOCK_LIMITS = {"marlin": 2e-2, "bf16": 1e-2, "fp8": 6e-2, "dense": 3e-3}
+STOCK_LIMITS = {"marlin": 2e-2, "bf16": 1e-2, "fp8": 6e-2, "dense": 3e-3, "vllm": 1e-2}
 """Only to show that the stock paths compute the same thing: BF16 weights and FP8 activations are rounded.
-``dense`` is our nvfp4_gemv beside our sparse24_gemv."""
+``dense`` is our nvfp4_gemv beside our sparse24_gemv; ``vllm`` the kernels of vLLM's GDN layer."""
 FUSED_LIMIT = 1e-3
 """Share of bytes that may differ after SiLU: the exponential is not the reference's, so some ties differ."""
 
@@ -130,6 +135,9 @@ def jobs(settings: Settings, note: Note) -> Iterator[Job]:
             yield Job(f"{kernel} {shape.model} {shape.label}", partial(dense, shape, settings, note))
     for layer in _moe_shapes(settings):
         yield Job(f"moe_decode {layer.model} {layer.label}", partial(_moe, layer, settings, note))
+    if "gdn_decode" in settings.operators:
+        for heads in GDN[:1] if settings.quick else GDN:
+            yield Job(f"gdn_decode {heads.model} {heads.label}", partial(_gdn, heads, settings, note))
     for layer in _router_shapes(settings):
         yield Job(f"route_experts {layer.model} {layer.label}", partial(_router, layer, settings))
     for kernel in ("quantize_nvfp4", "silu_mul_quantize_nvfp4"):
@@ -206,10 +214,14 @@ def check(case: Case, version: Version) -> float:
     for i in sorted({0, version.copies - 1}):
         out = version.run(i)
         out.fill_(float("nan") if out.is_floating_point() else 0xAA)
+        version.restore()
         torch.cuda.synchronize()
         out = version.run(i).clone()
+        version.restore()
+        torch.cuda.synchronize()
         if version.name == OURS and not torch.equal(_bits(out), _bits(version.run(i))):
             raise RuntimeError(f"{case.where}: two runs gave different bits")
+        version.restore()
         error, limit = case.error(i, out)
         limit = STOCK_LIMITS.get(version.name, limit)
         if not error <= limit:
@@ -379,6 +391,28 @@ def _against_layer(
         return data.relative_error(out, wanted), data.limit_for(wanted, LIMIT)
 
     return error
+
+
+def _gdn(shape: Gdn, settings: Settings, note: Note) -> Iterator[Case]:
+    dtype = torch.float32 if shape.state_bytes == 4 else torch.bfloat16
+    why_not = gdn.vllm_unavailable()
+    if why_not:
+        note(f"gdn_decode without vLLM's kernels: {why_not}")
+    for tokens in tokens_of(shape.model, settings):
+        moved = gdn_bytes(shape, tokens)
+        copies = rotation(moved, settings.l2_bytes)
+        layers = [gdn.layer(shape, tokens, settings.device, dtype) for _ in range(copies)]
+        mixed = data.activations(tokens, shape.columns, settings.device)
+        wanted = {i: gdn.reference(shape, mixed, layers[i]) for i in {0, copies - 1}}
+        ours = adapters.gdn_decode(shape, mixed, layers)
+        others = [] if why_not else [gdn.vllm_version(shape, mixed, layers)]
+        torch.cuda.synchronize()
+        error = _against_gdn(wanted)
+        yield Case("gdn_decode", shape.model, shape.label, tokens, moved, ours, others, error)
+
+
+def _against_gdn(wanted: dict[int, torch.Tensor]) -> Callable[[int, torch.Tensor], tuple[float, float]]:
+    return lambda i, out: (data.relative_error(out, wanted[i]), data.limit_for(wanted[i], GDN_LIMIT))
 
 
 def _quantize(kernel: str, shape: Rows, settings: Settings) -> Iterator[Case]:

@@ -18,11 +18,15 @@ MAX_SAMPLES = 200
 
 @dataclass(frozen=True)
 class Version:
-    """One way to do the work. ``run(i)`` does it once with copy ``i`` of the weights, 0 to ``copies - 1``."""
+    """One way to do the work. ``run(i)`` does it once with copy ``i`` of the weights, 0 to ``copies - 1``.
+
+    ``restore`` puts back what the first and the last copy's runs change besides their output.
+    """
 
     name: str
     run: Callable[[int], torch.Tensor]
     copies: int
+    restore: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True)

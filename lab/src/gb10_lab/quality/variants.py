@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 
 import torch
 
-from gb10 import fp8
+from gb10 import fp8, nvfp4
 from gb10.checkpoint import modelopt
 from gb10.nvfp4 import (
     BLOCK_SIZE,
@@ -25,7 +25,7 @@ from gb10.nvfp4 import (
     global_scale_for,
 )
 from gb10.sparse24 import Loss, pack, total, unpack
-from gb10_lab.testbed.quantize import quantize_tensors
+from gb10_lab.testbed.quantize import Scales, quantize_tensors
 
 Tensors = dict[str, torch.Tensor]
 Site = Callable[[str, torch.Tensor], torch.Tensor]
@@ -119,7 +119,10 @@ def make_variants(
     reading = _Reading(source, experts_per_token)
     plain = {name: tensor.to(torch.float32) for name, tensor in source.items()}
     shipped = quantize_tensors(source, amax, modelopt.AS_SHIPPED)
-    everything = quantize_tensors(source, amax, _without(modelopt.AS_SHIPPED, modelopt.DENSE + modelopt.HEAD))
+    none_of_it = _without(modelopt.AS_SHIPPED, modelopt.DENSE + modelopt.HEAD)
+    everything = quantize_tensors(source, amax, none_of_it)
+    searched = quantize_tensors(source, amax, modelopt.AS_SHIPPED, Scales.SEARCH)
+    at_load = quantize_tensors(source, amax, none_of_it, Scales.SEARCH, _scale_at_load)
     as_shipped = dequantised(shipped)
 
     def change(names: set[str], convert: Callable[[str], torch.Tensor]) -> Tensors:
@@ -128,8 +131,14 @@ def make_variants(
     def in_fp8(name: str) -> torch.Tensor:
         return fp8.dequantize(*fp8.quantize_rows(source[name]))
 
-    def nvfp4(name: str) -> torch.Tensor:
+    def in_nvfp4_plain(name: str) -> torch.Tensor:
         return _weight(everything, name)
+
+    def nvfp4_at_load(name: str) -> torch.Tensor:
+        return _weight(at_load, name)
+
+    def nvfp4_searched(name: str) -> torch.Tensor:
+        return _weight(searched, name)
 
     packed = {name for name in source if f"{name}_scale" in shipped}
     dense, head = _matching(source, modelopt.DENSE), _matching(source, modelopt.HEAD)
@@ -142,8 +151,14 @@ def make_variants(
     for key, name, names, convert, form in (
         ("fp8-dense", "+ FP8 dense", dense, in_fp8, Format.FP8),
         ("fp8-dense-head", "+ FP8 dense and head", dense | head, in_fp8, Format.FP8),
-        ("nvfp4-dense", "+ NVFP4 dense", dense, nvfp4, Format.NVFP4),
-        ("nvfp4-dense-head", "+ NVFP4 dense and head", dense | head, nvfp4, Format.NVFP4),
+        ("nvfp4-dense", "+ NVFP4 dense", dense, in_nvfp4_plain, Format.NVFP4),
+        ("nvfp4-dense-head", "+ NVFP4 dense and head", dense | head, in_nvfp4_plain, Format.NVFP4),
+        ("nvfp4-dense-search", "+ NVFP4 dense, searched", dense, nvfp4_at_load, Format.NVFP4),
+        (
+            *("nvfp4-dense-head-search", "+ NVFP4 both, searched"),
+            *(dense | head, nvfp4_at_load, Format.NVFP4),
+        ),
+        ("shipped-search", "as shipped, searched", packed, nvfp4_searched, Format.NVFP4),
     ):
         size_of = reading.bytes(in_nvfp4 | dict.fromkeys(names, form))
         yield Variant(key, name, change(names, convert), identity, size_of)
@@ -152,6 +167,11 @@ def make_variants(
     size_of = reading.bytes(in_nvfp4 | dict.fromkeys(routed, Format.SPARSE24))
     yield Variant("sparse24", "+ 2:4 sparse experts", as_shipped | sparse, identity, size_of, losses)
     yield Variant("fp8-kv", "+ FP8 KV cache", as_shipped, fp8_kv_cache, size)
+
+
+def _scale_at_load(amax: float) -> torch.Tensor:
+    """A weight's global scale where `gb10 serve` requantises it (`gb10.vllm_plugin.cuda.requant.convert`)."""
+    return nvfp4.power_of_two(nvfp4.global_scale_for(amax))
 
 
 class _Reading:

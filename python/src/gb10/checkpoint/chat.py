@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from gb10.files import read_bytes
+
 _IN_JSON = ("tokenizer_config.json", "chat_template.json", "processor_config.json")
 _FILES = ("chat_template.jinja", "additional_chat_templates", "tekken.json")
 """What transformers looks for; Mistral's tokenizers need no template."""
@@ -14,7 +16,7 @@ def has_template(folder: Path) -> bool:
         return True
     for name in _IN_JSON:
         try:
-            content = json.loads((folder / name).read_bytes())
+            content = json.loads(read_bytes(folder / name))
         except (OSError, ValueError, RecursionError):
             continue
         if isinstance(content, dict) and content.get("chat_template"):

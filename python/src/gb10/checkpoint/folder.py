@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from gb10.checkpoint.entries import check_entries
 from gb10.checkpoint.headers import Incomplete, Tensor, read_json, read_weights, readable
 from gb10.checkpoint.inventory import check_parts
 from gb10.errors import UserError
@@ -106,6 +107,7 @@ def inspect(folder: Path, name: str, *, weights: bool = True, tokenizer: bool = 
         raise Incomplete(
             f"{folder} is not a checkpoint: it has no config.json; give the folder that holds it"
         )
+    check_entries(folder)
     config = read_json("config", path)
     names = config.get("architectures")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gb10.errors import UserError
+from gb10.files import open_regular, read_bytes
 
 _HEADER_LIMIT = 100 << 20
 """The safetensors format allows headers of at most 100 MB."""
@@ -50,13 +51,13 @@ def readable(what: str, path: Path) -> Iterator[None]:
     except PermissionError:
         raise UserError(f"{what} {path} cannot be read: permission denied; try: chmod a+rX {path}") from None
     except OSError as error:
-        raise UserError(f"{what} {path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{what} {path} cannot be read: {error.strerror or error}") from None
 
 
 def read_json(what: str, path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises UserError when it cannot be read or is none."""
     with readable(what, path):
-        text = path.read_bytes()
+        text = read_bytes(path)
     try:
         value = json.loads(text)
     except ValueError as error:
@@ -70,7 +71,7 @@ def read_json(what: str, path: Path) -> dict[str, Any]:
 
 def read_header(path: Path) -> list[Tensor]:
     """Tensors of one safetensors file. Raises UserError if it is not a whole one."""
-    with readable("weights file", path), path.open("rb") as file:
+    with readable("weights file", path), open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else _HEADER_LIMIT + 1

@@ -10,6 +10,7 @@ from pathlib import Path
 from gb10.checkpoint.folder import Checkpoint, inspect
 from gb10.checkpoint.headers import Incomplete, read_json
 from gb10.errors import UserError
+from gb10.files import irregular
 
 
 def _snapshot(name: str, revision: str | None) -> Path | None:
@@ -110,7 +111,8 @@ def locate(
         raise UserError(f"model {model} cannot be read: {(error.strerror or '').lower()}") from None
     if exists:
         if not path.is_dir():
-            raise UserError(f"model {model} is a file; give the folder of the checkpoint")
+            kind = irregular(path.stat()) or "a file"
+            raise UserError(f"model {model} is {kind}; give the folder of the checkpoint")
         return inspect(path.resolve(), str(path.resolve()), weights=weights, tokenizer=tokenizer)
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined, unused-ignore]

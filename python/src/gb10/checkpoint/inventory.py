@@ -16,7 +16,7 @@ from gb10.errors import UserError
 _BLOCK = 16
 """`gb10.nvfp4.BLOCK_SIZE`, whose module imports torch; a start does without."""
 
-_GLOBAL = ("weight_scale_2", "weight_global_scale", "input_scale", "input_global_scale")
+_GLOBAL = ("weight_scale_2", "weight_global_scale", "input_scale", "input_scale_2", "input_global_scale")
 _ONE = ((), (1,))
 _FLOATS = ("F16", "BF16", "F32", "F64")
 _MTP_NAME = re.compile(r"(^|[._])(mtp|nextn)")
@@ -28,7 +28,14 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _misfit(weight: Tensor, scale: Tensor) -> str | None:
-    """Why E4M3 block scales do not belong to packed NVFP4 codes, or None."""
+    """Why block scales do not belong to packed codes, or None.
+
+    Scales of another type are those of NVFP4 where they have its shape; MXFP4's have blocks of 32.
+    """
+    if scale.dtype != "F8_E4M3":
+        if not weight.shape or scale.shape != (*weight.shape[:-1], weight.shape[-1] * 2 // _BLOCK):
+            return None
+        return f"{scale.name} is of type {scale.dtype}; the block scales of NVFP4 weights must be F8_E4M3"
     if len(weight.shape) < 2:
         return f"{weight.name} has the shape {_shape(weight)}; packed NVFP4 weights have two dimensions"
     values = weight.shape[-1] * 2
@@ -57,7 +64,7 @@ def quantised_parts(tensors: Iterable[Tensor]) -> list[str]:
         base, _, leaf = name.rpartition(".")
         if leaf in ("weight", "weight_packed") and tensor.dtype == "U8":
             scale = named.get(f"{base}.weight_scale")
-            if scale is not None and scale.dtype == "F8_E4M3" and (text := _misfit(tensor, scale)):
+            if scale is not None and (text := _misfit(tensor, scale)):
                 found.append(text)
         elif leaf in _GLOBAL:
             weight = named.get(f"{base}.weight") or named.get(f"{base}.weight_packed")

@@ -4,11 +4,13 @@ vLLM would tell the cache's size exactly, once it has built the model; here it i
 imported. tests/unit/checkpoint/test_size_vllm.py holds these figures against the specs of vLLM's own layers.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeGuard
 
 from gb10.checkpoint.headers import Tensor
+from gb10.checkpoint.modules import EMBEDDING, EXPERTS, TOWER, module_of
 from gb10.units import GIB, MIB
 
 OVERHEAD = 2 * GIB
@@ -17,6 +19,8 @@ OVERHEAD = 2 * GIB
 KV_CACHE_FLOOR = 64 * MIB
 KV_CACHE_CEILING = 4 * GIB
 _BF16, _FP32 = 2, 4
+_BLOCK = 16
+"""Values under one block scale of NVFP4."""
 _STORED = {"BF16": 2, "F16": 2, "F32": 4}
 """Bytes of a value in the file, of the types that vLLM turns into the model's own type."""
 
@@ -37,8 +41,21 @@ def _is_packed(tensor: Tensor, names: set[str]) -> bool:
     return tensor.dtype == "U8" and (f"{tensor.name}_scale" in names or tensor.name.endswith("_packed"))
 
 
-def weight_bytes(tensors: Iterable[Tensor], mode: str | None, element: int = _BF16) -> int:
-    """Bytes of the weights once loaded.
+def requantised_bytes(tensor: Tensor, form: str) -> int:
+    """Bytes of a matrix ``[N, K]`` as ``form``: fp8 with a scale a row, or nvfp4."""
+    rows, columns = tensor.shape
+    if form == "fp8":
+        return rows * columns + rows * _FP32
+    return rows * columns // 2 + rows * columns // _BLOCK + _FP32
+
+
+def weight_bytes(
+    tensors: Iterable[Tensor],
+    mode: str | None,
+    element: int = _BF16,
+    formats: Mapping[str, str] = MappingProxyType({}),
+) -> int:
+    """Bytes of the weights once loaded. ``formats``: what some become at load (fp8, nvfp4), by name.
 
     ``mode`` is a value of GB10_CPU_NVFP4_MODE, or None for a GPU; ``element`` is the size of a value of the
     model's type (``--dtype``). Matrices of floating point are loaded as that type. In ``dequant`` each packed
@@ -48,7 +65,9 @@ def weight_bytes(tensors: Iterable[Tensor], mode: str | None, element: int = _BF
     names = {tensor.name for tensor in listed}
     total = 0
     for tensor in listed:
-        if mode == "dequant" and _is_packed(tensor, names):
+        if tensor.name in formats:
+            total += requantised_bytes(tensor, formats[tensor.name])
+        elif mode == "dequant" and _is_packed(tensor, names):
             total += tensor.size * 2 * element
         elif mode == "dequant" and tensor.name.endswith("_scale") and tensor.dtype == "F8_E4M3":
             continue
@@ -57,6 +76,33 @@ def weight_bytes(tensors: Iterable[Tensor], mode: str | None, element: int = _BF
         else:
             total += tensor.size
     return total
+
+
+def decoded_token_bytes(
+    tensors: Iterable[Tensor],
+    config: dict[str, Any],
+    element: int = _BF16,
+    formats: Mapping[str, str] = MappingProxyType({}),
+) -> int:
+    """Bytes of weights that one sequence's next token reads on a GPU; ``weight_bytes`` says the rest.
+
+    Of routed experts that is the share of the chosen ones. Embeddings are looked up (a tied one is the head
+    too), and MTP's layers and towers for images do not run.
+    """
+    read = _Config(config)
+    layers = read.number("num_hidden_layers")
+    experts = read.number("num_experts", "num_local_experts", "n_routed_experts")
+    chosen = read.number("num_experts_per_tok", "num_experts_per_token", default=experts)
+    tied = read.text.get("tie_word_embeddings") is True
+    always: list[Tensor] = []
+    routed: list[Tensor] = []
+    for tensor in tensors:
+        module = module_of(tensor.name.rpartition(".")[0], layers)
+        if module.draft or module.role == TOWER or (module.role == EMBEDDING and not tied):
+            continue
+        (routed if module.role == EXPERTS else always).append(tensor)
+    share = weight_bytes(routed, None, element, formats)
+    return weight_bytes(always, None, element, formats) + (share * chosen // experts if experts else share)
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from gb10 import libraries
 from gb10.errors import UserError
 
 
@@ -27,11 +27,12 @@ class Library(NamedTuple):
 
 
 KERNELS = Library(
-    "libgb10_kernels.so",
-    "kernels",
-    ("GB10_KERNELS",),
+    libraries.KERNELS_FILE,
+    libraries.KERNELS_PACKAGE,
+    libraries.KERNELS_VARIABLES,
     (
-        *("bandwidth_read", "fp8_gemv", "moe_decode", "nvfp4_gemv", "route_experts"),
+        *("bandwidth_read", "fp8_gemv", "gdn_decode", "moe_decode", "moe_grouped"),
+        *("nvfp4_dequantize", "nvfp4_gemv", "route_experts"),
         *("quantize_nvfp4", "silu_mul_quantize_nvfp4", "quantize_nvfp4_experts"),
     ),
 )
@@ -49,20 +50,7 @@ def library_path(library: Library = KERNELS) -> Path:
     ``SPARSE24`` is looked for beside ``KERNELS`` unless it has a variable of its own. Raises ``UserError``
     when no variable is set or there is no such file.
     """
-    own = library.variables[0]
-    remedy = f"set {own} to the folder that `nix build .#{library.package}` gave"
-    variable = next((name for name in library.variables if os.environ.get(name)), None)
-    if variable is None:
-        raise UserError(f"{own} is not set; {remedy}")
-    place = Path(os.environ[variable])
-    if place.is_file():
-        if variable == own:
-            return place
-        place = place.parent
-    for candidate in (place / library.file, place / "lib" / library.file):
-        if candidate.is_file():
-            return candidate
-    raise UserError(f"{variable} is {place}, where there is no {library.file}; {remedy}")
+    return libraries.find(library.file, library.package, library.variables)
 
 
 def load(library: Library = KERNELS) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 
@@ -74,6 +74,37 @@ def activation_numbers(
     )
 
 
+class Options(TypedDict, total=False):
+    """What a layer may have besides; see ``moe_decode``."""
+
+    expert_map: torch.Tensor | None
+    shared: SharedExpert | None
+    activation: str
+    limit: float | None
+    alpha: float | None
+    beta: float | None
+    up_first: bool
+    swizzled: bool
+    router_weight_on_input: bool
+
+
+def option_arguments(options: Options) -> tuple[Any, ...]:
+    """The arguments from ``expert_map`` to ``router_weight_on_input`` of moe_decode and moe_grouped.
+
+    Raises UserError as ``activation_numbers`` does.
+    """
+    shared = options.get("shared")
+    activation = options.get("activation", "silu")
+    activation = _ALIASES.get(activation, activation)
+    return (
+        options.get("expert_map"),
+        *((None,) * 7 if shared is None else shared),
+        activation,
+        *activation_numbers(activation, options.get("limit"), options.get("alpha"), options.get("beta")),
+        *(options.get(name, False) for name in ("up_first", "swizzled", "router_weight_on_input")),
+    )
+
+
 def workspace_bytes(tokens: int, topk: int, intermediate: int, shared_intermediate: int) -> int:
     """Bytes of workspace for a call of that size; ``shared_intermediate`` is 0 without a shared expert.
 
@@ -135,33 +166,23 @@ def moe_decode(
     synchronise once before the first call. Bad arguments give RuntimeError, which names the argument.
     """
     load()
-    activation = _ALIASES.get(activation, activation)
-    numbers = activation_numbers(activation, limit, alpha, beta)
+    options = Options(
+        expert_map=expert_map,
+        shared=shared,
+        activation=activation,
+        limit=limit,
+        alpha=alpha,
+        beta=beta,
+        up_first=up_first,
+        swizzled=swizzled,
+        router_weight_on_input=router_weight_on_input,
+    )
     if out is None:
         out = torch.empty_like(x)
     if workspace is None:
-        intermediate = 2 * w2.shape[-1]
         shared_intermediate = 0 if shared is None else 2 * shared.w2.shape[-1]
-        size = workspace_bytes(x.shape[0], topk_ids.shape[-1], intermediate, shared_intermediate)
+        size = workspace_bytes(x.shape[0], topk_ids.shape[-1], 2 * w2.shape[-1], shared_intermediate)
         workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
-    torch.ops.gb10.moe_decode(
-        x,
-        w13,
-        w13_scales,
-        w13_global,
-        w2,
-        w2_scales,
-        w2_global,
-        topk_ids,
-        topk_weights,
-        expert_map,
-        *((None,) * 7 if shared is None else shared),
-        activation,
-        *numbers,
-        up_first,
-        swizzled,
-        router_weight_on_input,
-        workspace,
-        out,
-    )
+    weights = (w13, w13_scales, w13_global, w2, w2_scales, w2_global)
+    torch.ops.gb10.moe_decode(x, *weights, topk_ids, topk_weights, *option_arguments(options), workspace, out)
     return out

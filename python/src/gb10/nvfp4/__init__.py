@@ -9,6 +9,7 @@ The modules are plain torch on the CPU. They are the reference that kernels and 
 """
 
 from gb10.nvfp4.constants import BLOCK_SIZE, E2M1_MAX, GLOBAL_SCALE_DIVISOR, UE4M3_MAX, UE4M3_MIN_POSITIVE
+from gb10.nvfp4.fused import power_of_two
 from gb10.nvfp4.layout import swizzle_128x4, unswizzle_128x4
 from gb10.nvfp4.packing import pack, unpack
 from gb10.nvfp4.quantize import (
@@ -18,6 +19,7 @@ from gb10.nvfp4.quantize import (
     global_scale_for,
     quantize,
 )
+from gb10.nvfp4.search import quantize_searched
 
 __all__ = [
     "BLOCK_SIZE",
@@ -30,7 +32,9 @@ __all__ = [
     "fake_quantize_activations",
     "global_scale_for",
     "pack",
+    "power_of_two",
     "quantize",
+    "quantize_searched",
     "swizzle_128x4",
     "unpack",
     "unswizzle_128x4",

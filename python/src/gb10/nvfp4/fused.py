@@ -14,6 +14,17 @@ _AT_ONCE = 1 << 22
 """Block scales that are worked on together: a few copies of them in float32 are needed meanwhile."""
 
 
+def power_of_two(scale: torch.Tensor) -> torch.Tensor:
+    """The smallest power of two that is not below each float32 `scale`, above 0.
+
+    With such global scales tensors can be put together: to change one for another changes the exponents of
+    block scales alone, as long as they are normal E4M3 numbers. They cost nothing in accuracy: a block scale
+    is a floating point number.
+    """
+    mantissa, exponent = torch.frexp(scale)
+    return torch.ldexp(torch.ones_like(scale), exponent - (mantissa == 0.5).to(exponent.dtype))
+
+
 def share_scale(block_scales: torch.Tensor, scales: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     """Bring the parts of each tensor to one global scale, where not a single value changes by that.
 

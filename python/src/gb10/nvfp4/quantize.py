@@ -61,22 +61,32 @@ def quantize(w: torch.Tensor, global_scale: GlobalScale | None = None) -> NvFp4T
     ValueError when K does not fit, when `w` holds NaN or infinity, and when the global scale is not a
     positive number or does not fit the shape of `w`.
     """
-    blocks = _as_blocks(w)
-    if not bool(blocks.isfinite().all()):
-        raise ValueError("weights hold NaN or infinity, NVFP4 cannot store them")
+    blocks, scale, spread = blocks_of(w, global_scale)
     block_amax = blocks.abs().amax(dim=-1)
-    if global_scale is None:
-        scale = global_scale_for(block_amax.max() if block_amax.numel() else 0.0)
-    else:
-        scale = torch.as_tensor(global_scale, dtype=torch.float32, device=w.device)
-        if not bool((scale.isfinite() & (scale > 0)).all()):
-            raise ValueError("the global scale must be a positive number")
-    spread = _spread(scale, w.shape)
     wanted = (block_amax / (E2M1_MAX * spread)).clamp(UE4M3_MIN_POSITIVE, UE4M3_MAX)
     block_scales = ue4m3.encode(wanted).view(torch.float8_e4m3fn)
     steps = block_scales.to(torch.float32) * spread
     codes = e2m1.encode(blocks / steps.unsqueeze(-1))
     return NvFp4Tensor(packing.pack(codes.flatten(-2)), block_scales, scale)
+
+
+def blocks_of(
+    w: torch.Tensor, global_scale: GlobalScale | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What every way to quantise weights begins with: blocks, global scale, and that scale spread over them.
+
+    The blocks are float32 `[..., K // 16, 16]`. Raises as `quantize` does.
+    """
+    blocks = _as_blocks(w)
+    if not bool(blocks.isfinite().all()):
+        raise ValueError("weights hold NaN or infinity, NVFP4 cannot store them")
+    if global_scale is None:
+        scale = global_scale_for(blocks.abs().max() if blocks.numel() else 0.0)
+    else:
+        scale = torch.as_tensor(global_scale, dtype=torch.float32, device=w.device)
+        if not bool((scale.isfinite() & (scale > 0)).all()):
+            raise ValueError("the global scale must be a positive number")
+    return blocks, scale, _spread(scale, w.shape)
 
 
 def dequantize(

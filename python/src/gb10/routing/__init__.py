@@ -1,11 +1,12 @@
 """Which backend runs which operation, whose choice that is, and why: the one routing table."""
 
-from gb10.routing.compare import compare
+from gb10.routing.compare import Ran, compare, live
 from gb10.routing.overrides import (
     B12X_EXPERT_LIMIT,
     Overrides,
     apply_overrides,
     check_moe_backend,
+    leave_to_vllm,
     parse_overrides,
 )
 from gb10.routing.parts import parts_of
@@ -37,11 +38,14 @@ __all__ = [
     "Capability",
     "Overrides",
     "Part",
+    "Ran",
     "Route",
     "Target",
     "apply_overrides",
     "check_moe_backend",
     "compare",
+    "leave_to_vllm",
+    "live",
     "parse_overrides",
     "parts_of",
     "render",

@@ -1,6 +1,7 @@
 """``gb10 routing``: print the routing table of this machine or of another one."""
 
 import json
+import os
 import shutil
 from dataclasses import asdict, replace
 from typing import Annotated
@@ -8,12 +9,17 @@ from typing import Annotated
 from typer import Argument, Option
 
 from gb10 import routing
+from gb10.checkpoint.folder import Checkpoint
 from gb10.checkpoint.formats import read
 from gb10.checkpoint.hub import locate
+from gb10.checkpoint.size import decoded_token_bytes
 from gb10.errors import UserError
 from gb10.machine import cpu
 from gb10.machine import gpu as device
+from gb10.units import parse_whole
 from gb10.vllm_plugin.cpu.mode import Mode
+from gb10.vllm_plugin.cuda import settings
+from gb10.vllm_plugin.cuda.settings import Engine, Format
 
 
 def parse_capability(text: str) -> routing.Capability | None:
@@ -24,9 +30,52 @@ def parse_capability(text: str) -> routing.Capability | None:
     if not dot:
         digits = text.lower().removeprefix("sm_").removesuffix("a").removesuffix("f")
         major, minor = digits[:-1], digits[-1:]
-    if not (major.isdigit() and minor.isdigit()):
-        raise UserError(f"--capability {text!r} is neither cpu nor a compute capability such as 12.1")
-    return int(major), int(minor)
+    try:
+        return parse_whole(major), parse_whole(minor)
+    except ValueError:
+        raise UserError(
+            f"--capability {text!r} is neither cpu nor a compute capability such as 12.1"
+        ) from None
+
+
+def _live(*, as_json: bool) -> int:
+    """What ran in each running server, by its log. Raises UserError where none runs."""
+    from gb10.serve.environment import log_folder
+    from gb10.serve.scratch import running_logs
+
+    logs = running_logs(log_folder(os.environ))
+    if not logs:
+        raise UserError("--live: no `gb10 serve` of this user runs here; start one, or leave out --live")
+    servers = [(str(path), routing.live(path.read_text(errors="replace"))) for path in logs]
+    if as_json:
+        print(
+            json.dumps(
+                [{"log": path, "ran": [asdict(one) for one in ran]} for path, ran in servers], indent=2
+            )
+        )
+        return 0
+    for path, ran in servers:
+        print("\n".join([path, *([f"  {one.words}" for one in ran] or ["  nothing yet"])]))
+    return 0
+
+
+_GB10_READ = 233e9
+"""Bytes a second that a GB10's memory gives (docs/quality.md)."""
+
+
+def _decode(checkpoint: Checkpoint, target: routing.Target) -> str:
+    """What one sequence's next token reads, and how long that takes a GB10 at the least."""
+    forms: dict[str, str] = {}
+    if target.parts:
+        from gb10.serve.budget import requantised
+
+        forms = requantised(checkpoint, target, 2)
+    size = decoded_token_bytes(checkpoint.tensors, checkpoint.config, formats=forms)
+    milliseconds = size / _GB10_READ * 1e3
+    return (
+        f"a decoded token reads {size / 1e9:.3g} GB of weights; predicted for a GB10, not measured: at least "
+        f"{milliseconds:.3g} ms, at most {1e3 / milliseconds:.3g} tokens a second for one sequence"
+    )
 
 
 def run(
@@ -40,18 +89,33 @@ def run(
     flashinfer: Annotated[bool | None, Option(help="as if FlashInfer were usable, or not")] = None,
     cpu_mode: Annotated[Mode, Option(help="NVFP4 mode on CPU")] = Mode.DEQUANT,
     fp8_kv_cache: Annotated[bool, Option("--fp8-kv-cache", help="as with --kv-cache-dtype fp8")] = False,
+    engine: Annotated[
+        Engine | None, Option(help="as with serve --engine; default: as it would be here", show_default=False)
+    ] = None,
+    dense: Annotated[Format, Option(help="as with serve --dense")] = Format.FP8,
+    head: Annotated[Format, Option(help="as with serve --head")] = Format.FP8,
     routes: Annotated[
         list[str] | None, Option("--route", metavar="OP=BACKEND", help="as serve --route")
     ] = None,
     flags: Annotated[bool, Option("--flags", help="print what forces each backend by hand")] = False,
     as_json: Annotated[bool, Option("--json", help="print JSON")] = False,
+    of_servers: Annotated[
+        bool, Option("--live", help="what ran in the servers of this user that run")
+    ] = False,
 ) -> int:
     """Print which backend runs each operation, whose choice it is, and why."""
+    if of_servers:
+        return _live(as_json=as_json)
     if capability is None:
         gpus = device.detect_gpus()
         found = gpus[0].capability if gpus else None
     else:
         found = parse_capability(capability)
+    if engine is None:
+        engine = Engine.GB10 if settings.unfit(found) is None else Engine.STOCK
+    ours = engine is Engine.GB10
+    if ours and (why := settings.without_code(found)) is not None:
+        raise UserError(f"--engine gb10: {why}")
     usable = device.flashinfer_usable() if flashinfer is None else flashinfer
     target = routing.Target(
         found,
@@ -59,8 +123,11 @@ def run(
         cpu_mode,
         amx=found is None and cpu.has_amx(),
         kv_cache="fp8" if fp8_kv_cache else "auto",
+        parts=tuple(settings.Part) if ours else (),
+        dense=dense if ours else Format.KEEP,
+        head=head if ours else Format.KEEP,
     )
-    parts, experts = None, None
+    parts, experts, checkpoint = None, None, None
     if model is not None:
         checkpoint = locate(model, tokenizer=False)
         formats = read(checkpoint)
@@ -72,12 +139,15 @@ def run(
     overrides = routing.parse_overrides(routes or (), target, experts)
     if overrides.cpu_mode is not None:
         target = replace(target, cpu_mode=overrides.cpu_mode)
+    target = routing.leave_to_vllm(target, overrides.backends)
     rows = routing.apply_overrides(routing.table(target, parts), overrides)
     if as_json:
         print(json.dumps({"target": asdict(target), "routes": [asdict(row) for row in rows]}, indent=2))
         return 0
     print(f"{target}\n")
     print(routing.render(rows, min(shutil.get_terminal_size().columns, 100)))
+    if checkpoint is not None and found is not None and checkpoint.tensors:
+        print(f"\n{_decode(checkpoint, target)}")
     if flags:
         print("\nforce with:")
         for row in rows:

@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from gb10.routing.rules import BY_NAME, OPEN
+from gb10.routing.rules import BY_NAME, OPEN, OURS
 from gb10.routing.table import Route
+from gb10.vllm_plugin.cuda import dispatch
+from gb10.vllm_plugin.cuda.dispatch import Dispatch
 
 _STARTED = "Initializing a V1 LLM engine"
 """vLLM's line that all others below follow; without it the log says nothing (VLLM_LOGGING_LEVEL)."""
@@ -56,8 +59,75 @@ def _kv_cache(log: str) -> list[str]:
     return [word for name in _found("kv_cache", log) if (word := words.get(name, name))]
 
 
+_RAN = re.compile(rf"{re.escape(dispatch.PREFIX)}(\w+) ran (.+) with (\d+) tokens")
+
+
+def _ran(log: str) -> list[Dispatch]:
+    return list(
+        dict.fromkeys(Dispatch(name, kernel, int(tokens)) for name, kernel, tokens in _RAN.findall(log))
+    )
+
+
+def _first_dispatches(rows: Sequence[Route], log: str) -> list[str]:
+    """What our engine ran first, against the rows; operations of ours that nothing ran."""
+    found, lines = _ran(log), []
+    for one in found:
+        of = [row for row in rows if one.operation in (row.operation, row.like)]
+        title = BY_NAME[one.operation].title if one.operation in BY_NAME else one.operation
+        fitting = [row for row in of if _within(one.tokens, row)]
+        right = [row for row in fitting if _plain(row.backend) == _plain(one.kernel)]
+        if not of:
+            lines.append(f"{title}: {one.kernel} ran, the table has no such row")
+        elif not right:
+            said = _join(row.backend for row in fitting)
+            lines.append(f"{title}: the table says {said} for {one.tokens} tokens, {one.kernel} ran")
+    seen = {one.operation for one in found}
+    unseen = [row for row in rows if _ours(row) and not seen & {row.operation, row.like}]
+    for name in dict.fromkeys(row.operation for row in unseen):
+        said = _join(row.backend for row in unseen if row.operation == name)
+        lines.append(f"{BY_NAME[name].title}: the table says {said}, and nothing of it has run")
+    return lines
+
+
+def _ours(row: Route) -> bool:
+    return row.whose == OURS and row.backend.startswith("gb10 ")
+
+
+def _within(tokens: int, row: Route) -> bool:
+    low, high = row.batch
+    return low <= tokens and (high is None or tokens <= high)
+
+
 def _join(names: Iterable[str]) -> str:
     return " and ".join(dict.fromkeys(names))
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What runs an operation of a server, by its log. ``tokens``: of its first run; None: vLLM named it."""
+
+    operation: str
+    kernel: str
+    tokens: int | None = None
+
+    @property
+    def words(self) -> str:
+        """One line for people."""
+        title = BY_NAME[self.operation].title if self.operation in BY_NAME else self.operation
+        first = "vLLM's choice" if self.tokens is None else f"first with {self.tokens} tokens"
+        return f"{title:<18}{self.kernel}, {first}"
+
+
+def live(log: str) -> list[Ran]:
+    """What ran in a server with this log: first dispatches of our engine, then what vLLM says it chose."""
+    found = [
+        Ran(one.operation, f"gb10 {one.kernel}" if one.ours else one.kernel, one.tokens) for one in _ran(log)
+    ]
+    seen = {one.operation for one in found}
+    said = {name: _kv_cache(log) if name == "kv_cache" else _found(name, log) for name in _SAYS}
+    return found + [
+        Ran(name, kernel) for name, kernels in said.items() if name not in seen for kernel in kernels
+    ]
 
 
 def compare(rows: Sequence[Route], log: str) -> list[str]:
@@ -69,8 +139,12 @@ def compare(rows: Sequence[Route], log: str) -> list[str]:
     if _STARTED not in log:
         return []
     lines = []
+    if dispatch.ENGINE in log:
+        lines += _first_dispatches(rows, log)
     for operation in _SAYS:
         of = [row for row in rows if (row.like or row.operation) == operation]
+        if dispatch.ENGINE in log and any(map(_ours, of)):
+            continue  # our engine stands where vLLM's log names its own choice
         title = BY_NAME[operation].title
         said = _join(row.backend for row in of)
         found = _kv_cache(log) if operation == "kv_cache" else _found(operation, log)

@@ -1,11 +1,12 @@
 """``--route OPERATION=BACKEND``: what it becomes for vLLM, and what is refused."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gb10.errors import UserError
 from gb10.routing.rules import BY_NAME, CPU_MODE_VARIABLE, Operation, Target
 from gb10.routing.table import Route, canonical
+from gb10.vllm_plugin.cuda.settings import Part
 
 B12X_EXPERT_LIMIT = 512
 """FlashInfer's b12x MoE kernel reads out of bounds from this number of experts on
@@ -82,6 +83,15 @@ def parse_overrides(texts: Iterable[str], target: Target, experts: int | None = 
         {key: value for key, value in settings.items() if not key.startswith("--")},
         backends,
     )
+
+
+_PARTS = {"nvfp4_linear": (Part.LINEAR,), "nvfp4_moe": (Part.EXPERTS, Part.ROUTER)}
+
+
+def leave_to_vllm(target: Target, operations: Collection[str]) -> Target:
+    """``target`` without the parts of our engine that stand where vLLM's choice of these operations would."""
+    left_out = {part for operation in operations for part in _PARTS.get(operation, ())}
+    return replace(target, parts=tuple(part for part in target.parts if part not in left_out))
 
 
 def apply_overrides(rows: Sequence[Route], overrides: Overrides) -> list[Route]:

@@ -4,9 +4,13 @@ from collections.abc import Iterator
 
 from gb10.checkpoint.folder import Checkpoint
 from gb10.checkpoint.formats import Format, Formats
-from gb10.checkpoint.modules import EXPERTS, HEAD, LINEAR
+from gb10.checkpoint.modules import ATTENTION, EXPERTS, GDN, HEAD, LINEAR, MLP, SHARED
 from gb10.routing.table import Part
 
+FUSED_FAMILIES = ("qwen3_next", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_moe")
+"""Values of model_type whose decoder layers our engine takes over (gb10.vllm_plugin.cuda.layers)."""
+
+_DENSE = (ATTENTION, GDN, MLP, SHARED)
 _SCALES = {"fp8": "tensor", "fp8_channel": "channel", "fp8_block": "block"}
 
 
@@ -54,12 +58,17 @@ def parts_of(checkpoint: Checkpoint, formats: Formats, *, drafts: bool = False) 
 
 def _parts(checkpoint: Checkpoint, formats: Formats, drafts: bool) -> Iterator[Part]:
     linear = [form for form in formats.of(*LINEAR, drafts=drafts) if form.weight]
+    plain = any(not form.weight for form in formats.of(*_DENSE, drafts=drafts))
     experts = [form for form in formats.of(EXPERTS, drafts=drafts) if form.weight]
     heads = formats.of(HEAD)
     for form in linear:
         operation, variant = _linear(form)
         yield Part(operation, variant, note=_note(form) if operation == "other_linear" else "")
+    if plain:
+        yield Part("dense")
     yield from map(_experts, experts)
+    if checkpoint.text.get("model_type") in FUSED_FAMILIES and any(one.weight == "nvfp4" for one in experts):
+        yield Part("router")
     yield Part("attention", _attention(checkpoint))
     if checkpoint.has_gdn:
         yield Part("gdn_prefill")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from gb10.vllm_plugin.cpu.mode import ENV_NAME, Mode
+from gb10.vllm_plugin.cuda.settings import Format, Part
 
 Capability = tuple[int, int]
 """CUDA compute capability, for example (12, 1) for GB10."""
@@ -47,7 +48,9 @@ class Target:
     ``capability`` is None for the CPU engine. ``flashinfer`` means usable as vLLM tests it: the package is
     there and has either ready-made kernels or nvcc and ninja. ``cpu_mode`` is one of ``CPU_MODES``. ``amx``:
     the processor has AMX tiles. ``kv_cache`` is vLLM's word for the KV cache (auto: as ``dtype``), and
-    ``kv_cache_of_checkpoint`` is true where the checkpoint asked for it and the user did not.
+    ``kv_cache_of_checkpoint`` is true where the checkpoint asked for it and the user did not. ``parts`` are
+    those of our engine that are on (none with ``--engine stock``), ``dense`` and ``head`` the formats that it
+    makes of 16 bit weights.
     """
 
     capability: Capability | None = None
@@ -57,13 +60,17 @@ class Target:
     kv_cache: str = "auto"
     kv_cache_of_checkpoint: bool = False
     dtype: str = "bfloat16"
+    parts: tuple[Part, ...] = ()
+    dense: Format = Format.KEEP
+    head: Format = Format.KEEP
 
     def __str__(self) -> str:
         if self.capability is None:
             return f"CPU, NVFP4 mode {self.cpu_mode}"
         major, minor = self.capability
         flashinfer = "with" if self.flashinfer else "without"
-        return f"compute capability {major}.{minor} (sm_{major}{minor}), {flashinfer} FlashInfer"
+        ours = f", engine gb10 (dense {self.dense}, head {self.head})" if self.parts else ""
+        return f"compute capability {major}.{minor} (sm_{major}{minor}), {flashinfer} FlashInfer{ours}"
 
     @property
     def kv_bits(self) -> int:
@@ -93,7 +100,8 @@ class When:
     """Condition of a rule: every field that is not None must match. ``a & b`` asks for both.
 
     ``capability`` is a closed interval; a rule with one never fits the CPU. ``kv_bits`` is that of a value of
-    the KV cache, 16 standing for 32 too. ``variant`` is one of the operation's.
+    the KV cache, 16 standing for 32 too. ``variant`` is one of the operation's. ``part`` must be on in our
+    engine; ``dense`` and ``head`` are the formats that it makes.
     """
 
     cpu: bool | None = None
@@ -104,6 +112,9 @@ class When:
     kv_bits: int | None = None
     kv_cache_of_checkpoint: bool | None = None
     variant: str | None = None
+    part: Part | None = None
+    dense: Format | None = None
+    head: Format | None = None
 
     def __and__(self, other: "When") -> "When":
         stated = {name: value for name, value in asdict(other).items() if value is not None}
@@ -121,7 +132,9 @@ class When:
             return False
         if self.variant is not None and self.variant != variant:
             return False
-        names = ("flashinfer", "cpu_mode", "amx", "kv_cache_of_checkpoint")
+        if self.part is not None and self.part not in target.parts:
+            return False
+        names = ("flashinfer", "cpu_mode", "amx", "kv_cache_of_checkpoint", "dense", "head")
         wanted = ((name, getattr(self, name)) for name in names)
         return all(value is None or value == getattr(target, name) for name, value in wanted)
 
@@ -183,7 +196,8 @@ CPU, GPU = When(cpu=True), When(cpu=False)
 DEQUANT, PACKED, EMULATE = (When(cpu=True, cpu_mode=mode) for mode in CPU_MODES)
 FI, AMX = When(flashinfer=True), When(cpu=True, amx=True)
 FP8_KV, PLAIN_KV = When(kv_bits=8), When(kv_bits=16)
-W4A16, CHANNEL, BLOCK, W8A16 = (When(variant=name) for name in ("w4a16", "channel", "block", "w8a16"))
+W4A4, W4A16 = When(variant="w4a4"), When(variant="w4a16")
+CHANNEL, BLOCK, W8A16 = (When(variant=name) for name in ("channel", "block", "w8a16"))
 MLA, OTHER = When(variant="mla"), When(variant="other")
 MXFP4 = When(variant="mxfp4", amx=False)
 
@@ -197,8 +211,29 @@ SM75_121, SM89_121, SM90 = _sm((7, 5), (12, 1)), _sm((8, 9), (12, 1)), _sm((9, 0
 SM90_121, SM10X = _sm((9, 0), (12, 1)), _sm((10, 0), (10, 3))
 SM10X_121, SM12X = _sm((10, 0), (12, 1)), _sm((12, 0), (12, 1))
 
+OUR_LINEAR, OUR_EXPERTS = When(cpu=False, part=Part.LINEAR), When(cpu=False, part=Part.EXPERTS)
+OUR_ROUTER, OUR_GDN = When(cpu=False, part=Part.ROUTER), When(cpu=False, part=Part.GDN)
+DENSE_FP8, DENSE_NVFP4 = (When(cpu=False, dense=made) for made in (Format.FP8, Format.NVFP4))
+HEAD_FP8, HEAD_NVFP4 = (When(cpu=False, head=made) for made in (Format.FP8, Format.NVFP4))
+
+DECODE: Batch = (1, 16)
+"""Tokens that a launch of our kernels for decode takes."""
+
+PIECES: Batch = (1, 64)
+"""Tokens up to which a linear layer is several such launches."""
+
+_OUR_W4A16 = "W4A16 at the speed of memory"
+_OUR_PIECES = f"{_OUR_W4A16}; above 16 tokens in parts"
+_OUR_W4A4 = "W4A4 on FP4 tensor cores, from the same weights"
+_OUR_DEQUANT = "W4A16: decoded to {label} once a call, then cuBLAS"
+_OUR_W8A16 = "W8A16 at the speed of memory; 16 bit in the checkpoint"
+_OUR_W8A8 = "W8A8 on FP8 tensor cores; 16 bit in the checkpoint"
 _WEIGHT_ONLY = "W4A16: the checkpoint quantises weights only"
 _NVFP4_LINEAR = (
+    Rule(OUR_LINEAR & SM12X & W4A4, "gb10 nvfp4_gemv", OURS, _OUR_W4A16, batch=DECODE),
+    Rule(OUR_LINEAR & SM12X & W4A4, "gb10 cutlass", OURS, _OUR_W4A4),
+    Rule(OUR_LINEAR, "gb10 nvfp4_gemv", OURS, _OUR_PIECES, batch=PIECES),
+    Rule(OUR_LINEAR, "gb10 dequantised_nvfp4", OURS, _OUR_DEQUANT),
     Rule(DEQUANT, "gb10 dequant", OURS, "{label} at load, then oneDNN; W4A16, fastest here", "dequant"),
     Rule(PACKED, "gb10 packed", OURS, "stays 4 bit, decoded per call; W4A16, least memory", "packed"),
     Rule(EMULATE & W4A16, "gb10 emulate", OURS, "as packed; " + _WEIGHT_ONLY, "emulate"),
@@ -211,6 +246,9 @@ _NVFP4_LINEAR = (
     Rule(SM75_90, "MarlinNvFp4", VLLM, "W4A16; no FP4 tensor cores before 10.0", "marlin"),
 )
 _NVFP4_MOE = (
+    Rule(OUR_EXPERTS, "gb10 moe_decode", OURS, "W4A16, the shared expert in the same launches", batch=DECODE),
+    Rule(OUR_EXPERTS & SM12X & W4A4, "gb10 cutlass", OURS, _OUR_W4A4),
+    Rule(OUR_EXPERTS, "gb10 moe_grouped", OURS, "W4A16, from the same weights"),
     Rule(DEQUANT, "gb10 dequant", OURS, "{label} at load, then vLLM's fused CPU MoE", "dequant"),
     Rule(PACKED, "gb10 packed", OURS, "only the chosen experts are decoded, per call", "packed"),
     Rule(EMULATE & W4A16, "gb10 emulate", OURS, "as packed; " + _WEIGHT_ONLY, "emulate"),
@@ -273,6 +311,7 @@ _GDN_PREFILL = (
     Rule(GPU, "Triton", VLLM, "FlashInfer's kernel needs 9.0", "triton"),
 )
 _GDN_DECODE = (
+    Rule(OUR_GDN, "gb10 gdn_decode", OURS, "split, convolution, delta rule and gated norm in one launch"),
     Rule(CPU, "vLLM CPU", VLLM, "C++ kernels, BF16 only"),
     Rule(GPU, "Triton", VLLM, "recurrent kernel"),
 )
@@ -286,8 +325,26 @@ _ACTIVATION_QUANT = (  # how a float becomes E2M1
     Rule(SM75_90, "none", VLLM, "W4A16: activations stay {label}"),
 )
 _LM_HEAD = (
+    Rule(HEAD_FP8, "gb10 fp8_gemv", OURS, _OUR_W8A16, batch=DECODE),
+    Rule(HEAD_FP8, "gb10 scaled_mm_fp8", OURS, _OUR_W8A8),
+    Rule(HEAD_NVFP4, "gb10 nvfp4_gemv", OURS, _OUR_PIECES, batch=PIECES),
+    Rule(HEAD_NVFP4, "gb10 dequantised_nvfp4", OURS, _OUR_DEQUANT),
     Rule(CPU, "oneDNN {label}", VLLM, "plain in the checkpoint"),
     Rule(GPU, "cuBLAS {label}", VLLM, "plain in the checkpoint"),
+)
+_DENSE = (
+    Rule(DENSE_FP8, "gb10 fp8_gemv", OURS, _OUR_W8A16, batch=DECODE),
+    Rule(DENSE_FP8, "gb10 scaled_mm_fp8", OURS, _OUR_W8A8),
+    Rule(DENSE_NVFP4, "gb10 nvfp4_gemv", OURS, _OUR_PIECES, batch=PIECES),
+    Rule(DENSE_NVFP4, "gb10 dequantised_nvfp4", OURS, _OUR_DEQUANT),
+    Rule(CPU, "oneDNN {label}", VLLM, "plain in the checkpoint"),
+    Rule(GPU, "cuBLAS {label}", VLLM, "plain in the checkpoint"),
+)
+_ROUTER = (
+    Rule(
+        OUR_ROUTER, "gb10 route_experts", OURS, "residual, norm, router and top-k in one launch", batch=DECODE
+    ),
+    Rule(When(), "vLLM", VLLM, "norm, router and top-k, each on its own"),
 )
 _SAMPLING = (
     Rule(CPU, "torch", VLLM, "FlashInfer's sampler needs CUDA"),
@@ -355,7 +412,9 @@ OPERATIONS = (
     ),
     Operation("fp8_moe", "FP8 MoE", _FP8_MOE, variants=("tensor", "channel", "block")),
     Operation("other_linear", "other linear", _OPEN),
+    Operation("dense", "16 bit linear", _DENSE),
     Operation("other_moe", "other MoE", _OTHER_MOE, variants=("", "mxfp4")),
+    Operation("router", "router", _ROUTER),
     Operation("attention", "attention", _ATTENTION, _BACKENDS, variants=("", "mla", "other")),
     Operation(
         "gdn_prefill",

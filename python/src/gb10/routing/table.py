@@ -8,6 +8,8 @@ from gb10.routing.rules import BY_NAME, OPERATIONS, Batch, Target
 
 _ALIASES = {"attention_prefill": "attention", "attention_decode": "attention"}
 _ONLY_WITH_A_MODEL = ("fp8_moe", "other_linear", "other_moe")
+_ONLY_WITH_OURS = ("dense", "router")
+"""vLLM's own are one kernel among many, which its log does not name."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ def table(target: Target, parts: Collection[Part | str] | None = None) -> list[R
     """
     if parts is None:
         parts = [operation.name for operation in OPERATIONS if operation.name not in _ONLY_WITH_A_MODEL]
+    if not target.parts:
+        parts = [part for part in parts if getattr(part, "operation", part) not in _ONLY_WITH_OURS]
     wanted = [Part(canonical(part)) if isinstance(part, str) else part for part in parts]
     known = [operation.name for operation in OPERATIONS]
     ordered = sorted(dict.fromkeys(wanted), key=lambda part: known.index(canonical(part.operation)))

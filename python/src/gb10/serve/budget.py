@@ -17,7 +17,9 @@ from gb10.errors import UserError
 from gb10.machine import memory
 from gb10.machine.gpu import Gpu
 from gb10.serve.settings import Origin, Settings
-from gb10.units import GIB, text_size
+from gb10.units import GIB, parse_whole, text_size
+from gb10.vllm_plugin.cuda.requant import names
+from gb10.vllm_plugin.cuda.settings import Format
 
 UNIFIED_MEMORY_SHARE = 0.80
 """Where GPU and CPU share memory, vLLM gets this share, or what is free where that is less, or what the model
@@ -39,6 +41,10 @@ CPU_SEQUENCES = 32
 _CACHE_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 _PLAIN_CACHES = (None, "auto", "bfloat16", "float16", "half")
 """Values of ``--kv-cache-dtype`` whose sizes are known here; an FP8 one is seen by its route."""
+
+_SIXTEEN_BIT = 2
+_FLOATS = ("BF16", "F16", "F32")
+"""Types of the file that vLLM turns into the model's."""
 
 _SHARE_DIGITS = 1000
 _SHARE_FIELD = "gpu_memory_utilization"
@@ -93,10 +99,38 @@ def _check_context(settings: Settings, shape: size.CacheShape, tokens: int, cach
         )
 
 
-def _weights(settings: Settings, checkpoint: Checkpoint, mode: str | None) -> int:
+def requantised(checkpoint: Checkpoint, target: routing.Target, element: int) -> dict[str, str]:
+    """What 16 bit matrices become at load, by their names in the checkpoint: fp8 or nvfp4.
+
+    As `gb10.vllm_plugin.cuda.requant` does: the dense side and the head of checkpoints that are quantised,
+    where the model's type has 16 bit and the head is no embedding.
+    """
+    quantised = "quantization_config" in checkpoint.config or "quantization_config" in checkpoint.text
+    if target.capability is None or not quantised or element != _SIXTEEN_BIT:
+        return {}
+    forms = {}
+    for tensor in checkpoint.tensors:
+        module, _, leaf = tensor.name.rpartition(".")
+        form = Format.KEEP
+        if names.is_dense(module):
+            form = Format(target.dense)
+        elif names.is_head(module) and checkpoint.text.get("tie_word_embeddings") is not True:
+            form = Format(target.head)
+        fits = leaf == "weight" and len(tensor.shape) == 2 and tensor.shape[1] % names.COLUMN_UNIT == 0
+        if form is not Format.KEEP and fits and tensor.dtype in _FLOATS:
+            forms[tensor.name] = str(form)
+    return forms
+
+
+def _weights(
+    settings: Settings, checkpoint: Checkpoint, target: routing.Target, mode: str | None = None
+) -> int:
     """Bytes of the weights, 0 where they are not known."""
-    known = settings.load_format != "dummy"
-    return size.weight_bytes(checkpoint.tensors, mode, _element(settings)) if known else 0
+    if settings.load_format == "dummy":
+        return 0
+    element = _element(settings)
+    forms = requantised(checkpoint, target, element)
+    return size.weight_bytes(checkpoint.tensors, mode, element, forms)
 
 
 def _number(settings: Settings, option: str) -> float:
@@ -112,10 +146,14 @@ def _given_cache(settings: Settings) -> int | None:
     text = settings.environment.get(_CACHE_SPACE, "")
     if not text:
         return settings.kv_cache_memory_bytes
-    if not text.strip().isdecimal() or int(text) == 0:
+    try:
+        given = parse_whole(text)
+    except ValueError:
+        given = 0
+    if given == 0:
         raise UserError(f"{_CACHE_SPACE} {text!r} is not a whole number above 0 (GiB)")
     # vLLM's CPU platform lets the variable win.
-    return int(text) * GIB
+    return given * GIB
 
 
 @dataclass(frozen=True)
@@ -165,7 +203,7 @@ def on_cpu(
     Raises UserError when it cannot fit. A share that the user gave is of all memory, as vLLM takes it.
     """
     shape, mode = _shape(settings, checkpoint, target), target.cpu_mode
-    weights = _weights(settings, checkpoint, mode)
+    weights = _weights(settings, checkpoint, target, mode)
     cache, share = _given_cache(settings), settings.gpu_memory_utilization
     if cache is not None:
         _check_context(settings, shape, tokens, cache)
@@ -182,7 +220,7 @@ def on_cpu(
     need = Need(weights, cache, size.OVERHEAD)
     if need.total > room.size:
         remedies = ["use a smaller model", "free memory"]
-        packed = replace(need, weights=_weights(settings, checkpoint, "packed"))
+        packed = replace(need, weights=_weights(settings, checkpoint, target, "packed"))
         if mode == "dequant" and packed.weights < weights and packed.total <= room.size:
             remedies = [f"set {routing.CPU_MODE_VARIABLE}=packed to keep the weights at 4 bit", remedies[0]]
         raise _refusal(checkpoint.name, need, room, remedies)
@@ -202,7 +240,7 @@ def on_gpu(
     """
     ranks = (settings.tensor_parallel_size or 1) * max(int(_number(settings, "--pipeline-parallel-size")), 1)
     shape = _shape(settings, checkpoint, target, ranks)
-    weights = _weights(settings, checkpoint, None) // ranks
+    weights = _weights(settings, checkpoint, target) // ranks
     asked, longest, cache = settings.max_model_len, checkpoint.max_tokens or 0, settings.kv_cache_memory_bytes
     # The whole context, and a quarter for what these figures do not know.
     whole = shape.sequence(asked if isinstance(asked, int) else longest) * 5 // 4 if cache is None else cache

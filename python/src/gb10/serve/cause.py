@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gb10.machine import memory
+from gb10.serve.words import one_line
 from gb10.units import text_size
 from gb10.vllm_plugin.refusal import PREFIX as REFUSED
 
@@ -34,10 +35,14 @@ _CONSEQUENCES = re.compile(
 )
 """Errors that only report another's end. They count where there is nothing else."""
 
-_PYDANTIC_TAIL = re.compile(r" \[type=\w+, input_value=.*")
-_LONGEST = 360
-_SPACES = re.compile(r"\s+")
+_PYDANTIC_TAIL = re.compile(r"\s*\[type=\w+, input_value=(?P<value>.*?)(, input_type=\w+\].*|$)")
+_PYDANTIC_LINES = 3
+"""Class, field and message of a validation error, each on a line of its own."""
+
 _WORDS = re.compile(r"[A-Za-z]{3}")
+_REQUEST = re.compile(r'"[A-Z]+ \S+ HTTP/[\d.]+" \d{3}')
+"""A line of the access log."""
+
 _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 _KILLER = "the kernel killed a process for want of memory"
 _SAYS = {
@@ -56,9 +61,14 @@ def refusal(line: str) -> str | None:
     return text.removeprefix(REFUSED).strip() if text.startswith(REFUSED) else None
 
 
+def _value(match: re.Match[str]) -> str:
+    """The tail of pydantic's message as the value that was given; nothing where that is everything."""
+    value = match["value"]
+    return "" if value.startswith(("Args", "{")) else f" (given: {value})"
+
+
 def _short(text: str) -> str:
-    text = _SPACES.sub(" ", _PYDANTIC_TAIL.sub("", text)).strip()
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 4].rsplit(" ", 1)[0] + " ..."
+    return one_line(_PYDANTIC_TAIL.sub(_value, text))
 
 
 def last_error(lines: Iterable[str]) -> str | None:
@@ -72,14 +82,17 @@ def last_error(lines: Iterable[str]) -> str | None:
     consequence: str | None = None
     compiler: str | None = None
     header: re.Match[str] | None = None
-    waiting = False
+    waiting = 0
     place: re.Match[str] | None = None
     code = ""
     for raw in lines:
         line = _bare(raw)
         if waiting and found and line.strip() and not _TRACE.match(line):
             found = f"{found} {line.strip()}"
-        waiting = False
+            waiting = 0 if _PYDANTIC_TAIL.search(line) else waiting - 1
+            if waiting:
+                continue
+        waiting = 0
         if compiled := _COMPILER.search(line):
             compiler = compiler or f"the compiler says: {compiled['text']}{_COMPILER_HINT}"
         header = header or _NO_HEADER.search(line)
@@ -103,7 +116,8 @@ def last_error(lines: Iterable[str]) -> str | None:
             consequence = told
             continue
         found = told
-        waiting = text == "" or text.endswith(":") or "validation error" in text
+        more = text == "" or text.endswith(":")
+        waiting = _PYDANTIC_LINES - 1 if "validation error" in text else int(more)
     if header is not None and found is not None and found.startswith("InductorError"):
         found = f"torch.compile: {header[0]}{_COMPILER_HINT} ({found})"
     chosen = compiler or found or consequence
@@ -111,11 +125,11 @@ def last_error(lines: Iterable[str]) -> str | None:
 
 
 def last_line(lines: Iterable[str]) -> str | None:
-    """The last line with words in it, without its log prefix."""
+    """The last line with words in it, without its log prefix. What clients asked is no cause of anything."""
     found = None
     for raw in lines:
         line = _bare(raw).strip()
-        if _WORDS.search(line):
+        if _WORDS.search(line) and not _REQUEST.search(line):
             found = line
     return None if found is None else _short(found)
 
@@ -140,8 +154,13 @@ def violent_death(deaths: Path, before: memory.Kills) -> str | None:
         if number <= 0 or (number in _STOPPING and (ending or event.get("orphan"))):
             continue
         name = "API server" if event.get("orphan") is False else event["name"]
-        return f"its process {name} was killed by {_signal(number)}{_behind(number, before)}"
+        return killed(f"its process {name}", number, before)
     return None
+
+
+def killed(what: str, number: int, before: memory.Kills) -> str:
+    """Words for the end of ``what`` by signal ``number``; ``before`` as in `violent_death`."""
+    return f"{what} was killed by {_signal(number)}{_behind(number, before)}"
 
 
 def _signal(number: int) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,13 +20,19 @@ from gb10.serve import budget, isolation
 from gb10.serve.environment import package_folder
 from gb10.serve.preflight import Verdict
 from gb10.serve.settings import ROWS, SECRETS, Origin, Settings, is_loopback
+from gb10.vllm_plugin.cuda import settings as engine
+from gb10.vllm_plugin.cuda.requant.names import LIMIT_NAME, REPORT_NAME
+from gb10.vllm_plugin.cuda.settings import CudaMode, Part
 from gb10.vllm_plugin.draft.ids import ENV_NAME as DRAFT_VOCABULARY
-from gb10.vllm_plugin.draft.ids import DraftVocabulary
+from gb10.vllm_plugin.draft.ids import FILE_OF_MODEL, FULL, DraftVocabulary, is_number
 
 CPU_CONTEXT_LIMIT = 4096
 """Default for --max-model-len on the CPU engine: the model's own limit, at most this."""
 
-_NO_OPTION = ("model", "api_keys", "vllm_args", "routes", "verbose", "dry_run", "open_metrics", "config")
+_NO_OPTION = (
+    *("model", "api_keys", "vllm_args", "routes", "verbose", "dry_run", "open_metrics", "config"),
+    *("engine", "dense", "head", "max_requant_error", "requant_report", "draft_vocabulary"),
+)
 """Settings that vLLM has no option for, or that are rendered in a way of their own."""
 
 _OWN_SERVER = "leave it out, or run vLLM's own server"
@@ -88,19 +94,41 @@ def _check_speculative_config(settings: Settings, checkpoint: Checkpoint) -> Non
         check_mtp(checkpoint.folder, checkpoint.text, checkpoint.tensors, config)
 
 
-def _check_draft_vocabulary(settings: Settings, checkpoint: Checkpoint) -> None:
-    """Refuse a draft vocabulary that would do nothing, or does not fit the model."""
-    if settings.draft_vocabulary is None:
-        return
-    vocabulary = DraftVocabulary.parse(settings.draft_vocabulary)
+def _draft_vocabulary(settings: Settings, checkpoint: Checkpoint) -> list[str]:
+    """Hand --draft-vocab on, and say where N ids come from when the model brings no list.
+
+    Raises UserError for a draft vocabulary that would do nothing, or does not fit the model.
+    """
+    value, said, origin = (
+        settings.draft_vocabulary,
+        settings.said("draft_vocabulary"),
+        settings.origins["draft_vocabulary"],
+    )
+    if value is None or value == FULL:
+        if settings.environment.get(DRAFT_VOCABULARY):
+            settings.export(origin, **{DRAFT_VOCABULARY: FULL})
+        return []
+    notes = []
+    if is_number(value):
+        file = checkpoint.folder / FILE_OF_MODEL if checkpoint.folder is not None else None
+        if file is not None and file.is_file():
+            value = f"{file}:{value}"
+        else:
+            notes.append(f"{said} {value}: the ids below {value}, since no {FILE_OF_MODEL} is in the model")
+    vocabulary = DraftVocabulary.parse(value, said)
     if not settings.passed_on.has("--speculative-config"):
-        raise UserError(f"{DRAFT_VOCABULARY} is for drafts, and there are none; add --speculative-config")
+        raise UserError(f"{said} is for drafts, and there are none; add --speculative-config")
     kind = checkpoint.text.get("model_type")
     if kind is not None and kind != "qwen3_next":
-        raise UserError(f"{DRAFT_VOCABULARY} works with Qwen3-Next's MTP head, not with {kind}; unset it")
+        raise UserError(f"{said} works with Qwen3-Next's MTP head, not with {kind}; leave it out")
+    ranks = settings.tensor_parallel_size or 1
+    if ranks != 1:
+        raise UserError(f"{said} needs one GPU, and --tensor-parallel-size is {ranks}; leave one of them out")
     tokens = checkpoint.text.get("vocab_size")
     if isinstance(tokens, int):
         vocabulary.check(tokens)
+    settings.export(origin, **{DRAFT_VOCABULARY: value})
+    return notes
 
 
 def _check_listening(host: str | None, keys: Sequence[str], *, uds: bool) -> None:
@@ -128,7 +156,44 @@ def check_verdict(settings: Settings, verdict: Verdict) -> None:
     settings.host, settings.port = verdict.host or "", verdict.port
 
 
-def _target(settings: Settings, formats: Formats, gpus: Sequence[Gpu], flashinfer: bool) -> routing.Target:
+def _engine(settings: Settings, gpus: Sequence[Gpu]) -> tuple[CudaMode, list[str]]:
+    """Whose kernels run, in which formats; a note where ours cannot. vLLM's processes get what was said."""
+    unfit = engine.unfit(gpus[0].capability if gpus else None, settings.environment)
+    said = {"engine": settings.engine, "dense": settings.dense, "head": settings.head}
+    names = {"engine": engine.ENGINE_NAME, "dense": engine.DENSE_NAME, "head": engine.HEAD_NAME}
+    given = {names[field]: str(value) for field, value in said.items() if value is not None}
+    parts = settings.environment.get(engine.PARTS_NAME, "")
+    engine.SelfTest.from_env(settings.environment)
+    mode = CudaMode.from_env(unfit, given | {engine.PARTS_NAME: parts})
+    for field, value in said.items():
+        if value is not None:
+            settings.export(settings.origins[field], **{names[field]: str(value)})
+    if not gpus or settings.engine is not None or unfit is None:
+        return mode, []
+    return mode, [f"vLLM's own kernels only (--engine stock): {unfit}"]
+
+
+def _requant(settings: Settings, mode: CudaMode) -> None:
+    """Hand on what was said of requantisation. Raises UserError where there is none, or no such folder."""
+    kept = mode.dense is mode.head is engine.Format.KEEP
+    for field, name in (("max_requant_error", LIMIT_NAME), ("requant_report", REPORT_NAME)):
+        value = getattr(settings, field)
+        if value is None:
+            continue
+        said = settings.said(field)
+        if kept:
+            raise UserError(f"{said} is about requantisation, and nothing is requantised; leave it out")
+        if field == "requant_report":
+            path = Path(value).expanduser().absolute()
+            if path.is_dir() or not path.parent.is_dir():
+                raise UserError(f"{said} {value} is no file in a folder that there is; make the folder")
+            value = path
+        settings.export(settings.origins[field], **{name: str(value)})
+
+
+def _target(
+    settings: Settings, formats: Formats, gpus: Sequence[Gpu], flashinfer: bool, mode: CudaMode
+) -> routing.Target:
     """The machine, and the types that the user, else the checkpoint, asks for."""
     asked = [text.partition("=")[2] for text in settings.routes if text.startswith(("kv_cache", "kv-cache"))]
     given = (settings.kv_cache_dtype or "".join(asked[-1:]) or "auto").strip().lower()
@@ -143,6 +208,9 @@ def _target(settings: Settings, formats: Formats, gpus: Sequence[Gpu], flashinfe
         kv_cache=formats.kv_cache if given == "auto" else given,
         kv_cache_of_checkpoint=given == "auto" and formats.kv_cache != "auto",
         dtype=dtype,
+        parts=tuple(part for part in Part if mode.has(part)),
+        dense=mode.dense,
+        head=mode.head,
     )
 
 
@@ -156,12 +224,26 @@ def _check_formats(checkpoint: Checkpoint, formats: Formats, target: routing.Tar
         )
 
 
+def _without_chosen(settings: Settings, target: routing.Target, backends: Collection[str]) -> routing.Target:
+    """The target without the parts of our engine for which the user chose a backend of vLLM's."""
+    said = {
+        "nvfp4_linear": settings.passed_on.value("--linear-backend"),
+        "nvfp4_moe": settings.moe_backend,
+    }
+    flags = {name for name, backend in said.items() if backend not in (None, "auto")}
+    left = routing.leave_to_vllm(target, {*backends, *flags})
+    if left.parts != target.parts:
+        settings.export(Origin.FLAG, **{engine.PARTS_NAME: ",".join(left.parts) or "none"})
+    return left
+
+
 def _route(
     settings: Settings, checkpoint: Checkpoint, formats: Formats, target: routing.Target
 ) -> tuple[routing.Target, list[routing.Route]]:
     """The target and the table with what --route changes, and the backends that follow."""
     overrides = routing.parse_overrides(settings.routes, target, checkpoint.experts)
     target = replace(target, cpu_mode=overrides.cpu_mode or target.cpu_mode)
+    target = _without_chosen(settings, target, overrides.backends)
     drafts = settings.passed_on.has("--speculative-config")
     parts = routing.parts_of(checkpoint, formats, drafts=drafts)
     rows = routing.apply_overrides(routing.table(target, parts), overrides)
@@ -297,15 +379,17 @@ def build(
     if formats is None:
         asked = settings.passed_on.value("--quantization")
         formats = read_formats(replace(checkpoint, quantization=asked))
-    target = _target(settings, formats, gpus, flashinfer)
+    mode, engine_notes = _engine(settings, gpus)
+    _requant(settings, mode)
+    target = _target(settings, formats, gpus, flashinfer, mode)
     _check_formats(checkpoint, formats, target)
     target, rows = _route(settings, checkpoint, formats, target)
     _check_ranks(settings, gpus)
     _check_speculative_config(settings, checkpoint)
-    _check_draft_vocabulary(settings, checkpoint)
+    draft_notes = _draft_vocabulary(settings, checkpoint)
     free = free or memory.available()
     settings.settle(Origin.DEFAULT, served_model_name="gb10-demo" if demo else checkpoint.label)
-    notes = [*settings.notes, *_keep_chunked_prefill(settings, checkpoint)]
+    notes = [*settings.notes, *engine_notes, *draft_notes, *_keep_chunked_prefill(settings, checkpoint)]
     if gpus:
         notes += budget.on_gpu(settings, checkpoint, target, gpus, free)
     else:

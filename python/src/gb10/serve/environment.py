@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import os
 import re
+import stat
 from collections.abc import Mapping, MutableMapping
 from functools import cache
 from pathlib import Path
@@ -16,10 +17,14 @@ from types import ModuleType
 
 from gb10.arguments import unset_empty
 from gb10.errors import UserError
+from gb10.files import irregular
 from gb10.routing import CPU_MODE_VARIABLE, CPU_MODES
 from gb10.serve.settings import EXTRA_ARGS, ROWS
+from gb10.vllm_plugin.cuda.settings import PARTS_NAME, SELF_TEST_NAME
 
 _ELSEWHERE = (
+    PARTS_NAME,
+    SELF_TEST_NAME,
     "GB10_HELDOUT",
     "GB10_KERNELS",
     "GB10_KERNELS_SPARSE24",
@@ -81,6 +86,9 @@ _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
 _PLUGIN = "gb10"
 """Our name among vLLM's plug-ins."""
 
+_OPENED = re.compile(r"(VLLM|HF|GB10|SSL)_\w+")
+"""Variables whose value somebody opens where it is a path; a socket among them is connected to."""
+
 _NVCC_VARIABLES = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
 _ARCH_FLAG = re.compile(r"(^|\s)(-arch|--gpu-architecture)[=\s]")
 
@@ -127,6 +135,19 @@ def _unreadable(name: str, value: str) -> str | None:
     if name == "VLLM_LOGGING_LEVEL" and found not in logging.getLevelNamesMapping():
         return f"{name}={value} is not one of {', '.join(logging.getLevelNamesMapping())}"
     return None
+
+
+def _waits(name: str, value: str) -> str | None:
+    """What is wrong with a variable that names a pipe or a device: reading that would never end. Or None."""
+    if not _OPENED.fullmatch(name) or value == os.devnull:
+        return None
+    try:
+        found = Path(value).expanduser().stat()
+    except (OSError, ValueError, RuntimeError):
+        return None
+    if stat.S_ISDIR(found.st_mode) or stat.S_ISSOCK(found.st_mode) or (kind := irregular(found)) is None:
+        return None
+    return f"{name}={value} is {kind}, not a file; give a file, or unset it"
 
 
 def _nearest(name: str, known: frozenset[str]) -> str:
@@ -180,6 +201,7 @@ def clean(environment: MutableMapping[str, str]) -> list[str]:
 def check(environment: Mapping[str, str]) -> None:
     """Raise UserError naming every dead, unknown, unreadable or harmful variable, each with what to do."""
     found = [_trouble(name, value) for name, value in sorted(environment.items()) if value]
+    found += [_waits(name, value) for name, value in sorted(environment.items()) if value]
     troubles = [trouble for trouble in found if trouble]
     mode = environment.get(CPU_MODE_VARIABLE) or CPU_MODES[0]
     if mode not in CPU_MODES:

@@ -1,6 +1,7 @@
 """The process between `gb10 serve` and vLLM: it outlives the one and leaves nothing of the other.
 
-Run as ``python -I -S keeper.py LIFELINE OWNER DEATHS FOLDERS COMMAND...``; nothing but the standard library.
+Run as ``python -I -S keeper.py LIFELINE OWNER DEATHS FOLDERS COMMAND...``; the standard library and
+`gb10.deaths`, nothing else.
 LIFELINE is the reading end of a pipe whose other end only `gb10 serve` holds; OWNER an open file whose lock
 says that FOLDERS, a JSON list, are in use. However `gb10 serve` ends, SIGKILL at any moment too, the pipe
 ends, and everything that COMMAND started is killed: the kernel gives orphans to us (we are a subreaper), so
@@ -22,6 +23,12 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+
+if __name__ == "__main__":
+    # Last: with -I and -S there is the standard library alone, and it stays in front.
+    sys.path.append(__file__.rsplit(os.sep, 3)[0])
+
+from gb10 import deaths
 
 LINGER = 1.0
 """Seconds that COMMAND's processes get to follow it."""
@@ -72,9 +79,9 @@ def descendants() -> set[int]:
 class Keeper:
     """Starts COMMAND and waits for its end, or for that of `gb10 serve`."""
 
-    def __init__(self, lifeline: int, deaths: str, command: list[str]) -> None:
+    def __init__(self, lifeline: int, record: str, command: list[str]) -> None:
         self.lifeline = lifeline
-        self.deaths = deaths
+        self.deaths = record
         self.status: int | None = None
         self.alone = False
         """Whether `gb10 serve` is gone."""
@@ -140,13 +147,7 @@ class Keeper:
         for orphan, pid, name, code in sorted(dead):
             if not orphan:
                 self.status = code if code >= 0 else 128 - code
-            self._write({"pid": pid, "name": name, "code": code, "orphan": orphan})
-
-    def _write(self, event: dict[str, object]) -> None:
-        with contextlib.suppress(OSError):
-            file = os.open(self.deaths, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-            os.write(file, json.dumps(event).encode() + b"\n")
-            os.close(file)
+            deaths.record(self.deaths, {"pid": pid, "name": name, "code": code, "orphan": orphan})
 
     def _kill(self) -> None:
         began = time.monotonic()
@@ -163,12 +164,12 @@ class Keeper:
 def main(arguments: list[str]) -> int:
     """Keep the command of ``arguments``; its exit status."""
     lifeline, owner = int(arguments[0]), int(arguments[1])
-    deaths, folders, *command = arguments[2:]
+    record, folders, *command = arguments[2:]
     _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     _prctl(_PR_SET_NAME, b"gb10-keeper", 0, 0, 0)
     for file in (lifeline, owner):
         os.set_inheritable(file, False)
-    keeper = Keeper(lifeline, deaths, command)
+    keeper = Keeper(lifeline, record, command)
     # The pipes and sockets that COMMAND was given are its own: who waits for their end must not wait for
     # ours.
     for file in [int(entry.name) for entry in os.scandir("/proc/self/fd")]:

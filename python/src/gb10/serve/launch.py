@@ -6,14 +6,17 @@ can be refused is refused before anything is promised, and the configuration is 
 
 import difflib
 import importlib
+import os
 import re
 import signal
+import sys
 import traceback
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, NoReturn
 
 import uvloop
@@ -36,14 +39,22 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.system_utils import decorate_logs
 
+from gb10.checkpoint.entries import check_entries
 from gb10.errors import UserError
-from gb10.serve import guard
+from gb10.files import irregular, open_regular
+from gb10.serve import guard, validation
 from gb10.serve.preflight import Verdict
+from gb10.serve.words import one_line
 from gb10.vllm_plugin.load_proof import rehearsal
 
-_LONGEST = 400
 _CONTEXT = UsageContext.OPENAI_API_SERVER
 _UNKNOWN = "unrecognized arguments: "
+_TOO_LONG = re.compile(
+    r"User-specified max_model_len \((\d+)\) is greater than the derived max_model_len "
+    r"\(\w+=(\d+)(?:\.0)? or model_max_length=(\d+)?"
+)
+_CONFIGURES = ("config.json", "tokenizer_config.json", "adapter_config.json", "generation_config.json")
+"""One of these is in each folder that vLLM or transformers reads a model, or a part of one, from."""
 
 
 class _Parser(FlexibleArgumentParser):  # type: ignore[misc]
@@ -51,12 +62,16 @@ class _Parser(FlexibleArgumentParser):  # type: ignore[misc]
 
     def error(self, message: str) -> NoReturn:
         if not message.startswith(_UNKNOWN):
-            raise UserError(f"vLLM's arguments: {message}")
+            # argparse makes an ArgumentError of vLLM's ArgumentTypeError, and that has a cause.
+            wrong = getattr(sys.exception(), "__context__", None)
+            found = validation.find(getattr(wrong, "__cause__", None))
+            text = message if found is None else validation.told(found, self._option_string_actions)
+            raise UserError(f"vLLM's arguments: {one_line(text)}")
         unknown = message.removeprefix(_UNKNOWN)
         name = unknown.split()[0].partition("=")[0]
         close = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.75)
         hint = f"did you mean {close[0]}?" if close else "leave it out"
-        raise UserError(f"neither gb10 nor vLLM knows {unknown}; {hint}")
+        raise UserError(f"neither gb10 nor vLLM knows {one_line(unknown)}; {hint}")
 
 
 @cache
@@ -64,21 +79,32 @@ def _parser() -> _Parser:
     return make_arg_parser(_Parser())  # type: ignore[no-any-return]
 
 
-def _one_line(error: Exception) -> str:
-    """The message of an exception of vLLM or pydantic in one line."""
-    details = getattr(error, "errors", None)
-    if callable(details):
-        text = "; ".join(str(detail["msg"]).removeprefix("Value error, ") for detail in details())
+def _text(error: Exception, given: Mapping[str, Any] | None = None) -> str:
+    """The message of an exception of vLLM or pydantic; ``given`` is what was parsed."""
+    found = validation.find(error)
+    if found is not None:
+        text = validation.told(found, _parser()._option_string_actions, given)
     elif isinstance(error, KeyError) and error.args:
         text = str(error.args[0])
     else:
         text = str(error)
-    text = re.sub(r"\s+", " ", text).removeprefix("Error: ").strip() or type(error).__name__
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 4].rsplit(" ", 1)[0] + " ..."
+    return text.strip().removeprefix("Error: ").strip() or type(error).__name__
+
+
+def _refusal(error: Exception, given: Mapping[str, Any]) -> str:
+    """What vLLM's refusal means, in one line."""
+    text = _text(error, given)
+    if (match := _TOO_LONG.search(one_line(text))) is None:
+        return f"vLLM refuses this: {one_line(text)}"
+    limit = max(int(number) for number in match.groups()[1:] if number)
+    return (
+        f"--max-model-len {match[1]} is more than the {limit} tokens of the model; give at most {limit}, or "
+        "leave it out (VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 allows it; past its limit a model may write noise)"
+    )
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
+def _refusals(given: Mapping[str, Any]) -> Iterator[None]:
     """What vLLM raises becomes a UserError; the traceback goes to the log."""
     try:
         yield
@@ -86,7 +112,42 @@ def _refusals() -> Iterator[None]:
         raise
     except Exception as error:
         traceback.print_exc()
-        raise UserError(f"vLLM refuses this: {_one_line(error)}") from error
+        raise UserError(_refusal(error, given)) from error
+
+
+def _texts(name: str, value: object) -> Iterator[tuple[str, str]]:
+    """Every text in an option's value, with the name of where it stands."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _texts(f"{name}.{key}", part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _texts(name, part)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _texts(f"{name}.{field.name}", getattr(value, field.name, None))
+
+
+def _check_named(given: Mapping[str, Any]) -> None:
+    """Raise UserError where an option names a pipe, a socket or a device, or a folder with one in it.
+
+    vLLM, transformers and Python's ssl would open it, and wait.
+    """
+    for dest, value in given.items():
+        for name, text in _texts("--" + dest.replace("_", "-"), value):
+            path = Path(text).expanduser()
+            try:
+                found = path.stat()
+            except (OSError, ValueError, RuntimeError):
+                # No path at all: any text may stand here.
+                continue
+            if path.is_dir():
+                if any((path / config).exists() for config in _CONFIGURES):
+                    check_entries(path)
+            elif (kind := irregular(found)) is not None and path != Path(os.devnull):
+                raise UserError(f"{name} {text} is {kind}, not a file; give a file")
 
 
 def options() -> tuple[dict[str, str], list[str]]:
@@ -105,9 +166,12 @@ def options() -> tuple[dict[str, str], list[str]]:
 def config_file(path: str) -> list[str]:
     """The arguments that a ``--config`` file stands for, as vLLM reads them. Raises UserError."""
     try:
+        open_regular(Path(path)).close()
         return list(_parser().load_config_file(path))
+    except OSError as error:
+        raise UserError(f"--config {path} cannot be read: {error.strerror or error}") from error
     except Exception as error:
-        raise UserError(f"--config {path} cannot be read: {_one_line(error)}") from error
+        raise UserError(f"--config {path} cannot be read: {one_line(_text(error))}") from error
 
 
 @dataclass
@@ -139,9 +203,12 @@ def prepare(arguments: Sequence[str], *, configure: bool) -> Prepared:
 
     Raises UserError for all that vLLM refuses.
     """
-    with _refusals():
+    given: dict[str, Any] = {}
+    with _refusals(given):
         cli_env_setup()
         parsed = _parser().parse_args(list(arguments))
+        given |= vars(parsed)
+        _check_named(given)
         configure_logging_from_args(parsed)
         validate_parsed_serve_args(parsed)
         for plugin, manager_import in (

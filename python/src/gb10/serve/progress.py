@@ -19,6 +19,9 @@ _STAGES = (
     (re.compile(r"Supported tasks|init engine .* took"), "opening the API"),
     (re.compile(r"Starting vLLM server on"), "waiting for the first answer"),
 )
+_NEWS = re.compile(r"gb10: (requantised \d.*|\S+(?: and \d+ more)? kept in 16 bit: .*)")
+"""Lines of our own in vLLM's log that the user sees too (`gb10.vllm_plugin.cuda.requant.report`)."""
+
 FIRST_STAGE = "starting Python and vLLM"
 FIRST_TOKEN_STAGE = "computing the first token"
 
@@ -65,6 +68,8 @@ class Progress:
     out: TextIO = field(default_factory=lambda: sys.stdout)
     stage: str = FIRST_STAGE
     interval: float = 15.0
+    news: bool = True
+    """Whether lines for the user are shown; they are not where the whole log is."""
     _began: float = field(default_factory=time.monotonic)
     _drawn: float = -1e9
     _stage_drawn: str = ""
@@ -79,10 +84,13 @@ class Progress:
         return time.monotonic() - self._began
 
     def feed(self, line: str) -> None:
-        """Take the stage out of a log line, if it has one."""
+        """Take the stage out of a log line, if it has one; show the line if it is for the user."""
         stage = stage_of(line)
         if stage is not None:
             self.stage = stage
+        if self.news and (found := _NEWS.search(line)) is not None:
+            self.clear()
+            write(f"{found[1]}\n", self.out)
 
     def beat(self) -> None:
         """Draw, if it is time to."""

@@ -135,7 +135,6 @@ def _key_word(keys: Sequence[str], environ: Mapping[str, str]) -> str | None:
 def curl_line(url: str, model: str, key: str | None, *, demo: bool = False, chat: bool = True) -> str:
     """A command that asks the server something, ready to paste. ``key`` is what stands for the API key.
 
-
     The ``demo`` model completes Python, so it gets the start of a function. Without a template for ``chat``
     vLLM refuses messages, and the model gets the start of a sentence.
     """
@@ -233,7 +232,7 @@ def run(argv: Sequence[str]) -> int:
     free = memory.available()
     plan = _first_plan(settings, free)
     port = None if plan is None or settings.dry_run else claim(settings.host, settings.port)
-    progress = Progress(sys.stderr if settings.dry_run else sys.stdout)
+    progress = Progress(sys.stderr if settings.dry_run else sys.stdout, news=not settings.verbose)
     draw = not settings.verbose and (not settings.dry_run or sys.stderr.isatty())
     variables = plan.environment if plan else {}
     for _ in range(2):

@@ -192,13 +192,26 @@ def _new_log(folder: Path) -> tuple[Path, IO[bytes]]:
     return Path(path), file
 
 
+def _spare_logs() -> Path:
+    """Where logs go when the folder for them cannot be written."""
+    return _temporary() / f"gb10-logs-{os.getuid()}"
+
+
+def running_logs(folder: Path | None) -> list[Path]:
+    """The logs of this user's running servers, the oldest first."""
+    spare = _spare_logs()
+    folders = [*([folder] if folder else []), *([spare] if spare.exists() and _ours(spare) else [])]
+    found = [path for place in folders for path in place.glob("*.log") if path.is_file() and _locked(path)]
+    return sorted(found, key=lambda path: path.name)
+
+
 def open_log(folder: Path | None) -> tuple[Path, IO[bytes]]:
     """A new log file in ``folder``; the oldest beyond twenty are removed, none of a running server.
 
     In the temporary folder where ``folder`` is None or cannot be written. The file stays locked as long as
     any process has it open. Raises UserError when there is no room in either.
     """
-    spare = _temporary() / f"gb10-logs-{os.getuid()}"
+    spare = _spare_logs()
     try:
         if folder is None:
             raise FileNotFoundError(errno.ENOENT, "no home folder")

@@ -12,14 +12,16 @@ import re
 import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from enum import IntEnum, auto
+from enum import IntEnum, StrEnum, auto
 from pathlib import Path
 from typing import Any
 
 from gb10.errors import UserError
 from gb10.routing import CPU_MODE_VARIABLE, CPU_MODES
 from gb10.serve.vllm_arguments import VllmArguments, Vocabulary, option_name, with_dashes
-from gb10.units import parse_bytes, parse_count
+from gb10.units import parse_bytes, parse_count, parse_decimal, parse_whole
+from gb10.vllm_plugin.cuda.requant.names import LIMIT_NAME, REPORT_NAME
+from gb10.vllm_plugin.cuda.settings import DENSE_NAME, ENGINE_NAME, HEAD_NAME, Engine, Format
 from gb10.vllm_plugin.draft.ids import ENV_NAME as DRAFT_VOCABULARY
 
 EXTRA_ARGS = "VLLM_EXTRA_ARGS"
@@ -88,10 +90,17 @@ KEYS = Kind(
     secret=True,
 )
 ROUTES = Kind(argparse={"action": "append", "metavar": "OP=BACKEND"}, several=True)
-PORT = Kind(_above_zero(int, 65535), "a port (1 to 65535)")
-SHARE = Kind(_above_zero(float, 1), "a fraction above 0, at most 1")
+PORT = Kind(_above_zero(parse_whole, 65535), "a port (1 to 65535)")
+SHARE = Kind(_above_zero(parse_decimal, 1), "a fraction above 0, at most 1")
 TOKENS = Kind(token_count, "a number of tokens such as 4096, 32k or auto")
-WHOLE = Kind(_above_zero(int), "a whole number above 0")
+
+
+def _one_of(words: type[StrEnum]) -> Kind:
+    """One of these words."""
+    return Kind(words, f"one of: {', '.join(words)}", {"metavar": "|".join(words)})
+
+
+WHOLE = Kind(_above_zero(parse_whole), "a whole number above 0")
 BYTES = Kind(parse_bytes, "a number of bytes such as 512M or 2G")
 
 
@@ -152,7 +161,12 @@ class Settings:
         help="address; any but loopback needs an API key; the variable counts if it is an IP address",
     )
     api_keys: tuple[str, ...] = setting(
-        "--api-key", "VLLM_API_KEY", KEYS, (), "none", help="key that clients must send"
+        "--api-key",
+        "VLLM_API_KEY",
+        KEYS,
+        (),
+        "none",
+        help="key that clients must send; may be given several times",
     )
     gpu_memory_utilization: float | None = setting(
         "--gpu-memory-utilization --gpu-memory-util",
@@ -194,6 +208,37 @@ class Settings:
     dry_run: bool = setting(
         "--dry-run", "", SWITCH, False, help="print all settings and the command, and stop"
     )
+    engine: str | None = setting(
+        "--engine",
+        ENGINE_NAME,
+        _one_of(Engine),
+        shown="gb10 on GPUs of 9.0 and later with GB10_KERNELS, else stock",
+        help="whose kernels run on a GPU ([engine.md](engine.md))",
+    )
+    dense: str | None = setting(
+        "--dense",
+        DENSE_NAME,
+        _one_of(Format),
+        shown="fp8 with --engine gb10, else keep",
+        help="format of linear layers that the checkpoint has in 16 bit",
+    )
+    head: str | None = setting(
+        "--head",
+        HEAD_NAME,
+        _one_of(Format),
+        shown="fp8 with --engine gb10, else keep",
+        help="format of an lm_head that the checkpoint has in 16 bit",
+    )
+    max_requant_error: float | None = setting(
+        "--max-requant-error",
+        LIMIT_NAME,
+        SHARE,
+        shown="0.05 for fp8, 0.15 for nvfp4",
+        help="largest relative error that --dense and --head may make of a matrix",
+    )
+    requant_report: str | None = setting(
+        "--requant-report", REPORT_NAME, shown="none", help="JSON file: what each matrix lost, and its size"
+    )
     cpu_mode: str = setting(
         "",
         CPU_MODE_VARIABLE,
@@ -205,10 +250,11 @@ class Settings:
         "", "GB10_DEMO_MODEL", shown="the built one", help="demo checkpoint folder"
     )
     draft_vocabulary: str | None = setting(
-        "",
+        "--draft-vocab",
         DRAFT_VOCABULARY,
-        shown="all tokens",
-        help="`FILE:N`: MTP drafts read N rows of the output head ([speculative.md](speculative.md))",
+        Kind(argparse={"metavar": "N|FILE:N|full"}),
+        shown="full",
+        help="MTP drafts read N rows of the output head ([speculative.md](speculative.md))",
     )
     served_model_name: str | None = setting("--served-model-name")
     dtype: str | None = setting("--dtype")
@@ -315,6 +361,13 @@ SECRETS = frozenset({"--api-key", "--hf-token", "--watermark-config", "VLLM_API_
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+class _Help(argparse.HelpFormatter):
+    """``--api-key KEY``, not ``KEY [KEY ...]``: what follows several keys may be meant as the model."""
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return str(action.metavar) if action.nargs == "+" else super()._format_args(action, default_metavar)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of gb10's own flags; it leaves the rest for vLLM.
 
@@ -329,6 +382,7 @@ def build_parser() -> argparse.ArgumentParser:
             "listed here is passed on to vLLM. Without MODEL and without a GPU the "
             "demo model is served on the CPU. Flags win over variables."
         ),
+        formatter_class=_Help,
         allow_abbrev=False,
         exit_on_error=False,
     )

@@ -35,6 +35,7 @@ _DEATH_WAIT = 8.0
 _TOGETHER = 0.5
 """Seconds in which a second signal is none of its own."""
 
+_KEEPER = "gb10's process gb10-keeper, which vLLM ends with,"
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL = 0.2
 _TAIL = 2000
@@ -118,7 +119,7 @@ class Server:
 
     @property
     def exit_code(self) -> int | None:
-        """Exit status of vLLM, 128 + N after signal N, None while it runs."""
+        """Exit status of vLLM, 128 + N after signal N; -N: the keeper's own signal; None while it runs."""
         return self._process.poll()
 
     def handle_signals(self) -> None:
@@ -160,11 +161,20 @@ class Server:
         if self.refused is not None and not self._ready:
             return UserError(self.refused)
         lines = [*self._tail, self._partial.decode(errors="replace")]
+        status = self.exit_code
         death = cause.violent_death(self._deaths, self._killed_before)
+        if death is None and status is not None and status < 0:
+            # It watched the others and wrote down how they end; the kernel ends them with it.
+            death = cause.killed(_KEEPER, -status, self._killed_before)
         if death is not None:
             return self._failed(f"vLLM ended while {doing}: {death}")
-        reason = cause.last_error(lines) or cause.last_line(lines) or "no message"
-        return self._failed(f"vLLM ended while {doing} (exit status {self.exit_code}): {reason}")
+        reason = cause.last_error(lines)
+        if reason is None:
+            last = cause.last_line(lines)
+            reason = f"its log names no error and ends with: {last}" if last else "its log says nothing"
+            # So it ends after a SIGTERM, and that was not ours.
+            reason = f"{reason}; perhaps somebody sent it SIGTERM" if status == 0 else reason
+        return self._failed(f"vLLM ended while {doing} (exit status {status}): {reason}")
 
     def _failed(self, text: str) -> ServerFailed:
         return ServerFailed(f"{text} [full log: {self.log_path}]")

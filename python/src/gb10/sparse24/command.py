@@ -9,6 +9,7 @@ from safetensors import safe_open
 from typer import Argument
 
 from gb10.errors import UserError
+from gb10.files import open_regular
 from gb10.nvfp4 import BLOCK_SIZE, NvFp4Tensor, quantize
 from gb10.sparse24.report import Loss, measure, table
 
@@ -16,6 +17,7 @@ from gb10.sparse24.report import Loss, measure, table
 def losses_of(file: Path) -> list[Loss]:
     """The losses of all weights in `file`, by name. Raises UserError when it holds none or cannot be read."""
     try:
+        open_regular(file).close()
         with safe_open(str(file), framework="pt") as tensors:
             names = sorted(tensors.keys())
             losses = []
@@ -23,6 +25,8 @@ def losses_of(file: Path) -> list[Loss]:
                 weight = _read(tensors, name, names)
                 if weight is not None:
                     losses.append(measure(weight, name))
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}") from error
     except Exception as error:
         if isinstance(error, UserError | MemoryError):
             raise

@@ -10,15 +10,15 @@ Who waits for a process learns its exit status, and vLLM often logs a consequenc
 as a line of JSON into the file that GB10_SERVE_DEATHS names, and so does each signal that vLLM sends itself.
 """
 
-import contextlib
 import ctypes
-import json
 import os
 import signal
 import threading
 import time
 from multiprocessing import connection, popen_fork, process, util
 from typing import Any
+
+from gb10 import deaths
 
 ENV_NAME = "GB10_SERVE_DEATHS"
 
@@ -30,10 +30,8 @@ _DYING = 0.5
 
 
 def _write(event: dict[str, object]) -> None:
-    with contextlib.suppress(OSError, KeyError):
-        file = os.open(os.environ[ENV_NAME], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        os.write(file, json.dumps(event).encode() + b"\n")
-        os.close(file)
+    if file := os.environ.get(ENV_NAME):
+        deaths.record(file, event)
 
 
 def _follow_parent(_: object) -> None:

@@ -12,11 +12,12 @@ from typing import Literal
 from gb10.vllm_plugin import compat
 from gb10.vllm_plugin.compat import Need
 
-Room = Literal["load", "cpu", "cuda", "draft", "life", "serve"]
+Room = Literal["load", "config", "cpu", "cuda", "draft", "engine", "life", "serve"]
 """When a change is made. `load`: on every platform, to how models are loaded; `cpu`: on vLLM's CPU platform;
 `draft`: with GB10_DRAFT_VOCABULARY; `serve`: in the server's process, where `gb10 serve` asked for fork;
-`life`: in every process of `gb10 serve`, before vLLM is imported where that can be; `cuda`: by those who ask
-for it."""
+`life`: in every process of `gb10 serve`, before vLLM is imported where that can be; `config`: on CUDA with
+`--engine gb10`, in every process; `engine`: then too, in a process that loads a model, before it does;
+`cuda`: by those who ask for it."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,10 @@ _COMPRESSED_MOE = f"{_COMPRESSED}.compressed_tensors_moe.compressed_tensors_moe_
 _QUARK = f"{_LAYERS}.quantization.quark"
 _PROCESS = "process_weights_after_loading"
 _LOADER = "vllm.model_executor.model_loader"
-_MTP = "vllm.model_executor.models.qwen3_next_mtp"
+_EMBEDDING = f"{_LAYERS}.vocab_parallel_embedding"
+_MODELS = "vllm.model_executor.models"
+_MTP = f"{_MODELS}.qwen3_next_mtp"
+_GDN = f"{_LAYERS}.mamba.gdn.qwen_gdn_linear_attn"
 
 PATCHES = (
     Patch(
@@ -86,6 +90,74 @@ Remove when: vLLM keeps the global scales of fused parts apart, and knows which 
                 "self, vllm_config, model_config, prefix",
             ),
             Need("vllm.model_executor.utils", "is_weights_pre_processed", ""),
+        ),
+    ),
+    Patch(
+        "engine",
+        "gb10.vllm_plugin.cuda.linear",
+        """
+Symptom: a GPU without FP4 instructions reads NVFP4 linear layers in Marlin's or Humming's layout, at 0.6 of
+  the speed of memory for few tokens; 12.x runs W4A4 for one token as for many.
+Evidence: docs/kernels.md (nvfp4_gemv beside Marlin). Linear methods import init_nvfp4_linear_kernel by name,
+  and its list of kernels puts what register_linear_kernel adds at the end; weight-only layers are given
+  Marlin without a look at the list.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_cuda_linear.py, tests/gpu/test_nvfp4_dequantize.py
+Remove when: register_linear_kernel can put a kernel first, for weight-only layers too.
+""",
+        (
+            Need(_KERNELS, "init_nvfp4_linear_kernel", "use_a16"),
+            Need(_KERNELS, "_get_linear_backend", "quantization"),
+            Need(_KERNELS, "NvFp4LinearKernel.apply_weights", "self, layer, x, bias"),
+            Need(_KERNELS, "CutlassNvFp4LinearKernel.process_weights_after_loading", "self, layer"),
+            Need(_KERNELS, "MarlinNvFp4LinearKernel.process_weights_after_loading", "self, layer"),
+            Need(_MODELOPT, "init_nvfp4_linear_kernel"),
+            Need(_COMPRESSED_LINEAR, "init_nvfp4_linear_kernel"),
+            Need(f"{_QUARK}.schemes.quark_nvfp4", "init_nvfp4_linear_kernel"),
+            Need("vllm.model_executor.utils", "replace_parameter"),
+        ),
+    ),
+    Patch(
+        "engine",
+        "gb10.vllm_plugin.cuda.experts",
+        """
+Symptom: NVFP4 experts run in Marlin's or Humming's layout, the shared expert apart from them on a second
+  stream: 57 us a layer for one token where 16 do (docs/kernels.md).
+Evidence: the backends are a closed enum; every format's method asks select_nvfp4_moe_backend, which it
+  imports by name. EMULATION keeps the checkpoint's layout, VLLM_CUTLASS has one that moe_decode reads. Only a
+  MoERunner's _forward_impl sees routed and shared experts together.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_cuda_experts.py, tests/gpu/test_moe_grouped.py
+Remove when: vLLM has a registry of NVFP4 experts that may take the shared expert along.
+""",
+        (
+            Need(
+                f"{_LAYERS}.fused_moe.oracle.nvfp4",
+                "select_nvfp4_moe_backend",
+                "config, weight_key, activation_key",
+            ),
+            Need(f"{_LAYERS}.fused_moe.oracle.nvfp4", "NvFp4MoeBackend.EMULATION"),
+            Need(f"{_LAYERS}.fused_moe.oracle.nvfp4", "NvFp4MoeBackend.VLLM_CUTLASS"),
+            Need(_MODELOPT, "select_nvfp4_moe_backend"),
+            Need(_COMPRESSED_MOE, "select_nvfp4_moe_backend"),
+            Need(f"{_QUARK}.quark_moe", "select_nvfp4_moe_backend"),
+            Need(
+                f"{_LAYERS}.fused_moe.experts.cutlass_moe",
+                "CutlassExpertsFp4.process_weights_after_loading",
+                "self, layer",
+            ),
+            Need(
+                f"{_LAYERS}.fused_moe.runner.moe_runner",
+                "MoERunner._forward_impl",
+                "self, hidden_states, router_logits, shared_experts_input, input_ids",
+            ),
+            Need(f"{_LAYERS}.fused_moe.runner.moe_runner", "MoERunner._select_forward", "self"),
+            Need(f"{_LAYERS}.activation", "SiluAndMul"),
+            Need(
+                f"{_LOADER}.base_loader",
+                "process_weights_after_loading",
+                "model, model_config, target_device",
+            ),
         ),
     ),
     Patch(
@@ -219,6 +291,7 @@ Remove when: vLLM refuses a parameter that was not written whole, quantised mode
             Need(f"{_LOADER}.base_loader", "BaseModelLoader.create_model"),
             Need(f"{_LOADER}.base_loader", "BaseModelLoader.load_weights", "self, model, model_config"),
             Need(f"{_LOADER}.default_loader", "_CONFIG_BUILT_PARAMS"),
+            Need(f"{_LOADER}.reload.layerwise", "get_layerwise_info", "layer"),
             Need(f"{_LOADER}.reload.meta", "SKIP_LOAD_TENSORS"),
             Need(f"{_LAYERS}.fused_moe.routed_experts", "RoutedExperts"),
             Need(f"{_LAYERS}.quantization.kv_cache", "BaseKVCacheMethod"),
@@ -270,6 +343,142 @@ Remove when: vLLM names the process that died and the signal at every stage, and
 """,
     ),
     Patch(
+        "config",
+        "gb10.vllm_plugin.cuda.settings",
+        """
+Symptom: `--engine stock` loads the graph that torch.compile made for `--engine gb10`, and vice versa.
+Evidence: the key of vLLM's compile cache knows the checkpoint and vLLM's own variables; what a plug-in
+  decides outside of traced files is not in it.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_engine_install.py
+Remove when: vLLM's key has a part for plug-ins.
+""",
+        (Need("vllm.envs", "environment_variables"),),
+    ),
+    Patch(
+        "config",
+        "gb10.vllm_plugin.cuda.later",
+        """
+Symptom: with our engine vLLM's server has a CUDA context of its own and warns "We must use the `spawn`
+  multiprocessing start method"; each process then imports vLLM anew.
+Evidence: vllm.third_party.flash_linear_attention.ops.utils asks torch for the GPU's name while it is
+  imported, and Qwen3-Next's modules import it. vLLM itself looks at models in a process of their own.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_engine_install.py
+Remove when: vLLM has a hook for plug-ins where a model is loaded, or its models import without CUDA.
+""",
+        (
+            Need("vllm.config", "CompilationConfig._attention_ops"),
+            Need(
+                f"{_LOADER}.base_loader",
+                "BaseModelLoader.load_model",
+                "self, vllm_config, model_config, prefix",
+            ),
+        ),
+    ),
+    Patch(
+        "engine",
+        "gb10.vllm_plugin.cuda.requant",
+        """
+Symptom: a token of Qwen3-Next-80B-A3B-NVFP4 reads 4.16 GB of weights, 2.9 GB of them in 16 bit.
+Evidence: the checkpoint leaves the input projections of both kinds of attention and the head in BF16. vLLM's
+  online quantisation covers linear layers alone, as W8A8: its tables have no W8A16, no NVFP4 for linear
+  layers, no head (resolve_quant_method), and it does not say what it cost.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_requant.py, tests/gpu/test_requant.py
+Remove when: vLLM quantises linear layers and the head online, for few tokens with 16 bit activations.
+""",
+        (
+            Need(f"{_LAYERS}.linear", "resolve_quant_method", "quant_config, layer, prefix"),
+            Need(f"{_LAYERS}.linear", "UnquantizedLinearMethod.create_weights"),
+            Need(f"{_LAYERS}.quantization.online.fp8", "OnlineLinearBase.create_weights"),
+            Need(_EMBEDDING, "resolve_quant_method", "quant_config, layer, prefix"),
+            Need(_EMBEDDING, "ParallelLMHead.tie_weights"),
+            Need(_EMBEDDING, "UnquantizedEmbeddingMethod.create_weights"),
+            Need(
+                _EMBEDDING,
+                "VocabParallelEmbedding.__init__",
+                "self, num_embeddings, embedding_dim, params_dtype, org_num_embeddings, padding_size, "
+                "quant_config, prefix, disable_tp, reduce_results, quant_method, parallel_group",
+            ),
+            Need(f"{_LOADER}.reload.layerwise", "initialize_online_processing", "layer"),
+            Need(f"{_LOADER}.reload.layerwise", "get_layerwise_info", "layer"),
+            Need("vllm.model_executor.utils", "replace_parameter"),
+            Need("vllm.config", "get_current_vllm_config", ""),
+            Need("vllm._custom_ops", "cutlass_scaled_mm", "a, b, scale_a, scale_b, out_dtype, bias"),
+            Need("vllm._custom_ops", "scaled_fp8_quant"),
+        ),
+    ),
+    Patch(
+        "engine",
+        "gb10.vllm_plugin.cuda.install",
+        """
+Symptom: a step of Qwen3-Next at batch 1 is 1,304 launches on an H200, of which residual, norm, router and
+  top-k are six a layer and Gated DeltaNet's core seven.
+Evidence: torch.compile fuses what is pointwise; the router's product, top-k, the convolution and the delta
+  rule are kernels of their own. What one launch for each brings: docs/engine.md.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_engine_install.py, tests/e2e/test_engine_layers.py, tests/gpu/test_engine.py
+Remove when: vLLM's decoder layers and Gated DeltaNet need as few launches.
+""",
+        (
+            Need(
+                f"{_LOADER}.base_loader",
+                "process_weights_after_loading",
+                "model, model_config, target_device",
+            ),
+            Need("vllm.compilation.breakable_cudagraph", "eager_break_during_capture", "fn"),
+            Need("vllm.config", "get_current_vllm_config_or_none", ""),
+            Need("vllm.distributed", "tensor_model_parallel_all_reduce", "input_"),
+            Need("vllm.forward_context", "get_forward_context", ""),
+            Need("vllm.triton_utils", "triton"),
+            Need("vllm.utils.torch_utils", "LayerNameType"),
+            Need("vllm.utils.torch_utils", "_encode_layer_name", "layer_name"),
+            Need("vllm.utils.torch_utils", "_resolve_layer_name", "layer_name"),
+            Need(
+                "vllm.utils.torch_utils",
+                "direct_register_custom_op",
+                "op_name, op_func, mutates_args, fake_impl, target_lib, dispatch_key, tags",
+            ),
+            Need(f"{_LAYERS}.layernorm", "GemmaRMSNorm"),
+            Need(f"{_LAYERS}.layernorm", "RMSNorm"),
+            Need(f"{_LAYERS}.linear", "UnquantizedLinearMethod"),
+            Need(
+                f"{_LAYERS}.fused_moe.router.base_router",
+                "BaseRouter.select_experts",
+                "self, hidden_states, router_logits, topk_indices_dtype, input_ids",
+            ),
+            Need(f"{_LAYERS}.fused_moe.router.fused_topk_router", "FusedTopKRouter"),
+            Need(
+                f"{_LAYERS}.fused_moe.runner.moe_runner",
+                "MoERunner.__init__",
+                "self, layer_name, moe_config, router, routed_experts, enable_dbo, gate, shared_experts, "
+                "shared_expert_gate, routed_input_transform, routed_output_transform, routed_scaling_factor",
+            ),
+            Need(f"{_MODELS}.qwen3_moe", "Qwen3MoeSparseMoeBlock"),
+            Need(
+                f"{_MODELS}.qwen3_moe",
+                "Qwen3MoeDecoderLayer.forward",
+                "self, positions, hidden_states, residual",
+            ),
+            Need(f"{_MODELS}.qwen3_next", "Qwen3NextSparseMoeBlock"),
+            Need(
+                f"{_MODELS}.qwen3_next",
+                "Qwen3NextDecoderLayer.forward",
+                "self, hidden_states, residual, positions, kwargs",
+            ),
+            Need(f"{_LAYERS}.mamba.mamba_utils", "is_conv_state_dim_first", ""),
+            Need(f"{_GDN}", "QwenGatedDeltaNetAttention.forward_cuda", "self, hidden_states"),
+            Need(
+                f"{_GDN}",
+                "QwenGatedDeltaNetAttention._forward_core_fused_norm",
+                "self, mixed_qkv, b, a, output_gate, core_attn_out",
+            ),
+            Need(f"{_GDN}", "QwenGatedDeltaNetAttention.get_state_dtype", "self"),
+            Need("vllm.v1.attention.backends.gdn_attn", "GDNAttentionMetadata"),
+        ),
+    ),
+    Patch(
         "cuda",
         "gb10.vllm_plugin.cuda.fp4_ops",
         """
@@ -285,6 +494,11 @@ Remove when: that patch can go, or the wheel is built with it.
 )
 
 _applied: set[Room] = set()
+
+
+def applied(room: Room) -> bool:
+    """Whether the changes of a room have been applied to this process."""
+    return room in _applied
 
 
 def apply(room: Room) -> None:

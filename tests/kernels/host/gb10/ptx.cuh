@@ -25,6 +25,8 @@ inline std::uint32_t shared_address(void const* place) {
 }
 
 inline void copy16(void* to, void const* from, bool valid = true) { host::copy(to, from, 16, valid); }
+inline void copy8(void* to, void const* from, bool valid) { host::copy(to, from, 8, valid); }
+inline void copy16_of_line(void* to, void const* from, bool valid) { host::copy(to, from, 16, valid); }
 inline void copy4(void* to, void const* from, bool valid = true) { host::copy(to, from, 4, valid); }
 inline void copy16(std::uint32_t to, void const* from) { copy16(dynamic_shared() + to, from); }
 inline void copy4(std::uint32_t to, void const* from) { copy4(dynamic_shared() + to, from); }
@@ -34,6 +36,10 @@ void wait_for_copies() {
   host::wait_for_copies(kNewer);
 }
 
+inline void ask_l2(void const*) {}
+inline void cluster_arrive() { host::arrive_at_cluster(); }
+inline void cluster_wait() { host::wait_for_cluster(); }
+inline void store_in_cluster(float* place, int rank, float v) { *host::in_cluster(place, rank) = v; }
 inline void barrier_arrive(int number, int threads) { host::arrive(number, threads); }
 inline void barrier_wait(int number, int threads) { host::meet(number, threads); }
 inline void wait_for_previous() {}

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from gb10.vllm_plugin.refusal import refuse
+
 
 def _method(vllm_config: Any, model_config: Any) -> str | None:
     """The method of speculative decoding if this is its draft model and shares the target's embedding."""
@@ -30,16 +32,21 @@ def install() -> None:
             dummy: nn.Module = original(self, vllm_config, model_config, prefix)
             return dummy
         # Here, because most processes that install this load no model, and these import much of vLLM.
-        from gb10.vllm_plugin.load_proof.proof import LoadProof
+        from gb10.vllm_plugin.load_proof.proof import LoadProof, unbuilt_message
 
         proof = LoadProof(_method(vllm_config, model_config))
         create_model, load_weights = self.create_model, self.load_weights
 
         def create(*arguments: Any, **more: Any) -> nn.Module:
-            return proof.build(lambda: create_model(*arguments, **more))
+            try:
+                return proof.build(lambda: create_model(*arguments, **more))
+            except Exception as error:
+                if (text := unbuilt_message(error)) is None:
+                    raise
+                refuse(text)
 
         def load(model: nn.Module, *arguments: Any, **more: Any) -> None:
-            proof.judge(proof.load(model, lambda: load_weights(model, *arguments, **more)))
+            proof.judge(model, lambda: load_weights(model, *arguments, **more))
 
         self.create_model, self.load_weights = create, load
         try:

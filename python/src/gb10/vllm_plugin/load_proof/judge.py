@@ -9,21 +9,37 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import safetensors.torch
+import torch
 from torch import nn
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.quantization.kv_cache import BaseKVCacheMethod, KVCacheScaleParameter
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.model_loader.default_loader import _CONFIG_BUILT_PARAMS
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.model_executor.model_loader.reload.meta import SKIP_LOAD_TENSORS
 
 from gb10.vllm_plugin.load_proof import values
 from gb10.vllm_plugin.load_proof.coverage import gaps
-from gb10.vllm_plugin.load_proof.names import Filled, missing
-from gb10.vllm_plugin.load_proof.writes import Writes
+from gb10.vllm_plugin.load_proof.names import Filled, missing, renamed
+from gb10.vllm_plugin.load_proof.writes import Given, Writes
 
 INPUT_SCALES = ("input_scale", "input_scale_2", "input_global_scale")
 """Scales of activations. A calibration that never reached an expert leaves none; that is dealt with
 elsewhere."""
+
+
+_TYPES: dict[torch.dtype, str] = {dtype: name for name, dtype in safetensors.torch._TYPES.items()}
+
+
+def type_text(dtype: torch.dtype) -> str:
+    """A type as checkpoints call it."""
+    return _TYPES.get(dtype, str(dtype).removeprefix("torch."))
+
+
+def tensor_text(name: str, tensor: torch.Tensor | Given) -> str:
+    """``name (BF16, [4, 2])``."""
+    return f"{name} ({type_text(tensor.dtype)}, [{', '.join(map(str, tensor.shape))}])"
 
 
 def _is_weight_only(method: Any) -> bool:
@@ -78,8 +94,8 @@ class Parameters:
         return (
             isinstance(parameter, KVCacheScaleParameter)
             or isinstance(method, BaseKVCacheMethod)
-            # Quantised while it is loaded: vLLM counts what is written there itself.
-            or getattr(method, "uses_meta_device", False)
+            # Quantised while it was loaded, once all of it was there; what is pending is not whole.
+            or (getattr(method, "uses_meta_device", False) and not get_layerwise_info(module).can_load())
             or leaf in _CONFIG_BUILT_PARAMS
             or leaf.endswith(INPUT_SCALES)
             or (self.draft and isinstance(module, VocabParallelEmbedding))
@@ -119,6 +135,30 @@ class Parameters:
             if (fault := values.fault(leaf, parameter)) is not None:
                 found.append(f"{self.source(name, parameter, fault.element)} {fault.text}")
         return found
+
+    def changes(self) -> list[str]:
+        """One text for each of the checkpoint's tensors that was not copied as it is, in the model's order.
+
+        One number may stand for many where it is a scale.
+        """
+        found = {}
+        for name, module, parameter in self._each():
+            at = self.writes.of(parameter)
+            # A layer that is quantised while it is loaded converts what it gets.
+            if at is None or getattr(getattr(module, "quant_method", None), "uses_meta_device", False):
+                continue
+            is_scale = "scale" in name.rpartition(".")[2]
+            for writer, copy in at[0].doubtful.items():
+                if not copy.exact:
+                    found[writer] = (
+                        f"{writer} is of type {type_text(copy.source)}, and the model reads it as "
+                        + (f"{type_text(copy.target)}, which would change its numbers")
+                    )
+                elif not (is_scale and copy.numbers == 1):
+                    found[writer] = (
+                        f"{writer} has fewer numbers than {tensor_text(name, parameter)}, where it belongs"
+                    )
+        return list(found.values())
 
     def idle_blocks(self) -> int:
         """How many blocks have a scale of 0 and codes that are not 0."""
@@ -162,8 +202,20 @@ class Parameters:
 
     def _gap(self, filled: Filled, left: list[tuple[int, int]], others: list[Filled]) -> Gap:
         names = [name for gap in left for name in missing(filled, gap, others, self.names)]
-        names = names or self._parts(filled)
+        names = names or self._parts(filled) or self._renamed(filled.name)
         return Gap(filled.name, left == [(0, filled.size)], tuple(dict.fromkeys(names)))
+
+    def _renamed(self, parameter: str) -> list[str]:
+        """The checkpoint's name for a parameter, where its neighbours show that it differs."""
+        known = [
+            (name, writer)
+            for name, _, other in self._each()
+            if (at := self.writes.of(other)) is not None
+            for writer in at[0].regions.values()
+            if writer is not None
+        ]
+        name = renamed(parameter, known)
+        return [] if name == parameter or name in self.names else [name]
 
     def _parts(self, filled: Filled) -> list[str]:
         """The parts of a fused layer that the checkpoint lacks, by the model's own list of what it fuses."""
@@ -176,7 +228,8 @@ class Parameters:
             part, writer = known[0]
             names = [writer.replace(f".{part}.", f".{other}.") for other in parts]
         else:
-            names = [f"{parent}.{part}.{leaf}" for part in parts]
+            names = [name for part in parts for name in self._renamed(f"{parent}.{part}.{leaf}")]
+            names = names or [f"{parent}.{part}.{leaf}" for part in parts]
         return [name for name in names if name not in self.names]
 
 

@@ -5,8 +5,10 @@ the same part in another layer, or of another expert, has the name that is missi
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from gb10.vllm_plugin.load_proof.coverage import Region
 
@@ -53,6 +55,29 @@ def _with_expert(name: str, old: int, new: int) -> str:
     """``name`` with the expert ``old`` replaced by ``new``; the last such number is the expert's."""
     found = [match for match in _NUMBER.finditer(name) if match[0] == str(old)]
     return name if not found else f"{name[: found[-1].start()]}{new}{name[found[-1].end() :]}"
+
+
+def renamed(parameter: str, known: Iterable[tuple[str, str]]) -> str:
+    """What a checkpoint calls ``parameter``, by what it calls its neighbours.
+
+    ``known`` are names of parameters and of the tensors that fill them. Where these end alike, what stands
+    before may differ (vLLM's ``model.norm.weight`` is ``mtp.norm.weight``); the nearest neighbours tell.
+    """
+    parts = parameter.split(".")
+    found: Counter[tuple[int, int, tuple[str, ...]]] = Counter()
+    for own, theirs in known:
+        old, new = own.split("."), theirs.split(".")
+        near = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old, parts, strict=False)))
+        ends = sum(
+            1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(old[::-1], new[::-1], strict=False))
+        )
+        begins = len(old) - ends
+        if ends and begins <= near:
+            found[near, begins, tuple(new[: len(new) - ends])] += 1
+    if not found:
+        return parameter
+    (_, begins, new_start), _ = max(found.items(), key=lambda item: (item[0][0], item[1]))
+    return ".".join([*new_start, *parts[begins:]])
 
 
 def missing(

@@ -74,7 +74,6 @@ class Headers:
 
     def __init__(self) -> None:
         self.experts = 1
-        self.last: Tensor | None = None
 
     def tensors(self, files: Iterable[str], *_: Any, **__: Any) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and an empty tensor of the meta device for each tensor of safetensors ``files``."""
@@ -85,7 +84,6 @@ class Headers:
         for tensor in listed:
             if tensor.dtype not in _TYPES:
                 raise CannotTell(f"torch has no type {tensor.dtype}")
-            self.last = tensor
             yield tensor.name, torch.empty(tensor.shape, dtype=_TYPES[tensor.dtype], device="meta")
 
     def refuse(self, *_: Any, **__: Any) -> Iterator[tuple[str, torch.Tensor]]:
@@ -124,41 +122,32 @@ def _spread(parameters: Any, experts: int) -> None:
                         storage.regions[dataclasses.replace(one, start=one.start + number * step)] = writer
 
 
-def _misfit(error: Exception, last: Tensor | None) -> str | None:
-    """The line for an error of a loader that the real weights would bring too; None for any other error."""
-    text = str(error)
-    shapes = isinstance(error, RuntimeError) and ("must match" in text or "size of tensor" in text)
-    if last is None or not (shapes or isinstance(error, AssertionError | ValueError | KeyError)):
-        return None
-    if "meta" in text:
-        return None
-    lines = text.strip().splitlines()
-    reason = f": {lines[0][:200]}" if lines else ""
-    shape = ", ".join(map(str, last.shape))
-    return f"vLLM cannot load {last.name} ({last.dtype}, [{shape}]){reason}; fetch the checkpoint again"
-
-
 def _load(vllm_config: Any, model_config: Any, load_config: Any, method: str | None) -> str | None:
     """The line for what one model lacks, or None."""
     from vllm.utils.torch_utils import set_default_torch_dtype
 
-    from gb10.vllm_plugin.load_proof.proof import LoadProof, gap_message
+    from gb10.vllm_plugin.load_proof.proof import LoadProof, unbuilt_message
 
     if not Path(model_config.model).is_dir():
         raise CannotTell("vLLM would fetch the weights first")
     headers = Headers()
     loader = _loader(load_config, headers)
-    proof = LoadProof(method)
+    proof = LoadProof(method, alone=True)
     with set_default_torch_dtype(model_config.dtype), torch.device("meta"):
-        model = proof.build(lambda: loader.create_model(vllm_config=vllm_config, model_config=model_config))
+        try:
+            model = proof.build(
+                lambda: loader.create_model(vllm_config=vllm_config, model_config=model_config)
+            )
+        except (ValueError, NotImplementedError) as error:
+            return unbuilt_message(error)
         try:
             parameters = proof.load(model, lambda: loader.load_weights(model, model_config))
         except Exception as error:
-            return _misfit(error, headers.last)
+            # What the meta device cannot do says nothing of the checkpoint.
+            return None if "meta" in str(error) else proof.misfit(model, error)
     if headers.experts > 1:
         _spread(parameters, headers.experts)
-    gaps = parameters.find()
-    return gap_message(gaps, method) if gaps else None
+    return proof.verdict(parameters)
 
 
 @contextmanager

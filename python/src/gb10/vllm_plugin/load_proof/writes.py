@@ -8,13 +8,14 @@ that could serve as one.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
+from torch.utils._pytree import tree_iter
 
-from gb10.vllm_plugin.load_proof.coverage import Region, region
+from gb10.vllm_plugin.load_proof.coverage import Region, gaps, region
 
 _ALLOCATE = frozenset(
     f"aten::{name}"
@@ -41,6 +42,43 @@ _END = object()
 _T = TypeVar("_T")
 
 
+_COPIES = (torch.ops.aten.copy_.default, torch.ops.aten.fill_.Tensor)
+"""What writes one tensor into another, with its values converted to the type and its shape spread."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """A tensor of the checkpoint, as a loader gets it, and which of its bytes were read."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    at: tuple[int, Region] | None = None
+    read: set[Region] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, name: str, tensor: torch.Tensor) -> Self:
+        """Take down a tensor, without keeping it."""
+        return cls(name, tensor.dtype, tuple(tensor.shape), place(tensor))
+
+    def in_part(self) -> bool:
+        """Whether some of it was read and some was not."""
+        return self.at is not None and bool(self.read) and bool(gaps(self.at[1], self.read))
+
+
+@dataclass(frozen=True)
+class Copy:
+    """One copy into a storage: the types and shapes of both sides. ``exact``: the target has its numbers."""
+
+    source: torch.dtype
+    target: torch.dtype
+    exact: bool
+    numbers: int
+    """How many the source has."""
+    spread: bool
+    """Whether torch repeated the source, which is smaller."""
+
+
 @dataclass
 class Storage:
     """What is known of one storage. ``raw``: it came uninitialised. Regions have the writer's name."""
@@ -48,6 +86,8 @@ class Storage:
     alive: StorageWeakRef
     raw: bool
     regions: dict[Region, str | None] = field(default_factory=dict)
+    doubtful: dict[str, Copy] = field(default_factory=dict)
+    """By the writer's name the copies that spread it or changed its numbers."""
 
 
 def place(tensor: torch.Tensor) -> tuple[int, Region] | None:
@@ -61,17 +101,45 @@ def place(tensor: torch.Tensor) -> tuple[int, Region] | None:
     return None if bytes_ is None else (storage._cdata, bytes_)
 
 
+def _keeps_numbers(source: torch.Tensor, target: torch.Tensor) -> bool:
+    """Whether ``target`` has the numbers of ``source``, from which it was copied, as far as its type is for.
+
+    Floats of 16 bits and more are rounded to one another, as a model's dtype asks. Integers of one size are
+    the same bits. For what has a type that holds fewer numbers, the numbers decide; without any (on the meta
+    device) they count as kept. Between integers (booleans too) and floats a copy takes codes for numbers.
+    """
+    one, other = source.dtype, target.dtype
+    if one is other or one.is_complex or other.is_complex:
+        return True
+    if one.is_floating_point != other.is_floating_point:
+        return False
+    if one.is_floating_point and other.itemsize > 1:
+        return True
+    if not one.is_floating_point and one.itemsize == other.itemsize and torch.bool not in (one, other):
+        return True
+    if source.is_meta or target.is_meta:
+        return True
+    wide = torch.float32 if one.is_floating_point else torch.int64
+    before, after = source.to(target.device, wide), target.to(wide)
+    return bool(((before == after) | (before != before) & (after != after)).all())
+
+
 def _weak(tensor: torch.Tensor) -> StorageWeakRef:
     """While it lives, no other storage has the same number."""
     return StorageWeakRef(tensor.untyped_storage())
 
 
 class Writes(TorchDispatchMode):
-    """While it is active it records. ``writer`` is the checkpoint's tensor that is being loaded, if known."""
+    """While it is active it records. ``given`` is the checkpoint's tensor that is being loaded, if known.
 
-    def __init__(self) -> None:
+    With ``reads`` it records too what is read of that.
+    """
+
+    def __init__(self, *, reads: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.writer: str | None = None
+        self.given: Given | None = None
+        self._reads = reads
+        self._views: dict[Any, bool] = {}
         self.storages: dict[int, Storage] = {}
         self._roles: dict[Any, _Role] = {}
 
@@ -90,6 +158,7 @@ class Writes(TorchDispatchMode):
         for storage in self.storages.values():
             storage.raw = storage.raw and not storage.regions
             storage.regions.clear()
+            storage.doubtful.clear()
 
     def of(self, tensor: torch.Tensor) -> tuple[Storage, Region] | None:
         """The record of a tensor's storage and its bytes there; None where nothing was recorded."""
@@ -134,6 +203,8 @@ class Writes(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         named = kwargs or {}
+        if self._reads and self.given is not None:
+            self._note_reads(func, args, named, self.given)
         role = self._roles.get(func) or self._role(func)
         if role is _NOTHING:
             return func(*args, **named)
@@ -152,8 +223,33 @@ class Writes(TorchDispatchMode):
                 given = args[number] if number < len(args) else named.get(name)
                 for tensor in given if isinstance(given, list | tuple) else (given,):
                     if isinstance(tensor, torch.Tensor) and (found := self.of(tensor)) is not None:
-                        found[0].regions[found[1]] = self.writer
+                        found[0].regions[found[1]] = None if self.given is None else self.given.name
+            if func in _COPIES and self.given is not None:
+                self._compare(args[0], args[1], self.given.name)
         return result
+
+    def _note_reads(self, func: Any, args: Sequence[Any], named: Mapping[str, Any], given: Given) -> None:
+        """A copy reads what it is given, a view nothing, and of any other operation it is not known."""
+        if given.at is None:
+            return
+        if (view := self._views.get(func)) is None:
+            returns = func._schema.returns
+            view = any(one.alias_info is not None and not one.alias_info.is_write for one in returns)
+            self._views[func] = view
+        if view:
+            return
+        storage, whole = given.at
+        for tensor in tree_iter((args, named)):
+            if isinstance(tensor, torch.Tensor) and (at := place(tensor)) is not None and at[0] == storage:
+                given.read.add(at[1] if func in _COPIES else whole)
+
+    def _compare(self, target: torch.Tensor, source: torch.Tensor, writer: str) -> None:
+        """Note a copy that does not give the target what the source has."""
+        spread = source.numel() < target.numel()
+        exact = _keeps_numbers(source, target)
+        if (spread or not exact) and (found := self.of(target)) is not None:
+            copy = Copy(source.dtype, target.dtype, exact, source.numel(), spread)
+            found[0].doubtful.setdefault(writer, copy)
 
     def _copies_nothing(self, func: Any, args: Sequence[Any]) -> bool:
         """Whether this copies what nobody has written (offloading moves empty parameters)."""

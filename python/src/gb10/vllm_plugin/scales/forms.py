@@ -71,7 +71,7 @@ FORMS = (
 )
 
 
-_WEIGHT_ONLY = ("Dequant", "Packed", "Marlin", "Humming")
+_WEIGHT_ONLY = ("Dequant", "Packed", "Native", "Marlin", "Humming")
 """Words in the names of kernel and experts classes that leave activations as they are."""
 
 

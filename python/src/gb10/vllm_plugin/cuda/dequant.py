@@ -1,0 +1,63 @@
+"""An NVFP4 matrix times many tokens: dequantised some rows at a time, and multiplied in 16 bit.
+
+The values that are multiplied have the bits of `gb10.nvfp4.dequantize`. What is dequantised at once comes
+from torch's allocator: in vLLM's profile it counts as activations, and CUDA graphs keep it in their pool.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from gb10.nvfp4 import dequantize, unswizzle_128x4
+from gb10.nvfp4.layout import TILE_ROWS
+
+SCRATCH = 64 << 20
+"""Bytes of dequantised rows at a time."""
+
+
+def values(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    factors: torch.Tensor,
+    dtype: torch.dtype,
+    swizzled: bool = False,
+) -> torch.Tensor:
+    """The values ``[N, K]`` in ``dtype`` of an NVFP4 matrix, as `gb10.kernels.nvfp4_dequantize` makes them.
+
+    Of tensors on the CPU too.
+    """
+    rows, half = codes.shape
+    if not codes.is_cuda:
+        linear = unswizzle_128x4(scales, rows, half // 8) if swizzled else scales
+        return dequantize(codes, linear, factors.reshape(-1)[0] if factors.numel() == 1 else factors, dtype)
+    out = torch.empty(rows, 2 * half, dtype=dtype, device=codes.device)
+    torch.ops.gb10.nvfp4_dequantize(codes, scales, factors, swizzled, out)
+    return out
+
+
+def product(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    factors: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    swizzled: bool = False,
+) -> torch.Tensor:
+    """``x @ values.T (+ bias)``, ``[M, N]`` in the dtype of ``x``.
+
+    ``x`` ``[M, K]`` bfloat16 or float16; ``codes`` uint8 ``[N, K / 2]``; ``scales`` E4M3 ``[N, K / 16]``, or
+    with ``swizzled`` ``[N rounded up to 128, K / 16]``; ``factors`` float32, the global scale or one for each
+    row.
+    """
+    count, columns = codes.shape[0], x.shape[1]
+    step = max(TILE_ROWS, SCRATCH // (2 * columns) // TILE_ROWS * TILE_ROWS)
+    if count <= step:
+        return F.linear(x, values(codes, scales, factors, x.dtype, swizzled), bias)
+    out = x.new_empty(x.shape[0], count)
+    for first in range(0, count, step):
+        rows = slice(first, min(first + step, count))
+        end = -(-rows.stop // TILE_ROWS) * TILE_ROWS if swizzled else rows.stop
+        own = factors if factors.numel() == 1 else factors[rows]
+        some = values(codes[rows], scales[first:end], own, x.dtype, swizzled)
+        out[:, rows] = F.linear(x, some, None if bias is None else bias[rows])
+    return out
