@@ -6,12 +6,11 @@
 #pragma once
 
 #include "entries.cuh"
-#include "gb10/trace.cuh"
 #include "ring.cuh"
 
 namespace gb10::moe_decode {
 
-inline constexpr int kDownThreads = 512;  // at most
+inline constexpr int kDownThreads = 512;             // at most
 inline constexpr int kDownDepth = 2, kDownDeep = 3;  // parts that a warp keeps in flight; with little work
 
 inline constexpr int kStageStride = w4a16::token_stride(w4a16::kTileK);  // of one token of one part, in numbers
@@ -60,7 +59,6 @@ __global__ void __launch_bounds__(kDownThreads, 1)
   Lists const l = lists_at(partials + 2 * warps * sums, plan.limit, pairs, a.experts);
   int const row_tiles = a.w2.rows / w4a16::kTileRows;
 
-  trace::point(1, 0);
   clear_lists(a, l, plan.limit, thread, blockDim.x);
   if (plan.shared_tiles > 0 && thread < a.tokens) {
     float multiplier = 1.0f;
@@ -76,7 +74,6 @@ __global__ void __launch_bounds__(kDownThreads, 1)
   __syncthreads();
   Side const side{a.w2, a.shared_w2, plan.tiles, plan.shared_tiles, 0, w4a16::kTileK, 8, false, 0, plan.columns_shift};
   int const entries = group_pairs<kSwizzled, true>(a, side, l, thread, blockDim.x);
-  trace::point(1, 1);
   ptx::end_copies();
 
   // Without any entry the sums are zeros.
@@ -172,9 +169,7 @@ __global__ void __launch_bounds__(kDownThreads, 1)
 #pragma unroll 1
   for (int i = lane; i < sums; i += 32) partials[warp * sums + i] = 0.0f;
   __syncwarp();
-  trace::point(1, 2);
   ptx::wait_for_previous();
-  trace::point(1, 3);
   ptx::release_next();
 #pragma unroll 1
   for (int d = 0; d < kDepth; ++d) {
@@ -186,19 +181,15 @@ __global__ void __launch_bounds__(kDownThreads, 1)
 
   int partial_set = warp * sums;  // the set of partial sums in use
   int at = 0, current = blockIdx.x;
-  bool begun = false;
 #pragma unroll 1
   while (true) {
     ptx::wait_for_copies<kDepth - 1>();
     __syncwarp();
-    if (!begun) trace::point(1, 4);
-    begun = true;
     Slot& slot = slot_at(at);
     unsigned char* const stage = reinterpret_cast<unsigned char*>(&slot) + sizeof(Slot);
     at = at + 1 == kDepth ? 0 : at + 1;
     Note const now = slot.note;
     if (now.tile != current) {
-      trace::point(1, 5);
       // The last part of these rows is done. A set is filled again two tiles of rows later, past the next barrier, which all
       // warps reach when they have read it.
       ptx::barrier_wait(1, 32 * busy);
@@ -213,7 +204,6 @@ __global__ void __launch_bounds__(kDownThreads, 1)
         if (plan.bfloat16) static_cast<__nv_bfloat16*>(a.out)[place] = __float2bfloat16_rn(sum);
         else static_cast<__half*>(a.out)[place] = __float2half_rn(sum);
       }
-      trace::point(1, 6);
       if (now.flags & kStop) break;
       current = now.tile;
       partial_set = 2 * warp * sums + warps * sums - partial_set;

@@ -140,7 +140,7 @@ __device__ __forceinline__ void make_entry(Entry& e, Side const& side, Matrix co
 }
 
 // Few enough pairs for one warp, a pair to a lane: list_few.
-__device__ __forceinline__ bool are_few(Arguments const& a) { return !a.many && a.tokens * a.topk <= 32; }
+__device__ __forceinline__ bool are_few(Arguments const& a) { return a.tokens * a.topk <= 32; }
 
 __device__ __forceinline__ void clear_lists(Arguments const& a, Lists const& l, int limit, int thread, int threads) {
 #pragma unroll 1

@@ -8,7 +8,6 @@
 
 #include "entries.cuh"
 #include "ring.cuh"
-#include "gb10/trace.cuh"
 
 namespace gb10::moe_decode {
 
@@ -125,12 +124,10 @@ __global__ void __launch_bounds__(kGateUpThreads, 1)
   int* const bounds = reinterpret_cast<int*>(magnitude + kMaxTokens);
   Lists const l = lists_at(bounds + kBounds, plan.limit, pairs, a.experts);
 
-  trace::point(0, 0);
   clear_lists(a, l, plan.limit, thread, blockDim.x);
   if (thread < kMaxTokens) magnitude[thread] = 0;
   __syncthreads();
   ptx::wait_for_previous();
-  trace::point(0, 1);
   ptx::release_next();
 
   // x as it is, one part of 256 k of a token at a time.
@@ -154,7 +151,6 @@ __global__ void __launch_bounds__(kGateUpThreads, 1)
   Side const side{a.w13,         a.shared_w13, plan.tiles, plan.shared_tiles, plan.tile_rows,
                   plan.channels, plan.apart,   a.up_first, stride / 32,       3};
   int const entries = group_pairs<kSwizzled, false>(a, side, l, thread, blockDim.x);
-  trace::point(0, 2);
   ptx::end_copies();
 
   // This block's tiles: `rounds` whole ones for each warp, then `rest` tiles for all together.
@@ -250,17 +246,13 @@ __global__ void __launch_bounds__(kGateUpThreads, 1)
   if (thread < a.tokens) inverse[thread] = plan.bfloat16 ? w4a16::factor_for<__nv_bfloat16>(magnitude[thread]).inverse : 1.0f;
   __syncthreads();
 
-  trace::point(0, 3);
   __half const* const x_thread = x + t * w4a16::chunk_stride();
   float c[4] = {};
   int at = 0;
-  bool begun = false;
 #pragma unroll 1
   while (true) {
     ptx::wait_for_copies<kGateUpDepth - 1>();
     __syncwarp();
-    if (!begun) trace::point(0, 4);
-    begun = true;
     Slot& slot = ring[at];
     at = at + 1 == kGateUpDepth ? 0 : at + 1;
     Note const now = slot.note;
@@ -284,10 +276,8 @@ __global__ void __launch_bounds__(kGateUpThreads, 1)
       }
     }
   }
-  trace::point(0, 5);
   if (rest == 0) return;
   __syncthreads();
-  trace::point(0, 6);
   // A warp's n-th piece of tile v lies at v + warp: warps share at most one tile with the next.
 #pragma unroll 1
   for (int v = warp; v < rest; v += warps) {
@@ -305,7 +295,6 @@ __global__ void __launch_bounds__(kGateUpThreads, 1)
     Entry const& e = l.entries[entry];
     if (tile < e.tiles) store_act(a, e, l.items + entry * kColumns, l.same, tile, sum, inverse, plan.values);
   }
-  trace::point(0, 7);
 }
 
 }  // namespace gb10::moe_decode

@@ -2,7 +2,6 @@
 #include "moe_decode.h"
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "down.cuh"
 #include "gate_up.cuh"
@@ -21,8 +20,7 @@ int fitting(int warps, Device const& device, Bytes&& bytes) {
 template <bool kSwizzled>
 cudaError_t launch_gate_up(Arguments const& a, Sizes const& s, Device const& device, bool bfloat16, cudaStream_t stream) {
   // With little work the warps' own beginnings cost more than they bring (measured in a chain as a model runs it).
-  int most = s.pairs * s.channel_tiles < 32 * device.sms ? 12 : kGateUpWarps;
-  if (char const* own = std::getenv("GB10_MOE_UP_WARPS")) most = std::atoi(own);  // MEASURING
+  int const most = s.pairs * s.channel_tiles < 32 * device.sms ? 12 : kGateUpWarps;
   int const warps = fitting(most, device, [&](int warps) { return gate_up_bytes(a, s, warps); });
   // More than half of an SM's memory: with room for two blocks a GPU would put two on some SMs and none on others.
   auto const alone = std::min(device.block_shared_bytes, device.sm_shared_bytes / 2 - kReservedShared + 128);
@@ -35,11 +33,10 @@ cudaError_t launch_down(Arguments const& a, Sizes const& s, Device const& device
   int const columns = s.tokens == 1 ? 1 : 2;  // of an entry
   // At least two parts to a warp.
   int const items = s.pairs * s.k_tiles + divide_up(s.tokens, columns) * s.shared_k_tiles;
-  int most = items < 4 * kDownThreads / 32 ? std::clamp(divide_up(items, 2), 1, 8) : kDownThreads / 32;
-  if (char const* own = std::getenv("GB10_MOE_DOWN_WARPS")) most = std::atoi(own);  // MEASURING
+  int const most = items < 4 * kDownThreads / 32 ? std::clamp(divide_up(items, 2), 1, 8) : kDownThreads / 32;
   // All of a warp's parts in flight, where that takes but one more.
-  bool deep = divide_up(items, most) == kDownDeep && down_bytes(a, s, most, kDownDeep, columns) <= static_cast<int>(device.block_shared_bytes);
-  if (char const* own = std::getenv("GB10_MOE_DOWN_DEPTH")) deep = std::atoi(own) == kDownDeep;  // MEASURING
+  bool const deep = divide_up(items, most) == kDownDeep &&
+                    down_bytes(a, s, most, kDownDeep, columns) <= static_cast<int>(device.block_shared_bytes);
   int const depth = deep ? kDownDeep : kDownDepth;
   int const warps = fitting(most, device, [&](int warps) { return down_bytes(a, s, warps, depth, columns); });
   int const bytes = down_bytes(a, s, warps, depth, columns);
@@ -78,7 +75,6 @@ cudaError_t launch(Arguments const& a, Number number, bool swizzled, cudaStream_
   while (step > 1 && bytes_of(step) > static_cast<int>(device.block_shared_bytes)) step = divide_up(step, 2);
   for (int first = 0; first < a.tokens && status == cudaSuccess; first += step) {
     Arguments some = a;
-    some.many = std::getenv("GB10_MOE_MANY") != nullptr;  // MEASURING
     static_cast<moe::Routing&>(some) = a.part(first, std::min(step, a.tokens - first));
     some.x = static_cast<std::uint16_t const*>(a.x) + static_cast<std::int64_t>(first) * a.w13.k;
     some.out = static_cast<std::uint16_t*>(a.out) + static_cast<std::int64_t>(first) * a.w2.rows;
@@ -92,5 +88,3 @@ cudaError_t launch(Arguments const& a, Number number, bool swizzled, cudaStream_
 }
 
 }  // namespace gb10::moe_decode
-
-GB10_TRACE_EXPORT(gb10_trace_moe)

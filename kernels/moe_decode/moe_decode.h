@@ -46,7 +46,6 @@ using moe::Matrix;
 
 struct Arguments : moe::Layer {
   void* act;  // workspace_bytes() of memory, at a multiple of 16
-  bool many;  // MEASURING: group as for many pairs
 };
 
 // Workspace for the results of the activation: 17 bits each.

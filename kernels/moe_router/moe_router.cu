@@ -2,7 +2,6 @@
 #include "moe_router.cuh"
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "gb10/launch.cuh"
 
@@ -49,7 +48,9 @@ cudaError_t launch(Arguments const& a, Number number, cudaStream_t stream) {
   for (int first = 0; first < a.tokens && status == cudaSuccess; first += step) {
     Arguments part = a;
     part.tokens = std::min(step, a.tokens - first);
-    auto const skip = [&](auto* pointer, int size) { return pointer ? pointer + static_cast<std::int64_t>(first) * size : pointer; };
+    auto const skip = [&](auto* pointer, int size) {
+      return pointer ? pointer + static_cast<std::int64_t>(first) * size : pointer;
+    };
     part.x = skip(static_cast<std::uint16_t const*>(a.x), a.columns);
     part.residual = skip(static_cast<std::uint16_t const*>(a.residual), a.columns);
     part.normed = skip(static_cast<std::uint16_t*>(a.normed), a.columns);
@@ -63,8 +64,6 @@ cudaError_t launch(Arguments const& a, Number number, cudaStream_t stream) {
     int const rows = a.experts + (a.shared_gate != nullptr);
     bool const small = part.tokens <= 4 && divide_up(rows, kTileRows / 2) + part.tokens <= 2 * device.sms;
     plan.tile_rows = small ? kTileRows / 2 : kTileRows;
-    if (char const* own = std::getenv("GB10_ROUTER_ROWS")) plan.tile_rows = std::atoi(own);  // MEASURING
-    plan.late = std::getenv("GB10_ROUTER_LATE") != nullptr;                                     // MEASURING
     plan.tiles = divide_up(rows, plan.tile_rows);
     Cut const cut = cut_of(part.tokens, a.columns);
     int const vectors = cut.warps == kManyWarps ? kMaxVectors : cut.vectors;
@@ -82,5 +81,3 @@ cudaError_t launch(Arguments const& a, Number number, cudaStream_t stream) {
 }
 
 }  // namespace gb10::moe_router
-
-GB10_TRACE_EXPORT(gb10_trace_router)

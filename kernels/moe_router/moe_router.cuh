@@ -5,28 +5,26 @@
 
 #include "gb10/mma.cuh"
 #include "gb10/ptx.cuh"
-#include "gb10/trace.cuh"
 #include "gb10/types.cuh"
 #include "moe_router.h"
 
 namespace gb10::moe_router {
 
 inline constexpr int kFewWarps = 8, kManyWarps = 16;  // of a block: up to 8 tokens; up to 16
-inline constexpr int kTileRows = 8;      // of the gate, for a block, at most: columns of the matrix instruction
-inline constexpr int kTokenRows = 16;    // rows of the matrix instruction
-inline constexpr int kPieceK = 32;       // k of a piece: a thread has 8 next to each other, for two matrix instructions
-inline constexpr int kHeld = 64;         // pieces of the gate that a block holds
-inline constexpr int kMaxVectors = 8;    // of 8 numbers of x that a thread holds
-inline constexpr int kWarpKeys = 128;    // keys that a warp chooses from: 4 a lane
+inline constexpr int kTileRows = 8;                   // of the gate, for a block, at most: columns of the matrix instruction
+inline constexpr int kTokenRows = 16;                 // rows of the matrix instruction
+inline constexpr int kPieceK = 32;         // k of a piece: a thread has 8 next to each other, for two matrix instructions
+inline constexpr int kHeld = 64;           // pieces of the gate that a block holds
+inline constexpr int kMaxVectors = 8;      // of 8 numbers of x that a thread holds
+inline constexpr int kWarpKeys = 128;      // keys that a warp chooses from: 4 a lane
 inline constexpr int kPatience = 1 << 24;  // looks for a key, of half a microsecond or more each
 
 struct Plan {
-  int tile_rows;    // rows of the gate for a block
-  int tiles;        // blocks that compute logits; one more for each token chooses
-  int warps_shift;  // log2 of the warps that share the norm of a token
+  int tile_rows;     // rows of the gate for a block
+  int tiles;         // blocks that compute logits; one more for each token chooses
+  int warps_shift;   // log2 of the warps that share the norm of a token
   int vectors_each;  // of the vectors of all warps, those that a block writes
   float inverse_columns;
-  bool late;  // MEASURING
 };
 
 // Bytes from token to token in shared memory: eight lanes of a load lie in different banks.
@@ -75,7 +73,6 @@ __device__ __forceinline__ void choose(Arguments const& a, int token) {
   int const thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   int const warps = (a.experts + kWarpKeys - 1) / kWarpKeys, threads = 32 * warps;
   ptx::wait_for_previous();
-  trace::point(0, 1);
   if (warp >= warps) return;
 
   int const own = a.experts - 4 * thread;
@@ -90,7 +87,6 @@ __device__ __forceinline__ void choose(Arguments const& a, int token) {
     }
     *place = {0, 0, 0, 0};
   }
-  trace::point(0, 2);
   uint4 left = keys;
   order(left.x, left.y);
   order(left.z, left.w);
@@ -145,7 +141,6 @@ __device__ __forceinline__ void choose(Arguments const& a, int token) {
 #pragma unroll 1
     for (int i = 0; i < warps; ++i) total += sums[i];
   }
-  trace::point(0, 3);
   if (warp == 0 && lane < a.topk) {
     a.ids[token * a.topk + lane] = expert_of(key);
     a.weights[token * a.topk + lane] = __fdividef(share, total);
@@ -157,8 +152,7 @@ template <typename T, int kWarps, int kVectors>
 __global__ void __launch_bounds__(32 * kWarps, 1) route(__grid_constant__ Arguments const a, __grid_constant__ Plan const plan) {
   constexpr bool kUpperOnly = kWarps == kFewWarps;  // no tokens in the lower rows of the matrix instruction
   constexpr int kOwn = kHeld / kWarps;              // pieces of a warp
-  trace::point(0, 0);
-  if (!plan.late) ptx::release_next();
+  ptx::release_next();
   if (blockIdx.x >= plan.tiles) {
     choose<T>(a, blockIdx.x - plan.tiles);
     return;
@@ -208,8 +202,6 @@ __global__ void __launch_bounds__(32 * kWarps, 1) route(__grid_constant__ Argume
   }
   ptx::end_copies();
   ptx::wait_for_previous();
-  trace::point(0, 1);
-  if (plan.late) ptx::release_next();
 
   int const first_vector = token * vectors + first;
   uint4 x[kVectors], residual[kVectors];
@@ -246,7 +238,6 @@ __global__ void __launch_bounds__(32 * kWarps, 1) route(__grid_constant__ Argume
     if (lane == 0) squares[warp] = sum;
     ptx::wait_for_copies<0>();
     __syncthreads();
-    trace::point(0, 2);
     float total = squares[(token << plan.warps_shift) + (lane & (warps - 1))];
 #pragma unroll 1
     for (int step = warps / 2; step; step /= 2) total += __shfl_xor_sync(~0u, total, step);
@@ -275,7 +266,6 @@ __global__ void __launch_bounds__(32 * kWarps, 1) route(__grid_constant__ Argume
     }
   }
   __syncthreads();
-  trace::point(0, 3);
 
   // Tokens are the rows of the product, the gate's rows its columns; rows beyond the last token are those of any. Four sums, so
   // that one need not wait for the other.
@@ -300,14 +290,12 @@ __global__ void __launch_bounds__(32 * kWarps, 1) route(__grid_constant__ Argume
   if (g < a.tokens) *reinterpret_cast<float2*>(to) = {sum_of(0), sum_of(1)};
   if (!kUpperOnly && g + 8 < a.tokens) *reinterpret_cast<float2*>(to + 8 * kTileRows) = {sum_of(2), sum_of(3)};
   __syncthreads();
-  trace::point(0, 4);
 
   int const column = thread % kTileRows, of_token = thread / kTileRows, result_row = first_row + column;
   if (of_token >= a.tokens || column >= plan.tile_rows || result_row >= rows) return;
   float logit = 0.0f;
 #pragma unroll
   for (int w = 0; w < kWarps; ++w) logit += partials[(w * kTokenRows + of_token) * kTileRows + column];
-  trace::point(0, 5);
   if (result_row < a.experts) {
     ptx::store_relaxed(a.keys + of_token * key_stride(a.experts) + result_row, key_of<T>(logit, result_row));
   } else {

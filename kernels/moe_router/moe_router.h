@@ -8,7 +8,7 @@
 //   shared_multiplier[token] = sigmoid(normed[token] . shared_gate)
 //
 // residual_out is r rounded to the dtype; the norm is of r as FP32, as vLLM's fused_add_rms_norm computes it. Sums are FP32, in an
-// order that the shape decides. A token with a NaN or an infinite logit has ids within range and NaN weights.
+// order that the shape decides. A token with a logit of NaN or infinity has ids within range and NaN weights.
 //
 // Shapes: x, residual, normed, residual_out [tokens, columns], bf16 or f16, all else of the model's in the same dtype;
 // columns a multiple of 256.
@@ -32,13 +32,13 @@ inline constexpr int kMaxExperts = 1024;
 
 struct Arguments {
   void const* x;
-  void const* residual;     // or null
-  void const* norm_weight;  // [columns] or null
-  void const* gate;         // [experts, columns]
-  void const* shared_gate;  // [columns] or null
-  std::uint32_t* keys;      // workspace_bytes() of zeros, at a multiple of 16
-  std::int32_t* ids;        // [tokens, topk]
-  float* weights;           // [tokens, topk]
+  void const* residual;      // or null
+  void const* norm_weight;   // [columns] or null
+  void const* gate;          // [experts, columns]
+  void const* shared_gate;   // [columns] or null
+  std::uint32_t* keys;       // workspace_bytes() of zeros, at a multiple of 16
+  std::int32_t* ids;         // [tokens, topk]
+  float* weights;            // [tokens, topk]
   float* shared_multiplier;  // [tokens], null without shared_gate
   void* normed;              // or null
   void* residual_out;        // or null
@@ -51,7 +51,8 @@ struct Arguments {
 constexpr int key_stride(int experts) { return (experts + 3) / 4 * 4; }
 constexpr std::int64_t workspace_bytes(std::int64_t tokens, int experts) { return tokens * key_stride(experts) * 4; }
 
-// Launches on `stream` of the current device; gives the first CUDA error. More than 32768 numbers of x take several launches.
+// Launches on `stream` of the current device; gives the first CUDA error. With more than 32768 numbers in x (tokens rounded up to
+// a power of two) some of the tokens at a time.
 cudaError_t launch(Arguments const& arguments, Number number, cudaStream_t stream);
 
 }  // namespace gb10::moe_router

@@ -24,8 +24,8 @@ void check_apart(char const* written, std::optional<Tensor> const& out, char con
 }
 
 void route_experts(Tensor x, std::optional<Tensor> residual, std::optional<Tensor> norm_weight, double epsilon, bool norm_plus_one,
-                   Tensor gate_weight, std::optional<Tensor> shared_gate_weight, bool renormalise, Tensor workspace, Tensor topk_ids,
-                   Tensor topk_weights, std::optional<Tensor> shared_multiplier, std::optional<Tensor> normed,
+                   Tensor gate_weight, std::optional<Tensor> shared_gate_weight, bool renormalise, Tensor workspace,
+                   Tensor topk_ids, Tensor topk_weights, std::optional<Tensor> shared_multiplier, std::optional<Tensor> normed,
                    std::optional<Tensor> residual_out) {
   using namespace gb10::torch_op;
   require(norm_weight || (!residual && !normed && !residual_out), kOp,
@@ -52,8 +52,9 @@ void route_experts(Tensor x, std::optional<Tensor> residual, std::optional<Tenso
   std::int64_t const columns = check_columns(kOp, x, router::kColumnUnit, router::kMaxColumns);
   check_shape(kOp, "gate_weight", gate_weight, {-1, columns});
   std::int64_t const experts = gate_weight.size(0);
-  require(experts >= 1 && experts <= router::kMaxExperts, kOp,
-          "gate_weight has " + std::to_string(experts) + " rows (experts); it must have 1 to " + std::to_string(router::kMaxExperts));
+  require(
+      experts >= 1 && experts <= router::kMaxExperts, kOp,
+      "gate_weight has " + std::to_string(experts) + " rows (experts); it must have 1 to " + std::to_string(router::kMaxExperts));
   check_shape(kOp, "topk_ids", topk_ids, {tokens, -1});
   std::int64_t const topk = topk_ids.size(1), most = std::min<std::int64_t>(experts, gb10::moe::kMaxTopk);
   require(topk >= 1 && topk <= most, kOp,
