@@ -496,6 +496,19 @@ def test_what_is_missing_is_named(
     assert "\n" not in str(caught.value)
 
 
+def test_a_tensor_that_comes_twice_is_refused(judged: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """The second one would stand, whatever files it comes from: .bin, or by another loader."""
+    from gb10.vllm_plugin.refusal import Refused
+
+    class Twice(dict[str, torch.Tensor]):
+        def items(self) -> Any:
+            yield from super().items()
+            yield "head", torch.zeros(5, 3)
+
+    with pytest.raises(Refused, match="the checkpoint has head twice in what vLLM reads; take the file"):
+        judged(Twice(checkpoint()))
+
+
 def test_a_bad_value_is_named_after_its_tensor(judged: Callable[[dict[str, torch.Tensor]], None]) -> None:
     from gb10.vllm_plugin.refusal import Refused
 

@@ -28,13 +28,17 @@ _LAYERS = ("vllm.model_executor.layers.", "vllm.model_executor.kernels.")
 _LONGEST = 400
 
 
-def gap_message(gaps: list[Gap], drafts_with: str | None) -> str:
-    """The line for a model that is not filled. ``drafts_with``: the method, where it is a draft model."""
+def gap_message(gaps: list[Gap], drafts_with: str | None, unread: str = "") -> str:
+    """The line for a model that is not filled. ``drafts_with``: the method, where it is a draft model.
+
+    ``unread``: a remark on files that were not read.
+    """
     names = list(dict.fromkeys(name for gap in gaps for name in gap.names or (gap.text,)))
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     whose = f"the draft model ({drafts_with}) needs" if drafts_with else "the model needs"
     remedy = "fetch the checkpoint again" + (", or leave out --speculative-config" if drafts_with else "")
-    return f"the checkpoint has no {names[0]}{more}, which {whose}; {remedy}"
+    remark = f" ({unread})" if unread else ""
+    return f"the checkpoint has no {names[0]}{more}, which {whose}{remark}; {remedy}"
 
 
 def change_message(changes: list[str]) -> str:
@@ -89,6 +93,7 @@ class LoadProof:
         self.writes = Writes(reads=alone)
         self._cut: list[Given] = []
         self._names: set[str] = set()
+        self._twice: list[str] = []
 
     def build(self, create: Callable[[], nn.Module]) -> nn.Module:
         """Build the model; what its parameters hold before the load is known afterwards."""
@@ -103,6 +108,8 @@ class LoadProof:
         for name, tensor in self.writes.unwatched(iter(weights)):
             self.writes.filled(tensor)
             given = self.writes.given = Given.of(name, tensor)
+            if name in self._names:
+                self._twice.append(name)
             self._names.add(name)
             yield name, tensor
             if given.in_part():
@@ -149,10 +156,16 @@ class LoadProof:
             into = f" into {tensor_text(name, model.get_parameter(name))}"
         return change_message([f"vLLM cannot load {tensor_text(given.name, given)}{into}{reason}"])
 
-    def verdict(self, parameters: Parameters) -> str | None:
-        """The line for what is missing or does not fit; it needs no values."""
+    def verdict(self, parameters: Parameters, unread: str = "") -> str | None:
+        """The line for what is missing or does not fit; it needs no values. ``unread``: see `gap_message`."""
+        if self._twice:
+            more = f" (and {len(self._twice) - 1} more tensors)" if len(self._twice) > 1 else ""
+            return (
+                f"the checkpoint has {self._twice[0]}{more} twice in what vLLM reads; take the file that "
+                "does not belong there out of the folder, or fetch it again"
+            )
         if gaps := parameters.find():
-            return gap_message(gaps, self.drafts_with)
+            return gap_message(gaps, self.drafts_with, unread)
         changes = parameters.changes()
         changes += [
             f"{tensor_text(given.name, given)} has more numbers than the model of its config.json reads"

@@ -12,7 +12,7 @@ import signal
 import tempfile
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from gb10.checkpoint.headers import Tensor, read_header
+from gb10.checkpoint.headers import Tensor, read_files
+from gb10.errors import UserError
 from gb10.vllm_plugin.refusal import PREFIX
 
 WAIT = 5.0
@@ -74,12 +75,16 @@ class Headers:
 
     def __init__(self) -> None:
         self.experts = 1
+        self.files: set[str] = set()
+        """Names of the files that vLLM chose."""
 
     def tensors(self, files: Iterable[str], *_: Any, **__: Any) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and an empty tensor of the meta device for each tensor of safetensors ``files``."""
         from safetensors.torch import _TYPES
 
-        listed = [tensor for file in sorted(files) for tensor in read_header(Path(file))]
+        found = read_files(Path(file) for file in sorted(files))
+        self.files = {path.name for path in found}
+        listed = [tensor for tensors in found.values() for tensor in tensors]
         listed, self.experts = _of_first_expert(listed)
         for tensor in listed:
             if tensor.dtype not in _TYPES:
@@ -122,6 +127,15 @@ def _spread(parameters: Any, experts: int) -> None:
                         storage.regions[dataclasses.replace(one, start=one.start + number * step)] = writer
 
 
+def _unread(folder: Path, read: Collection[str]) -> str:
+    """A remark on the files of weights that vLLM does not read, empty where it reads all."""
+    others = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in read)
+    if not others or not read:
+        return ""
+    more = f" and {len(read) - 1} more" if len(read) > 1 else ""
+    return f"vLLM reads {min(read)}{more} and not {others[0]}"
+
+
 def _load(vllm_config: Any, model_config: Any, load_config: Any, method: str | None) -> str | None:
     """The line for what one model lacks, or None."""
     from vllm.utils.torch_utils import set_default_torch_dtype
@@ -142,12 +156,14 @@ def _load(vllm_config: Any, model_config: Any, load_config: Any, method: str | N
             return unbuilt_message(error)
         try:
             parameters = proof.load(model, lambda: loader.load_weights(model, model_config))
+        except UserError as error:
+            return str(error)
         except Exception as error:
             # What the meta device cannot do says nothing of the checkpoint.
             return None if "meta" in str(error) else proof.misfit(model, error)
     if headers.experts > 1:
         _spread(parameters, headers.experts)
-    return proof.verdict(parameters)
+    return proof.verdict(parameters, _unread(Path(model_config.model), headers.files))
 
 
 @contextmanager
