@@ -24,6 +24,9 @@ _SHAPES = re.compile(
 )
 """Words of torch's errors about shapes."""
 
+_OF_TENSORS = (AssertionError, AttributeError, KeyError, TypeError, ValueError)
+"""What a loader raises over a tensor that its layer has no place for, or a place of another kind."""
+
 _LAYERS = ("vllm.model_executor.layers.", "vllm.model_executor.kernels.")
 _LONGEST = 400
 
@@ -147,7 +150,7 @@ class LoadProof:
         """
         given, text = self.writes.given, str(error).strip()
         shapes = isinstance(error, RuntimeError | IndexError) and _SHAPES.search(text) is not None
-        if given is None or not (shapes or isinstance(error, AssertionError | ValueError | KeyError)):
+        if given is None or not (shapes or isinstance(error, _OF_TENSORS)):
             return None
         into, reason = "", f" ({text.splitlines()[0][:200]})" if text else ""
         if isinstance(error, KeyError):
