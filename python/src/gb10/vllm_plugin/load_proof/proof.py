@@ -31,17 +31,13 @@ _LAYERS = ("vllm.model_executor.layers.", "vllm.model_executor.kernels.")
 _LONGEST = 400
 
 
-def gap_message(gaps: list[Gap], drafts_with: str | None, unread: str = "") -> str:
-    """The line for a model that is not filled. ``drafts_with``: the method, where it is a draft model.
-
-    ``unread``: a remark on files that were not read.
-    """
+def gap_message(gaps: list[Gap], drafts_with: str | None) -> str:
+    """The line for a model that is not filled. ``drafts_with``: the method, where it is a draft model."""
     names = list(dict.fromkeys(name for gap in gaps for name in gap.names or (gap.text,)))
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     whose = f"the draft model ({drafts_with}) needs" if drafts_with else "the model needs"
     remedy = "fetch the checkpoint again" + (", or leave out --speculative-config" if drafts_with else "")
-    remark = f" ({unread})" if unread else ""
-    return f"the checkpoint has no {names[0]}{more}, which {whose}{remark}; {remedy}"
+    return f"the checkpoint has no {names[0]}{more}, which {whose}; {remedy}"
 
 
 def change_message(changes: list[str]) -> str:
@@ -159,8 +155,8 @@ class LoadProof:
             into = f" into {tensor_text(name, model.get_parameter(name))}"
         return change_message([f"vLLM cannot load {tensor_text(given.name, given)}{into}{reason}"])
 
-    def verdict(self, parameters: Parameters, unread: str = "") -> str | None:
-        """The line for what is missing or does not fit; it needs no values. ``unread``: see `gap_message`."""
+    def verdict(self, parameters: Parameters) -> str | None:
+        """The line for what is missing or does not fit; it needs no values."""
         if self._twice:
             more = f" (and {len(self._twice) - 1} more tensors)" if len(self._twice) > 1 else ""
             return (
@@ -168,7 +164,7 @@ class LoadProof:
                 "does not belong there out of the folder, or fetch it again"
             )
         if gaps := parameters.find():
-            return gap_message(gaps, self.drafts_with, unread)
+            return gap_message(gaps, self.drafts_with)
         changes = parameters.changes()
         changes += [
             f"{tensor_text(given.name, given)} has more numbers than the model of its config.json reads"

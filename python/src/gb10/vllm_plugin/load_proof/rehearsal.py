@@ -127,13 +127,13 @@ def _spread(parameters: Any, experts: int) -> None:
                         storage.regions[dataclasses.replace(one, start=one.start + number * step)] = writer
 
 
-def _unread(folder: Path, read: Collection[str]) -> str:
-    """A remark on the files of weights that vLLM does not read, empty where it reads all."""
+def _remarked(text: str | None, folder: Path, read: Collection[str]) -> str | None:
+    """A line on the weights with a remark on files that vLLM did not ``read``, where there are some."""
     others = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in read)
-    if not others or not read:
-        return ""
+    if text is None or not others or not read:
+        return text
     more = f" and {len(read) - 1} more" if len(read) > 1 else ""
-    return f"vLLM reads {min(read)}{more} and not {others[0]}"
+    return f"{text} (vLLM reads {min(read)}{more} and not {others[0]})"
 
 
 def _load(vllm_config: Any, model_config: Any, load_config: Any, method: str | None) -> str | None:
@@ -142,7 +142,8 @@ def _load(vllm_config: Any, model_config: Any, load_config: Any, method: str | N
 
     from gb10.vllm_plugin.load_proof.proof import LoadProof, unbuilt_message
 
-    if not Path(model_config.model).is_dir():
+    folder = Path(model_config.model)
+    if not folder.is_dir():
         raise CannotTell("vLLM would fetch the weights first")
     headers = Headers()
     loader = _loader(load_config, headers)
@@ -160,10 +161,11 @@ def _load(vllm_config: Any, model_config: Any, load_config: Any, method: str | N
             return str(error)
         except Exception as error:
             # What the meta device cannot do says nothing of the checkpoint.
-            return None if "meta" in str(error) else proof.misfit(model, error)
+            text = None if "meta" in str(error) else proof.misfit(model, error)
+            return _remarked(text, folder, headers.files)
     if headers.experts > 1:
         _spread(parameters, headers.experts)
-    return proof.verdict(parameters, _unread(Path(model_config.model), headers.files))
+    return _remarked(proof.verdict(parameters), folder, headers.files)
 
 
 @contextmanager
