@@ -13,6 +13,7 @@ rec {
     "errors.py"
     "files.py"
     "py.typed"
+    "segments.py"
     "units.py"
   ];
   formats =
