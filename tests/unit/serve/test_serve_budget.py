@@ -290,3 +290,18 @@ def test_the_caches_variable_is_read_and_named(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", text)
         with pytest.raises(UserError, match=f"VLLM_CPU_KVCACHE_SPACE '{text}' is not a whole number above 0"):
             cpu(PACKED, 16 * GIB)
+
+
+@pytest.mark.parametrize("argv", [["--max-model-len", "99999999999"], ["--max-model-len", "40961"]])
+def test_a_context_past_the_models_is_named_where_memory_is_short(argv: list[str]) -> None:
+    said = f"--max-model-len {argv[1]} is more than the 40960 tokens of its config.json: give less, or"
+    with pytest.raises(UserError, match=said):
+        gpu(2 * GIB, 4 * GIB, *argv)
+    settings = parse(argv, {})
+    target = routing.Target(None)
+    free = memory.Available(4 * GIB, "MemAvailable")
+    with pytest.raises(UserError, match=said):
+        budget.on_cpu(settings, checkpoint(2 * GIB), target, int(argv[1]), free)
+    with pytest.raises(UserError, match="not enough memory") as caught:
+        gpu(2 * GIB, 4 * GIB, "--max-model-len", "40960")
+    assert "config.json" not in str(caught.value)
