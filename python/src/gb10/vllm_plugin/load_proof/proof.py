@@ -148,12 +148,14 @@ class LoadProof:
         shapes = isinstance(error, RuntimeError | IndexError) and _SHAPES.search(text) is not None
         if given is None or not (shapes or isinstance(error, _OF_TENSORS)):
             return None
-        into, reason = "", f" ({text.splitlines()[0][:200]})" if text else ""
+        into, reason = "", f" ({text.splitlines()[0][:200].rstrip('.')})" if text else ""
         if isinstance(error, KeyError):
             reason = f" (its {type(model).__name__} has no {text[:200]})"
         elif (name := _in_hand(model, error.__traceback__)) is not None:
             into = f" into {tensor_text(name, model.get_parameter(name))}"
-        return change_message([f"vLLM cannot load {tensor_text(given.name, given)}{into}{reason}"])
+        # The shapes of the model are those of its config.json.
+        other = ", so either the tensor or config.json is wrong" if shapes else ""
+        return change_message([f"vLLM cannot load {tensor_text(given.name, given)}{into}{reason}{other}"])
 
     def verdict(self, parameters: Parameters) -> str | None:
         """The line for what is missing or does not fit; it needs no values."""
