@@ -42,16 +42,18 @@ in
     runtimeInputs = [ pkgs.util-linux ];
     text = ''
       profile=''${GB10_PROFILE:-}
+      why="GB10_PROFILE=$profile"
       if [ -z "$profile" ]; then
+        why="this machine has a GPU"
         if [ -e /dev/nvidiactl ]; then profile=cuda; else profile=cpu; fi
       fi
       if [ "$profile" = cuda ]; then
         nix=''${NIXW_PROGRAM:-nix}
         command -v "$nix" >/dev/null || {
-          echo "gb10: error: this machine has a GPU, and fetching the CUDA half needs nix on PATH; add it, or set GB10_PROFILE=cpu" >&2
+          echo "gb10: error: $why, and fetching the CUDA half needs nix on PATH; add it, or set GB10_PROFILE=cpu" >&2
           exit 2
         }
-        echo "GPU found: the CUDA half is fetched and built once (about 4 GB); GB10_PROFILE=cpu serves on the CPU instead" >&2
+        echo "$why: the CUDA half is fetched and built once (about 4 GB); GB10_PROFILE=cpu serves on the CPU instead" >&2
         cuda=$("$nix" --extra-experimental-features 'nix-command flakes' build --no-link --print-out-paths \
           '${builtins.unsafeDiscardOutputDependency serve-cuda.drvPath}^out')
         exec "$cuda/bin/serve-cuda" "$@"

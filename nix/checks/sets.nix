@@ -14,6 +14,7 @@ rec {
     "files.py"
     "libraries.py"
     "py.typed"
+    "segments.py"
     "units.py"
   ];
   formats =

@@ -22,6 +22,7 @@ import ./python-package.nix { inherit pkgs; } {
         "kernels"
         "nvfp4"
         "py.typed"
+        "segments.py"
         "sparse24"
         "units.py"
         "vllm_plugin"

@@ -111,6 +111,14 @@ def float_block_scale(value: float) -> Change:
     return change
 
 
+def with_extra(name: str, dtype: torch.dtype, *shape: int) -> Change:
+    def change(tensors: Tensors) -> None:
+        assert name not in tensors
+        tensors[name] = torch.ones(shape).to(dtype)
+
+    return change
+
+
 def nothing(_: Tensors) -> None:
     return None
 
@@ -185,6 +193,10 @@ CASES = {
         float_block_scale(1.1),
         f"{EXPERT}gate_proj.weight_scale is of type F32, and .* as F8_E4M3",
         values=True,
+    ),
+    "block scales of a layer that is not quantised": Case(
+        with_extra("model.layers.3.self_attn.q_proj.weight_scale", torch.float8_e4m3fn, 512, 16),
+        r"vLLM cannot load model.layers.3.self_attn.q_proj.weight_scale \(F8_E4M3, \[512, 16\]\) .*'data'",
     ),
     "state decay in another shape": Case(
         ones("model.layers.0.linear_attn.A_log", 2, 2),

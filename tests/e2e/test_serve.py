@@ -4,6 +4,7 @@ Two servers are started in all, one after the other; the tests run in file order
 each server ends it. GB10_HELDOUT names the held-out text, JSON lines with a "text" each.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -330,8 +331,20 @@ def test_open_address_without_a_key_is_refused(serve_variables: dict[str, str]) 
     assert "add --api-key KEY" in refused(run_again(serve_variables, "--host", "0.0.0.0"))
 
 
+def segments(pids: set[int]) -> set[Path]:
+    """The shared memory that these processes use."""
+    used = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            used |= set(re.findall(r"(/dev/shm/\S+)$", Path(f"/proc/{pid}/maps").read_text(), re.MULTILINE))
+    return {Path(name) for name in used}
+
+
 def test_sigterm_ends_it_and_leaves_nothing(plain: Serve) -> None:
     pids = descendants(plain.process.pid)
+    shared = segments(pids)
+    # The message queues of the engine core and its worker.
+    assert len(shared) >= 2
     # Supervisor, API server, engine core, worker. Their titles are no sign: setting one fails where the first
     # variable of the environment was changed before.
     assert len(pids) >= 4
@@ -339,6 +352,7 @@ def test_sigterm_ends_it_and_leaves_nothing(plain: Serve) -> None:
     plain.process.send_signal(signal.SIGTERM)
     assert plain.process.wait(STOP_LIMIT) == 0
     assert still_alive(pids, 0.0) == set()
+    assert [path for path in shared if path.exists()] == []
     assert time.monotonic() - began < STOP_LIMIT
     assert plain.lines[-1] == "stopped"
 
@@ -435,7 +449,9 @@ def test_mtp_with_prefix_caching_hits_and_lives_on(mtp: Serve) -> None:
 
 def test_sigkill_of_the_supervisor_leaves_nothing(mtp: Serve) -> None:
     pids = descendants(mtp.process.pid)
-    assert len(pids) >= 4
+    shared = segments(pids)
+    assert len(pids) >= 4 and len(shared) >= 2
     os.kill(mtp.process.pid, signal.SIGKILL)
     mtp.process.wait(STOP_LIMIT)
     assert still_alive(pids, STOP_LIMIT) == set()
+    assert [path for path in shared if path.exists()] == []

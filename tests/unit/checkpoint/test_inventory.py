@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import write_safetensors
 
 from gb10.checkpoint.folder import inspect
 from gb10.checkpoint.headers import Tensor, read_header
@@ -120,6 +121,41 @@ def test_an_index_that_names_what_its_shard_lacks(make_checkpoint: Make) -> None
     assert [tensor.name for tensor in found.tensors] == []
     with_index(folder, {"lm_head.weight": file})
     assert [tensor.name for tensor in inspect(folder, "m").tensors] == ["lm_head.weight"]
+
+
+def test_a_tensor_in_two_files_that_vllm_reads(make_checkpoint: Make) -> None:
+    """vLLM would take the one of the file that it reads last, without a word."""
+    head = {"lm_head.weight": ("BF16", (8, 64))}
+    folder = make_checkpoint()
+    write_safetensors(folder / "stray.safetensors", {**head, "a": ("F32", ())})
+    both = (
+        r"has lm_head.weight in two files, model.safetensors and stray.safetensors, and vLLM reads both; take"
+    )
+    with pytest.raises(UserError, match=both):
+        inspect(folder, "m")
+    # The index places each of the two once; the other lm_head.weight comes along.
+    with_index(folder, {"lm_head.weight": "model.safetensors", "a": "stray.safetensors"})
+    with pytest.raises(UserError, match=both):
+        inspect(folder, "m")
+    with_index(folder, {"lm_head.weight": "model.safetensors"})
+    assert [tensor.name for tensor in inspect(folder, "m").tensors] == ["lm_head.weight"]
+
+
+def test_files_in_mistrals_own_format_are_read_alone(make_checkpoint: Make) -> None:
+    """Repositories of Mistral's have their weights in both formats."""
+    folder = with_index(make_checkpoint(), {"lm_head.weight": "model.safetensors"})
+    write_safetensors(folder / "consolidated.safetensors", {"output.weight": ("BF16", (8, 64))})
+
+    def names(load_format: str | None) -> list[str]:
+        return [tensor.name for tensor in inspect(folder, "m", load_format=load_format).tensors]
+
+    assert names(None) == names("auto") == names("mistral") == ["output.weight"]
+    assert names("safetensors") == names("hf") == ["lm_head.weight"]
+    (folder / "consolidated.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"output.weight": "consolidated-2.safetensors"}})
+    )
+    with pytest.raises(UserError, match=r"lacks consolidated-2.safetensors, which its index names"):
+        inspect(folder, "m")
 
 
 @pytest.mark.parametrize(

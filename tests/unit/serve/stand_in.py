@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any, NoReturn
@@ -126,6 +127,9 @@ def main() -> None:
     try:
         server.serve_forever()
     finally:
+        # vLLM kills the tree of its engine core, and with it what would remove shared memory.
+        tracker = getattr(resource_tracker, "_resource_tracker")  # noqa: B009 (mypy knows no such name)
+        os.kill(tracker._pid, signal.SIGKILL)
         core.terminate()
         core.join(5)
         core.kill()

@@ -333,3 +333,18 @@ def test_nothing_is_requantised_on_the_cpu_or_of_a_plain_checkpoint() -> None:
     plain = Checkpoint("m", config={}, tensors=_MATRICES)
     assert budget.requantised(plain, target((12, 1)), 2) == {}
     assert budget.requantised(found, target((12, 1)), 2)[_DENSE] == "fp8"
+
+
+@pytest.mark.parametrize("argv", [["--max-model-len", "99999999999"], ["--max-model-len", "40961"]])
+def test_a_context_past_the_models_is_named_where_memory_is_short(argv: list[str]) -> None:
+    said = f"--max-model-len {argv[1]} is more than the 40960 tokens of its config.json: give less, or"
+    with pytest.raises(UserError, match=said):
+        gpu(2 * GIB, 4 * GIB, *argv)
+    settings = parse(argv, {})
+    target = routing.Target(None)
+    free = memory.Available(4 * GIB, "MemAvailable")
+    with pytest.raises(UserError, match=said):
+        budget.on_cpu(settings, checkpoint(2 * GIB), target, int(argv[1]), free)
+    with pytest.raises(UserError, match="not enough memory") as caught:
+        gpu(2 * GIB, 4 * GIB, "--max-model-len", "40960")
+    assert "config.json" not in str(caught.value)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -238,10 +239,32 @@ def test_who_can_chat(make_checkpoint: Make, file: dict[str, str], argv: list[st
     assert command.build(parse(argv, {}), away, [], flashinfer=False).chats
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "spark.local"])
-def test_open_address_needs_a_key(plan: Plan, host: str) -> None:
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "1.2.3", "::ffff:192.0.2.1", "spark.local"])
+def test_open_address_needs_a_key(plan: Plan, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    look_up = socket.getaddrinfo
+
+    def getaddrinfo(host: str, *more: Any, **options: Any) -> Any:
+        """As if the network knew that name, whatever it stands for now."""
+        known = host == "spark.local" and "flags" not in options
+        return look_up("127.0.0.1" if known else host, *more, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     with pytest.raises(UserError, match=f"listening on {host} without an API key .* add --api-key KEY"):
         plan(["--host", host])
+
+
+@pytest.mark.parametrize(
+    "host", ["256.1.1.1", "a b", "unix:/x", "http://127.0.0.1", "nosuch.invalid", "x" * 70, "[::1]"]
+)
+@pytest.mark.parametrize("keys", [[], ["--api-key", "k"]])
+def test_what_is_no_host_is_said_so(plan: Plan, host: str, keys: list[str]) -> None:
+    with pytest.raises(UserError, match=rf"^{re.escape(repr(host))} is not a host that this machine knows"):
+        plan(["--host", host, *keys])
+
+
+@pytest.mark.parametrize("host", ["127.1", "127.0.0.2", "::1", "::ffff:127.0.0.1", "localhost"])
+def test_loopback_needs_no_key_however_it_is_written(plan: Plan, host: str) -> None:
+    assert plan(["--host", host]).settings.host == host
 
 
 def test_secrets_are_nowhere_to_be_seen(plan: Plan) -> None:

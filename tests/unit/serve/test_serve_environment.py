@@ -25,6 +25,8 @@ def test_each_dead_variable_is_refused_with_its_replacement(name: str) -> None:
         ({"NVCC_APPEND_FLAGS": "-O3 --gpu-architecture sm_121"}, "NVCC_APPEND_FLAGS has -arch"),
         ({"GB10_DEMO_MODLE": "x"}, "did you mean GB10_DEMO_MODEL"),
         ({"GB10_CPU_NVFP4_MODE": "fast"}, "GB10_CPU_NVFP4_MODE=fast is not one of dequant, packed, emulate"),
+        ({"OMP_NUM_THREADS": "x"}, "OMP_NUM_THREADS=x is not a whole number above 0"),
+        ({"OMP_NUM_THREADS": "0"}, "OMP_NUM_THREADS=0 is not"),
         ({"GB10_PROFILE": "tpu"}, "GB10_PROFILE=tpu is not one of cpu, cuda"),
     ],
 )
@@ -48,6 +50,7 @@ def test_good_variables_pass() -> None:
             "GB10_CPU_NVFP4_MODE": "packed",
             "GB10_PROFILE": "cpu",
             "NVCC_PREPEND_FLAGS": "-O3",
+            "OMP_NUM_THREADS": "4, 2",
             "PATH": "/bin",
         }
     )
@@ -105,6 +108,7 @@ def test_ports_that_are_meant_stay(known: frozenset[str]) -> None:
             "http",
             "VLLM_PORT=http cannot be read by vLLM: VLLM_PORT 'http' must be a valid integer",
         ),
+        ("VLLM_LOGGING_CONFIG_PATH", "/nope", "VLLM_LOGGING_CONFIG_PATH=/nope is not a file; give one"),
         ("VLLM_LOGGING_LEVEL", "LOUD", "VLLM_LOGGING_LEVEL=LOUD is not one of .*INFO"),
         ("VLLM_PLUGINS", "other", "VLLM_PLUGINS=other leaves out gb10.* add it: other,gb10"),
     ],

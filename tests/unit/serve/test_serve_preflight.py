@@ -18,8 +18,11 @@ from gb10.serve.progress import Progress
 from gb10.serve.supervise import Server
 
 ANSWERING = """
-    import json, os, socket, sys
+    import json, os, select, socket, sys
     end = socket.socket(fileno=int(os.environ["GB10_SERVE_SOCKET"]))
+    if sys.argv[1] == '"unread"':
+        select.select([end], [], [])
+        os.kill(os.getpid(), 9)
     for question in end.makefile():
         asked = json.loads(question)
         if asked["ask"] == "serve":
@@ -30,6 +33,9 @@ ANSWERING = """
             sys.exit("ValueError: no more")
         if answer == "wait":
             continue
+        if answer == "half":
+            end.sendall(b'{"host": ')
+            os.kill(os.getpid(), 9)
         data = json.dumps(answer).encode() + b"\\n"
         for start in range(0, len(data), 7):
             end.sendall(data[start : start + 7])
@@ -95,6 +101,24 @@ def test_death_is_a_failure(start: Start) -> None:
     _, engine = start('"die"')
     with pytest.raises(ServerFailed, match=r"ended while starting \(exit status 1\): ValueError: no more"):
         engine.judge([], configure=True)
+
+
+@pytest.mark.parametrize("answer", ['"unread"', '"half"'])
+def test_a_kill_before_the_answer_is_told_as_any_other(start: Start, answer: str) -> None:
+    """Killed with our question unread the kernel resets the connection, and does not just end it."""
+    _, engine = start(answer)
+    with pytest.raises(
+        ServerFailed, match=r"ended while starting: its process API server was killed by signal 9 \(SIGKILL\)"
+    ):
+        engine.judge([], configure=True)
+
+
+def test_the_engine_ends_quietly_when_nobody_asks_any_more() -> None:
+    ours, theirs = socket.socketpair()
+    line = Line(theirs)
+    line.send({"answer": 1})
+    ours.close()
+    assert line.receive() is None
 
 
 def test_a_signal_ends_the_waiting(start: Start) -> None:

@@ -9,6 +9,7 @@ from typing import IO
 
 import pytest
 
+from gb10 import segments
 from gb10.errors import UserError
 from gb10.serve import scratch
 from gb10.serve.environment import log_folder
@@ -32,12 +33,17 @@ def test_left_over_folders_are_cleared_but_not_those_in_use(temporary: Path) -> 
     (left.path / "socket").touch()
     foreign = temporary / "gb10-serve-without-a-lock"
     foreign.mkdir()
+    memory = {made: Path(segments.FOLDER, f"{segments.prefix(str(made.path))}x") for made in (used, left)}
+    for segment in memory.values():
+        segment.touch()
     clear_left_overs()
+    assert [segment.exists() for segment in memory.values()] == [True, False]
     assert used.path.exists()
     assert foreign.exists()
     assert not left.path.exists()
     used.remove()
     assert not used.path.exists()
+    assert not memory[used].exists()
 
 
 def test_a_process_that_inherits_the_lock_owns_the_folder(temporary: Path) -> None:

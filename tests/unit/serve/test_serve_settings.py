@@ -345,7 +345,12 @@ def test_vllm_arguments_answer_questions() -> None:
         ("::1", True),
         ("127.9.9.9", True),
         ("0.0.0.0", False),
-        ("spark", False),
+        ("192.0.2.1", False),
+        ("127.1", True),
+        ("1.2.3", False),
+        ("::ffff:127.0.0.1", True),
+        ("::ffff:192.0.2.1", False),
+        ("", False),
     ],
 )
 def test_is_loopback(host: str, loopback: bool) -> None:

@@ -165,3 +165,21 @@ def test_a_config_file_that_is_none(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=f"^--config {path} cannot be read: {said}$"):
             launch.config_file(path)
+
+
+@pytest.mark.parametrize("given", ["foo", "-3", "1-2-3", "0,x"])
+def test_cpus_that_vllm_cannot_read(
+    make_checkpoint: Make, clean_environment: pytest.MonkeyPatch, given: str
+) -> None:
+    """vLLM's executor would end over them, after the plan was printed."""
+    clean_environment.setenv("VLLM_CPU_OMP_THREADS_BIND", given)
+    text = refused(make_checkpoint(config=MODEL))
+    assert text.startswith(f"VLLM_CPU_OMP_THREADS_BIND={given}: ")
+    assert text.endswith(
+        "; give numbers of CPUs such as 0-3,6, with | between those of each rank, or unset it"
+    )
+
+
+def test_a_message_that_was_meant_for_a_logger() -> None:
+    assert launch._text(RuntimeError("No file: %s", "/nope")) == "No file: /nope"
+    assert launch._text(ValueError("one", 2)) == "('one', 2)"

@@ -440,6 +440,10 @@ class Model(nn.Module):
                 half = {"a": 0, "b": 2}[parts[2]]
                 self.get_parameter(f"layers.{parts[1]}.both").data[half : half + 2].copy_(tensor)
                 loaded.add(f"layers.{parts[1]}.both")
+            elif name == "head.scale":
+                # As vLLM's loaders do with a scale of a layer that is not quantised: they find the layer.
+                layer: Any = self.layers[0]
+                self.load_one(layer, tensor)
             else:
                 self.load_one(dict(self.named_parameters())[name], tensor)
                 loaded.add(name)
@@ -496,6 +500,19 @@ def test_what_is_missing_is_named(
     assert "\n" not in str(caught.value)
 
 
+def test_a_tensor_that_comes_twice_is_refused(judged: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """The second one would stand, whatever files it comes from: .bin, or by another loader."""
+    from gb10.vllm_plugin.refusal import Refused
+
+    class Twice(dict[str, torch.Tensor]):
+        def items(self) -> Any:
+            yield from super().items()
+            yield "head", torch.zeros(5, 3)
+
+    with pytest.raises(Refused, match="the checkpoint has head twice in what vLLM reads; take the file"):
+        judged(Twice(checkpoint()))
+
+
 def test_a_bad_value_is_named_after_its_tensor(judged: Callable[[dict[str, torch.Tensor]], None]) -> None:
     from gb10.vllm_plugin.refusal import Refused
 
@@ -526,6 +543,10 @@ def test_a_bad_value_is_named_after_its_tensor(judged: Callable[[dict[str, torch
             r"vLLM cannot load layers.1.b.weight \(F32, \[3, 2\]\) \(The size of tensor",
         ),
         ({"bias": torch.ones(3)}, r"cannot load bias \(F32, \[3\]\) \(its Model has no 'bias'\); make"),
+        (
+            {"head.scale": torch.ones(3)},
+            r"vLLM cannot load head.scale \(F32, \[3\]\) \('Module' object has no attribute 'data'\); make",
+        ),
         ({"norm": torch.ones(3, 1)}, r"vLLM cannot load norm \(F32, \[3, 1\]\) into norm \(F32, \[3\]\)"),
     ],
 )

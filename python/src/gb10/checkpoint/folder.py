@@ -93,11 +93,13 @@ class Checkpoint:
         )
 
 
-def inspect(folder: Path, name: str, *, weights: bool = True, tokenizer: bool = True) -> Checkpoint:
+def inspect(
+    folder: Path, name: str, *, weights: bool = True, tokenizer: bool = True, load_format: str | None = None
+) -> Checkpoint:
     """Read config.json and the weights' headers of a local checkpoint.
 
-    ``weights`` and ``tokenizer`` say whether those files must be there. Raises UserError for the first thing
-    that vLLM could not load; Incomplete when that is a file that is not there.
+    ``weights`` and ``tokenizer`` say whether those files must be there; ``load_format`` is the user's. Raises
+    UserError for the first thing that vLLM could not load; Incomplete when that is a file that is not there.
     """
     path = folder / "config.json"
     with readable("checkpoint", folder):
@@ -122,7 +124,7 @@ def inspect(folder: Path, name: str, *, weights: bool = True, tokenizer: bool = 
             raise Incomplete(
                 f"checkpoint {folder} has a config.json and no weights (*.safetensors); fetch it again"
             )
-        tensors = read_weights(folder)
+        tensors = read_weights(folder, load_format)
         check_parts(folder, tensors)
     if tokenizer and not holds(*_TOKENIZERS):
         raise Incomplete(

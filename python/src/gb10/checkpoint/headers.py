@@ -8,7 +8,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,9 @@ _BITS = {
     **dict.fromkeys(("I64", "U64", "F64"), 64),
 }
 """Bits of one value, for the types whose size is sure."""
+
+_ALL, _INDEX = "*.safetensors", "model.safetensors.index.json"
+_MISTRAL, _MISTRAL_INDEX = "consolidated*.safetensors", "consolidated.safetensors.index.json"
 
 
 class Incomplete(UserError):
@@ -103,9 +106,18 @@ def _tensor(name: str, entry: dict[str, Any]) -> Tensor:
     return Tensor(name, dtype, tuple(shape), last - first)
 
 
-def _index(folder: Path) -> dict[str, str] | None:
+def _choice(folder: Path, load_format: str | None) -> tuple[str, str]:
+    """The pattern of the files that vLLM reads in a folder, and the name of their index.
+
+    Where it may choose it reads files in Mistral's own format alone (DefaultModelLoader._prepare_weights).
+    """
+    may_choose = load_format in (None, "auto")
+    mistral = load_format == "mistral" or (may_choose and any(folder.glob(_MISTRAL)))
+    return (_MISTRAL, _MISTRAL_INDEX) if mistral else (_ALL, _INDEX)
+
+
+def _index(index: Path) -> dict[str, str] | None:
     """Which file each tensor is in, by the checkpoint's index; None without one."""
-    index = folder / "model.safetensors.index.json"
     if not index.exists():
         return None
     shards = read_json("weights index", index).get("weight_map")
@@ -117,17 +129,42 @@ def _index(folder: Path) -> dict[str, str] | None:
     return shards
 
 
-def read_weights(folder: Path) -> list[Tensor]:
-    """Tensors of all safetensors files of a checkpoint, by its index where it has one.
+def read_files(paths: Iterable[Path]) -> dict[Path, list[Tensor]]:
+    """Tensors of each of the files that vLLM reads as one checkpoint.
 
-    As vLLM does: of a file that the index names every tensor counts, of another file none.
-
-    Raises UserError for a damaged file and for an index that names a tensor which its file lacks, Incomplete
-    when it names a file that is not there.
+    Raises UserError for a damaged file, and for a tensor that is in two of them: vLLM would take the one that
+    it reads last, and nothing says which is right.
     """
-    shards = _index(folder)
+    found = {path: read_header(path) for path in paths}
+    places: dict[str, Path] = {}
+    twice = []
+    for path, tensors in found.items():
+        twice += [(tensor.name, path) for tensor in tensors if tensor.name in places]
+        places |= {tensor.name: path for tensor in tensors if tensor.name not in places}
+    if twice:
+        name, second = twice[0]
+        first = places[name]
+        more = f" (and {len(twice) - 1} more tensors)" if len(twice) > 1 else ""
+        raise UserError(
+            f"checkpoint {first.parent} has {name}{more} in two files, {first.name} and {second.name}, and "
+            "vLLM reads both; take the one that does not belong there out of the folder, or fetch it again"
+        )
+    return found
+
+
+def read_weights(folder: Path, load_format: str | None = None) -> list[Tensor]:
+    """Tensors of the safetensors files of a checkpoint that vLLM reads, by the index where it has one.
+
+    As vLLM does: of a file that the index names every tensor counts, of another file none. ``load_format`` is
+    the user's ``--load-format``.
+
+    Raises UserError for a damaged file, for a tensor in two files and for an index that names a tensor which
+    its file lacks, Incomplete when it names a file that is not there.
+    """
+    pattern, index = _choice(folder, load_format)
+    shards = _index(folder / index)
     if shards is None:
-        return [tensor for path in sorted(folder.glob("*.safetensors")) for tensor in read_header(path)]
+        return [tensor for found in read_files(sorted(folder.glob(pattern))).values() for tensor in found]
     files: dict[str, list[str]] = {}
     for name, file in shards.items():
         files.setdefault(file, []).append(name)
@@ -139,10 +176,9 @@ def read_weights(folder: Path) -> list[Tensor]:
         raise Incomplete(
             f"checkpoint {folder} lacks {missing[0]}{more}, which its index names; fetch it again"
         )
-    tensors: list[Tensor] = []
+    headers = read_files(folder / file for file in sorted(files))
     for file, names in sorted(files.items()):
-        found = read_header(folder / file)
-        present = {tensor.name for tensor in found}
+        present = {tensor.name for tensor in headers[folder / file]}
         lost = [name for name in names if name not in present]
         if lost:
             more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
@@ -150,17 +186,16 @@ def read_weights(folder: Path) -> list[Tensor]:
                 f"weights file {folder / file} has no {lost[0]}{more}, which the checkpoint's index places "
                 "there; fetch both again"
             )
-        tensors += found
-    return tensors
+    return [tensor for found in headers.values() for tensor in found]
 
 
 def read_strays(folder: Path) -> dict[str, list[str]]:
     """Names of the tensors in safetensors files that the checkpoint's index does not name, by file."""
-    named = set((_index(folder) or {}).values())
+    named = set((_index(folder / _INDEX) or {}).values())
     if not named:
         return {}
     return {
         path.name: [tensor.name for tensor in read_header(path)]
-        for path in sorted(folder.glob("*.safetensors"))
+        for path in sorted(folder.glob(_ALL))
         if path.name not in named
     }

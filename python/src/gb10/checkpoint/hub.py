@@ -4,7 +4,9 @@ The cache of the hub is read by huggingface_hub, as vLLM reads it; its variables
 HF_HUB_OFFLINE, HF_ENDPOINT, ...) count. It takes half a second to import, so that happens for hub names only.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from gb10.checkpoint.folder import Checkpoint, inspect
@@ -73,7 +75,7 @@ def _to_be_fetched(name: str, revision: str | None) -> Checkpoint:
         return Checkpoint(name)
 
 
-def _on_hub(name: str, revision: str | None, *, weights: bool, tokenizer: bool) -> Checkpoint:
+def _on_hub(name: str, revision: str | None, inspected: Callable[[Path, str], Checkpoint]) -> Checkpoint:
     from huggingface_hub import constants
 
     trouble = f"is neither a folder nor in the Hugging Face cache ({constants.HF_HUB_CACHE})"
@@ -81,7 +83,7 @@ def _on_hub(name: str, revision: str | None, *, weights: bool, tokenizer: bool) 
     snapshot = _snapshot(name, revision)
     if snapshot is not None:
         try:
-            found = replace(inspect(snapshot, name, weights=weights, tokenizer=tokenizer), cached=True)
+            found = replace(inspected(snapshot, name), cached=True)
         except Incomplete as error:
             trouble = f"was not fetched to its end ({error})"
         if found is not None and not _interrupted(snapshot.parents[1]):
@@ -96,7 +98,12 @@ def _on_hub(name: str, revision: str | None, *, weights: bool, tokenizer: bool) 
 
 
 def locate(
-    model: str, *, revision: str | None = None, weights: bool = True, tokenizer: bool = True
+    model: str,
+    *,
+    revision: str | None = None,
+    weights: bool = True,
+    tokenizer: bool = True,
+    load_format: str | None = None,
 ) -> Checkpoint:
     """Find and check ``model``: a folder, or a name on the Hugging Face hub.
 
@@ -104,6 +111,7 @@ def locate(
     when it is whole there; else the hub must be reachable, and vLLM fetches what is missing. Raises UserError
     with what to do.
     """
+    inspected = partial(inspect, weights=weights, tokenizer=tokenizer, load_format=load_format)
     path = Path(model).expanduser()
     try:
         exists = path.exists()
@@ -113,7 +121,7 @@ def locate(
         if not path.is_dir():
             kind = irregular(path.stat()) or "a file"
             raise UserError(f"model {model} is {kind}; give the folder of the checkpoint")
-        return inspect(path.resolve(), str(path.resolve()), weights=weights, tokenizer=tokenizer)
+        return inspected(path.resolve(), str(path.resolve()))
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined, unused-ignore]
 
@@ -123,4 +131,4 @@ def locate(
         raise UserError(
             f"model {model} does not exist; give a checkpoint folder or a hub name such as org/name"
         ) from None
-    return _on_hub(model, revision, weights=weights, tokenizer=tokenizer)
+    return _on_hub(model, revision, inspected)

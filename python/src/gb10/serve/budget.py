@@ -171,6 +171,15 @@ def _refusal(name: str, need: Need, room: Room, remedies: Sequence[str]) -> User
     )
 
 
+def _less_context(settings: Settings, checkpoint: Checkpoint) -> list[str]:
+    """The remedy for a context that the user asked for and the model does not have; else none."""
+    asked, most = settings.max_model_len, checkpoint.max_tokens
+    if not isinstance(asked, int) or most is None or asked <= most:
+        return []
+    said = settings.said("max_model_len")
+    return [f"{said} {asked} is more than the {most} tokens of its config.json: give less"]
+
+
 def _note(need: Need, room: Room) -> str:
     return f"memory  needs {text_size(need.total)} of {text_size(room.size)}: {need}"
 
@@ -219,7 +228,7 @@ def on_cpu(
         settings.settle(Origin.MACHINE, kv_cache_memory_bytes=cache)
     need = Need(weights, cache, size.OVERHEAD)
     if need.total > room.size:
-        remedies = ["use a smaller model", "free memory"]
+        remedies = [*_less_context(settings, checkpoint), "use a smaller model", "free memory"]
         packed = replace(need, weights=_weights(settings, checkpoint, target, "packed"))
         if mode == "dequant" and packed.weights < weights and packed.total <= room.size:
             remedies = [f"set {routing.CPU_MODE_VARIABLE}=packed to keep the weights at 4 bit", remedies[0]]
@@ -258,7 +267,7 @@ def on_gpu(
     left = offer.room.size - need.weights - need.work
     fits = shape.tokens(left)
     if need.total > offer.room.size:
-        remedies = offer.remedies
+        remedies = [*_less_context(settings, checkpoint), *offer.remedies]
         if isinstance(asked, int) and cache is None and LEAST_CONTEXT <= fits < asked:
             remedies = [f"{settings.said('max_model_len')} {fits} would fit", *remedies]
         raise _refusal(checkpoint.name, need, offer.room, remedies)

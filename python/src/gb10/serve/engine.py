@@ -39,7 +39,8 @@ def _reports(described: Mapping[str, Any] | None) -> dict[str, Any]:
     name = described["name"]
     if "folder" in described:
         folder = Path(described["folder"])
-        checkpoint = inspect(folder, name, weights=described["weights"], tokenizer=False)
+        read = {key: described[key] for key in ("weights", "load_format")}
+        checkpoint = inspect(folder, name, **read, tokenizer=False)
     else:
         checkpoint = Checkpoint(name, config=described["config"])
     checkpoint = replace(checkpoint, quantization=described["quantization"])

@@ -90,6 +90,9 @@ _OPENED = re.compile(r"(VLLM|HF|GB10|SSL)_\w+")
 """Variables whose value somebody opens where it is a path; a socket among them is connected to."""
 
 _NVCC_VARIABLES = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS")
+_THREADS = re.compile(r"\s*0*[1-9][0-9]*\s*(,\s*0*[1-9][0-9]*\s*)*")
+"""A number for each level of nesting."""
+
 _ARCH_FLAG = re.compile(r"(^|\s)(-arch|--gpu-architecture)[=\s]")
 
 
@@ -132,6 +135,8 @@ def _unreadable(name: str, value: str) -> str | None:
         found = readers[name]()
     except (ValueError, TypeError) as error:
         return f"{name}={value} cannot be read by vLLM: {' '.join(str(error).split())}"
+    if name == "VLLM_LOGGING_CONFIG_PATH" and not Path(value).is_file():
+        return f"{name}={value} is not a file; give one, or unset it"
     if name == "VLLM_LOGGING_LEVEL" and found not in logging.getLevelNamesMapping():
         return f"{name}={value} is not one of {', '.join(logging.getLevelNamesMapping())}"
     return None
@@ -163,6 +168,8 @@ def _trouble(name: str, value: str) -> str | None:
         return f"{name} does nothing any more; {_MOE}"
     if name in _NVCC_VARIABLES and _ARCH_FLAG.search(value):
         return f"{name} has -arch, which breaks every FlashInfer kernel that is compiled here; unset it"
+    if name == "OMP_NUM_THREADS" and not _THREADS.fullmatch(value):
+        return f"{name}={value} is not a whole number above 0, and OpenMP would use all cores; unset it"
     if name == "VLLM_PLUGINS" and _PLUGIN not in value.split(","):
         return f"{name}={value} leaves out {_PLUGIN}, which NVFP4 on the CPU needs; add it: {value},{_PLUGIN}"
     if name.startswith("GB10_") and name not in OURS:

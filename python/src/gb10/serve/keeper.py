@@ -1,11 +1,12 @@
 """The process between `gb10 serve` and vLLM: it outlives the one and leaves nothing of the other.
 
-Run as ``python -I -S keeper.py LIFELINE OWNER DEATHS FOLDERS COMMAND...``; the standard library and
-`gb10.deaths`, nothing else.
+Run as ``python -I -S keeper.py LIFELINE OWNER DEATHS FOLDERS COMMAND...``; the standard library,
+`gb10.deaths` and `gb10.segments`, nothing else.
 LIFELINE is the reading end of a pipe whose other end only `gb10 serve` holds; OWNER an open file whose lock
 says that FOLDERS, a JSON list, are in use. However `gb10 serve` ends, SIGKILL at any moment too, the pipe
 ends, and everything that COMMAND started is killed: the kernel gives orphans to us (we are a subreaper), so
-nothing can hide, whatever its session or its parent. Then the folders are removed.
+nothing can hide, whatever its session or its parent. Then the folders are removed, and after every end the
+shared memory (`gb10.segments`).
 
 SIGTERM is passed on to COMMAND. When COMMAND ends, what it left behind gets ``LINGER`` seconds. Our exit
 status is COMMAND's, 128 + N after signal N. Should we be killed ourselves, COMMAND gets SIGKILL from the
@@ -28,7 +29,7 @@ if __name__ == "__main__":
     # Last: with -I and -S there is the standard library alone, and it stays in front.
     sys.path.append(__file__.rsplit(os.sep, 3)[0])
 
-from gb10 import deaths
+from gb10 import deaths, segments
 
 LINGER = 1.0
 """Seconds that COMMAND's processes get to follow it."""
@@ -177,6 +178,7 @@ def main(arguments: list[str]) -> int:
             if file > 2 and os.get_inheritable(file):
                 os.close(file)
     status = keeper.run()
+    segments.remove(os.path.dirname(record))  # noqa: PTH120
     if keeper.alone:
         import shutil  # half of our start otherwise
 

@@ -33,10 +33,12 @@ from vllm.entrypoints.launchers.cli_args import (
 from vllm.entrypoints.launchers.launcher import setup_server, validate_api_server_args
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.logger import configure_logging_from_args
+from vllm.platforms import current_platform
 from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.utils.ompmultiprocessing import OMPProcessManager
 from vllm.utils.system_utils import decorate_logs
 
 from gb10.checkpoint.entries import check_entries
@@ -48,6 +50,7 @@ from gb10.serve.words import one_line
 from gb10.vllm_plugin.load_proof import rehearsal
 
 _CONTEXT = UsageContext.OPENAI_API_SERVER
+_BIND = "VLLM_CPU_OMP_THREADS_BIND"
 _UNKNOWN = "unrecognized arguments: "
 _TOO_LONG = re.compile(
     r"User-specified max_model_len \((\d+)\) is greater than the derived max_model_len "
@@ -86,6 +89,10 @@ def _text(error: Exception, given: Mapping[str, Any] | None = None) -> str:
         text = validation.told(found, _parser()._option_string_actions, given)
     elif isinstance(error, KeyError) and error.args:
         text = str(error.args[0])
+    elif len(error.args) > 1 and isinstance(error.args[0], str) and "%s" in error.args[0]:
+        # Meant for a logger.
+        words = map(str, error.args[1:])
+        text = re.sub("%[sdr]", lambda place: next(words, place[0]), error.args[0])
     else:
         text = str(error)
     return text.strip().removeprefix("Error: ").strip() or type(error).__name__
@@ -148,6 +155,23 @@ def _check_named(given: Mapping[str, Any]) -> None:
                     check_entries(path)
             elif (kind := irregular(found)) is not None and path != Path(os.devnull):
                 raise UserError(f"{name} {text} is {kind}, not a file; give a file")
+
+
+def _check_threads(configuration: Any) -> None:
+    """Raise UserError for a VLLM_CPU_OMP_THREADS_BIND that vLLM's executor would end over.
+
+    The words that say how, instead of which CPUs, cannot be wrong.
+    """
+    value = os.environ.get(_BIND, "")
+    if not value or value in ("auto", "nobind") or not current_platform.is_cpu():
+        return
+    try:
+        OMPProcessManager(configuration)
+    except (AssertionError, ValueError) as error:
+        raise UserError(
+            f"{_BIND}={value}: {one_line(str(error))}; give numbers of CPUs such as 0-3,6, with | between "
+            "those of each rank, or unset it"
+        ) from error
 
 
 def options() -> tuple[dict[str, str], list[str]]:
@@ -230,6 +254,7 @@ def prepare(arguments: Sequence[str], *, configure: bool) -> Prepared:
             # Asked for again when the engine's client is built.
             engine.create_engine_config = lambda **_: configuration
             made.engine = engine
+            _check_threads(configuration)
             if (lacking := rehearsal.in_child(configuration)) is not None:
                 raise UserError(lacking)
     return made

@@ -95,7 +95,11 @@ class Line:
     def receive(self) -> dict[str, Any] | None:
         """The next message; None when there will be none. Waits for it."""
         while b"\n" not in self._rest:
-            data, files, _, _ = socket.recv_fds(self._end, 1 << 16, 4)
+            try:
+                data, files, _, _ = socket.recv_fds(self._end, 1 << 16, 4)
+            except ConnectionError:
+                # So it ends where the other side was killed before it had read what we sent.
+                return None
             self.sockets += [socket.socket(fileno=file) for file in files]
             if not data:
                 return None

@@ -85,6 +85,7 @@ def _plan(
             settings.model,
             revision=settings.revision,
             weights=_reads_weights(settings),
+            load_format=settings.load_format,
             tokenizer=not settings.passed_on.has("--tokenizer", "--skip-tokenizer-init"),
         )
     except UserError as error:
@@ -122,7 +123,11 @@ def _described(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
     }
     if checkpoint.folder is None:
         return described | {"config": checkpoint.config}
-    return described | {"folder": str(checkpoint.folder), "weights": _reads_weights(settings)}
+    return described | {
+        "folder": str(checkpoint.folder),
+        "weights": _reads_weights(settings),
+        "load_format": settings.load_format,
+    }
 
 
 def _key_word(keys: Sequence[str], environ: Mapping[str, str]) -> str | None:

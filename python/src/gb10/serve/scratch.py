@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
+from gb10 import segments
 from gb10.errors import UserError
 
 PREFIX = "gb10-serve-"
@@ -121,14 +122,15 @@ class Scratch:
         return [str(folder) for folder in (self._sockets, self.path) if folder is not None]
 
     def remove(self) -> None:
-        """Remove the folder. Safe to call twice."""
+        """Remove the folder, and the server's shared memory. Safe to call twice."""
+        segments.remove(str(self.path))
         for folder in self.folders:
             shutil.rmtree(folder, ignore_errors=True)
         self.owner.close()
 
 
 def clear_left_overs() -> None:
-    """Remove scratch folders of this user whose server is gone."""
+    """Remove scratch folders of this user whose server is gone, and its shared memory."""
     parents = {_temporary(), *map(Path, filter(None, (os.environ.get("XDG_RUNTIME_DIR"), *_SHORT_FOLDERS)))}
     for parent in parents:
         with contextlib.suppress(OSError):
@@ -138,6 +140,7 @@ def clear_left_overs() -> None:
                     # A link that leads nowhere: what it belonged to is removed already.
                     gone = owner.is_symlink() and not owner.exists()
                     if _ours(folder) and (gone or (owner.exists() and not _locked(owner))):
+                        segments.remove(str(folder))
                         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -10,9 +10,11 @@ import ipaddress
 import math
 import re
 import shlex
+import socket
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import IntEnum, StrEnum, auto
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -522,7 +524,29 @@ def is_address(host: str) -> bool:
     return host == "localhost" or _ip(host) is not None
 
 
+@cache
+def _numeric(host: str) -> str:
+    """``host`` as the address that the system takes it for (127.1 is 127.0.0.1); a name stays a name.
+
+    Raises UserError when the system knows no such host.
+    """
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+        return str(found[0][4][0])
+    except (OSError, UnicodeError):
+        pass
+    try:
+        socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise UserError(
+            f"{host!r} is not a host that this machine knows; give an address of this machine with --host, "
+            "or leave it out to stay on 127.0.0.1"
+        ) from None
+    return host
+
+
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach ``host``."""
-    address = _ip(host)
-    return host == "localhost" or (address is not None and address.is_loopback)
+    """Whether only this machine can reach ``host``; empty is every address. Raises UserError for no host."""
+    address = _ip(_numeric(host)) if host else None
+    mapped = getattr(address, "ipv4_mapped", None)
+    return host == "localhost" or (address is not None and (mapped or address).is_loopback)

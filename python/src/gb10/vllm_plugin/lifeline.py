@@ -8,17 +8,21 @@ case.)
 
 Who waits for a process learns its exit status, and vLLM often logs a consequence instead. So each status goes
 as a line of JSON into the file that GB10_SERVE_DEATHS names, and so does each signal that vLLM sends itself.
+
+Shared memory gets names by which it can be removed when all is over (`gb10.segments`).
 """
 
 import ctypes
 import os
+import secrets
 import signal
 import threading
 import time
-from multiprocessing import connection, popen_fork, process, util
+from multiprocessing import connection, popen_fork, process, shared_memory, util
+from pathlib import Path
 from typing import Any
 
-from gb10 import deaths
+from gb10 import deaths, segments
 
 ENV_NAME = "GB10_SERVE_DEATHS"
 
@@ -85,4 +89,7 @@ def install() -> None:
         send(self, sig)
 
     popen.__init__, popen.poll, popen._send_signal = __init__, watched_poll, watched_send
+    begin_of_names = segments.prefix(str(Path(os.environ[ENV_NAME]).parent))
+    memory: Any = shared_memory
+    memory._make_filename = lambda: f"/{begin_of_names}{secrets.token_hex(8)}"
     util.register_after_fork(_follow_parent, _follow_parent)

@@ -335,11 +335,14 @@ Remove when: CpuPlatform.check_and_update_config leaves a start method alone tha
         """
 Symptom: SIGKILL (the OOM killer) to the engine core while it loads: the worker goes on for minutes, and the
   last error is "BrokenPipeError". To a worker: "Engine core initialization failed. See root cause above".
+  SIGTERM to a server that answers leaves two segments in /dev/shm, of 240 and 160 MiB.
 Evidence: a forked worker inherits the pipe by whose end multiprocessing notices that the engine core died;
-  exit statuses are read, and logged only while serving.
+  exit statuses are read, and logged only while serving. kill_process_tree (vllm/utils/system_utils.py) kills
+  Python's resource tracker along with the engine core, and so nobody removes the core's message queues.
 Upstream: not reported as far as known.
 Test: tests/unit/serve/test_serve_death.py, tests/unit/serve/test_serve_cause.py
-Remove when: vLLM names the process that died and the signal at every stage, and its processes die together.
+Remove when: vLLM names the process that died and the signal at every stage, its processes die together, and
+  their shared memory goes with them.
 """,
     ),
     Patch(

@@ -24,6 +24,9 @@ _SHAPES = re.compile(
 )
 """Words of torch's errors about shapes."""
 
+_OF_TENSORS = (AssertionError, AttributeError, KeyError, TypeError, ValueError)
+"""What a loader raises over a tensor that its layer has no place for, or a place of another kind."""
+
 _LAYERS = ("vllm.model_executor.layers.", "vllm.model_executor.kernels.")
 _LONGEST = 400
 
@@ -89,6 +92,7 @@ class LoadProof:
         self.writes = Writes(reads=alone)
         self._cut: list[Given] = []
         self._names: set[str] = set()
+        self._twice: list[str] = []
 
     def build(self, create: Callable[[], nn.Module]) -> nn.Module:
         """Build the model; what its parameters hold before the load is known afterwards."""
@@ -103,6 +107,8 @@ class LoadProof:
         for name, tensor in self.writes.unwatched(iter(weights)):
             self.writes.filled(tensor)
             given = self.writes.given = Given.of(name, tensor)
+            if name in self._names:
+                self._twice.append(name)
             self._names.add(name)
             yield name, tensor
             if given.in_part():
@@ -140,17 +146,25 @@ class LoadProof:
         """
         given, text = self.writes.given, str(error).strip()
         shapes = isinstance(error, RuntimeError | IndexError) and _SHAPES.search(text) is not None
-        if given is None or not (shapes or isinstance(error, AssertionError | ValueError | KeyError)):
+        if given is None or not (shapes or isinstance(error, _OF_TENSORS)):
             return None
-        into, reason = "", f" ({text.splitlines()[0][:200]})" if text else ""
+        into, reason = "", f" ({text.splitlines()[0][:200].rstrip('.')})" if text else ""
         if isinstance(error, KeyError):
             reason = f" (its {type(model).__name__} has no {text[:200]})"
         elif (name := _in_hand(model, error.__traceback__)) is not None:
             into = f" into {tensor_text(name, model.get_parameter(name))}"
-        return change_message([f"vLLM cannot load {tensor_text(given.name, given)}{into}{reason}"])
+        # The shapes of the model are those of its config.json.
+        other = ", so either the tensor or config.json is wrong" if shapes else ""
+        return change_message([f"vLLM cannot load {tensor_text(given.name, given)}{into}{reason}{other}"])
 
     def verdict(self, parameters: Parameters) -> str | None:
         """The line for what is missing or does not fit; it needs no values."""
+        if self._twice:
+            more = f" (and {len(self._twice) - 1} more tensors)" if len(self._twice) > 1 else ""
+            return (
+                f"the checkpoint has {self._twice[0]}{more} twice in what vLLM reads; take the file that "
+                "does not belong there out of the folder, or fetch it again"
+            )
         if gaps := parameters.find():
             return gap_message(gaps, self.drafts_with)
         changes = parameters.changes()

@@ -12,7 +12,7 @@ import signal
 import tempfile
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 
-from gb10.checkpoint.headers import Tensor, read_header
+from gb10.checkpoint.headers import Tensor, read_files
+from gb10.errors import UserError
 from gb10.vllm_plugin.refusal import PREFIX
 
 WAIT = 5.0
@@ -74,12 +75,16 @@ class Headers:
 
     def __init__(self) -> None:
         self.experts = 1
+        self.files: set[str] = set()
+        """Names of the files that vLLM chose."""
 
     def tensors(self, files: Iterable[str], *_: Any, **__: Any) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and an empty tensor of the meta device for each tensor of safetensors ``files``."""
         from safetensors.torch import _TYPES
 
-        listed = [tensor for file in sorted(files) for tensor in read_header(Path(file))]
+        found = read_files(Path(file) for file in sorted(files))
+        self.files = {path.name for path in found}
+        listed = [tensor for tensors in found.values() for tensor in tensors]
         listed, self.experts = _of_first_expert(listed)
         for tensor in listed:
             if tensor.dtype not in _TYPES:
@@ -122,13 +127,23 @@ def _spread(parameters: Any, experts: int) -> None:
                         storage.regions[dataclasses.replace(one, start=one.start + number * step)] = writer
 
 
+def _remarked(text: str | None, folder: Path, read: Collection[str]) -> str | None:
+    """A line on the weights with a remark on files that vLLM did not ``read``, where there are some."""
+    others = sorted(path.name for path in folder.glob("*.safetensors") if path.name not in read)
+    if text is None or not others or not read:
+        return text
+    more = f" and {len(read) - 1} more" if len(read) > 1 else ""
+    return f"{text} (vLLM reads {min(read)}{more} and not {others[0]})"
+
+
 def _load(vllm_config: Any, model_config: Any, load_config: Any, method: str | None) -> str | None:
     """The line for what one model lacks, or None."""
     from vllm.utils.torch_utils import set_default_torch_dtype
 
     from gb10.vllm_plugin.load_proof.proof import LoadProof, unbuilt_message
 
-    if not Path(model_config.model).is_dir():
+    folder = Path(model_config.model)
+    if not folder.is_dir():
         raise CannotTell("vLLM would fetch the weights first")
     headers = Headers()
     loader = _loader(load_config, headers)
@@ -142,12 +157,15 @@ def _load(vllm_config: Any, model_config: Any, load_config: Any, method: str | N
             return unbuilt_message(error)
         try:
             parameters = proof.load(model, lambda: loader.load_weights(model, model_config))
+        except UserError as error:
+            return str(error)
         except Exception as error:
             # What the meta device cannot do says nothing of the checkpoint.
-            return None if "meta" in str(error) else proof.misfit(model, error)
+            text = None if "meta" in str(error) else proof.misfit(model, error)
+            return _remarked(text, folder, headers.files)
     if headers.experts > 1:
         _spread(parameters, headers.experts)
-    return proof.verdict(parameters)
+    return _remarked(proof.verdict(parameters), folder, headers.files)
 
 
 @contextmanager
