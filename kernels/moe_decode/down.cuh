@@ -10,8 +10,8 @@
 
 namespace gb10::moe_decode {
 
-inline constexpr int kDownThreads = 512;             // at most
-inline constexpr int kDownDepth = 2, kDownDeep = 3;  // parts that a warp keeps in flight; with little work
+inline constexpr int kDownThreads = 512;  // at most
+inline constexpr int kDownDepth = 2;      // parts that a warp keeps in flight
 
 inline constexpr int kStageStride = w4a16::token_stride(w4a16::kTileK);  // of one token of one part, in numbers
 
@@ -29,8 +29,8 @@ __host__ __device__ constexpr int down_slot_bytes(int columns) { return static_c
 
 inline int down_limit(Sizes const& s, int columns) { return entry_limit(s.pairs, s.tokens, columns, s.k_tiles, s.shared_k_tiles); }
 
-inline int down_bytes(Arguments const& a, Sizes const& s, int warps, int depth, int columns) {
-  return warps * (depth * down_slot_bytes(columns) + 2 * s.tokens * w4a16::kTileRows * 4) +
+inline int down_bytes(Arguments const& a, Sizes const& s, int warps, int columns) {
+  return warps * (kDownDepth * down_slot_bytes(columns) + 2 * s.tokens * w4a16::kTileRows * 4) +
          lists_bytes(down_limit(s, columns), s.pairs, s.tokens, a.experts);
 }
 
@@ -45,8 +45,8 @@ inline DownPlan down_plan(Sizes const& s, int columns, bool bfloat16) {
   return plan;
 }
 
-// Shared memory: ring[warps][kDepth] of a Slot and its activations; float partial[2][warps][tokens][16]; Lists.
-template <bool kSwizzled, int kDepth>
+// Shared memory: ring[warps][kDownDepth] of a Slot and its activations; float partial[2][warps][tokens][16]; Lists.
+template <bool kSwizzled>
 __global__ void __launch_bounds__(kDownThreads, 1)
     down(__grid_constant__ Arguments const a, __grid_constant__ DownPlan const plan) {
   unsigned char* const shared = ptx::dynamic_shared();
@@ -54,8 +54,8 @@ __global__ void __launch_bounds__(kDownThreads, 1)
   int const warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
   int const pairs = a.tokens * a.topk, sums = a.tokens * w4a16::kTileRows;
   int const columns = 1 << plan.columns_shift, slot_bytes = down_slot_bytes(columns);
-  unsigned char* const ring = shared + warp * kDepth * slot_bytes;
-  float* const partials = reinterpret_cast<float*>(shared + warps * kDepth * slot_bytes);
+  unsigned char* const ring = shared + warp * kDownDepth * slot_bytes;
+  float* const partials = reinterpret_cast<float*>(shared + warps * kDownDepth * slot_bytes);
   Lists const l = lists_at(partials + 2 * warps * sums, plan.limit, pairs, a.experts);
   int const row_tiles = a.w2.rows / w4a16::kTileRows;
 
@@ -165,29 +165,29 @@ __global__ void __launch_bounds__(kDownThreads, 1)
   auto const slot_at = [&](int i) -> Slot& { return *reinterpret_cast<Slot*>(ring + i * slot_bytes); };
 
 #pragma unroll 1
-  for (int d = 0; d < kDepth; ++d) ask(slot_at(d));
+  for (int d = 0; d < kDownDepth; ++d) ask(slot_at(d));
 #pragma unroll 1
   for (int i = lane; i < sums; i += 32) partials[warp * sums + i] = 0.0f;
   __syncwarp();
   ptx::wait_for_previous();
   ptx::release_next();
 #pragma unroll 1
-  for (int d = 0; d < kDepth; ++d) {
+  for (int d = 0; d < kDownDepth; ++d) {
     ask_act(slot_at(d));
     ptx::end_copies();
   }
-  ptx::wait_for_copies<kDepth>();  // the globals of the entries
+  ptx::wait_for_copies<kDownDepth>();  // the globals of the entries
   ptx::barrier_wait(2, blockDim.x);
 
   int partial_set = warp * sums;  // the set of partial sums in use
   int at = 0, current = blockIdx.x;
 #pragma unroll 1
   while (true) {
-    ptx::wait_for_copies<kDepth - 1>();
+    ptx::wait_for_copies<kDownDepth - 1>();
     __syncwarp();
     Slot& slot = slot_at(at);
     unsigned char* const stage = reinterpret_cast<unsigned char*>(&slot) + sizeof(Slot);
-    at = at + 1 == kDepth ? 0 : at + 1;
+    at = at + 1 == kDownDepth ? 0 : at + 1;
     Note const now = slot.note;
     if (now.tile != current) {
       // The last part of these rows is done. A set is filled again two tiles of rows later, past the next barrier, which all

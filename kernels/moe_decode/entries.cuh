@@ -139,78 +139,17 @@ __device__ __forceinline__ void make_entry(Entry& e, Side const& side, Matrix co
   ptx::copy4(&e.globals[1], globals + m.global_columns - 1, true);
 }
 
-// Few enough pairs for one warp, a pair to a lane: list_few.
-__device__ __forceinline__ bool are_few(Arguments const& a) { return a.tokens * a.topk <= 32; }
-
 __device__ __forceinline__ void clear_lists(Arguments const& a, Lists const& l, int limit, int thread, int threads) {
 #pragma unroll 1
-  for (int i = thread; i < a.experts && !are_few(a); i += threads) l.table[i] = 0;
+  for (int i = thread; i < a.experts; i += threads) l.table[i] = 0;
 #pragma unroll 1
   for (int i = thread; i < limit * kColumns; i += threads) l.items[i] = 0;
 }
 
-// The sum of the lanes below of how many entries an expert has: with one column there is one token.
-__device__ __forceinline__ int entries_below(int mine, std::uint32_t below) {
-  static_assert(kMaxTokens / 2 < 16);
-  int sum = 0;
-#pragma unroll
-  for (int bit = 0; bit < 4; ++bit) sum += __popc(__ballot_sync(~0u, mine >> bit & 1) & below) << bit;
-  return sum;
-}
-
-// One warp's way to what group_many makes, in the same order, without a meeting of the block.
-template <bool kWeights>
-__device__ __forceinline__ int list_few(Arguments const& a, Side const& side, Lists const& l, int lane) {
-  bool const slot = lane < a.tokens * a.topk;
-  moe::RawId raw{-1, 0};
-  float weight = 0.0f;
-  if (slot) {
-    raw = moe::raw_id(a, lane);
-    if (kWeights && !a.router_weight_on_input) weight = ptx::load_relaxed(a.weights + lane);
-  }
-  int const columns = 1 << side.shift, token = lane / a.topk, first_pair = token * a.topk;
-  // Pairs: those before this; those of its token.
-  std::uint32_t const below = (1u << lane) - 1, own = ((2u << (a.topk - 1)) - 1) << first_pair;
-  int const expert = moe::local_expert(a, raw);
-  std::uint32_t const same = __match_any_sync(~0u, expert);
-  bool const head = expert >= 0 && (same & below) == 0, first = expert >= 0 && (same & below & own) == 0;
-  std::uint32_t const members = same & __ballot_sync(~0u, first);
-  int const count = __popc(members), mine = head ? (count + columns - 1) >> side.shift : 0;
-  int const u = entries_below(mine, below), routed = __reduce_add_sync(~0u, mine);
-  int const entry = __shfl_sync(~0u, u, __ffs(same) - 1);
-  if (head) {
-#pragma unroll 1
-    for (int i = 0; i < mine; ++i) {
-      l.entries[u + i].width = expert;
-      l.entries[u + i].columns = min(columns, count - i * columns);
-    }
-  }
-  if (first) {
-    int const rank = __popc(members & below);
-    l.items[(entry + (rank >> side.shift)) * kColumns + (rank & (columns - 1))] = make_item(lane, token, side.x_step);
-  }
-  if (slot) {
-    l.same[lane] = (same & own) >> first_pair;
-    if (kWeights) l.weight[lane] = weight;
-  }
-  if (kWeights) {
-    __syncwarp();
-    float sum = a.router_weight_on_input ? 1.0f : 0.0f;
-#pragma unroll 1
-    for (std::uint32_t rest = first && !a.router_weight_on_input ? same & own : 0; rest; rest &= rest - 1) {
-      sum += l.weight[__ffs(rest) - 1];
-    }
-    __syncwarp();
-    if (first) l.weight[lane] = sum;
-  }
-  if (lane == 0) l.counts[0] = routed;
-  __syncwarp();
-  return routed;
-}
-
-// Fills the lists up to what group_pairs does for every entry, and gives the number of routed ones.
-template <bool kWeights>
-__device__ __forceinline__ int group_many(Arguments const& a, Side const& side, Lists const& l, int thread, int threads) {
+// Groups the pairs by expert and gives the number of entries. The whole block together, after clear_lists and a barrier. The
+// globals of the entries are copied without waiting. Its loops are not unrolled: code that runs once costs its way from memory.
+template <bool kSwizzled, bool kWeights>
+__device__ __forceinline__ int group_pairs(Arguments const& a, Side const& side, Lists const& l, int thread, int threads) {
   int const warp = thread / 32, warps = threads / 32, lane = thread % 32;
   int const columns = 1 << side.shift;
   std::uint32_t const below = (1u << lane) - 1;
@@ -269,7 +208,12 @@ __device__ __forceinline__ int group_many(Arguments const& a, Side const& side, 
     int const expert = head ? l.expert[token * a.topk + lane] : 0;
     std::uint32_t const tokens = head ? l.table[expert] : 0;
     int const count = __popc(tokens), mine = (count + columns - 1) >> side.shift;
-    u += entries_below(mine, below);
+    // Sum of the entries of the lanes below.
+#pragma unroll 1
+    for (std::uint32_t rest = l.heads[token]; rest; rest &= rest - 1) {
+      int const from = __ffs(rest) - 1, theirs = __shfl_sync(~0u, mine, from);
+      if (from < lane) u += theirs;
+    }
     if (head) {
       l.table[expert] = tokens | static_cast<std::uint32_t>(u) << 16;
 #pragma unroll 1
@@ -280,6 +224,8 @@ __device__ __forceinline__ int group_many(Arguments const& a, Side const& side, 
     }
   }
   __syncthreads();
+  int const groups = (a.tokens + columns - 1) >> side.shift;
+  int const entries = routed + (side.shared_tiles > 0 ? groups * divide_up(side.shared_tiles, side.tiles) : 0);
 #pragma unroll 1
   for (int token = warp; token < a.tokens; token += warps) {
     int const pair = token * a.topk + lane;
@@ -291,26 +237,8 @@ __device__ __forceinline__ int group_many(Arguments const& a, Side const& side, 
       l.items[place] = make_item(pair, token, side.x_step);
     }
   }
-  return routed;
-}
-
-// Groups the pairs by expert and gives the number of entries. The whole block together, after clear_lists and a barrier. The
-// globals of the entries are copied without waiting. Its loops are not unrolled: code that runs once costs its way from memory.
-template <bool kSwizzled, bool kWeights>
-__device__ __forceinline__ int group_pairs(Arguments const& a, Side const& side, Lists const& l, int thread, int threads) {
-  bool const few = are_few(a);
-  int routed = 0, maker = thread, makers = threads;  // who makes entries
-  if (!few) {
-    routed = group_many<kWeights>(a, side, l, thread, threads);
-  } else if (thread < 32) {
-    routed = list_few<kWeights>(a, side, l, thread);
-    makers = 32;
-  }
-  int const columns = 1 << side.shift, groups = (a.tokens + columns - 1) >> side.shift;
-  int const shared_entries = side.shared_tiles > 0 ? groups * divide_up(side.shared_tiles, side.tiles) : 0;
-  int const entries = few && thread >= 32 ? 0 : routed + shared_entries;
 #pragma unroll 1
-  for (int u = maker; u < entries; u += makers) {
+  for (int u = thread; u < entries; u += threads) {
     bool const is_shared = u >= routed;
     int const part = is_shared ? (u - routed) / groups : 0, group = u - routed - part * groups;
     Entry& e = l.entries[u];
@@ -328,7 +256,7 @@ __device__ __forceinline__ int group_pairs(Arguments const& a, Side const& side,
     }
   }
   __syncthreads();
-  return (few ? l.counts[0] : routed) + shared_entries;
+  return entries;
 }
 
 }  // namespace gb10::moe_decode

@@ -34,25 +34,20 @@ cudaError_t launch_down(Arguments const& a, Sizes const& s, Device const& device
   // At least two parts to a warp.
   int const items = s.pairs * s.k_tiles + divide_up(s.tokens, columns) * s.shared_k_tiles;
   int const most = items < 4 * kDownThreads / 32 ? std::clamp(divide_up(items, 2), 1, 8) : kDownThreads / 32;
-  // All of a warp's parts in flight, where that takes but one more.
-  bool const deep = divide_up(items, most) == kDownDeep &&
-                    down_bytes(a, s, most, kDownDeep, columns) <= static_cast<int>(device.block_shared_bytes);
-  int const depth = deep ? kDownDeep : kDownDepth;
-  int const warps = fitting(most, device, [&](int warps) { return down_bytes(a, s, warps, depth, columns); });
-  int const bytes = down_bytes(a, s, warps, depth, columns);
-  auto* const kernel = deep ? down<kSwizzled, kDownDeep> : down<kSwizzled, kDownDepth>;
-  cudaError_t status = allow_shared(kernel, device, cudaSharedmemCarveoutMaxShared);
+  int const warps = fitting(most, device, [&](int warps) { return down_bytes(a, s, warps, columns); });
+  int const bytes = down_bytes(a, s, warps, columns);
   int per_sm = 0;
-  if (status == cudaSuccess) status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, kernel, 32 * warps, bytes);
+  cudaError_t const status = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_sm, down<kSwizzled>, 32 * warps, bytes);
   if (status != cudaSuccess) return status;
   int const blocks = std::min(a.w2.rows / w4a16::kTileRows, device.sms * std::max(per_sm, 1));
-  return launch_dependent(kernel, dim3(blocks), dim3(32 * warps), bytes, stream, a, down_plan(s, columns, bfloat16));
+  return launch_dependent(down<kSwizzled>, dim3(blocks), dim3(32 * warps), bytes, stream, a, down_plan(s, columns, bfloat16));
 }
 
 template <bool kSwizzled>
 cudaError_t launch_tokens(Arguments const& a, Device const& device, bool bfloat16, cudaStream_t stream) {
   // One split of L1 for both kernels (and moe_router's): with different ones they could not share an SM.
   cudaError_t status = allow_shared(gate_up<kSwizzled>, device, cudaSharedmemCarveoutMaxShared);
+  if (status == cudaSuccess) status = allow_shared(down<kSwizzled>, device, cudaSharedmemCarveoutMaxShared);
   Sizes const s = sizes_of(a);
   if (status == cudaSuccess) status = launch_gate_up<kSwizzled>(a, s, device, bfloat16, stream);
   if (status == cudaSuccess) status = launch_down<kSwizzled>(a, s, device, bfloat16, stream);

@@ -24,12 +24,11 @@ double error(Case const& c) {
     int const columns = c.columns;
     DownPlan const second_plan = down_plan(sizes, columns, bfloat16);
     auto const first = c.swizzled ? gate_up<true> : gate_up<false>;
-    auto const second = c.deep ? (c.swizzled ? down<true, kDownDeep> : down<false, kDownDeep>)
-                               : (c.swizzled ? down<true, kDownDepth> : down<false, kDownDepth>);
+    auto const second = c.swizzled ? down<true> : down<false>;
     unsigned const threads = 32 * c.warps;
     host::run({unsigned(c.blocks), 1, 1}, {threads, 1, 1}, gate_up_bytes(a, sizes, c.warps), [&] { first(a, first_plan); });
     host::run({unsigned(std::min(c.blocks, c.hidden / 16)), 1, 1}, {threads, 1, 1},
-              down_bytes(a, sizes, c.warps, c.deep ? kDownDeep : kDownDepth, columns), [&] { second(a, second_plan); });
+              down_bytes(a, sizes, c.warps, columns), [&] { second(a, second_plan); });
   });
 }
 
@@ -61,9 +60,6 @@ int main() {
   both("equal ids", {.tokens = 16, .topk = 2, .experts = 2, .hidden = 128, .intermediate = 64, .shared = 64, .kind = Ids::kAllEqual});
   both("equal ids, weight on input",
        {.tokens = 2, .topk = 3, .experts = 2, .hidden = 128, .intermediate = 64, .shared = 0, .kind = Ids::kAllEqual, .on_input = true});
-  both("deep", {.tokens = 1, .topk = 5, .experts = 6, .hidden = 128, .intermediate = 576, .shared = 64, .kind = Ids::kDistinct, .deep = true});
-  both("deep, swizzled",
-       {.tokens = 3, .topk = 2, .experts = 3, .hidden = 64, .intermediate = 320, .shared = 64, .swizzled = true, .deep = true});
   both("no ids", {.tokens = 2, .topk = 3, .experts = 2, .hidden = 64, .intermediate = 64, .shared = 0, .kind = Ids::kNone});
   both("no ids, shared", {.tokens = 9, .topk = 3, .experts = 2, .hidden = 64, .intermediate = 64, .shared = 128, .kind = Ids::kNone});
   both("few columns", {.tokens = 11, .topk = 4, .experts = 3, .hidden = 128, .intermediate = 64, .shared = 64, .columns = 4});

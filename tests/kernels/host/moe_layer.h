@@ -63,7 +63,6 @@ struct Case {
   bool gated = true, interleaved = false;
   float limit = INFINITY, alpha = 1, beta = 0;
   int warps = 2, columns = 2, blocks = 3;  // of moe_decode
-  bool deep = false;  // of moe_decode: down keeps more parts in flight
   int infinite = -1;  // a token with an infinity in x: it alone has no finite result
 };
 
