@@ -29,9 +29,9 @@ OPEN = math.log(0.75)
 """A token likelier than this was no near-tie."""
 
 NEAR = {"keep": 0.08, "fp8": 0.25, "nvfp4": 0.55}
-"""Mean difference of a prompt token's log probability, by the format of the dense side and the head: half as much
-again as on an H200 (0.053, 0.164, 0.368). The prompts are noise, which no model is sure of; what the formats cost on
-text is `gb10_lab quality-served`."""
+"""Mean difference of a prompt token's log probability, by the format of the dense side and the head: half
+as much again as on an H200 (0.053, 0.164, 0.368). The prompts are noise, which no model is sure of; what the
+formats cost on text is `gb10_lab quality-served`."""
 
 NEW = 24
 ONE_BY_ONE: dict[str, Any] = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}
