@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import write_safetensors
 
 from gb10.checkpoint.folder import inspect
 from gb10.checkpoint.headers import Tensor, read_header
@@ -127,7 +126,8 @@ def test_a_tensor_in_two_files_that_vllm_reads(make_checkpoint: Make) -> None:
     """vLLM would take the one of the file that it reads last, without a word."""
     head = {"lm_head.weight": ("BF16", (8, 64))}
     folder = make_checkpoint()
-    write_safetensors(folder / "stray.safetensors", {**head, "a": ("F32", ())})
+    stray = make_checkpoint("stray", tensors={**head, "a": ("F32", ())})
+    (stray / "model.safetensors").rename(folder / "stray.safetensors")
     both = (
         r"has lm_head.weight in two files, model.safetensors and stray.safetensors, and vLLM reads both; take"
     )
@@ -144,7 +144,8 @@ def test_a_tensor_in_two_files_that_vllm_reads(make_checkpoint: Make) -> None:
 def test_files_in_mistrals_own_format_are_read_alone(make_checkpoint: Make) -> None:
     """Repositories of Mistral's have their weights in both formats."""
     folder = with_index(make_checkpoint(), {"lm_head.weight": "model.safetensors"})
-    write_safetensors(folder / "consolidated.safetensors", {"output.weight": ("BF16", (8, 64))})
+    mistral = make_checkpoint("mistral", tensors={"output.weight": ("BF16", (8, 64))})
+    (mistral / "model.safetensors").rename(folder / "consolidated.safetensors")
 
     def names(load_format: str | None) -> list[str]:
         return [tensor.name for tensor in inspect(folder, "m", load_format=load_format).tensors]
