@@ -31,9 +31,7 @@ struct alignas(16) Tile {
   int expert, first, count, unused;
 };
 
-__host__ __device__ constexpr int group_bytes(int experts, int threads) {
-  return 8 * threads + (4 * experts + 15) / 16 * 16;
-}
+__host__ __device__ constexpr int group_bytes(int experts, int threads) { return 8 * threads + (4 * experts + 15) / 16 * 16; }
 
 // body(pair, local expert) for every pair that has one; the threads of a block share them.
 template <typename Body>
@@ -74,7 +72,8 @@ __global__ void __launch_bounds__(kGroupThreads) group(__grid_constant__ Argumen
   for_pairs(a, p.pairs, [&](int, int expert) { atomicAdd(counts + expert, 1); });
   __syncthreads();
   // Pairs and tiles before each thread's experts: pairs in the lower half of a number, tiles in the upper.
-  int const share = (a.experts + threads - 1) / threads, begin = min(thread * share, a.experts), end = min(begin + share, a.experts);
+  int const share = (a.experts + threads - 1) / threads, begin = min(thread * share, a.experts),
+            end = min(begin + share, a.experts);
   int const size = p.tile;
   auto const size_of = [size](int count) {
     return static_cast<std::uint64_t>((count + size - 1) / size) << 32 | static_cast<std::uint32_t>(count);

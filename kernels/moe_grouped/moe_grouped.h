@@ -29,10 +29,12 @@ namespace gb10::moe_grouped {
 
 // The most tokens of a tile. Small ones have registers for more blocks at once, and few tokens an expert need no large ones.
 inline constexpr int kSmallTile = 16, kLargeTile = 64;
-constexpr int tile_tokens(std::int64_t pairs, std::int64_t experts) { return pairs <= kSmallTile * experts ? kSmallTile : kLargeTile; }
+constexpr int tile_tokens(std::int64_t pairs, std::int64_t experts) {
+  return pairs <= kSmallTile * experts ? kSmallTile : kLargeTile;
+}
 
 inline constexpr int kMaxExperts = 8192;
-inline constexpr int kMaxWidth = 32768;  // of hidden and intermediate
+inline constexpr int kMaxWidth = 32768;   // of hidden and intermediate
 inline constexpr int kMaxTokens = 32768;  // 32 bits hold a pair, and a row of parts
 
 struct Arguments : moe::Layer {
@@ -41,7 +43,8 @@ struct Arguments : moe::Layer {
 
 // Where the parts of the workspace begin, in bytes.
 struct Workspace {
-  std::int64_t tiles;  // int4 [tile_limit + 1]: {expert or -1 for the shared one, first, count, 0}; the last one's `first`: how many
+  std::int64_t
+      tiles;  // int4 [tile_limit + 1]: {expert or -1 for the shared one, first, count, 0}; the last one's `first`: how many
   std::int64_t pairs;  // int32 [tokens * topk]: by expert
   std::int64_t act;    // [tokens * topk, intermediate], then [tokens, shared intermediate]; as pairs
   std::int64_t parts;  // [tokens * topk, hidden], by pair, then [tokens, hidden]; before `down`: x [tokens, hidden]

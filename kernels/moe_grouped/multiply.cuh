@@ -264,7 +264,8 @@ __device__ __forceinline__ void multiply_tile(Arguments const& a, Task<T> const&
     uint4 result{word_of_floats<T>(v[0], v[1]), word_of_floats<T>(v[2], v[3]), word_of_floats<T>(v[4], v[5]),
                  word_of_floats<T>(v[6], v[7])};
     if constexpr (!kDown) result = in_order<T>(result);
-    *reinterpret_cast<uint4*>(task.out + static_cast<std::int64_t>(tokens.target[token]) * task.out_rows + task.first + row) = result;
+    *reinterpret_cast<uint4*>(task.out + static_cast<std::int64_t>(tokens.target[token]) * task.out_rows + task.first + row) =
+        result;
   }
 }
 

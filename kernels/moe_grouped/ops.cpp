@@ -12,8 +12,8 @@ constexpr char kOp[] = "moe_grouped";
 
 void run(MoeTensors const& tensors, MoeNumbers const& numbers) {
   grouped::Arguments a{};
-  static_cast<gb10::moe::Layer&>(a) = check_layer(
-      kOp, tensors, numbers, {grouped::kMaxTokens, grouped::kMaxWidth, grouped::kMaxExperts}, grouped::workspace_bytes);
+  static_cast<gb10::moe::Layer&>(a) =
+      check_layer(kOp, tensors, numbers, {grouped::kMaxTokens, grouped::kMaxWidth, grouped::kMaxExperts}, grouped::workspace_bytes);
   a.workspace = tensors.workspace.data_ptr();
   OnDeviceOf const device(kOp, tensors.x);
   device.check(grouped::launch(a, number_of(tensors.x), numbers.swizzled, device.stream()));

@@ -19,7 +19,7 @@ struct Problem {
   std::uint8_t const* scales;  // [rows, k / 16], linear or swizzled
   float const* factors;        // [factor_rows], or nullptr
   void* out;                   // [rows, k]
-  int rows, k, factor_rows;  // factor_rows: rows, or 1
+  int rows, k, factor_rows;    // factor_rows: rows, or 1
 };
 
 cudaError_t launch(Problem const& problem, Number number, bool swizzled, cudaStream_t stream);

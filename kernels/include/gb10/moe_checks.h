@@ -21,8 +21,9 @@ struct MoeNumbers {
 };
 
 // A stack of matrices with their scales; `name` is w13, w2, shared_w13 or shared_w2. stacked: [count, rows, k / 2], else [rows, k / 2].
-inline moe::Matrix matrix_of(char const* op, std::string const& name, Tensor const& codes, Tensor const& scales, Tensor const& globals,
-                         std::int64_t count, std::int64_t rows, std::int64_t k, bool stacked, bool swizzled, bool two_globals) {
+inline moe::Matrix matrix_of(char const* op, std::string const& name, Tensor const& codes, Tensor const& scales,
+                             Tensor const& globals, std::int64_t count, std::int64_t rows, std::int64_t k, bool stacked,
+                             bool swizzled, bool two_globals) {
   std::string const scales_name = name + "_scales", globals_name = name + "_global";
   std::int64_t const scale_rows = swizzled ? round_up(rows, 128) : rows;
   if (stacked) {
@@ -104,7 +105,8 @@ moe::Layer check_layer(char const* op, MoeTensors const& t, MoeNumbers const& n,
   require(experts >= 1 && experts <= limits.experts, op,
           "w2 holds " + std::to_string(experts) + " experts; it must hold 1 to " + std::to_string(limits.experts));
   std::int64_t const gate_up = named.gated ? 2 : 1;
-  a.w13 = matrix_of(op, "w13", t.w13, t.w13_scales, t.w13_global, experts, gate_up * intermediate, hidden, true, n.swizzled, named.gated);
+  a.w13 = matrix_of(op, "w13", t.w13, t.w13_scales, t.w13_global, experts, gate_up * intermediate, hidden, true, n.swizzled,
+                    named.gated);
   a.w2 = matrix_of(op, "w2", t.w2, t.w2_scales, t.w2_global, experts, hidden, intermediate, true, n.swizzled, false);
   std::int64_t shared_intermediate = 0;
   if (has_shared) {
@@ -141,18 +143,18 @@ moe::Layer check_layer(char const* op, MoeTensors const& t, MoeNumbers const& n,
 }
 
 // An operator of such a layer, as it is registered: GB10_OPERATOR(name, "name" GB10_MOE_SCHEMA, moe_operator<run>).
-#define GB10_MOE_SCHEMA                                                                                                        \
-  "(Tensor x, Tensor w13, Tensor w13_scales, Tensor w13_global, Tensor w2, Tensor w2_scales, Tensor w2_global, "               \
-  "Tensor topk_ids, Tensor topk_weights, Tensor? expert_map, Tensor? shared_w13, Tensor? shared_w13_scales, "                  \
-  "Tensor? shared_w13_global, Tensor? shared_w2, Tensor? shared_w2_scales, Tensor? shared_w2_global, "                         \
-  "Tensor? shared_multiplier, str activation, float limit, float alpha, float beta, bool up_first, bool swizzled, "            \
+#define GB10_MOE_SCHEMA                                                                                             \
+  "(Tensor x, Tensor w13, Tensor w13_scales, Tensor w13_global, Tensor w2, Tensor w2_scales, Tensor w2_global, "    \
+  "Tensor topk_ids, Tensor topk_weights, Tensor? expert_map, Tensor? shared_w13, Tensor? shared_w13_scales, "       \
+  "Tensor? shared_w13_global, Tensor? shared_w2, Tensor? shared_w2_scales, Tensor? shared_w2_global, "              \
+  "Tensor? shared_multiplier, str activation, float limit, float alpha, float beta, bool up_first, bool swizzled, " \
   "bool router_weight_on_input, Tensor(a!) workspace, Tensor(b!) out) -> ()"
 
 template <void (*kRun)(MoeTensors const&, MoeNumbers const&)>
 void moe_operator(Tensor x, Tensor w13, Tensor w13_scales, Tensor w13_global, Tensor w2, Tensor w2_scales, Tensor w2_global,
                   Tensor topk_ids, Tensor topk_weights, std::optional<Tensor> expert_map, std::optional<Tensor> shared_w13,
-                  std::optional<Tensor> shared_w13_scales, std::optional<Tensor> shared_w13_global,
-                  std::optional<Tensor> shared_w2, std::optional<Tensor> shared_w2_scales, std::optional<Tensor> shared_w2_global,
+                  std::optional<Tensor> shared_w13_scales, std::optional<Tensor> shared_w13_global, std::optional<Tensor> shared_w2,
+                  std::optional<Tensor> shared_w2_scales, std::optional<Tensor> shared_w2_global,
                   std::optional<Tensor> shared_multiplier, std::string activation, double limit, double alpha, double beta,
                   bool up_first, bool swizzled, bool router_weight_on_input, Tensor workspace, Tensor out) {
   kRun({x, w13, w13_scales, w13_global, w2, w2_scales, w2_global, topk_ids, topk_weights, expert_map, shared_w13, shared_w13_scales,
