@@ -183,6 +183,28 @@ def test_products_of_dequantised_pieces(swizzled: bool, own: bool, monkeypatch: 
     assert close(out, x.float() @ exact.T + bias.float())
 
 
+@pytest.mark.parametrize("dtype", [BF16, torch.float16])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_remembered_scale_is_for_the_product(
+    biased: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 the values are exact then. What that brings on a GPU is in tests/gpu."""
+    held = nvfp4.quantize(torch.randn(ROWS, COLUMNS))
+    x, bias = torch.randn(70, COLUMNS).to(dtype), torch.randn(ROWS).to(dtype) if biased else None
+    factor, values = held.global_scale.reshape(1), dequant.values
+    seen: list[Any] = []
+
+    def watched(codes: Any, scales: Any, factors: Any, *rest: Any) -> torch.Tensor:
+        seen.append(factors)
+        return values(codes, scales, factors, *rest)
+
+    dequant.remember(factor)
+    monkeypatch.setattr(dequant, "values", watched)
+    out = dequant.product(x, held.packed, held.block_scales, factor, bias)
+    assert seen == [None if dtype is BF16 else factor]
+    assert close(out, x.float() @ nvfp4.dequantize(*held).T + (0 if bias is None else bias.float()))
+
+
 def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours unless the user asks for another, or for results that do not depend on the number of tokens."""
     monkeypatch.setattr(vllm_kernels.CutlassNvFp4LinearKernel, "is_supported", lambda *_: (True, None))

@@ -159,6 +159,7 @@ class NativeLinearKernel(NvFp4LinearKernel):  # type: ignore[misc]
         replace_parameter(
             layer, "weight_global_scale", layer.weight_global_scale.data.to(torch.float32).reshape(1)
         )
+        dequant.remember(layer.weight_global_scale)
         layer.gb10_native = Native(
             layer.weight.data, layer.weight_scale.data, layer.weight_global_scale.data, False
         )
