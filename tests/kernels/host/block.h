@@ -88,6 +88,7 @@ inline void meet_warp() { meet_in_cluster(-1 - warp(), 32); }
 // The barrier of a cluster in its two parts. A thread that arrives twice without waiting is wrong.
 inline constexpr int kClusterBarrier = 1 << 30;
 inline std::map<int, long> cluster_rounds;  // that a thread has arrived for, by thread
+inline bool rests = false;                  // after an arrival another warp's turn comes: this one may fall far behind
 inline void arrive_at_cluster() {
   Barrier& barrier = barriers[kClusterBarrier];
   if (!cluster_rounds.emplace(current->number, barrier.round).second) {
@@ -99,6 +100,8 @@ inline void arrive_at_cluster() {
     barrier.arrived = 0;
     ++barrier.round;
   }
+  rests = true;
+  yield();
 }
 inline void wait_for_cluster() {
   auto const mine = cluster_rounds.find(current->number);
@@ -188,7 +191,8 @@ inline void run_cluster(Index first, unsigned blocks, std::size_t shared_bytes) 
   for (int idle = 0; idle < static_cast<int>(500 * blocks);) {
     std::size_t const first_lane = dice() % warps * 32;
     long before = steps - 1, began = steps;
-    while (steps != before) {
+    rests = false;
+    while (steps != before && !rests) {
       before = steps;
       for (std::size_t i = first_lane; i < first_lane + 32; ++i) {
         if (fibers[i]->done) continue;
