@@ -252,8 +252,9 @@ def test_the_command_refuses_what_is_no_file_of_weights(
     (tmp_path / "junk").write_bytes(b"junk")
     assert main(["sparse24", str(tmp_path / "junk")]) == 2
     assert main(["sparse24", str(tmp_path / "missing")]) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 2 and all("cannot be read as safetensors" in line for line in errors)
+    junk, missing = capsys.readouterr().err.splitlines()
+    assert "junk cannot be read as safetensors" in junk
+    assert "missing cannot be read: No such file or directory" in missing
 
 
 # The operator.

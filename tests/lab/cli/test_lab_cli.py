@@ -19,6 +19,7 @@ def test_help_lists_the_commands_and_imports_none() -> None:
         "kernel-bench",
         "kernel-bits",
         "kernel-smoke",
+        "kernel-prefill",
         "engine-bench",
         "quality-served",
         "engine-compare",
