@@ -11,8 +11,8 @@ from reference import cpu_operators
 
 from gb10 import fp8, nvfp4
 from gb10.errors import UserError
-from gb10.vllm_plugin.cuda import dispatch
-from gb10.vllm_plugin.cuda.requant import convert, names, operators, report
+from gb10.vllm_plugin.cuda import dequant, dispatch
+from gb10.vllm_plugin.cuda.requant import convert, names, report
 from gb10.vllm_plugin.cuda.requant.dense import Dense, Fp8Dense, NvFp4Dense, Plain
 from gb10.vllm_plugin.cuda.settings import Format
 from gb10.vllm_plugin.refusal import Refused
@@ -55,12 +55,12 @@ def test_products_at_every_number_of_tokens(
     kind: str, tokens: int, stand_ins: cpu_operators.Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of the dequantised matrix come in pieces that do not divide it."""
-    monkeypatch.setattr(operators, "_SCRATCH", 2 * 128 * 17)
-    weight, bias = random_weight(80, 128), torch.randn(80).to(BF16)
+    monkeypatch.setattr(dequant, "SCRATCH", 2 * 128 * 130)
+    weight, bias = random_weight(300, 128), torch.randn(300).to(BF16)
     made = Dense.of(weight, kind, "layer.qkv_proj")
     x = torch.randn(tokens, 128).to(BF16)
     out = made.forward(x, bias)
-    assert out.shape == (tokens, 80)
+    assert out.shape == (tokens, 300)
     assert out.dtype == BF16
     if tokens == 0:
         return
@@ -422,7 +422,6 @@ assert (values - vocabulary[64:].float()).norm() < 0.09 * vocabulary[64:].float(
 def test_made_up_weights_are_converted() -> None:
     """--load-format dummy: nothing is loaded, and the layers have numbers."""
     layers("""
-from gb10.vllm_plugin.cuda.requant import state
 from vllm.config.load import LoadConfig
 from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
 
@@ -431,7 +430,7 @@ made.qkv = QKVParallelLinear(
     H, 64, 4, 2, bias=False, quant_config=quant, prefix="model.layers.0.self_attn.qkv_proj"
 )
 made.head = ParallelLMHead(1000, H, prefix="lm_head")
-state.dummy = True
+config.load_config.load_format = "dummy"
 DummyModelLoader(LoadConfig(load_format="dummy")).load_weights(made, model)
 assert made.qkv.weight.dtype == torch.float8_e4m3fn and made.head.weight.dtype == torch.uint8
 out, _ = made.qkv(torch.randn(3, H))

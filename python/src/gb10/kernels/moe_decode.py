@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
 
@@ -88,20 +88,29 @@ class Options(TypedDict, total=False):
     router_weight_on_input: bool
 
 
-def option_arguments(options: Options) -> tuple[Any, ...]:
+def option_arguments(
+    *,
+    expert_map: torch.Tensor | None = None,
+    shared: SharedExpert | None = None,
+    activation: str = "silu",
+    limit: float | None = None,
+    alpha: float | None = None,
+    beta: float | None = None,
+    up_first: bool = False,
+    swizzled: bool = False,
+    router_weight_on_input: bool = False,
+) -> tuple[Any, ...]:
     """The arguments from ``expert_map`` to ``router_weight_on_input`` of moe_decode and moe_grouped.
 
     Raises UserError as ``activation_numbers`` does.
     """
-    shared = options.get("shared")
-    activation = options.get("activation", "silu")
     activation = _ALIASES.get(activation, activation)
     return (
-        options.get("expert_map"),
+        expert_map,
         *((None,) * 7 if shared is None else shared),
         activation,
-        *activation_numbers(activation, options.get("limit"), options.get("alpha"), options.get("beta")),
-        *(options.get(name, False) for name in ("up_first", "swizzled", "router_weight_on_input")),
+        *activation_numbers(activation, limit, alpha, beta),
+        *(up_first, swizzled, router_weight_on_input),
     )
 
 
@@ -125,17 +134,9 @@ def moe_decode(
     topk_ids: torch.Tensor,
     topk_weights: torch.Tensor,
     *,
-    expert_map: torch.Tensor | None = None,
-    shared: SharedExpert | None = None,
-    activation: str = "silu",
-    limit: float | None = None,
-    alpha: float | None = None,
-    beta: float | None = None,
-    up_first: bool = False,
-    swizzled: bool = False,
-    router_weight_on_input: bool = False,
     workspace: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
+    **options: Unpack[Options],
 ) -> torch.Tensor:
     """Give ``y[m] = sum over slots s of topk_weights[m, s] * w2[e] . act(w13[e] . x[m])`` with
     ``e = topk_ids[m, s]``, plus the shared expert's output times its multiplier.
@@ -166,23 +167,15 @@ def moe_decode(
     synchronise once before the first call. Bad arguments give RuntimeError, which names the argument.
     """
     load()
-    options = Options(
-        expert_map=expert_map,
-        shared=shared,
-        activation=activation,
-        limit=limit,
-        alpha=alpha,
-        beta=beta,
-        up_first=up_first,
-        swizzled=swizzled,
-        router_weight_on_input=router_weight_on_input,
-    )
     if out is None:
         out = torch.empty_like(x)
     if workspace is None:
+        shared = options.get("shared")
         shared_intermediate = 0 if shared is None else 2 * shared.w2.shape[-1]
         size = workspace_bytes(x.shape[0], topk_ids.shape[-1], 2 * w2.shape[-1], shared_intermediate)
         workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
     weights = (w13, w13_scales, w13_global, w2, w2_scales, w2_global)
-    torch.ops.gb10.moe_decode(x, *weights, topk_ids, topk_weights, *option_arguments(options), workspace, out)
+    torch.ops.gb10.moe_decode(
+        x, *weights, topk_ids, topk_weights, *option_arguments(**options), workspace, out
+    )
     return out

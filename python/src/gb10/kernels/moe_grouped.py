@@ -65,6 +65,6 @@ def moe_grouped(
         workspace = torch.empty(size, dtype=torch.uint8, device=x.device)
     weights = (w13, w13_scales, w13_global, w2, w2_scales, w2_global)
     torch.ops.gb10.moe_grouped(
-        x, *weights, topk_ids, topk_weights, *option_arguments(options), workspace, out
+        x, *weights, topk_ids, topk_weights, *option_arguments(**options), workspace, out
     )
     return out

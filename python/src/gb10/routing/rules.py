@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from gb10.vllm_plugin.cpu.mode import ENV_NAME, Mode
+from gb10.vllm_plugin.cuda import settings
 from gb10.vllm_plugin.cuda.settings import Format, Part
 
 Capability = tuple[int, int]
@@ -216,14 +217,11 @@ OUR_ROUTER, OUR_GDN = When(cpu=False, part=Part.ROUTER), When(cpu=False, part=Pa
 DENSE_FP8, DENSE_NVFP4 = (When(cpu=False, dense=made) for made in (Format.FP8, Format.NVFP4))
 HEAD_FP8, HEAD_NVFP4 = (When(cpu=False, head=made) for made in (Format.FP8, Format.NVFP4))
 
-DECODE: Batch = (1, 16)
-"""Tokens that a launch of our kernels for decode takes."""
-
-PIECES: Batch = (1, 64)
-"""Tokens up to which a linear layer is several such launches."""
+DECODE: Batch = (1, settings.DECODE)
+PIECES: Batch = (1, settings.PIECES)
 
 _OUR_W4A16 = "W4A16 at the speed of memory"
-_OUR_PIECES = f"{_OUR_W4A16}; above 16 tokens in parts"
+_OUR_PIECES = f"{_OUR_W4A16}; above {settings.DECODE} tokens in parts"
 _OUR_W4A4 = "W4A4 on FP4 tensor cores, from the same weights"
 _OUR_DEQUANT = "W4A16: decoded to {label} once a call, then cuBLAS"
 _OUR_W8A16 = "W8A16 at the speed of memory; 16 bit in the checkpoint"

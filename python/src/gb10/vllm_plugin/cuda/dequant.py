@@ -4,6 +4,8 @@ The values that are multiplied have the bits of `gb10.nvfp4.dequantize`. What is
 from torch's allocator: in vLLM's profile it counts as activations, and CUDA graphs keep it in their pool.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -64,17 +66,28 @@ def product(
     else the values are too. (In float16 values without it might be too large for what cuBLAS sums up.)
     """
     number: float | None = getattr(factors, _NUMBER, None) if x.dtype == torch.bfloat16 else None
-    count, columns = codes.shape[0], x.shape[1]
-    step = max(TILE_ROWS, SCRATCH // (2 * columns) // TILE_ROWS * TILE_ROWS)
-    if count <= step:
-        return _multiplied(x, codes, scales, factors, number, bias, swizzled)
-    out = x.new_empty(x.shape[0], count)
-    for first in range(0, count, step):
-        rows = slice(first, min(first + step, count))
+
+    def product_of(rows: slice) -> torch.Tensor:
         end = -(-rows.stop // TILE_ROWS) * TILE_ROWS if swizzled else rows.stop
         own = factors if factors.numel() == 1 else factors[rows]
         some = None if bias is None else bias[rows]
-        out[:, rows] = _multiplied(x, codes[rows], scales[first:end], own, number, some, swizzled)
+        return _multiplied(x, codes[rows], scales[rows.start : end], own, number, some, swizzled)
+
+    return by_rows(x, codes.shape[0], product_of)
+
+
+def by_rows(x: torch.Tensor, count: int, product_of: Callable[[slice], torch.Tensor]) -> torch.Tensor:
+    """``[M, count]`` out of the products of ``x`` ``[M, K]`` with some rows of a matrix after the other.
+
+    As many as `SCRATCH` bytes of 16 bit values have, and whole tiles of swizzled scales.
+    """
+    step = max(TILE_ROWS, SCRATCH // (2 * x.shape[1]) // TILE_ROWS * TILE_ROWS)
+    if count <= step:
+        return product_of(slice(0, count))
+    out = x.new_empty(x.shape[0], count)
+    for first in range(0, count, step):
+        rows = slice(first, min(first + step, count))
+        out[:, rows] = product_of(rows)
     return out
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 import vllm.envs
 import vllm.model_executor.model_loader.base_loader as base_loader
-from vllm.config import get_current_vllm_config_or_none
 
 from gb10.kernels import load
 from gb10.vllm_plugin.cuda import selftest
 from gb10.vllm_plugin.cuda.layers import block, gdn
 from gb10.vllm_plugin.cuda.settings import CudaMode, Part, SelfTest
+from gb10.vllm_plugin.made_up import is_dummy
 
 logger = logging.getLogger("vllm.gb10")
 
@@ -47,11 +47,6 @@ def take_over(model: torch.nn.Module, mode: CudaMode) -> None:
                 logger.info("gb10: %s: vLLM's own layers in %d layers: %s", title, count, why)
 
 
-def _dummy() -> bool:
-    config = get_current_vllm_config_or_none()
-    return config is not None and config.load_config.load_format == "dummy"
-
-
 def install() -> None:
     """Load our operators, register those of the layers, and take over what is loaded from now on."""
     mode, wanted = CudaMode.of_process(), SelfTest.from_env()
@@ -73,6 +68,6 @@ def install() -> None:
             torch.cuda.synchronize(target_device)
         if wanted is not SelfTest.OFF:
             # Weights out of nothing may be no numbers; the start is none that serves.
-            selftest.run(model, model_config.dtype, SelfTest.REPORT if _dummy() else wanted)
+            selftest.run(model, model_config.dtype, SelfTest.REPORT if is_dummy() else wanted)
 
     base_loader.process_weights_after_loading = process_weights_after_loading

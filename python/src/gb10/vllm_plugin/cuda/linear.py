@@ -17,9 +17,7 @@ the checkpoint's) and ``alpha`` (the product of both global scales) the layer is
 mypy sees vLLM's classes as Any.
 """
 
-import functools
 import importlib
-import logging
 from typing import Any, NamedTuple
 
 import torch
@@ -34,19 +32,11 @@ from vllm.model_executor.utils import replace_parameter
 from vllm.platforms import current_platform
 
 from gb10.kernels import load
-from gb10.vllm_plugin.cuda import dequant, dispatch
-from gb10.vllm_plugin.cuda.settings import CudaMode, Part
-
-logger = logging.getLogger("vllm.gb10")
+from gb10.vllm_plugin.cuda import dequant, dispatch, products
+from gb10.vllm_plugin.cuda.settings import DECODE, CudaMode, Part, warn_once
 
 OPERATION = "nvfp4_linear"
 """Of the routing table."""
-
-DECODE = 16
-"""Tokens that a GEMV takes at once."""
-
-PIECES = 64
-"""Up to so many tokens go through it in pieces: they read less than the dequantised matrix would be."""
 
 _UNIT_K, _MOST_K = 64, 32768
 
@@ -87,22 +77,13 @@ def native_linear(
     alpha: Tensor | None,
 ) -> Tensor:
     """See the module."""
-    x = x.contiguous()
-    if x.data_ptr() % 16:
-        x = x.clone()
-    tokens = x.shape[0]
-    if tokens <= (PIECES if input_scale is None else DECODE):
-        out = x.new_empty(tokens, codes.shape[0])
-        if tokens:
-            dispatch.ran(OPERATION, "nvfp4_gemv", tokens)
-        for first in range(0, tokens, DECODE):
-            piece = slice(first, first + DECODE)
-            torch.ops.gb10.nvfp4_gemv(x[piece], codes, scales, global_scale, bias, swizzled, out[piece])
-        return out
+    x = products.plain(x)
+    matrix = (codes, scales, global_scale, bias, OPERATION)
     if input_scale is None:
-        dispatch.ran(OPERATION, "dequantised_nvfp4", tokens)
-        return dequant.product(x, codes, scales, global_scale, bias, swizzled=swizzled)
-    dispatch.ran(OPERATION, "cutlass", tokens)
+        return products.w4a16(x, *matrix, swizzled=swizzled)
+    if x.shape[0] <= DECODE:
+        return products.by_gemv(x, *matrix, swizzled=swizzled)
+    dispatch.ran(OPERATION, "cutlass", x.shape[0])
     from vllm._custom_ops import cutlass_scaled_fp4_mm, scaled_fp4_quant
 
     quantised, token_scales = scaled_fp4_quant(x, input_scale, is_sf_swizzled_layout=True, backend="cutlass")
@@ -110,26 +91,12 @@ def native_linear(
     return product if bias is None else product + bias
 
 
-_library: torch.library.Library | None = None
-
-
 def define() -> None:
     """Define the operator; a second call does nothing."""
-    global _library
-    if _library is not None:
-        return
-    _library = torch.library.Library("gb10", "FRAGMENT")
-    _library.define(
-        "native_linear(Tensor x, Tensor codes, Tensor scales, Tensor global_scale, Tensor? bias, "
-        "bool swizzled, Tensor? input_scale, Tensor? alpha) -> Tensor"
+    products.define(
+        native_linear,
+        "Tensor scales, Tensor global_scale, Tensor? bias, bool swizzled, Tensor? input_scale, Tensor? alpha",
     )
-    # For CUDA, and for the CPU, where tests run it with stand-ins for the kernels.
-    _library.impl("native_linear", native_linear, "CompositeExplicitAutograd")
-
-    def fake(x: Tensor, codes: Tensor, *_: object) -> Tensor:
-        return x.new_empty(x.shape[0], codes.shape[0])
-
-    torch.library.register_fake("gb10::native_linear", fake, lib=_library)
 
 
 class NativeLinearKernel(NvFp4LinearKernel):  # type: ignore[misc]
@@ -150,7 +117,7 @@ class NativeLinearKernel(NvFp4LinearKernel):  # type: ignore[misc]
         """Keep the checkpoint's layout: it is the layout that the kernels read."""
         why = refusal(layer)
         if why is not None:
-            _say(f"gb10: NVFP4 linear layers of {why} are vLLM's Marlin")
+            warn_once(f"gb10: NVFP4 linear layers of {why} are vLLM's Marlin")
             self.stock = MarlinNvFp4LinearKernel(self.config)
             self.stock.process_weights_after_loading(layer)
             return
@@ -208,12 +175,6 @@ class CutlassLinearKernel(NativeLinearKernel, CutlassNvFp4LinearKernel):  # type
 
     def quantised(self, layer: Any) -> tuple[Tensor | None, Tensor | None]:
         return layer.input_global_scale_inv, layer.alpha
-
-
-@functools.cache
-def _say(line: str) -> None:
-    """Once for all layers."""
-    logger.warning(line)
 
 
 def refusal(layer: Any) -> str | None:

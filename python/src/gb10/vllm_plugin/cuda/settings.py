@@ -3,6 +3,7 @@
 `gb10 serve` sets the variables from its flags; vLLM's processes read them once.
 """
 
+import functools
 import logging
 import os
 from collections.abc import Mapping
@@ -22,7 +23,19 @@ SELF_TEST_NAME = "GB10_SELF_TEST"
 LEAST_CAPABILITY = (9, 0)
 """What our kernels are compiled for begins here."""
 
+DECODE = 16
+"""Tokens that one launch of our kernels for decode takes."""
+
+PIECES = 64
+"""Tokens up to which a linear layer is several such launches."""
+
 logger = logging.getLogger("vllm.gb10")
+
+
+@functools.cache
+def warn_once(line: str) -> None:
+    """Say the same of many layers in one line of the log."""
+    logger.warning(line)
 
 
 class Engine(StrEnum):

@@ -16,12 +16,11 @@ import torch
 import torch.nn.functional as F
 
 from gb10.errors import UserError
+from gb10.vllm_plugin.cuda.requant.names import ATTRIBUTE
 from gb10.vllm_plugin.draft.ids import ENV_NAME
 
 ROWS = "draft_head"
 IDS = "draft_token_ids"
-REQUANTISED = "gb10_dense"
-"""Where a head that gb10 has requantised keeps its matrix."""
 
 
 class Rows(Protocol):
@@ -52,7 +51,7 @@ def restrict(model: Any, ids: Sequence[int] | None) -> None:
     head = model.lm_head
     if head.tp_size != 1:
         raise UserError(f"{ENV_NAME} needs tensor parallel size 1; it is {head.tp_size}")
-    made: Rows | None = head.__dict__.get(REQUANTISED)
+    made: Rows | None = head.__dict__.get(ATTRIBUTE)
     if made is not None:
         index = torch.tensor(ids, dtype=torch.int64, device=next(iter(made.tensors.values())).device)
         model.__dict__[ROWS] = made.select(index)

@@ -4,11 +4,11 @@ import functools
 import importlib
 from typing import Any
 
-from vllm.config import get_current_vllm_config_or_none
 from vllm.logger import init_logger
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from vllm.model_executor.utils import is_weights_pre_processed
 
+from gb10.vllm_plugin.made_up import is_dummy
 from gb10.vllm_plugin.scales import activations, weights
 from gb10.vllm_plugin.scales.forms import FORMS, Form, is_nvfp4, label
 
@@ -46,9 +46,7 @@ _with_own: list[str] = []
 
 def _applies(method: Any) -> bool:
     """Whether the layer's numbers come out of a checkpoint and are not processed yet."""
-    config = get_current_vllm_config_or_none()
-    dummy = config is not None and config.load_config.load_format == "dummy"
-    return is_nvfp4(method) and not dummy and not is_weights_pre_processed()
+    return is_nvfp4(method) and not is_dummy() and not is_weights_pre_processed()
 
 
 def _settle(form: Form, method: Any, layer: Any) -> None:

@@ -19,12 +19,10 @@ from gb10.kernels import moe_decode, moe_grouped
 from gb10.kernels.moe_decode import Options, SharedExpert, option_arguments
 from gb10.vllm_plugin.cuda import dispatch
 from gb10.vllm_plugin.cuda.experts import workspace
+from gb10.vllm_plugin.cuda.settings import DECODE
 
 OPERATION = "nvfp4_moe"
 """Of the routing table."""
-
-DECODE = 16
-"""Tokens that `moe_decode` takes at once."""
 
 MOST_TOKENS = 8192
 """Of one call of `moe_grouped`: its workspace grows with them, and 8192 have enough for each expert."""
@@ -128,7 +126,7 @@ class _Decode:
                 *self.weights,
                 topk_ids[piece],
                 topk_weights[piece],
-                *option_arguments(options),
+                *option_arguments(**options),
                 workspace.get(x.device, size),
                 out[piece],
             )

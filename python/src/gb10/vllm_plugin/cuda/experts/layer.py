@@ -7,8 +7,9 @@ import torch
 from vllm.model_executor.layers.activation import SiluAndMul
 
 from gb10.kernels.moe_decode import SharedExpert
-from gb10.vllm_plugin.cuda.experts.kernels import DECODE, CutlassDecodeExperts, NativeExperts
+from gb10.vllm_plugin.cuda.experts.kernels import CutlassDecodeExperts, NativeExperts
 from gb10.vllm_plugin.cuda.linear import Native
+from gb10.vllm_plugin.cuda.settings import DECODE
 
 _ATTRIBUTE = "gb10_experts"
 _UNIT = 64

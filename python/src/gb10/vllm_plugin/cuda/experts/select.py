@@ -20,7 +20,7 @@ from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from gb10.kernels import load
 from gb10.vllm_plugin.cuda.experts import kernels
 from gb10.vllm_plugin.cuda.experts.layer import Experts, experts_of
-from gb10.vllm_plugin.cuda.settings import CudaMode, Part
+from gb10.vllm_plugin.cuda.settings import CudaMode, Part, warn_once
 
 logger = logging.getLogger("vllm.gb10")
 
@@ -39,18 +39,12 @@ _OURS = (
 )
 
 
-@functools.cache
-def _say(line: str) -> None:
-    """Once for all layers."""
-    logger.warning(line)
-
-
 def choose(config: Any, weight_key: Any, activation_key: Any) -> tuple[oracle.NvFp4MoeBackend, type] | None:
     """Our class for a layer and the backend it stands for; None where another is asked for or has to run."""
     if config.moe_backend != "auto" or config.moe_parallel_config.use_batched_activation_format:
         return None
     if (why := kernels.refusal(config)) is not None:
-        _say(f"gb10: NVFP4 experts with {why} are vLLM's")
+        warn_once(f"gb10: NVFP4 experts with {why} are vLLM's")
         return None
     reasons = []
     for backend, experts in _OURS:
@@ -60,7 +54,7 @@ def choose(config: Any, weight_key: Any, activation_key: Any) -> tuple[oracle.Nv
         if supported:
             return backend, experts
         reasons.append(str(reason))
-    _say(f"gb10: NVFP4 experts are vLLM's: {'; '.join(reasons)}")
+    warn_once(f"gb10: NVFP4 experts are vLLM's: {'; '.join(reasons)}")
     return None
 
 

@@ -32,11 +32,9 @@ from gb10.kernels.moe_router import Routed, workspace_bytes
 from gb10.vllm_plugin.cuda import dispatch
 from gb10.vllm_plugin.cuda.experts import Experts, experts_of
 from gb10.vllm_plugin.cuda.layers.norm import add_norm
+from gb10.vllm_plugin.cuda.settings import DECODE
 
 logger = logging.getLogger("vllm.gb10")
-
-DECODE = 16
-"""Tokens that one launch of the router takes."""
 
 MOE_BLOCKS = (Qwen3NextSparseMoeBlock, Qwen3MoeSparseMoeBlock)
 ROUTERS: tuple[type, ...] = (FusedTopKRouter,)

@@ -102,9 +102,8 @@ def _may_convert(config: Any, layer: Any, name: str) -> bool:
 
 def _tell_after_loads() -> None:
     from vllm.distributed import get_tensor_model_parallel_rank
-    from vllm.model_executor.model_loader import BaseModelLoader, DummyModelLoader
+    from vllm.model_executor.model_loader import BaseModelLoader
 
-    from gb10.vllm_plugin.cuda.requant import state
     from gb10.vllm_plugin.cuda.requant.report import report
 
     original = BaseModelLoader.load_model
@@ -112,7 +111,6 @@ def _tell_after_loads() -> None:
     def load_model(self: Any, *given: Any, **named: Any) -> Any:
         import torch
 
-        state.dummy = isinstance(self, DummyModelLoader)
         model = original(self, *given, **named)
         if torch.cuda.is_available():
             # The kernels read weights while the kernel before them runs: all must be in memory.

@@ -16,13 +16,11 @@ from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbed
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info, initialize_online_processing
 from vllm.model_executor.utils import replace_parameter
 
-from gb10.vllm_plugin.cuda.requant import state
 from gb10.vllm_plugin.cuda.requant.dense import DENSE, HEAD, Dense, why_not
+from gb10.vllm_plugin.cuda.requant.names import ATTRIBUTE
 from gb10.vllm_plugin.cuda.requant.report import report
 from gb10.vllm_plugin.cuda.settings import Format
-
-ATTRIBUTE = "gb10_dense"
-"""Where a layer has its `Dense`, once its weights are loaded."""
+from gb10.vllm_plugin.made_up import is_dummy
 
 _DONE = "_already_called_process_weights_after_loading"
 """vLLM's own mark; it calls again after the load, and takes the mark away before a reload."""
@@ -54,7 +52,7 @@ def _convert(layer: Any, form: Format, name: str, operation: str) -> None:
 def _is_unloaded(layer: Any) -> bool:
     """Whether the checkpoint had nothing for this layer, whose memory nobody has written then."""
     info = get_layerwise_info(layer)
-    return bool(info.can_load() and info.load_numel == 0 and not state.dummy)
+    return bool(info.can_load() and info.load_numel == 0 and not is_dummy())
 
 
 def _place(layer: Any, made: Dense) -> None:
@@ -83,8 +81,12 @@ def merge(layers: Sequence[Any]) -> Dense | None:
     return whole
 
 
-class LinearMethod(OnlineLinearBase):  # type: ignore[misc]  # vLLM is untyped for mypy
-    """Requantises a linear layer that the checkpoint has in 16 bit."""
+class _Requantises:
+    """What the methods of both kinds of layers share."""
+
+    operation: str
+    stock: type
+    """vLLM's method for a layer that stays in 16 bit."""
 
     def __init__(self, form: Format, name: str) -> None:
         super().__init__()
@@ -106,21 +108,34 @@ class LinearMethod(OnlineLinearBase):  # type: ignore[misc]  # vLLM is untyped f
         )
         if (reason := why_not(input_size_per_partition, params_dtype)) is not None:
             report.keep(self.name, reason)
-            plain: Any = UnquantizedLinearMethod()
+            plain: Any = self.stock()
             layer.quant_method = plain
             plain.create_weights(*given, **extra)
-            return
-        super().create_weights(*given, **extra)
+        else:
+            self._create(*given, **extra)
+
+    def _create(self, layer: Any, *sizes: Any, **extra: Any) -> None:
+        """Make the weight on the meta device."""
+        raise NotImplementedError
 
     def process_weights_after_loading(self, layer: Any) -> None:
         """Convert the layer's weight, bfloat16 or float16 ``[N, K]`` of this rank."""
         if not getattr(layer, _DONE, False):
-            _convert(layer, self.form, self.name, DENSE)
+            _convert(layer, self.form, self.name, self.operation)
 
     def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """``x`` ``[..., K]``: ``[..., N]`` in its dtype."""
         made: Dense = layer.__dict__[ATTRIBUTE]
         return made.forward(x, bias)
+
+
+class LinearMethod(_Requantises, OnlineLinearBase):  # type: ignore[misc]  # vLLM is untyped for mypy
+    """Requantises a linear layer that the checkpoint has in 16 bit."""
+
+    operation, stock = DENSE, UnquantizedLinearMethod
+
+    def _create(self, layer: Any, *sizes: Any, **extra: Any) -> None:
+        OnlineLinearBase.create_weights(self, layer, *sizes, **extra)
 
 
 def _whole(layer: Any, load: Callable[[torch.Tensor, torch.Tensor], None]) -> Callable[..., None]:
@@ -135,51 +150,21 @@ def _whole(layer: Any, load: Callable[[torch.Tensor, torch.Tensor], None]) -> Ca
     return weight_loader
 
 
-class HeadMethod(QuantizeMethodBase):  # type: ignore[misc]
+class HeadMethod(_Requantises, QuantizeMethodBase):  # type: ignore[misc]
     """Requantises the output head, when it is no embedding as well.
 
     A drafter that shares the head gets the layer with this method. vLLM compares ``weight`` of both where a
     drafter brings a head of its own, so ``weight`` is there: the codes, which are equal where the heads are.
     """
 
+    operation, stock = HEAD, UnquantizedEmbeddingMethod
     uses_meta_device = True
 
-    def __init__(self, form: Format, name: str) -> None:
-        self.form, self.name = form, name
-
-    def create_weights(
-        self,
-        layer: torch.nn.Module,
-        input_size_per_partition: int,
-        output_partition_sizes: list[int],
-        input_size: int,
-        output_size: int,
-        params_dtype: torch.dtype,
-        **extra: Any,
-    ) -> None:
-        plain = UnquantizedEmbeddingMethod()
-        given = (
-            *(layer, input_size_per_partition, output_partition_sizes),
-            *(input_size, output_size, params_dtype),
-        )
-        if (reason := why_not(input_size_per_partition, params_dtype)) is not None:
-            report.keep(self.name, reason)
-            layer.quant_method = plain
-            plain.create_weights(*given, **extra)
-            return
+    def _create(self, layer: Any, *sizes: Any, **extra: Any) -> None:
+        loader = _whole(layer, extra["weight_loader"])
         with torch.device("meta"):
-            plain.create_weights(*given, **extra | {"weight_loader": _whole(layer, extra["weight_loader"])})
+            self.stock().create_weights(layer, *sizes, **extra | {"weight_loader": loader})
         initialize_online_processing(layer)
-
-    def process_weights_after_loading(self, layer: Any) -> None:
-        """Convert the head's weight, bfloat16 or float16 ``[N, K]`` of this rank."""
-        if not getattr(layer, _DONE, False):
-            _convert(layer, self.form, self.name, HEAD)
-
-    def apply(self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """``x`` ``[..., K]``: logits ``[..., N]`` in its dtype."""
-        made: Dense = layer.__dict__[ATTRIBUTE]
-        return made.forward(x, bias)
 
     def tie_weights(self, layer: Any, embed_tokens: Any) -> Any:
         """The embedding is looked up in 16 bit, and a copy for the head would cost memory: keep it."""

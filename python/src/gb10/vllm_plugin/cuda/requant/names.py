@@ -20,6 +20,9 @@ _TOWERS = frozenset({"visual", "vision_tower", "vision_model", "audio_tower"})
 
 HEAD = "lm_head"
 
+ATTRIBUTE = "gb10_dense"
+"""Where a layer has its requantised matrix (`dense.Dense`), once its weights are loaded."""
+
 REPORT_NAME = "GB10_REQUANT_REPORT"
 LIMIT_NAME = "GB10_MAX_REQUANT_ERROR"
 """Variables: the JSON file of the report, and the largest relative error of a matrix that is served."""

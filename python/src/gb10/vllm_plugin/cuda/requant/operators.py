@@ -14,8 +14,7 @@ x is bfloat16 or float16 ``[M, K]``; the result ``[M, N]`` has its dtype. What r
 
 FP8 at M above 16 has a dynamic scale for each token and rounds activations to E4M3, as vLLM's own FP8 does.
 W4A4, which 12.x could run here, would cost as much accuracy again as NVFP4 weights do (docs/quality.md), so
-NVFP4 keeps its activations. Dequantised is `_SCRATCH` bytes of rows at a time, from torch's allocator: it
-counts as activations in vLLM's profile.
+NVFP4 keeps its activations. Dequantised are some rows at a time (`dequant.by_rows`).
 
 `operation` is what the record of dispatches calls it: dense or lm_head.
 """
@@ -25,22 +24,15 @@ import functools
 import torch
 import torch.nn.functional as F
 
-from gb10.vllm_plugin.cuda import dequant, dispatch
-
-DECODE = 16
-"""Tokens that a GEMV takes at once."""
-
-NVFP4_PIECES = 64
-"""Up to so many tokens NVFP4 goes through its GEMV in pieces."""
-
-_SCRATCH = 64 << 20
+from gb10.vllm_plugin.cuda import dequant, dispatch, products
+from gb10.vllm_plugin.cuda.settings import DECODE
 
 Tensor = torch.Tensor
 
 
 def dense_fp8(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, operation: str) -> Tensor:
     """See the module."""
-    x = _plain(x)
+    x = products.plain(x)
     tokens = x.shape[0]
     if tokens <= DECODE:
         out = x.new_empty(tokens, codes.shape[0])
@@ -58,40 +50,19 @@ def dense_fp8(x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None, ope
         )
         return product
     dispatch.ran(operation, "dequantised_fp8", tokens)
-    out = x.new_empty(tokens, codes.shape[0])
-    for rows in _pieces(codes.shape[0], codes.shape[1]):
+
+    def product_of(rows: slice) -> Tensor:
         values = (codes[rows].float() * scales[rows, None]).to(x.dtype)
-        out[:, rows] = F.linear(x, values, None if bias is None else bias[rows])
-    return out
+        return F.linear(x, values, None if bias is None else bias[rows])
+
+    return dequant.by_rows(x, codes.shape[0], product_of)
 
 
 def dense_nvfp4(
     x: Tensor, codes: Tensor, scales: Tensor, global_scale: Tensor, bias: Tensor | None, operation: str
 ) -> Tensor:
     """See the module."""
-    x = _plain(x)
-    tokens = x.shape[0]
-    if tokens <= NVFP4_PIECES:
-        out = x.new_empty(tokens, codes.shape[0])
-        if tokens:
-            dispatch.ran(operation, "nvfp4_gemv", tokens)
-        for first in range(0, tokens, DECODE):
-            piece = slice(first, first + DECODE)
-            torch.ops.gb10.nvfp4_gemv(x[piece], codes, scales, global_scale, bias, False, out[piece])
-        return out
-    dispatch.ran(operation, "dequantised_nvfp4", tokens)
-    return dequant.product(x, codes, scales, global_scale, bias)
-
-
-def _pieces(rows: int, columns: int) -> list[slice]:
-    step = max(1, _SCRATCH // (2 * columns))
-    return [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
-
-
-def _plain(x: Tensor) -> Tensor:
-    """``x`` as the kernels take it: contiguous, from a multiple of 16 bytes."""
-    x = x.contiguous()
-    return x if x.data_ptr() % 16 == 0 else x.clone()
+    return products.w4a16(products.plain(x), codes, scales, global_scale, bias, operation)
 
 
 @functools.cache
@@ -104,26 +75,7 @@ def _scaled_mm(device: torch.device) -> bool:
     return bool(cutlass_fp8_supported())
 
 
-_library: torch.library.Library | None = None
-
-
 def install() -> None:
     """Define the operators; a second call does nothing."""
-    global _library
-    if _library is not None:
-        return
-    _library = torch.library.Library("gb10", "FRAGMENT")
-
-    def fake(x: Tensor, codes: Tensor, *_: object) -> Tensor:
-        return x.new_empty(x.shape[0], codes.shape[0])
-
-    for name, function, scale in (
-        ("dense_fp8", dense_fp8, ""),
-        ("dense_nvfp4", dense_nvfp4, "Tensor global_scale, "),
-    ):
-        _library.define(
-            f"{name}(Tensor x, Tensor codes, Tensor scales, {scale}Tensor? bias, str operation) -> Tensor"
-        )
-        # For CUDA, and for the CPU, where tests run it with stand-ins for the kernels.
-        _library.impl(name, function, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"gb10::{name}", fake, lib=_library)
+    products.define(dense_fp8, "Tensor scales, Tensor? bias, str operation")
+    products.define(dense_nvfp4, "Tensor scales, Tensor global_scale, Tensor? bias, str operation")
