@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import json
 import os
 import re
 import sys
@@ -143,3 +144,14 @@ def whole(least: int) -> Callable[[Any], int]:
         return int(text)
 
     return parse
+
+
+def json_object(flag: str, text: str) -> dict[str, Any]:
+    """The value of ``flag``. Raises UserError when it is no JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{flag} {text!r} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{flag} {text!r} is not a JSON object")
+    return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 import time
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from gb10.arguments import whole
+from gb10.arguments import json_object, whole
 from gb10.errors import EXIT_FAILED, UserError
 from gb10.files import read_json, write_json
 from gb10_lab.engine_bench import configurations, models, report
@@ -63,7 +62,7 @@ def run(
     for part in wanted:
         if part not in PARTS:
             raise UserError(f"--do {part}: choose from {', '.join(PARTS)}")
-    extra = json_object(engine)
+    extra = json_object("--engine", engine)
     began = _process_start()
     with tempfile.TemporaryDirectory(prefix="gb10-engine-bench-") as scratch:
         folder, overrides = _model(model, layers, Path(scratch))
@@ -235,14 +234,3 @@ def _process_start() -> float:
     import psutil  # type: ignore[import-untyped, unused-ignore]
 
     return float(psutil.Process().create_time())
-
-
-def json_object(text: str) -> dict[str, Any]:
-    """The value of --engine. Raises UserError when it is no JSON object."""
-    try:
-        arguments = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"--engine {text!r} is not JSON: {error}") from error
-    if not isinstance(arguments, dict):
-        raise UserError(f"--engine {text!r} is not a JSON object")
-    return arguments

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import torch
 from typer import Option
 
-from gb10.arguments import whole
+from gb10.arguments import json_object, whole
 from gb10.errors import EXIT_FAILED, UserError
 from gb10.files import write_json
 from gb10_lab.engine_bench import configurations
@@ -66,9 +66,8 @@ def run(
 
     The exit status is 1 when a KL is not within 10 % of the gate's.
     """
-    from gb10_lab.engine_bench.command import json_object
 
-    chosen, extra = configurations.choose(config), json_object(engine)
+    chosen, extra = configurations.choose(config), json_object("--engine", engine)
     recorded = expectation.load(testbed / "expectation.json")
     row = row_of(chosen, recorded)
     text = sample(

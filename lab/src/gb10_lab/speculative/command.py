@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from gb10.arguments import whole
+from gb10.arguments import json_object, whole
 from gb10.errors import EXIT_FAILED, UserError
 from gb10.files import replacing, write_json
 from gb10.vllm_plugin.draft.ids import read_ids
@@ -96,7 +96,7 @@ def run(
     status is 1 when the output is not what it must be.
     """
     began = time.monotonic()
-    extra = _engine_arguments(engine)
+    extra = json_object("--engine", engine)
     config = _config(model)
     plan = Plan(
         draft=tuple(dict.fromkeys(draft or (1, 2, 3, 4))),
@@ -229,13 +229,3 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make {folder}: {error.strerror or error}; choose another --out") from error
-
-
-def _engine_arguments(text: str) -> dict[str, Any]:
-    try:
-        arguments = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"--engine {text!r} is not JSON: {error}") from error
-    if not isinstance(arguments, dict):
-        raise UserError(f"--engine {text!r} is not a JSON object")
-    return arguments

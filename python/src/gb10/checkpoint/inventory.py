@@ -13,7 +13,7 @@ from typing import Any
 from gb10.checkpoint.headers import Tensor, read_strays
 from gb10.errors import UserError
 
-_BLOCK = 16
+BLOCK = 16
 """`gb10.nvfp4.BLOCK_SIZE`, whose module imports torch; a start does without."""
 
 _GLOBAL = ("weight_scale_2", "weight_global_scale", "input_scale", "input_scale_2", "input_global_scale")
@@ -33,15 +33,15 @@ def _misfit(weight: Tensor, scale: Tensor) -> str | None:
     Scales of another type are those of NVFP4 where they have its shape; MXFP4's have blocks of 32.
     """
     if scale.dtype != "F8_E4M3":
-        if not weight.shape or scale.shape != (*weight.shape[:-1], weight.shape[-1] * 2 // _BLOCK):
+        if not weight.shape or scale.shape != (*weight.shape[:-1], weight.shape[-1] * 2 // BLOCK):
             return None
         return f"{scale.name} is of type {scale.dtype}; the block scales of NVFP4 weights must be F8_E4M3"
     if len(weight.shape) < 2:
         return f"{weight.name} has the shape {_shape(weight)}; packed NVFP4 weights have two dimensions"
     values = weight.shape[-1] * 2
-    blocks, rest = divmod(values, _BLOCK)
+    blocks, rest = divmod(values, BLOCK)
     if rest:
-        return f"{weight.name} has rows of {values} values, which blocks of {_BLOCK} do not divide"
+        return f"{weight.name} has rows of {values} values, which blocks of {BLOCK} do not divide"
     wanted = (*weight.shape[:-1], blocks)
     if scale.shape != wanted:
         return (

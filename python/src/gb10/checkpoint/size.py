@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, TypeGuard
 
 from gb10.checkpoint.headers import Tensor
+from gb10.checkpoint.inventory import BLOCK
 from gb10.checkpoint.modules import EMBEDDING, EXPERTS, TOWER, module_of
 from gb10.units import GIB, MIB
 
@@ -19,8 +20,6 @@ OVERHEAD = 2 * GIB
 KV_CACHE_FLOOR = 64 * MIB
 KV_CACHE_CEILING = 4 * GIB
 _BF16, _FP32 = 2, 4
-_BLOCK = 16
-"""Values under one block scale of NVFP4."""
 _STORED = {"BF16": 2, "F16": 2, "F32": 4}
 """Bytes of a value in the file, of the types that vLLM turns into the model's own type."""
 
@@ -46,7 +45,7 @@ def requantised_bytes(tensor: Tensor, form: str) -> int:
     rows, columns = tensor.shape
     if form == "fp8":
         return rows * columns + rows * _FP32
-    return rows * columns // 2 + rows * columns // _BLOCK + _FP32
+    return rows * columns // 2 + rows * columns // BLOCK + _FP32
 
 
 def weight_bytes(
