@@ -31,6 +31,12 @@ rec {
       "kernels"
       "vllm_plugin"
     ];
+  # What a file of tests/kernels needs to look at machine code, apart from the others.
+  machine-code = plugin ++ [
+    ../../tests/kernels/conftest.py
+    ../../tests/kernels/cubins.py
+    ../../tests/kernels/libraries.py
+  ];
   serve =
     plugin
     ++ gb10 [

@@ -7,14 +7,7 @@ in
 import ../checks/room.nix { inherit pkgs; } {
   name = "vllm-fp4-gemm";
   tests = [ ../../tests/kernels/test_vllm_fp4_gemm.py ];
-  sources =
-    sets.plugin
-    ++ sets.gb10 [ "kernels" ]
-    ++ [
-      ../../tests/kernels/conftest.py
-      ../../tests/kernels/cubins.py
-      ../../tests/kernels/libraries.py
-    ];
+  sources = sets.machine-code;
   variables = {
     GB10_CUDA_TOOLKIT = pkgs.gb10.cuda-toolkit;
     GB10_VLLM_FP4_GEMM = pkgs.gb10.vllm-fp4-gemm;

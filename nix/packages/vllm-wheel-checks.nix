@@ -17,14 +17,7 @@ in
 import ../checks/room.nix { inherit pkgs; } {
   name = "vllm-wheel";
   tests = [ ../../tests/kernels/test_vllm_wheel_sass.py ];
-  sources =
-    sets.plugin
-    ++ sets.gb10 [ "kernels" ]
-    ++ [
-      ../../tests/kernels/conftest.py
-      ../../tests/kernels/cubins.py
-      ../../tests/kernels/libraries.py
-    ];
+  sources = sets.machine-code;
   variables = {
     GB10_CUDA_TOOLKIT = pkgs.gb10.cuda-toolkit;
     GB10_VLLM_WHEELS = pkgs.runCommand "gb10-vllm-wheels" { } ''

@@ -10,6 +10,7 @@ using namespace gb10::moe_decode;
 using host::moe::Activation;
 using host::moe::Case;
 using host::moe::Ids;
+using host::moe::Named;
 
 // The relative L2 error.
 template <typename T>
@@ -32,16 +33,9 @@ double error(Case const& c) {
   });
 }
 
-int runs = 0, failures = 0;
-
 template <typename T>
 void check(char const* type, char const* name, Case const& c) {
-  double const is = error<T>(c);
-  ++runs;
-  if (is <= (std::is_same_v<T, __half> ? 1e-3 : 2e-3)) return;
-  ++failures;
-  std::printf("%s %s: %d tokens, topk %d, %d experts, %d x %d, shared %d, %d warps: error %g\n", type, name, c.tokens, c.topk, c.experts,
-              c.hidden, c.intermediate, c.shared, c.warps, is);
+  host::moe::judge(type, name, c, error<T>(c), std::is_same_v<T, __half> ? 1e-3 : 2e-3);
 }
 
 void both(char const* name, Case const& c) {
@@ -74,12 +68,6 @@ int main() {
   both("one block", {.tokens = 9, .topk = 2, .experts = 4, .hidden = 64, .intermediate = 576, .shared = 64, .columns = 1, .blocks = 1});
   both("more blocks than tiles", {.tokens = 1, .topk = 2, .experts = 4, .hidden = 832, .intermediate = 64, .shared = 0, .warps = 4, .blocks = 20});
   both("a shared expert wider than the others", {.tokens = 10, .topk = 2, .experts = 4, .hidden = 128, .intermediate = 64, .shared = 576});
-  struct Named {
-    char const* name;
-    Activation activation;
-    bool gated, interleaved;
-    float limit, alpha, beta;
-  };
   for (Named const& n : {Named{"gelu", Activation::kGelu, true, false, INFINITY, 1, 0},
                          {"gelu_tanh", Activation::kGeluTanh, true, false, INFINITY, 1, 0},
                          {"silu with a limit", Activation::kSwish, true, false, 0.3f, 1, 0},
@@ -92,9 +80,7 @@ int main() {
                          {"gelu_no_mul", Activation::kGelu, false, false, INFINITY, 1, 0},
                          {"gelu_tanh_no_mul", Activation::kGeluTanh, false, false, INFINITY, 1, 0},
                          {"relu2_no_mul", Activation::kRelu2, false, false, INFINITY, 1, 0}}) {
-    both(n.name, {.tokens = 2, .topk = 2, .experts = 3, .hidden = 128, .intermediate = 64, .shared = 64, .activation = n.activation,
-                  .gated = n.gated, .interleaved = n.interleaved, .limit = n.limit, .alpha = n.alpha, .beta = n.beta});
+    both(n.name, host::moe::with(n, {.tokens = 2, .topk = 2, .experts = 3, .hidden = 128, .intermediate = 64, .shared = 64}));
   }
-  std::printf("%d runs, %d wrong\n", runs, failures);
-  return failures != 0;
+  return host::moe::verdict();
 }

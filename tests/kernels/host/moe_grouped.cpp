@@ -9,6 +9,7 @@ using namespace gb10::moe_grouped;
 using host::moe::Activation;
 using host::moe::Case;
 using host::moe::Ids;
+using host::moe::Named;
 
 // The relative L2 error.
 template <typename T>
@@ -40,17 +41,10 @@ double error(Case const& c) {
   });
 }
 
-int runs = 0, failures = 0;
-
 template <typename T>
 void check(char const* type, char const* name, Case const& c) {
-  double const is = error<T>(c);
-  ++runs;
   // act and parts are rounded to T.
-  if (is <= (std::is_same_v<T, __half> ? 1e-3 : 5e-3)) return;
-  ++failures;
-  std::printf("%s %s: %d tokens, topk %d, %d experts, %d x %d, shared %d: error %g\n", type, name, c.tokens, c.topk, c.experts,
-              c.hidden, c.intermediate, c.shared, is);
+  host::moe::judge(type, name, c, error<T>(c), std::is_same_v<T, __half> ? 1e-3 : 5e-3);
 }
 
 // `columns` of the case: places of the ring.
@@ -81,18 +75,10 @@ int main() {
   both("many steps", {.tokens = 3, .topk = 1, .experts = 1, .hidden = 576, .intermediate = 384, .shared = 0, .kind = Ids::kDistinct});
   both("an infinite token", {.tokens = 20, .topk = 2, .experts = 2, .hidden = 320, .intermediate = 320, .shared = 64, .kind = Ids::kDistinct, .infinite = 2});
   both("a narrower shared expert", {.tokens = 10, .topk = 2, .experts = 4, .hidden = 128, .intermediate = 192, .shared = 64});
-  struct Named {
-    char const* name;
-    Activation activation;
-    bool gated, interleaved;
-    float limit, alpha, beta;
-  };
   for (Named const& n : {Named{"gelu_tanh", Activation::kGeluTanh, true, false, INFINITY, 1, 0},
                          {"swigluoai", Activation::kSwish, true, true, 7, 1.702f, 1},
                          {"relu2_no_mul", Activation::kRelu2, false, false, INFINITY, 1, 0}}) {
-    both(n.name, {.tokens = 4, .topk = 2, .experts = 3, .hidden = 128, .intermediate = 64, .shared = 64, .activation = n.activation,
-                  .gated = n.gated, .interleaved = n.interleaved, .limit = n.limit, .alpha = n.alpha, .beta = n.beta});
+    both(n.name, host::moe::with(n, {.tokens = 4, .topk = 2, .experts = 3, .hidden = 128, .intermediate = 64, .shared = 64}));
   }
-  std::printf("%d runs, %d wrong\n", runs, failures);
-  return failures != 0;
+  return host::moe::verdict();
 }

@@ -183,4 +183,35 @@ double error(Case const& c, Run&& run) {
   return size > 0 ? std::sqrt(wrong / size) : std::sqrt(wrong);
 }
 
+inline int runs = 0, failures = 0;
+
+// Counts a run with this relative L2 error, and prints one that is more than the limit, or no number.
+inline void judge(char const* type, char const* name, Case const& c, double error, double limit) {
+  ++runs;
+  if (error <= limit) return;
+  ++failures;
+  std::printf("%s %s: %d tokens, topk %d, %d experts, %d x %d, shared %d, %d warps: error %g\n", type, name, c.tokens, c.topk, c.experts,
+              c.hidden, c.intermediate, c.shared, c.warps, error);
+}
+
+// Prints how many runs there were, and gives the program's exit status.
+inline int verdict() {
+  std::printf("%d runs, %d wrong\n", runs, failures);
+  return failures != 0;
+}
+
+struct Named {
+  char const* name;
+  Activation activation;
+  bool gated, interleaved;
+  float limit, alpha, beta;
+};
+
+// The case with that activation.
+inline Case with(Named const& n, Case c) {
+  c.activation = n.activation, c.gated = n.gated, c.interleaved = n.interleaved;
+  c.limit = n.limit, c.alpha = n.alpha, c.beta = n.beta;
+  return c;
+}
+
 }  // namespace host::moe
