@@ -44,7 +44,8 @@ from vllm.utils.system_utils import decorate_logs
 from gb10.checkpoint.entries import check_entries
 from gb10.errors import UserError
 from gb10.files import irregular, open_regular
-from gb10.serve import guard, validation
+from gb10.machine import watch
+from gb10.serve import guard, shed, validation
 from gb10.serve.preflight import Verdict
 from gb10.serve.words import one_line
 from gb10.vllm_plugin.load_proof import rehearsal
@@ -269,9 +270,12 @@ def serve(prepared: Prepared, keys: Sequence[str], *, metrics: bool) -> None:
 def guarded(arguments: Namespace, keys: Sequence[str], *, metrics: bool) -> None:
     """Put `guard.Guard` around the application that vLLM builds of ``arguments``, as outermost middleware.
 
-    It stands for vLLM's own check. Without ``keys`` nothing changes.
+    It stands for vLLM's own check; without ``keys`` there is none. Behind it comes `shed.Shed`, where a keeper
+    looks at memory.
     """
     arguments.api_key = None
+    if os.environ.get(watch.ENV_NAME):
+        arguments.middleware = [*arguments.middleware, shed.MIDDLEWARE]
     if keys:
         guard.arm(keys, metrics=metrics, cross_origin=bool(arguments.allowed_origins))
         arguments.middleware = [*arguments.middleware, guard.MIDDLEWARE]
