@@ -1,4 +1,4 @@
-"""When memory counts as short: made-up limits, pressure and time; the files of /proc and /sys are made here."""
+"""When memory counts as short: made-up limits, pressure and time; files of /proc and /sys are made here."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,7 +111,9 @@ def test_stalls_shed_at_once_and_stop_when_they_last(tmp_path: Path) -> None:
     file = tmp_path / "memory"
 
     def stall(percent: float) -> None:
-        text = f"some avg10=99.00 avg60=0.00 avg300=0.00 total=1\nfull avg10={percent:.2f} avg60=0.00 total=1\n"
+        text = (
+            f"some avg10=99.00 avg60=0.00 avg300=0.00 total=1\nfull avg10={percent:.2f} avg60=0.00 total=1\n"
+        )
         file.write_text(text)
 
     stall(0)
@@ -129,7 +131,8 @@ def test_stalls_shed_at_once_and_stop_when_they_last(tmp_path: Path) -> None:
     clock.now += 30
     assert made.look() == Watch.STOP
     assert made.words == (
-        f"all processes waited for memory in 80 % of the last 10 s, for 30 s ({file}; GB10_MEMORY_PRESSURE: 60)"
+        f"all processes waited for memory in 80 % of the last 10 s, for 30 s ({file}; "
+        "GB10_MEMORY_PRESSURE: 60)"
     )
     assert Watch(Limits(None, None, "off"), [], [Pressure(str(file))], clock).look() == Watch.CALM
     assert Watch(Limits(), [], [Pressure(str(tmp_path / "gone"))], clock).look() == Watch.CALM

@@ -153,11 +153,15 @@ def test_what_the_user_gives_is_judged_and_named(
 def test_a_share_that_leaves_the_host_too_little_is_said() -> None:
     settings, notes = gpu(20 * GIB, 112 * GIB, "--gpu-memory-utilization", "0.91")
     assert settings.gpu_memory_utilization == 0.91
-    assert any("leaves 3.1 GiB for the host" in note and "less than 3.7 GiB requests" in note for note in notes)
+    assert any(
+        "leaves 3.1 GiB for the host" in note and "less than 3.7 GiB requests" in note for note in notes
+    )
 
 
 def test_a_share_that_leaves_less_than_the_watch_wants_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    message = r"112\.0 GiB is free \(MemAvailable\), of which 1\.9 GiB must stay so \(GB10_MEMORY_STOP\); give at"
+    message = (
+        r"112\.0 GiB is free \(MemAvailable\), of which 1\.9 GiB must stay so \(GB10_MEMORY_STOP\); give at"
+    )
     with pytest.raises(UserError, match=message):
         gpu(20 * GIB, 112 * GIB, "--gpu-memory-utilization", "0.93")
     monkeypatch.setenv("GB10_MEMORY_STOP", "off")
@@ -191,7 +195,9 @@ def test_what_the_watch_wants_is_kept_on_the_cpu(monkeypatch: pytest.MonkeyPatch
 
     assert start().kv_cache_memory_bytes == GIB - 256 * MIB
     monkeypatch.setenv("GB10_MEMORY_SHED", "900M")
-    with pytest.raises(UserError, match=r"7\.0 GiB is free \(memory\.max\), 900 MiB of it stays so \(GB10_MEMORY_S"):
+    with pytest.raises(
+        UserError, match=r"7\.0 GiB is free \(memory\.max\), 900 MiB of it stays so \(GB10_MEMORY_S"
+    ):
         start()
     monkeypatch.setenv("GB10_MEMORY_SHED", "off")
     assert start().kv_cache_memory_bytes == GIB

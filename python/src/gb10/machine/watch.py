@@ -98,7 +98,10 @@ class Limits:
     """The user's levels in bytes and percent: None for the defaults, "off" for none."""
 
     def __init__(
-        self, shed: int | str | None = None, stop: int | str | None = None, pressure: float | str | None = None
+        self,
+        shed: int | str | None = None,
+        stop: int | str | None = None,
+        pressure: float | str | None = None,
     ) -> None:
         self.words = (shed, stop, pressure)
         """What it was made of, for JSON."""
@@ -186,7 +189,10 @@ class Watch:
             if level > self.level:
                 below = stop if level >= self.STOP else shed
                 of = f"{STOP if level >= self.STOP else SHED}: {text_size(below)}"
-                self.level, self.words = level, f"{text_size(free)} of {text_size(total)} is free ({gauge.name}; {of})"
+                self.level, self.words = (
+                    level,
+                    f"{text_size(free)} of {text_size(total)} is free ({gauge.name}; {of})",
+                )
         self._look_at_stalls()
         self.pause = min(max(left / _FILL, _SHORTEST), _LONGEST)
         return self.level

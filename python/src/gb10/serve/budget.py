@@ -15,8 +15,8 @@ from gb10.checkpoint import size
 from gb10.checkpoint.folder import Checkpoint
 from gb10.errors import UserError
 from gb10.machine import memory
-from gb10.machine.watch import SHED, STOP
 from gb10.machine.gpu import Gpu
+from gb10.machine.watch import SHED, STOP
 from gb10.serve.settings import Origin, Settings
 from gb10.units import GIB, MIB, parse_whole, text_size
 from gb10.vllm_plugin.cuda.requant import names
@@ -221,8 +221,8 @@ def _asked(
 ) -> Room:
     """What vLLM asks for with the user's share of ``total``. Raises UserError when that is not free.
 
-    ``reserve`` is what will not be free any more when vLLM looks; with less than ``stop`` left, the watch would
-    end the server (`gb10.machine.watch`).
+    ``reserve`` is what will not be free any more when vLLM looks; with less than ``stop`` left, the watch
+    (`gb10.machine.watch`) would end the server.
     """
     asked, said = math.ceil(total * share), settings.said(_SHARE_FIELD)
     if asked > free.size - stop:
@@ -323,7 +323,8 @@ def on_gpu(
     fits = shape.tokens(left)
     if need.total > offer.room.size:
         remedies = [*_less_context(settings, checkpoint), *offer.remedies]
-        if isinstance(asked, int) and cache is None and LEAST_CONTEXT <= fits < asked and need.layer <= left:
+        shorter = isinstance(asked, int) and cache is None and LEAST_CONTEXT <= fits < asked
+        if shorter and need.layer <= left:
             remedies = [f"{settings.said('max_model_len')} {fits} would fit", *remedies]
         raise _refusal(checkpoint.name, need, offer.room, remedies)
     notes = [*offer.notes, *_sizes_nothing(settings, "compares it with what is free, no more")]
@@ -369,8 +370,8 @@ def _unified(settings: Settings, gpu: Gpu, free: memory.Available, need: Need, w
     if given.size < need.total and enough <= most:
         remedies.insert(0, f"give at least {enough:g}")
     notes = [
-        f"memory  {given.words}: all that vLLM takes on the GPU, weights, KV cache and work, out of the memory "
-        f"that the CPU uses too; {text_size(free.size)} of that is free ({free.limit})"
+        f"memory  {given.words}: all that vLLM takes on the GPU, weights, KV cache and work, out of the "
+        f"memory that the CPU uses too; {text_size(free.size)} of that is free ({free.limit})"
     ]
     if share > most:
         notes.append(

@@ -21,8 +21,8 @@ from gb10.checkpoint.folder import Checkpoint
 from gb10.checkpoint.formats import Formats, unread
 from gb10.checkpoint.hub import locate
 from gb10.errors import UserError
-from gb10.machine import gpu as device
 from gb10.machine import cuda_memory, memory
+from gb10.machine import gpu as device
 from gb10.serve import command, environment, isolation
 from gb10.serve.hide import hide_arguments
 from gb10.serve.listen import Claim, claim
@@ -188,9 +188,7 @@ def _print_plan(plan: command.Plan) -> None:
 
 
 @contextmanager
-def _started(
-    variables: Mapping[str, str], name: str, settings: Settings
-) -> Iterator[tuple[Server, Line]]:
+def _started(variables: Mapping[str, str], name: str, settings: Settings) -> Iterator[tuple[Server, Line]]:
     """vLLM's process with ``variables`` on top of the user's, ready to be asked. It ends with the block.
 
     Its arguments say no more than the model's ``name``, for `ps`.

@@ -8,8 +8,8 @@ answered, `/health` too, and so is what ends work or frees memory.
 import json
 import os
 
-from gb10.serve.guard import Application, Message, Receive, Send, route_path
 from gb10.machine.watch import ENV_NAME, Board
+from gb10.serve.guard import Application, Message, Receive, Send, route_path
 
 RETRY_SECONDS = 10
 """For Retry-After. OpenAI's clients wait as long as that says, up to a minute, and ask again."""
@@ -30,7 +30,7 @@ def _harmless(scope: Message) -> bool:
     if scope["type"] != "http":
         return scope["type"] == "lifespan"
     path = route_path(scope)
-    return scope["method"] in _ASKING or path in _FREEING or path.endswith("/cancel")
+    return str(scope["method"]) in _ASKING or path in _FREEING or path.endswith("/cancel")
 
 
 class Shed:

@@ -1,7 +1,7 @@
 """`gb10 serve` with vLLM in a memory cgroup: it fits, it does not, and memory vanishes while it serves.
 
 Where no memory cgroup can be made (no root, a sandbox) these are skipped. By hand, as root, with an
-environment as conftest.py says: ``pytest -s tests/e2e/test_memory.py`` (four starts, 4 GiB).
+environment as conftest.py says: ``pytest -s tests/e2e/test_confined.py`` (four starts, 4 GiB).
 """
 
 import json
@@ -44,12 +44,16 @@ class Confined(Serve):
 
     def __init__(self, group: Cgroup, variables: dict[str, str], *arguments: str) -> None:
         self.group = group
-        super().__init__(["--max-model-len", "256", "--max-num-seqs", "2", *arguments], variables, enter=group.enter)
+        super().__init__(
+            ["--max-model-len", "256", "--max-num-seqs", "2", *arguments], variables, enter=group.enter
+        )
 
     def ask(self) -> tuple[int, dict[str, object], HTTPMessage]:
         """Status, body and headers of a short completion."""
         body = json.dumps({"model": "gb10-demo", "prompt": "def", "max_tokens": 4}).encode()
-        request = urllib.request.Request(f"{self.url}/completions", body, {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            f"{self.url}/completions", body, {"Content-Type": "application/json"}
+        )
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 return answer.status, json.load(answer), answer.headers
