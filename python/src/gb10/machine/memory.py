@@ -63,8 +63,8 @@ def unified(free: Available, device: int | None, proc: Path = Path("/proc")) -> 
     ``free`` is `available`'s, ``device`` what cudaMemGetInfo calls free: "the amount of memory on the device
     that is free according to the OS" (cuMemGetInfo). That leaves out the page cache and all that the kernel
     would reclaim for an allocation (vllm #35313: 75 of 142 GiB were left). So what can be reclaimed comes
-    on top: MemAvailable less MemFree. What the driver keeps of MemFree for itself (a GB10's 121 GiB were 102 to
-    CUDA) stays off.
+    on top: MemAvailable less MemFree. What the driver keeps of MemFree for itself (a GB10's 121 GiB were 102
+    to CUDA) stays off.
     """
     have, unused = _meminfo(proc, b"MemAvailable"), _meminfo(proc, b"MemFree")
     if device is None or have is None or unused is None:

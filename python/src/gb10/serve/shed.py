@@ -27,10 +27,11 @@ _TRY_LATER = 1013
 
 def _harmless(scope: Message) -> bool:
     """Whether a request may pass while memory is short. ``scope`` is ASGI's."""
-    if scope["type"] != "http":
-        return scope["type"] == "lifespan"
+    kind: str = scope["type"]
+    if kind != "http":
+        return kind == "lifespan"
     path = route_path(scope)
-    return str(scope["method"]) in _ASKING or path in _FREEING or path.endswith("/cancel")
+    return scope["method"] in _ASKING or path in _FREEING or path.endswith("/cancel")
 
 
 class Shed:
