@@ -48,7 +48,7 @@ Start = Callable[..., Run]
 def start(group: Cgroup, tmp_path: Path) -> Iterator[Start]:
     made: list[Run] = []
 
-    def run(stage: str, *limits: str) -> Run:
+    def run(stage: str, *limits: int | str | None) -> Run:
         made.append(Run(tmp_path, stage, limits, group.enter))
         made[-1].reach()
         return made[-1]
@@ -99,6 +99,7 @@ def test_memory_that_comes_back(group: Cgroup, neighbour: Neighbour, start: Star
     seen = board(made)
     neighbour.take((group.free - 80 * MIB) // MIB)
     wait_for(lambda: seen.full)
+    wait_for(lambda: any(line.startswith("memory is short: ") for line in made.lines))
     neighbour.end()
     wait_for(lambda: not seen.full)
     wait_for(lambda: "memory is no longer short" in made.lines)
