@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gb10.errors import ServerFailed, UserError
+from gb10.errors import MemoryShort, ServerFailed, UserError
+from gb10.machine.watch import Board
 from gb10.serve.progress import Progress
 from gb10.serve.supervise import Server, family
 
@@ -84,6 +85,17 @@ def start(logs: Path) -> Iterator[Start]:
         server.stop()
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+def test_a_start_that_leaves_too_little_memory(start: Start) -> None:
+    """As vLLM answers then: not with a token."""
+    port = free_port()
+    server = start(API, "broken", str(port))
+    Board(str(server._scratch.path / "memory"), write=True).write("1 MiB is free")
+    with pytest.raises(
+        MemoryShort, match="vLLM is loaded and takes no requests: 1 MiB is free; free memory, or"
+    ):
+        server.wait_ready(f"http://127.0.0.1:{port}", None, Progress())
 
 
 def test_its_temporary_files_go_with_it(start: Start) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from fresh import python
 
@@ -117,6 +119,37 @@ assert before.free_memory < result.after_profile.free_memory, "gpu_worker.py ass
 """,
         ours=False,
     )
+
+
+def test_the_worker_gives_back_what_torch_keeps(tmp_path: Path) -> None:
+    """Once each time that memory gets short, before a step."""
+    machine(f"""
+import os
+from gb10.machine.watch import ENV_NAME, Board
+from vllm.v1.worker.gpu_worker import Worker
+os.environ[ENV_NAME] = {str(tmp_path / "memory")!r}
+board = Board(os.environ[ENV_NAME], write=True)
+did = []
+Worker.execute_model = lambda self, scheduler_output: did.append(scheduler_output)
+mem_utils.release_device_memory_under_pressure = lambda device: did.append(device)
+look()
+look()
+worker = object.__new__(Worker)
+worker.device = "cuda:0"
+for step, words in enumerate((None, "short", "short", None, "short")):
+    board.write(words)
+    worker.execute_model(step)
+assert did == [0, "cuda:0", 1, 2, 3, "cuda:0", 4], did
+""")
+
+
+def test_without_a_keeper_nobody_looks() -> None:
+    machine("""
+from vllm.v1.worker.gpu_worker import Worker
+before = Worker.execute_model
+look()
+assert Worker.execute_model is before
+""")
 
 
 def test_other_gpus_are_left_alone() -> None:

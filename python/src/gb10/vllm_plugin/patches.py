@@ -315,6 +315,7 @@ Remove when: vLLM counts its own memory on unified memory, and looks at cgroups.
 """,
         (
             Need("vllm.utils.mem_utils", "MemorySnapshot.measure", "self"),
+            Need("vllm.utils.mem_utils", "release_device_memory_under_pressure", "device"),
             Need("vllm.platforms.interface", "Platform.is_integrated_gpu", "device_id"),
         ),
     ),
