@@ -113,6 +113,8 @@ __global__ void __launch_bounds__(32 * kWarps) front(__grid_constant__ Arguments
   auto const* const from = static_cast<T const*>(p.qkv) + token * p.qkv_row + static_cast<std::int64_t>(columns) * kHeadSize + within;
   Vector<kVector> raw = *reinterpret_cast<Vector<kVector> const*>(from);
   std::int64_t const slot = !is_query && p.key_cache != nullptr && token < p.slot_count ? p.slots[token] : -1;
+  float const* const scales = is_query ? p.q_scale : is_value ? p.v_scale : p.k_scale;
+  float const scale_of_8 = scales != nullptr ? *scales : 1.0f;
   float values[kVector];
   if (!is_value) {
     Position const position(p, token);
@@ -140,10 +142,10 @@ __global__ void __launch_bounds__(32 * kWarps) front(__grid_constant__ Arguments
 
   if (is_query) {
     std::int64_t const place = (static_cast<std::int64_t>(token) * p.heads + head) * kHeadSize + within;
-    if (p.q_scale == nullptr) {
+    if (scales == nullptr) {
       *reinterpret_cast<Vector<kVector>*>(static_cast<T*>(p.query) + place) = raw;
     } else {
-      float const factor = 1.0f / *p.q_scale;
+      float const factor = 1.0f / scale_of_8;
       unpack<T>(raw, values);
 #pragma unroll
       for (int i = 0; i < kVector; ++i) values[i] *= factor;
@@ -160,13 +162,12 @@ __global__ void __launch_bounds__(32 * kWarps) front(__grid_constant__ Arguments
   std::int64_t const place = is_value ? block * p.value_block + in_block * p.value_token + head * p.value_head + within
                                       : block * p.key_block + in_block * p.key_token + head * p.key_head + within;
   void* const cache = is_value ? p.value_cache : p.key_cache;
-  if (p.k_scale == nullptr) {
+  if (scales == nullptr) {
     *reinterpret_cast<Vector<kVector>*>(static_cast<T*>(cache) + place) = raw;
   } else {
-    float const scale = is_value ? *p.v_scale : *p.k_scale;
     unpack<T>(raw, values);
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) values[i] /= scale;
+    for (int i = 0; i < kVector; ++i) values[i] /= scale_of_8;
     store_e4m3(static_cast<std::uint8_t*>(cache) + place, values);
   }
 }

@@ -74,12 +74,13 @@ def attention_front(
     """Split, norm of each head, rotary embedding, and q, k and v where the attention wants them.
 
     ``qkv``: bfloat16 or float16 ``[M, columns]``, M from 1 to 1048576; its rows may lie apart by a
-    multiple of 8. For each head q (and its gate), then k of all, then v. ``query``: written, ``[M, heads * D]`` of the
-    same dtype, or float8_e4m3fn of q * (1 / q_scale). ``key_out``: written, ``[M, kv_heads * D]``. Rounded
-    where vLLM 0.32.0 rounds: after the norm, after the rotation, to E4M3. A position that does not exist is
-    the nearest that does. The weights, cos_sin, and as a guess the positions, are read while the kernel
-    before the call still runs: after weights were written, synchronise once before the first call. Bad
-    arguments give RuntimeError, which names the argument.
+    multiple of 8. For each head q (and its gate), then k of all, then v; at most 1024 heads of q, k and v
+    together. ``query``: written, ``[M, heads * D]`` of the same dtype, or float8_e4m3fn of
+    q * (1 / q_scale). ``key_out``: written, ``[M, kv_heads * D]``. Rounded where vLLM 0.32.0 rounds: after
+    the norm, after the rotation, to E4M3. A position that does not exist is the nearest that does. The
+    weights, cos_sin, and as a guess the positions, are read while the kernel before the call still runs:
+    after weights were written, synchronise once before the first call. Bad arguments give RuntimeError, which
+    names the argument.
     """
     load()
     torch.ops.gb10.attention_front(
