@@ -8,6 +8,8 @@ let
     build {
       name = "kernels";
       folders = [
+        ../kernels/add_norm
+        ../kernels/attention_front
         ../kernels/bandwidth
         ../kernels/fp8_gemv
         ../kernels/gdn_decode

@@ -41,6 +41,13 @@ __device__ __forceinline__ void load_ahead(uint4& v, void const* address) {
                : "l"(address));
 }
 
+__device__ __forceinline__ void load_ahead(uint2& v, void const* address) {
+  asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(address));
+}
+__device__ __forceinline__ void load_ahead(std::uint32_t& v, void const* address) {
+  asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(address));
+}
+
 // What an earlier kernel wrote that has ended while later ones overlap: from L2.
 __device__ __forceinline__ int load_relaxed(std::int32_t const* address) {
   int v;
