@@ -41,19 +41,21 @@ def test_compilers_with_the_mark_are_counted_and_no_others(tmp_path: Path) -> No
 
 def test_machine_code_is_known_by_its_place_or_suffix(tmp_path: Path) -> None:
     environ = {variable: str(tmp_path / variable) for variable in compilers.CACHES}
+    environ["TRITON_CACHE_DIR"] = str(tmp_path / "VLLM_CACHE_ROOT/triton")
     for name in (
         "CUDA_CACHE_PATH/3/f2a9",
         "VLLM_CACHE_ROOT/torch_compile_cache/torch_aot_compile/ab12/rank_0_0/model",
         "VLLM_CACHE_ROOT/modelinfos/qwen.json",
         "FLASHINFER_WORKSPACE_BASE/x.so",
-        "TRITON_CACHE_DIR/old.cubin",
-        "TRITON_CACHE_DIR/k.json",
+        "VLLM_CACHE_ROOT/triton/old.cubin",
+        "VLLM_CACHE_ROOT/triton/new.cubin",
+        "VLLM_CACHE_ROOT/triton/k.json",
     ):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
     began = time.time() - 5
-    os.utime(tmp_path / "TRITON_CACHE_DIR/old.cubin", (began - 60, began - 60))
+    os.utime(tmp_path / "VLLM_CACHE_ROOT/triton/old.cubin", (began - 60, began - 60))
     found = compilers.made_since(began, environ)
-    assert found.files == {"driver": 1, "torch_aot_compile": 1, ".so": 1}
+    assert found.files == {"driver": 1, "torch_aot_compile": 1, ".so": 1, ".cubin": 1}
     assert not compilers.made_since(time.time() + 60, environ).files

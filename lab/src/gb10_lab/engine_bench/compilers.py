@@ -44,16 +44,23 @@ class Compiled:
 
     def content(self) -> dict[str, Any]:
         """For a record; the first paths only."""
-        return {"programs": dict(self.programs), "files": dict(self.files), "paths": self.paths[:40]}
+        return {"programs": dict(self.programs), "files": dict(self.files), "paths": sorted(self.paths)[:40]}
+
+    @property
+    def words(self) -> str:
+        """The kinds of files, for people."""
+        return ", ".join(f"{count} {kind}" for kind, count in sorted(self.files.items())) or "nothing"
 
 
 def made_since(moment: float, environ: Mapping[str, str] = os.environ) -> Compiled:
     """Machine code that the caches got since ``moment``, seconds of `time.time`."""
     found = Compiled()
-    for variable, place in CACHES.items():
-        root = Path(environ.get(variable) or place).expanduser()
+    roots = {variable: Path(environ.get(variable) or place) for variable, place in CACHES.items()}
+    seen: set[Path] = set()  # one folder may lie in another
+    for variable, root in ((variable, root.expanduser().resolve()) for variable, root in roots.items()):
         for path in root.rglob("*"):
-            kind = _kind(path, variable)
+            kind = None if path in seen else _kind(path, variable)
+            seen.add(path)
             # A file may go while we look.
             try:
                 new = kind is not None and path.is_file() and path.stat().st_mtime >= moment
