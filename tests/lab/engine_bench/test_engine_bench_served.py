@@ -15,6 +15,7 @@ from gb10_lab.engine_bench import served, session
 from gb10_lab.engine_bench.configurations import CONFIGURATIONS
 from gb10_lab.engine_bench.served import compare, row_of
 from gb10_lab.quality.figures import Figures
+from gb10_lab.quality.variants import REFERENCE
 from gb10_lab.testbed import checkpoint
 
 GATE = {"rows": dict.fromkeys(("shipped", "fp8-dense-head", "nvfp4-dense-head", "nvfp4-dense-head-search"))}
@@ -84,7 +85,7 @@ def test_a_served_model_is_measured(
 
 
 def test_the_bf16_model_must_be_the_gates() -> None:
-    recorded = {"rows": {served.REFERENCE: {"perplexity": 7.5}}}
+    recorded = {"rows": {REFERENCE: {"perplexity": 7.5}}}
     assert served._reference_off(FIGURES, recorded) is None
     for perplexity in (7.5 * (1 + 2e-4), 7.5 * (1 - 2e-4), math.nan):
         assert "perplexity" in str(served._reference_off(replace(FIGURES, perplexity=perplexity), recorded))
