@@ -73,6 +73,27 @@ assert "router" in factors["GB10_ENGINE_PARTS"]
     assert status == 0, said
 
 
+def test_all_modes_have_one_triton_cache() -> None:
+    """torch would give each graph one of its own; what the user names stays."""
+    status, said = python(
+        """
+from torch._inductor.runtime import triton_heuristics
+source = open(triton_heuristics.__file__).read()
+assert 'if os.getenv("TRITON_CACHE_DIR") is None:' in source, "torch does something else now"
+from gb10.vllm_plugin.cuda import caches
+from gb10.vllm_plugin import patches
+caches.install()
+assert os.environ["TRITON_CACHE_DIR"] == "/cache/vllm/triton", os.environ
+os.environ["TRITON_CACHE_DIR"] = "/mine"
+caches.install()
+assert os.environ["TRITON_CACHE_DIR"] == "/mine"
+""",
+        VLLM_CACHE_ROOT="/cache/vllm",
+        TRITON_CACHE_DIR="",
+    )
+    assert status == 0, said
+
+
 def test_models_are_not_imported_before_one_is_loaded() -> None:
     """The server's process makes the configuration and loads nothing; a CUDA context has no place in it."""
     status, said = python(

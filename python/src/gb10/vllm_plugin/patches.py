@@ -360,6 +360,21 @@ Remove when: vLLM's key has a part for plug-ins.
     ),
     Patch(
         "config",
+        "gb10.vllm_plugin.cuda.caches",
+        """
+Symptom: the first start after another --dense, --head, or anything else that makes another graph, compiles
+  and tunes vLLM's own Triton kernels again: 65 to 68 s on an H200 for Gated DeltaNet's prefill.
+Evidence: torch's CachingAutotuner (torch/_inductor/runtime/triton_heuristics.py) sets TRITON_CACHE_DIR where
+  it is not set, to a folder of the inductor cache, which vLLM keeps for each key of its compile cache
+  (vllm/compilation/compiler_interface.py); from then on all Triton kernels of the process go there.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_engine_install.py
+Remove when: vLLM names Triton's cache itself.
+""",
+        (Need("vllm.envs", "environment_variables"),),
+    ),
+    Patch(
+        "config",
         "gb10.vllm_plugin.cuda.later",
         """
 Symptom: with our engine vLLM's server has a CUDA context of its own and warns "We must use the `spawn`
