@@ -1,6 +1,7 @@
 """Which backend runs which operation, whose choice that is, and why: the one routing table."""
 
 from gb10.routing.compare import Ran, compare, live
+from gb10.routing.loaded import requantised
 from gb10.routing.overrides import (
     B12X_EXPERT_LIMIT,
     Overrides,
@@ -49,6 +50,7 @@ __all__ = [
     "parse_overrides",
     "parts_of",
     "render",
+    "requantised",
     "route",
     "table",
 ]

@@ -65,11 +65,7 @@ _GB10_READ = 233e9
 
 def _decode(checkpoint: Checkpoint, target: routing.Target) -> str:
     """What one sequence's next token reads, and how long that takes a GB10 at the least."""
-    forms: dict[str, str] = {}
-    if target.parts:
-        from gb10.serve.budget import requantised
-
-        forms = requantised(checkpoint, target, 2)
+    forms = routing.requantised(checkpoint, target, 2) if target.parts else {}
     size = decoded_token_bytes(checkpoint.tensors, checkpoint.config, formats=forms)
     milliseconds = size / _GB10_READ * 1e3
     return (

@@ -363,6 +363,10 @@ SECRETS = frozenset({"--api-key", "--hf-token", "--watermark-config", "VLLM_API_
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+_LINK = re.compile(r"\[([^\]]+)\]\([^)]+\)")
+"""A link of Markdown to another page of docs/: a terminal shows no links."""
+
+
 class _Help(argparse.HelpFormatter):
     """``--api-key KEY``, not ``KEY [KEY ...]``: what follows several keys may be meant as the model."""
 
@@ -391,7 +395,8 @@ def build_parser() -> argparse.ArgumentParser:
     for name, row in ROWS.items():
         if row.flags and row.help:
             default = f" [{row.shown or row.default}]" if row.shown or row.default else ""
-            text = row.help.replace("`", "") + default + (f"; or {row.variable}" if row.variable else "")
+            text = _LINK.sub(r"docs/\1", row.help).replace("`", "") + default
+            text += f"; or {row.variable}" if row.variable else ""
             parser.add_argument(*row.flags.split(), dest=name, help=text, **row.kind.argparse)
     return parser
 
