@@ -12,6 +12,7 @@ from gb10.routing.overrides import (
 )
 from gb10.routing.parts import parts_of
 from gb10.routing.render import render
+from gb10.routing.report import Report, plan, report, serving
 from gb10.routing.rules import (
     BY_NAME,
     CPU_MODE_VARIABLE,
@@ -40,6 +41,7 @@ __all__ = [
     "Overrides",
     "Part",
     "Ran",
+    "Report",
     "Route",
     "Target",
     "apply_overrides",
@@ -49,8 +51,11 @@ __all__ = [
     "live",
     "parse_overrides",
     "parts_of",
+    "plan",
     "render",
+    "report",
     "requantised",
     "route",
+    "serving",
     "table",
 ]
