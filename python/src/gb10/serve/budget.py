@@ -18,8 +18,6 @@ from gb10.machine import memory
 from gb10.machine.gpu import Gpu
 from gb10.serve.settings import Origin, Settings
 from gb10.units import GIB, parse_whole, text_size
-from gb10.vllm_plugin.cuda.requant import names
-from gb10.vllm_plugin.cuda.settings import Format
 
 UNIFIED_MEMORY_SHARE = 0.80
 """Where GPU and CPU share memory, vLLM gets this share, or what is free where that is less, or what the model
@@ -41,10 +39,6 @@ CPU_SEQUENCES = 32
 _CACHE_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 _PLAIN_CACHES = (None, "auto", "bfloat16", "float16", "half")
 """Values of ``--kv-cache-dtype`` whose sizes are known here; an FP8 one is seen by its route."""
-
-_SIXTEEN_BIT = 2
-_FLOATS = ("BF16", "F16", "F32")
-"""Types of the file that vLLM turns into the model's."""
 
 _SHARE_DIGITS = 1000
 _SHARE_FIELD = "gpu_memory_utilization"
@@ -99,29 +93,6 @@ def _check_context(settings: Settings, shape: size.CacheShape, tokens: int, cach
         )
 
 
-def requantised(checkpoint: Checkpoint, target: routing.Target, element: int) -> dict[str, str]:
-    """What 16 bit matrices become at load, by their names in the checkpoint: fp8 or nvfp4.
-
-    As `gb10.vllm_plugin.cuda.requant` does: the dense side and the head of checkpoints that are quantised,
-    where the model's type has 16 bit and the head is no embedding.
-    """
-    quantised = "quantization_config" in checkpoint.config or "quantization_config" in checkpoint.text
-    if target.capability is None or not quantised or element != _SIXTEEN_BIT:
-        return {}
-    forms = {}
-    for tensor in checkpoint.tensors:
-        module, _, leaf = tensor.name.rpartition(".")
-        form = Format.KEEP
-        if names.is_dense(module):
-            form = Format(target.dense)
-        elif names.is_head(module) and checkpoint.text.get("tie_word_embeddings") is not True:
-            form = Format(target.head)
-        fits = leaf == "weight" and len(tensor.shape) == 2 and tensor.shape[1] % names.COLUMN_UNIT == 0
-        if form is not Format.KEEP and fits and tensor.dtype in _FLOATS:
-            forms[tensor.name] = str(form)
-    return forms
-
-
 def _weights(
     settings: Settings, checkpoint: Checkpoint, target: routing.Target, mode: str | None = None
 ) -> int:
@@ -129,7 +100,7 @@ def _weights(
     if settings.load_format == "dummy":
         return 0
     element = _element(settings)
-    forms = requantised(checkpoint, target, element)
+    forms = routing.requantised(checkpoint, target, element)
     return size.weight_bytes(checkpoint.tensors, mode, element, forms)
 
 

@@ -9,11 +9,8 @@ from pathlib import Path
 from gb10.machine import memory
 from gb10.serve.words import one_line
 from gb10.units import text_size
-from gb10.vllm_plugin.refusal import PREFIX as REFUSED
+from gb10.vllm_plugin.log import bare
 
-_PREFIX = re.compile(
-    r"^(\((?P<who>[\w-]+) pid=\d+\)\s*)?((INFO|WARNING|ERROR|DEBUG|CRITICAL) [\d-]+ [\d:]+ \[[^\]]+\]\s*)?"
-)
 _ERROR = re.compile(
     r"^\s*(?:[\w.]*\.)?(?P<kind>\w*(?:Error|Exception|Interrupt)|OutOfMemory\w*)\b"
     r"(?:: *(?P<text>.*)|(?P<bare>))$"
@@ -51,16 +48,6 @@ _SAYS = {
 }
 
 
-def _bare(line: str) -> str:
-    return _PREFIX.sub("", line.rstrip("\n"))
-
-
-def refusal(line: str) -> str | None:
-    """What a line of vLLM's log says after `REFUSED`, None for any other line."""
-    text = _bare(line)
-    return text.removeprefix(REFUSED).strip() if text.startswith(REFUSED) else None
-
-
 def _value(match: re.Match[str]) -> str:
     """The tail of pydantic's message as the value that was given; nothing where that is everything."""
     value = match["value"]
@@ -86,7 +73,7 @@ def last_error(lines: Iterable[str]) -> str | None:
     place: re.Match[str] | None = None
     code = ""
     for raw in lines:
-        line = _bare(raw)
+        line = bare(raw)
         if waiting and found and line.strip() and not _TRACE.match(line):
             found = f"{found} {line.strip()}"
             waiting = 0 if _PYDANTIC_TAIL.search(line) else waiting - 1
@@ -128,7 +115,7 @@ def last_line(lines: Iterable[str]) -> str | None:
     """The last line with words in it, without its log prefix. What clients asked is no cause of anything."""
     found = None
     for raw in lines:
-        line = _bare(raw).strip()
+        line = bare(raw).strip()
         if _WORDS.search(line) and not _REQUEST.search(line):
             found = line
     return None if found is None else _short(found)

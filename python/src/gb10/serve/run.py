@@ -285,7 +285,8 @@ def _serve(server: Server, engine: Engine, plan: command.Plan, progress: Progres
         held = claim(settings.host, settings.port)
     _announce(plan)
     write(f"log     {_short(server.log_path)}\n")
-    engine.serve(settings.api_keys, held.listener, metrics=settings.open_metrics)
+    planned = routing.plan(plan.target, plan.rows)
+    engine.serve(settings.api_keys, held.listener, metrics=settings.open_metrics, planned=planned)
     url = settings.base_url
     first_key = settings.api_keys[0] if settings.api_keys else None
     name = server.wait_ready(url, first_key, progress, lambda: held.answers)

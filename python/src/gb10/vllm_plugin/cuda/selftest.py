@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from gb10 import fp8
 from gb10.nvfp4 import dequantize, unswizzle_128x4
+from gb10.vllm_plugin import log
 from gb10.vllm_plugin.cuda import dispatch
 from gb10.vllm_plugin.cuda.requant.dense import Dense, Fp8Dense, NvFp4Dense, Plain
 from gb10.vllm_plugin.cuda.requant.methods import dense_of
@@ -297,13 +298,13 @@ def run(model: torch.nn.Module, dtype: torch.dtype, wanted: SelfTest) -> None:
     wrong = [check for check in done if not check.passed]
     worst = max(done, key=lambda check: check.error / check.limit)
     logger.info(
-        "gb10: self-test: %d comparisons in %.1f s, %d failed; the one nearest to its limit: %s",
-        *(len(done), seconds, len(wrong), worst.words),
+        "%s%d comparisons in %.1f s, %d failed; the one nearest to its limit: %s",
+        *(log.SELF_TEST, len(done), seconds, len(wrong), worst.words),
     )
     for check in wrong[1:]:
-        logger.warning("gb10: self-test: %s", check.words)
+        logger.warning("%s%s", log.SELF_TEST, check.words)
     if wrong and wanted is SelfTest.REPORT:
-        logger.warning("gb10: self-test: %s", wrong[0].words)
+        logger.warning("%s%s", log.SELF_TEST, wrong[0].words)
     elif wrong:
         refuse(
             f"our kernels are not right on this GPU: {wrong[0].words}; --engine stock serves with vLLM's "
