@@ -5,6 +5,7 @@ import re
 import signal
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from gb10.machine import memory
 from gb10.serve.words import one_line
@@ -121,20 +122,29 @@ def last_line(lines: Iterable[str]) -> str | None:
     return None if found is None else _short(found)
 
 
+def _events(deaths: Path) -> list[dict[str, Any]]:
+    """The lines of `gb10.serve.keeper` and `gb10.vllm_plugin.lifeline`, in order."""
+    try:
+        return [json.loads(line) for line in deaths.read_text().splitlines()]
+    except (OSError, ValueError):
+        return []
+
+
+def memory_short(deaths: Path) -> str | None:
+    """The figures over which the keeper ended vLLM before memory ran out; None if it did not."""
+    return next((str(event["memory"]) for event in _events(deaths) if "memory" in event), None)
+
+
 def violent_death(deaths: Path, before: memory.Kills) -> str | None:
     """Which process a signal ended that vLLM had not sent, and what may be behind it; None if none did.
 
-    ``deaths`` are the lines of `gb10.serve.keeper` and `gb10.vllm_plugin.lifeline`, in order. Once vLLM began
+    ``deaths`` is the file of `_events`. Once vLLM began
     to end its processes, SIGTERM and SIGKILL are its own. An orphan was killed since its parent had died.
     ``before``: what the kernel had killed for want of memory before the start.
     """
-    try:
-        events = [json.loads(line) for line in deaths.read_text().splitlines()]
-    except (OSError, ValueError):
-        return None
     ending = False
-    for event in events:
-        if "sent" in event:
+    for event in _events(deaths):
+        if "sent" in event or "memory" in event:
             ending = True
             continue
         number = -int(event["code"])

@@ -46,7 +46,8 @@ from gb10 import routing
 from gb10.checkpoint.entries import check_entries
 from gb10.errors import UserError
 from gb10.files import irregular, open_regular
-from gb10.serve import guard, validation
+from gb10.machine import watch
+from gb10.serve import guard, shed, validation
 from gb10.serve.own_log import OwnLog
 from gb10.serve.preflight import Verdict
 from gb10.serve.words import one_line
@@ -280,9 +281,12 @@ def serve(prepared: Prepared, keys: Sequence[str], *, metrics: bool, planned: Ma
 def guarded(arguments: Namespace, keys: Sequence[str], *, metrics: bool) -> None:
     """Put `guard.Guard` around the application that vLLM builds of ``arguments``, as outermost middleware.
 
-    It stands for vLLM's own check. Without ``keys`` nothing changes.
+    It stands for vLLM's own check; without ``keys`` there is none. Behind it comes `shed.Shed`, where a keeper
+    looks at memory.
     """
     arguments.api_key = None
+    if os.environ.get(watch.ENV_NAME):
+        arguments.middleware = [*arguments.middleware, shed.MIDDLEWARE]
     if keys:
         guard.arm(keys, metrics=metrics, cross_origin=bool(arguments.allowed_origins))
         arguments.middleware = [*arguments.middleware, guard.MIDDLEWARE]

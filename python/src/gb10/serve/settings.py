@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from gb10.errors import UserError
+from gb10.machine.watch import OFF, PRESSURE, SHED, STOP, Limits
 from gb10.routing import CPU_MODE_VARIABLE, CPU_MODES
 from gb10.serve.vllm_arguments import VllmArguments, Vocabulary, option_name, with_dashes
-from gb10.units import parse_bytes, parse_count, parse_decimal, parse_whole
+from gb10.units import parse_bytes, parse_count, parse_decimal, parse_whole, text_size
 from gb10.vllm_plugin.cuda.requant.names import LIMIT_NAME, REPORT_NAME
 from gb10.vllm_plugin.cuda.settings import DENSE_NAME, ENGINE_NAME, HEAD_NAME, Engine, Format
 from gb10.vllm_plugin.draft.ids import ENV_NAME as DRAFT_VOCABULARY
@@ -104,8 +105,14 @@ def _one_of(words: type[StrEnum]) -> Kind:
     return Kind(words, f"one of: {', '.join(words)}", {"metavar": "|".join(words)})
 
 
+def _or_off(number: Callable[[str], float]) -> Callable[[str], float | str]:
+    return lambda text: OFF if text == OFF else number(text)
+
+
 WHOLE = Kind(_above_zero(parse_whole), "a whole number above 0")
 BYTES = Kind(parse_bytes, "a number of bytes such as 512M or 2G")
+LEVEL = Kind(_or_off(_above_zero(parse_bytes)), f"a number of bytes such as 512M or 2G, or {OFF}")
+PERCENT = Kind(_or_off(_above_zero(parse_decimal, 100)), f"a number above 0, at most 100, or {OFF}")
 
 
 @dataclass(frozen=True)
@@ -276,6 +283,27 @@ class Settings:
         shown="full",
         help="MTP drafts read N rows of the output head ([speculative.md](speculative.md))",
     )
+    memory_shed: int | str | None = setting(
+        "",
+        SHED,
+        LEVEL,
+        shown="1/32 of memory, 256 MiB to 4 GiB",
+        help="with less free memory new requests get 503; `off`",
+    )
+    memory_stop: int | str | None = setting(
+        "",
+        STOP,
+        LEVEL,
+        shown="half of that",
+        help="with less free memory vLLM is ended, exit code 75; `off`",
+    )
+    memory_pressure: float | str | None = setting(
+        "",
+        PRESSURE,
+        PERCENT,
+        shown="60",
+        help="percent of 10 s in which all processes wait for memory: 503, after 30 s the end; `off`",
+    )
     served_model_name: str | None = setting("--served-model-name")
     dtype: str | None = setting("--dtype")
     enforce_eager: bool | None = setting("--enforce-eager", kind=SWITCH)
@@ -324,6 +352,17 @@ class Settings:
         for name, value in variables.items():
             if not self.environment.get(name) or origin >= Origin.VARIABLE:
                 self.variables[name], self.origins[name] = value, origin
+
+    @property
+    def limits(self) -> Limits:
+        """The levels of free memory at which the server sheds requests, and ends. Raises UserError."""
+        shed, stop = self.memory_shed, self.memory_stop
+        if isinstance(shed, int) and isinstance(stop, int) and shed < stop:
+            raise UserError(
+                f"{SHED} ({text_size(shed)}) is below {STOP} ({text_size(stop)}): vLLM would end before it "
+                "refuses a request; give more to the one or less to the other"
+            )
+        return Limits(shed, stop, self.memory_pressure)
 
     @property
     def secrets(self) -> list[str]:
