@@ -34,6 +34,7 @@ in
       "machine"
       "routing"
     ]
+    ++ [ ../../nix/flashinfer/modules.toml ]
   );
   unit-serve = unit "serve" (sets.serve ++ [ ../../docs/configuration.md ]);
   unit-vllm-plugin = unit "vllm_plugin" (sets.plugin ++ [ ../../tests/reference ]);

@@ -346,7 +346,7 @@ _ROUTER = (
 )
 _SAMPLING = (
     Rule(CPU, "torch", VLLM, "FlashInfer's sampler needs CUDA"),
-    Rule(SM80_121 & FI, "FlashInfer", VLLM, "compiled at first use", "flashinfer"),
+    Rule(SM80_121 & FI, "FlashInfer", VLLM, "compiled at first use if not ahead", "flashinfer"),
     Rule(GPU, "torch", VLLM, "FlashInfer is not usable", "torch"),
 )
 _KV_CACHE = (
