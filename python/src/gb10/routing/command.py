@@ -15,6 +15,7 @@ from gb10.checkpoint.hub import locate
 from gb10.checkpoint.size import decoded_token_bytes
 from gb10.errors import UserError
 from gb10.machine import cpu
+from gb10.machine import flashinfer as ready_kernels
 from gb10.machine import gpu as device
 from gb10.units import parse_whole
 from gb10.vllm_plugin.cpu.mode import Mode
@@ -111,10 +112,12 @@ def run(
     ours = engine is Engine.GB10
     if ours and (why := settings.without_code(found)) is not None:
         raise UserError(f"--engine gb10: {why}")
-    usable = device.flashinfer_usable() if flashinfer is None else flashinfer
+    if flashinfer is None:
+        fits = found is not None and ready_kernels.fits([found])
+        flashinfer = ready_kernels.usable(ready=fits)
     target = routing.Target(
         found,
-        found is not None and usable,
+        found is not None and flashinfer,
         cpu_mode,
         amx=found is None and cpu.has_amx(),
         kv_cache="fp8" if fp8_kv_cache else "auto",

@@ -21,7 +21,7 @@ from gb10.checkpoint.folder import Checkpoint
 from gb10.checkpoint.formats import Formats, unread
 from gb10.checkpoint.hub import locate
 from gb10.errors import UserError
-from gb10.machine import cuda_memory, memory
+from gb10.machine import cuda_memory, flashinfer, memory
 from gb10.machine import gpu as device
 from gb10.serve import command, environment, isolation
 from gb10.serve.hide import hide_arguments
@@ -100,10 +100,13 @@ def _plan(
         said = settings.said("demo_model" if demo else "model")
         raise UserError(f"{said}: {error}" if said.isupper() else str(error)) from None
     known = Formats.from_json(reports["formats"]) if "formats" in reports else unread(found)
-    flashinfer = device.flashinfer_usable()
     if gpus and gpus[0].unified:
         free = memory.unified(free, _cuda_free())
-    return command.build(settings, found, gpus, flashinfer=flashinfer, demo=demo, free=free, formats=known)
+    ready = flashinfer.fits([gpu.capability for gpu in gpus])
+    if ready:
+        settings.export(Origin.MACHINE, **{flashinfer.CUBIN_VARIABLE: "1"})
+    usable = flashinfer.usable(ready=ready)
+    return command.build(settings, found, gpus, flashinfer=usable, demo=demo, free=free, formats=known)
 
 
 def _reads_weights(settings: Settings) -> bool:
