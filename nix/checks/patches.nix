@@ -45,7 +45,10 @@ in
   patches = room {
     name = "patches";
     tests = [ ../../tests/patches ];
-    sources = sets.plugin ++ [ ../../patches ];
+    sources = sets.plugin ++ [
+      ../../patches
+      ../../tests/reference
+    ];
     variables = {
       GB10_CUDA_TOOLKIT = cuda-toolkit;
       GB10_CUTLASS_INCLUDE = "${cutlass}/${python.sitePackages}/cutlass_library/source/include";
