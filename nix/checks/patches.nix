@@ -40,7 +40,13 @@ in
   patches = room {
     name = "patches";
     tests = [ ../../tests/patches ];
-    sources = sets.plugin ++ sets.gb10 [ "machine" ] ++ [ ../../patches ];
+    sources =
+      sets.plugin
+      ++ sets.gb10 [ "machine" ]
+      ++ [
+        ../../patches
+        ../../tests/reference
+      ];
     variables = {
       GB10_CUDA_TOOLKIT = cuda-toolkit;
       GB10_CUTLASS_INCLUDE = "${cutlass}/${python.sitePackages}/cutlass_library/source/include";
