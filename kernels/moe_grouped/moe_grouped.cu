@@ -28,7 +28,7 @@ cudaError_t launch_around(Arguments const& a, Plan const& p, Device const& devic
 
 // Whether the GPU and the layer are such that warpgroups multiply.
 bool for_warpgroups(Arguments const& a, Device const& device, Number number, bool swizzled) {
-  return device.capability == 90 && number == Number::kBFloat16 && !swizzled && a.gated;
+  return device.capability == 90 && number == Number::kBFloat16 && !swizzled && a.gated && a.activation == moe::Activation::kSwish;
 }
 
 cudaError_t launch_warpgroups(Arguments const& a, Plan const& p, Device const& device, cudaStream_t stream) {

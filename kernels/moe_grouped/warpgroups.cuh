@@ -1,4 +1,5 @@
-// The two launches of moe_grouped that multiply, with the matrix instruction of warpgroups (9.0 alone): bf16, linear scales, gated.
+// The two launches of moe_grouped that multiply, with the matrix instruction of warpgroups (9.0 alone): bf16, linear scales, a gated
+// swish.
 //
 // A block stays, and takes one item after the other: 256 rows of a weight (gate_up: of 128 channels gate and up) and a tile of at most
 // 192 tokens. Three warpgroups: one copies into a ring in shared memory, 64 k of codes, block scales and activations a step; each of the
@@ -258,9 +259,11 @@ __device__ __forceinline__ void multiply_item(Arguments const& a, Plan const& p,
       } else {
         int const place = tile.first + token;
         float const factor = a.router_weight_on_input && tile.expert >= 0 ? a.weights[at<int const>(a, p.at.pairs)[place]] : 1.0f;
+        moe::ActivationNumbers swish = a;
+        swish.activation = moe::Activation::kSwish;  // for_warpgroups(): no other comes here
         std::uint32_t const two =
-            word_of_floats<__nv_bfloat16>(moe::activate(a, first[0] * global * factor, second[0] * global_up * factor),
-                                          moe::activate(a, first[1] * global * factor, second[1] * global_up * factor));
+            word_of_floats<__nv_bfloat16>(moe::activate(swish, first[0] * global * factor, second[0] * global_up * factor),
+                                          moe::activate(swish, first[1] * global * factor, second[1] * global_up * factor));
         *reinterpret_cast<std::uint32_t*>(m.out + static_cast<std::int64_t>(place) * m.out_rows + row) = two;
       }
     }
@@ -272,8 +275,8 @@ template <typename Body>
 __device__ __forceinline__ void with_columns(int count, Body&& body) {
   if (count <= 48) body.template operator()<48>();
   else if (count <= 96) body.template operator()<96>();
-  else if (count <= 160) body.template operator()<160>();
-  else body.template operator()<176>();
+  else if (count <= 128) body.template operator()<128>();
+  else body.template operator()<160>();
 }
 
 // A warpgroup that multiplies.
