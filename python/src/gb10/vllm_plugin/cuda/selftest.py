@@ -271,14 +271,11 @@ def _front(name: str, front: Front) -> Iterator[Check]:
         rows = (3, tokens) if any(front.sections) else (tokens,)
         positions = torch.arange(3 * tokens, device=device).view(3, tokens) * 7 % len(front.cos_sin)
         positions = positions if len(rows) == 2 else positions[0]
-        query, key, cache, slots = front.new_query(qkv), None, None, None
-        if front.writes:
-            cache = torch.zeros(3, kv_heads, tokens, 2 * size, dtype=cached, device=device)
-            slots = torch.arange(tokens - 1, -1, -1, device=device) + tokens
-            front.front(qkv, positions, query, None, split_cache(attention, cache), slots)
-        else:
-            key = qkv.new_empty((tokens, kv_heads * size))
-            front.front(qkv, positions, query, key, None, None)
+        query, key = front.new_query(qkv), qkv.new_empty((tokens, kv_heads * size))
+        cache = torch.zeros(3, kv_heads, tokens, 2 * size, dtype=cached, device=device)
+        slots = torch.arange(tokens - 1, -1, -1, device=device) + tokens
+        places = split_cache(attention, cache) if front.writes else None
+        front.front(qkv, positions, query, key, places, slots)
         *gates, exact_q, exact_k, exact_v = _front_exact(front, qkv, positions)
         limit = EXACT if attention.query_quant is None else ROUGH
         q_scale = 1.0 if attention.query_quant is None else attention._q_scale.double()
@@ -286,9 +283,8 @@ def _front(name: str, front: Front) -> Iterator[Check]:
         most = torch.finfo(query.dtype).max
         wanted = (exact_q / q_scale).clamp(-most, most)
         yield Check("attention_front", f"{name} (query)", tokens, _distance(query, wanted.flatten(1)), limit)
-        if cache is None or slots is None:
-            yield Check("attention_front", f"{name} (key)", tokens, _distance(key, exact_k.flatten(1)), EXACT)
-        else:
+        yield Check("attention_front", f"{name} (key)", tokens, _distance(key, exact_k.flatten(1)), EXACT)
+        if front.writes:
             if eight:
                 cache = cache.view(current_platform.fp8_dtype())
             exact = torch.zeros(3 * tokens, 2, kv_heads, size, dtype=torch.float64, device=device)
