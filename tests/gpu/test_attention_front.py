@@ -139,7 +139,7 @@ class Problem:
 
 
 def same_bytes(one: Any, other: Any) -> bool:
-    return torch.equal(one.view(torch.uint8), other.view(torch.uint8))
+    return bool(torch.equal(one.view(torch.uint8), other.view(torch.uint8)))
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16])

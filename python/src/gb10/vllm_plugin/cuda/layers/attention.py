@@ -193,7 +193,7 @@ def refusal(layer: Any) -> str | None:
     """Why an attention layer keeps vLLM's own forward, or None. The order is that of the surest words."""
     attention, rope = layer.attn, layer.rotary_emb
     dtype, norms = layer.q_norm.weight.dtype, (layer.q_norm, layer.k_norm)
-    sections = getattr(rope, "mrope_section", None)
+    sections: Any = getattr(rope, "mrope_section", None)
     quantised = attention.query_quant
     unlike = (
         (type(attention) is not Attention, f"a {type(attention).__name__}"),
