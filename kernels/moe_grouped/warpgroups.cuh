@@ -201,39 +201,49 @@ __device__ __forceinline__ void multiply_item(Arguments const& a, Plan const& p,
   int const lane = threadIdx.x % 32, warp = threadIdx.x % kGroup / 32, g = lane >> 2, t = lane & 3;
   int const row0 = half * 128 + warp * 16 + g;
   float c[2][kColumns / 2] = {};
-  int before = walk.place;
+
+  // The operands of group `group` of a step: half of its k (16-byte halves of a window) of one of the two operands.
+  std::uint32_t w[2][2][4];
+  auto const decode = [&](Place const& place, int group) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      int const row = row0 + group % 2 * 64 + i * 8;
+      std::uint32_t const scale = scale_of<__nv_bfloat16>(place.scales[row * 4 + t]);
+      std::uint32_t(&to)[4] = w[group % 2][i];
+      operands8<__nv_bfloat16>(*reinterpret_cast<std::uint32_t const*>(place.codes + row * 32 + t * 8 + group / 2 * 4), to);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) to[j] = mul2<__nv_bfloat16>(to[j], scale);
+    }
+  };
+  ptx::wait_for_phase(item.full + walk.place, walk.round);
+  decode(item.ring[walk.place], 0);
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
-    ptx::wait_for_phase(item.full + walk.place, walk.round);
-    Place const& place = item.ring[walk.place];
-    std::uint64_t const b = b_of_swizzled(ptx::shared_address(place.x));
-#pragma unroll 1
-    for (int word = 0; word < 2; ++word) {
+    int const now = walk.place;
+    std::uint64_t const b = b_of_swizzled(ptx::shared_address(item.ring[now].x));
 #pragma unroll
-      for (int o = 0; o < 2; ++o) {
-        std::uint32_t w[2][4];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          int const row = row0 + o * 64 + i * 8;
-          std::uint32_t const scale = scale_of<__nv_bfloat16>(place.scales[row * 4 + t]);
-          operands8<__nv_bfloat16>(*reinterpret_cast<std::uint32_t const*>(place.codes + row * 32 + t * 8 + 4 * word), w[i]);
-#pragma unroll
-          for (int j = 0; j < 4; ++j) w[i][j] = mul2<__nv_bfloat16>(w[i][j], scale);
-        }
-        begin_products();
-        // 16 k are 32 bytes, two units of the operand's address.
-        product_m64k16<kColumns>(c[o], w[0][0], w[1][0], w[0][1], w[1][1], b + 4 * word);
-        product_m64k16<kColumns>(c[o], w[0][2], w[1][2], w[0][3], w[1][3], b + 4 * word + 2);
-        end_products();
-        wait_for_products<1>();
-        if (word == 0 && o == 0 && step > 0 && lane == 0) ptx::arrive_at(item.empty + before);
+    for (int group = 0; group < 4; ++group) {
+      std::uint32_t const(&a0)[4] = w[group % 2][0];
+      std::uint32_t const(&a1)[4] = w[group % 2][1];
+      std::uint64_t const first = b + group / 2 * 4;  // 16 k are 32 bytes, two units of the operand's address
+      begin_products();
+      product_m64k16<kColumns>(c[group % 2], a0[0], a1[0], a0[1], a1[1], first);
+      product_m64k16<kColumns>(c[group % 2], a0[2], a1[2], a0[3], a1[3], first + 2);
+      end_products();
+      // The other operand's registers are free: the next group is decoded while this one is multiplied.
+      wait_for_products<1>();
+      if (group < 3) {
+        decode(item.ring[now], group + 1);
+      } else {
+        walk.next();
+        bool const more = step + 1 < steps;
+        if (more) ptx::wait_for_phase(item.full + walk.place, walk.round);
+        decode(item.ring[more ? walk.place : now], 0);
       }
     }
-    before = walk.place;
-    walk.next();
+    wait_for_products<0>();
+    if (lane == 0) ptx::arrive_at(item.empty + now);
   }
-  wait_for_products<0>();
-  if (lane == 0) ptx::arrive_at(item.empty + before);
   take_sums(c[0]);
   take_sums(c[1]);
 
@@ -273,10 +283,17 @@ __device__ __forceinline__ void multiply_item(Arguments const& a, Plan const& p,
 // kColumns for a tile of `count` tokens.
 template <typename Body>
 __device__ __forceinline__ void with_columns(int count, Body&& body) {
-  if (count <= 48) body.template operator()<48>();
+  if (count <= 16) body.template operator()<16>();
+  else if (count <= 32) body.template operator()<32>();
+  else if (count <= 48) body.template operator()<48>();
+  else if (count <= 64) body.template operator()<64>();
+  else if (count <= 80) body.template operator()<80>();
   else if (count <= 96) body.template operator()<96>();
+  else if (count <= 112) body.template operator()<112>();
   else if (count <= 128) body.template operator()<128>();
-  else body.template operator()<160>();
+  else if (count <= 144) body.template operator()<144>();
+  else if (count <= 160) body.template operator()<160>();
+  else body.template operator()<176>();
 }
 
 // A warpgroup that multiplies.
