@@ -109,12 +109,7 @@ def _tell_after_loads() -> None:
     original = BaseModelLoader.load_model
 
     def load_model(self: Any, *given: Any, **named: Any) -> Any:
-        import torch
-
         model = original(self, *given, **named)
-        if torch.cuda.is_available():
-            # The kernels read weights while the kernel before them runs: all must be in memory.
-            torch.cuda.synchronize()
         if get_tensor_model_parallel_rank() == 0:
             report.tell(type(model).__name__)
         return model
