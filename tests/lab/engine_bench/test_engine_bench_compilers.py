@@ -1,7 +1,6 @@
 """What a start compiled: programs by their mark, files of the caches by kind and age."""
 
 import os
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -12,10 +11,11 @@ MARK = "COMPILERS_TEST=1"
 
 
 def sleeper(folder: Path, name: str) -> str:
-    """A program of that name that lives for a while."""
-    program = shutil.which("sleep")
-    assert program is not None
-    return str(shutil.copy(program, folder / name))
+    """A program of that name that lives for as many seconds as it is told."""
+    program = folder / name
+    program.write_text('#!/bin/sh\nsleep "$1"\n')
+    program.chmod(0o755)
+    return str(program)
 
 
 def test_compilers_with_the_mark_are_counted_and_no_others(tmp_path: Path) -> None:

@@ -155,3 +155,42 @@ for name in ("gb10_experts", "gb10_add_norm", "gb10_gdn_in", "gb10_gdn_core", "g
 """
     )
     assert status == 0, said
+
+
+def test_a_load_waits_once_after_all_that_changes_weights() -> None:
+    """Our kernels read weights while the kernel before them runs: nothing may read them before the wait."""
+    status, said = python(
+        """
+from types import SimpleNamespace
+from reference import cpu_operators
+cpu_operators.install()
+import vllm.distributed
+from vllm.model_executor.model_loader import BaseModelLoader, base_loader
+from gb10.vllm_plugin import patches
+from gb10.vllm_plugin.cuda import settings
+settings._of_process = settings.CudaMode()
+calls = []
+def note(name, answer=None):
+    return lambda *given, **named: calls.append(name) or answer
+model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+def load(self, vllm_config, model_config, prefix=""):
+    calls.append("load")
+    base_loader.process_weights_after_loading(model, model_config, torch.device("cuda"))
+    return model
+BaseModelLoader.load_model = load
+def process_weights_after_loading(model, model_config, target_device):
+    calls.append("vLLM's own")
+base_loader.process_weights_after_loading = process_weights_after_loading
+vllm.distributed.get_tensor_model_parallel_rank = lambda: 0
+patches.apply("engine")
+from gb10.vllm_plugin.cuda import install, selftest
+from gb10.vllm_plugin.cuda.experts import select
+from gb10.vllm_plugin.cuda.requant.report import report
+select.MoERunner, select.fold = torch.nn.Linear, note("experts")
+install.take_over, selftest.run, type(report).tell = note("layers"), note("self-test"), note("report")
+torch.cuda.is_available, torch.cuda.synchronize = lambda: True, note("wait")
+BaseModelLoader.load_model(object(), None, SimpleNamespace(dtype=torch.bfloat16))
+assert calls == ["load", "vLLM's own", "experts", "layers", "wait", "self-test", "report"], calls
+"""
+    )
+    assert status == 0, said

@@ -109,12 +109,7 @@ def _tell_after_loads() -> None:
     original = BaseModelLoader.load_model
 
     def load_model(self: Any, *given: Any, **named: Any) -> Any:
-        import torch
-
         model = original(self, *given, **named)
-        if torch.cuda.is_available():
-            # The kernels read weights while the kernel before them runs: all must be in memory.
-            torch.cuda.synchronize()
         ranks, load = get_tp_group(), report.end()
         loads: list[Load] = [load]
         if ranks.world_size > 1:
