@@ -101,6 +101,7 @@ def _may_convert(config: Any, layer: Any, name: str) -> bool:
 
 
 def _tell_after_loads() -> None:
+    import torch
     from vllm.distributed import get_pp_group, get_tp_group
     from vllm.model_executor.model_loader import BaseModelLoader
 
