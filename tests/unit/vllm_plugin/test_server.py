@@ -69,7 +69,8 @@ class Engine:
         await asyncio.sleep(self.waits)
         text = list(prompt["prompt_token_ids"])
         self.asked.append((text, parameters))
-        tokens, numbers = [], []
+        tokens: list[int] = []
+        numbers: list[dict[int, Any]] = []
         for place in range(parameters.max_tokens):
             found = self.model([*text, *tokens], place > 0)
             likely = sorted(found.items(), key=lambda one: -one[1])[: max(parameters.logprobs, 1)]
