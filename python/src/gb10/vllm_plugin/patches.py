@@ -340,7 +340,7 @@ Symptom: a server whose model answers NaN, or one token for ever, is ready, and 
 Evidence: AsyncLLM.check_health looks at the engine's process alone. load_endpoint_plugins takes entry points
   that VLLM_PLUGINS names, and that list decides on all other plug-ins of the user's as well.
 Upstream: not reported as far as known.
-Test: tests/unit/vllm_plugin/test_server.py, tests/unit/serve/test_serve_guard.py, tests/e2e/test_health.py
+Test: tests/unit/vllm_plugin/test_server.py, tests/unit/serve/test_serve_guard.py, tests/e2e/test_serve.py
 Remove when: vLLM looks at what its model answers, and takes endpoint plug-ins from who starts the server.
 """,
         (
