@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gb10.machine import memory
-from gb10.serve.cause import last_error, last_line, violent_death
+from gb10.serve.cause import last_error, last_line, memory_short, violent_death
 from gb10.vllm_plugin.log import after
 from gb10.vllm_plugin.refusal import PREFIX
 
@@ -173,6 +173,17 @@ def test_the_first_killed_process_is_named(tmp_path: Path, free: pytest.MonkeyPa
     assert str(death(tmp_path, core)).endswith("for want of memory on this machine")
     free.setattr(memory, "oom_kills", lambda: memory.Kills(1, 1))
     assert str(death(tmp_path, core)).endswith("for want of memory in this memory cgroup")
+
+
+def test_an_end_for_want_of_memory_is_no_violent_death(tmp_path: Path) -> None:
+    """What is killed after it is the keeper's own work; its figures are what is told."""
+    end: dict[str, object] = {"memory": "1 MiB is free"}
+    killed = {"pid": 2, "name": "VllmWorker-0", "code": -9}
+    assert death(tmp_path, end, killed) is None
+    assert memory_short(tmp_path / "deaths") == "1 MiB is free"
+    death(tmp_path, killed)
+    assert memory_short(tmp_path / "deaths") is None
+    assert memory_short(tmp_path / "none") is None
 
 
 def test_what_vllm_ended_itself_is_no_cause(tmp_path: Path) -> None:
