@@ -73,6 +73,8 @@ let
         # nvcc finds its parts beside its own real path.
         FLASHINFER_NVCC = "${cuda-toolkit}/bin/nvcc";
         FLASHINFER_CUDA_ARCH_LIST = target;
+        # A linker that keeps only what has a symbol would drop the driver's library, whose stand-in has none.
+        FLASHINFER_EXTRA_LDFLAGS = "-Wl,--no-as-needed -lcuda -Wl,--as-needed";
         # Of the list, what it is made of: another group, or the routes that end here, make it not anew.
         group = builtins.toJSON { inherit (listed) gibibytes modules; };
         passAsFile = [ "group" ];

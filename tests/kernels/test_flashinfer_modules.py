@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,16 @@ def test_every_module_is_for_the_family_alone(tmp_path: Path) -> None:
                 f"{name}: {elf.name}"
             )
             elf.unlink()
+
+
+def test_every_module_asks_for_the_driver_and_for_nothing_of_the_build() -> None:
+    """Its functions are called by name, and a library that torch has loaded answers to its plain name only."""
+    for name, path in modules().items():
+        command = ["readelf", "--dynamic", "--wide", path.resolve()]
+        listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        needed = re.findall(r"\(NEEDED\).*\[(.+)\]", listing)
+        assert {"libcuda.so.1", "libcudart.so.13"} <= set(needed), name
+        assert not re.search(r"\((RPATH|RUNPATH)\)", listing), name
 
 
 def test_the_instructions_are_there(cubins: dict[str, list[Cubin]]) -> None:
