@@ -40,7 +40,10 @@ in
   patches = room {
     name = "patches";
     tests = [ ../../tests/patches ];
-    sources = sets.plugin ++ sets.gb10 [ "machine" ] ++ [ ../../patches ];
+    sources = sets.plugin ++ sets.gb10 [ "machine" ] ++ [
+      ../../nix/flashinfer
+      ../../patches
+    ];
     variables = {
       GB10_CUDA_TOOLKIT = cuda-toolkit;
       GB10_CUTLASS_INCLUDE = "${cutlass}/${python.sitePackages}/cutlass_library/source/include";

@@ -62,9 +62,9 @@ def test_every_module_is_for_the_family_alone(tmp_path: Path) -> None:
 
 
 def test_every_module_asks_for_the_driver_and_for_nothing_of_the_build() -> None:
-    """Its functions are called by name, and a library that torch has loaded answers to its plain name only."""
+    """The driver is called by name, and what torch has loaded answers to a library's plain name only."""
     for name, path in modules().items():
-        command = ["readelf", "--dynamic", "--wide", path.resolve()]
+        command = ["readelf", "--dynamic", "--wide", str(path.resolve())]
         listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         needed = re.findall(r"\(NEEDED\).*\[(.+)\]", listing)
         assert {"libcuda.so.1", "libcudart.so.13"} <= set(needed), name
