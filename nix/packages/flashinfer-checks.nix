@@ -14,6 +14,7 @@ import ../checks/room.nix { inherit pkgs; } {
   sources = sets.machine-code ++ sets.gb10 [ "machine" ];
   variables = {
     GB10_CUDA_TOOLKIT = pkgs.gb10.cuda-toolkit;
+    GB10_FLASHINFER_CUDA_HOME = pkgs.gb10.flashinfer.cuda-home;
     GB10_FLASHINFER = "${modules}/${pkgs.gb10.python.sitePackages}";
     GB10_KERNELS = pkgs.gb10.kernels;
     GB10_KERNELS_SOFTWARE = pkgs.gb10.kernels-software;

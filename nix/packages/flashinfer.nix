@@ -97,7 +97,7 @@ let
         inherit target;
         inherit (python) sitePackages;
         passthru = {
-          inherit package;
+          inherit cuda-home package;
         }
         // built;
       }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,9 @@ INSTRUCTIONS = {
     "gemm_sm120": "QMMA",
 }
 """The instruction that each of these modules is there for."""
+
+LIBRARIES = ("cudart", "cublasLt", "cublas", "nvrtc")
+"""What torch has loaded before FlashInfer, in the order of their needs."""
 
 
 def modules() -> dict[str, Path]:
@@ -69,6 +73,29 @@ def test_every_module_asks_for_the_driver_and_for_nothing_of_the_build() -> None
         needed = re.findall(r"\(NEEDED\).*\[(.+)\]", listing)
         assert {"libcuda.so.1", "libcudart.so.13"} <= set(needed), name
         assert not re.search(r"\((RPATH|RUNPATH)\)", listing), name
+
+
+LOAD = """
+import ctypes, sys
+import tvm_ffi
+libraries, modules = sys.argv[1].split(), sys.argv[2:]
+for library in libraries:
+    ctypes.CDLL(library, ctypes.RTLD_GLOBAL)
+for module in modules:
+    tvm_ffi.load_module(module)
+print(len(modules))
+"""
+
+
+def test_every_module_can_be_loaded(tmp_path: Path) -> None:
+    """Its libraries are found by the names that torch loads them under; the driver is a stand-in."""
+    home = folder("GB10_FLASHINFER_CUDA_HOME") / "lib64"
+    libraries = [home / "stubs" / "libcuda.so", *(home / f"lib{name}.so" for name in LIBRARIES)]
+    given = [str(path) for path in modules().values()]
+    command = [sys.executable, "-c", LOAD, " ".join(map(str, libraries)), *given]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == len(given)
 
 
 def test_the_instructions_are_there(cubins: dict[str, list[Cubin]]) -> None:
