@@ -28,6 +28,23 @@ def test_last_error_is_the_cause_not_its_consequence() -> None:
     assert last_error(lines) == "ValueError: KV cache is too small"
 
 
+def test_a_kernel_that_was_not_built_ahead_is_told_with_what_to_do() -> None:
+    """The words are FlashInfer 0.7.0's, whose last line names neither the kernel nor a remedy here."""
+    lines = [
+        CORE + "Traceback (most recent call last):",
+        CORE + '  File "core.py", line 290, in build_and_load',
+        CORE
+        + "flashinfer.jit.core.MissingJITCacheError: JIT compilation is disabled via FLASHINFER_DISABLE_JIT "
+        "environment variable, but the required module is not found in the JIT cache. Please add the missing "
+        "module to the JIT cache build configuration.",
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+    ]
+    told = last_error(lines)
+    assert told is not None
+    assert told.startswith("FlashInfer wants a kernel that was not built ahead")
+    assert "VLLM_HAS_FLASHINFER_CUBIN=0" in told and "--attention-backend TRITON_ATTN" in told
+
+
 @pytest.mark.parametrize(
     ("lines", "error"),
     [
