@@ -15,10 +15,10 @@ from gb10.kernels.moe_decode import SharedExpert, workspace_bytes
 from gb10.kernels.moe_router import workspace_bytes as router_bytes
 from gb10.nvfp4 import quantize
 from gb10.vllm_plugin.cuda import dispatch, selftest
-from gb10.vllm_plugin.cuda.layers.block import DECODE, Block
+from gb10.vllm_plugin.cuda.layers.block import Block
 from gb10.vllm_plugin.cuda.layers.gdn import Batch, Core
 from gb10.vllm_plugin.cuda.requant.dense import Dense
-from gb10.vllm_plugin.cuda.settings import SelfTest
+from gb10.vllm_plugin.cuda.settings import DECODE, SelfTest
 from gb10.vllm_plugin.refusal import Refused
 
 HIDDEN, INNER, EXPERTS, TOPK = 256, 64, 8, 3
