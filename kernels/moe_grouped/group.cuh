@@ -28,6 +28,7 @@ __device__ __forceinline__ T* at(Arguments const& a, std::int64_t offset) {
 }
 
 // A tile: `count` pairs of an expert from place `first` of the list on; of the shared expert (-1): tokens.
+// After the last one: {0, how many tiles, and how many items of gate_up and of down were taken by blocks that stay}.
 struct alignas(16) Tile {
   int expert, first, count, unused;
 };

@@ -32,6 +32,7 @@ inline constexpr int kItemThreads = 3 * kGroup;
 inline constexpr int kItemRows = 256;
 inline constexpr int kPlaces = 6;    // of the ring
 inline constexpr int kUnderWay = 2;  // steps that are being copied while their places count as empty
+inline constexpr int kItems = kPlaces + 2;  // that are known: one that is written, those of the ring, one that is made
 
 // A row of codes is 32 bytes, of scales 4, of x 128; the 16-byte pieces of x as b_of_swizzled wants them.
 struct alignas(1024) Place {
@@ -40,13 +41,26 @@ struct alignas(1024) Place {
   unsigned char scales[kItemRows * 4];
 };
 
-// Shared memory, from a multiple of 1024 on.
+// What those that multiply know of an item; it is there when its first step is.
 struct Item {
+  int steps;  // 0: there are no more items
+  int first;  // row or channel of the result
+  int tokens;
+  int out_rows;
+  float global, global_up;  // of the scales
+  __nv_bfloat16* out;       // where rows of the result begin
+  int targets[kWideTile];   // the tokens' rows of the result
+  float factors[kWideTile];  // gate_up: multiply gate and up
+};
+
+// Shared memory, from a multiple of 1024 on.
+struct Shared {
   Place ring[kPlaces];
   std::uint64_t full[kPlaces], empty[kPlaces];
-  int targets[2][2][kWideTile];  // of the two warpgroups, of two items: the rows of the result
+  Item items[kItems];
+  int next[2];
 };
-inline constexpr int kItemBytes = static_cast<int>(sizeof(Item)) + 1024;
+inline constexpr int kSharedBytes = static_cast<int>(sizeof(Shared)) + 1024;
 
 __host__ __device__ constexpr int rows_of_item(bool down) { return down ? kItemRows : kItemRows / 2; }  // of the result
 
@@ -82,11 +96,10 @@ struct Multiplied {
   __nv_bfloat16 const* x;  // the rows of the input
   __nv_bfloat16* out;      // and of the result
   int rows, k, global_columns, out_rows;
-  int first;  // row or channel of the result
 };
 
 template <bool kDown>
-__device__ __forceinline__ Multiplied multiplied(Arguments const& a, Plan const& p, Tile const& tile, int first) {
+__device__ __forceinline__ Multiplied multiplied(Arguments const& a, Plan const& p, Tile const& tile) {
   bool const shared_expert = tile.expert < 0;
   moe::Matrix const& matrix = shared_expert ? (kDown ? a.shared_w2 : a.shared_w13) : (kDown ? a.w2 : a.w13);
   int const e = max(tile.expert, 0);
@@ -98,7 +111,6 @@ __device__ __forceinline__ Multiplied multiplied(Arguments const& a, Plan const&
   m.global_columns = matrix.global_columns;
   m.rows = matrix.rows;
   m.k = matrix.k;
-  m.first = first;
   std::int64_t const shared_act = shared_expert ? static_cast<std::int64_t>(p.pairs) * a.w2.k : 0;
   __nv_bfloat16* const act = at<__nv_bfloat16>(a, p.at.act) + shared_act;
   __nv_bfloat16* const parts =
@@ -108,98 +120,104 @@ __device__ __forceinline__ Multiplied multiplied(Arguments const& a, Plan const&
   return m;
 }
 
-// Where an item begins: its tile and its first row or channel.
-struct Begin {
-  Tile tile;
-  int first;
-};
+// The warpgroup that copies. Blocks take the items in their order, whoever is free.
 template <bool kDown>
-__device__ __forceinline__ Begin begin_of(Arguments const& a, Plan const& p, int row_tiles, int item) {
-  return {at<Tile const>(a, p.at.tiles)[item / row_tiles], item % row_tiles * rows_of_item(kDown)};
-}
-
-// The items of a block, in their order: body(item, begin).
-template <bool kDown, typename Body>
-__device__ __forceinline__ void for_items(Arguments const& a, Plan const& p, int row_tiles, Body&& body) {
-  int const items = at<Tile const>(a, p.at.tiles)[p.at.tile_limit].first * row_tiles;
-#pragma unroll 1
-  for (int item = blockIdx.x; item < items; item += gridDim.x) {
-    Begin const begin = begin_of<kDown>(a, p, row_tiles, item);
-    if (begin.first < (kDown ? a.w2.rows : begin.tile.expert < 0 ? p.shared_intermediate : a.w2.k)) body(item, begin);
-  }
-}
-
-// The warpgroup that copies.
-template <bool kDown>
-__device__ __forceinline__ void copy_items(Arguments const& a, Plan const& p, int row_tiles, Item& item) {
+__device__ __forceinline__ void copy_items(Arguments const& a, Plan const& p, int row_tiles, Shared& shared) {
   int const thread = threadIdx.x % kGroup, x_piece = thread % 8, x_row = thread / 8, code_piece = thread % 2;
   constexpr int kTokens = kWideTile / 16;
+  Tile* const tiles = at<Tile>(a, p.at.tiles);
+  Tile& counts = tiles[p.at.tile_limit];
+  int const items = counts.first * row_tiles;
   Walk walk, late;
-  int open = 0;
+  int open = 0, known = 0;
   auto const show = [&]() {
     ptx::show_to_products();
-    ptx::arrive_at(item.full + late.place);
+    ptx::arrive_at(shared.full + late.place);
     late.next();
   };
-  for_items<kDown>(a, p, row_tiles, [&](int, Begin const& begin) {
-    auto const& [tile, first] = begin;
-    Multiplied const m = multiplied<kDown>(a, p, tile, first);
-    int const steps = m.k / kWindow, x_pieces = m.k / 8, row_pieces = m.k / 32, scale_columns = m.k / 16;
-    int x_from[kTokens], codes_from[4], scales_from[2];  // in pieces of 16 bytes; scales: in bytes
-#pragma unroll
-    for (int i = 0; i < kTokens; ++i) {
-      int const token = min(x_row + 16 * i, tile.count - 1), row = tile.first + token;
-      x_from[i] = (kDown || tile.expert < 0 ? row : at<int const>(a, p.at.pairs)[row] / a.topk) * x_pieces + x_piece;
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      int const row = weight_row<kDown>(a, m.rows, first, thread / 2 + 64 * i);
-      codes_from[i] = row < 0 ? -1 : row * row_pieces + code_piece;
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      int const row = weight_row<kDown>(a, m.rows, first, thread + kGroup * i);
-      scales_from[i] = row < 0 ? -1 : row * scale_columns;
-    }
+  int number = blockIdx.x;
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-      ptx::wait_for_phase(item.empty + walk.place, walk.round ^ 1);
-      Place& place = item.ring[walk.place];
-      walk.next();
-      uint4 const* const codes = reinterpret_cast<uint4 const*>(m.codes) + 2 * step;
+  for (int turn = 0;; turn ^= 1) {
+    int next = 0;
+    if (thread == 0) next = static_cast<int>(gridDim.x) + atomicAdd(kDown ? &counts.unused : &counts.count, 1);
+    bool const there = number < items;
+    Tile const tile = tiles[there ? number / row_tiles : 0];
+    int const first = number % row_tiles * rows_of_item(kDown);
+    Multiplied const m = multiplied<kDown>(a, p, tile);
+    int const steps = there && first < m.out_rows ? m.k / kWindow : 0;
+    int const x_pieces = m.k / 8, row_pieces = m.k / 32, scale_columns = m.k / 16;
+    if (steps > 0 || !there) {
+      int x_from[kTokens], codes_from[4], scales_from[2];  // in pieces of 16 bytes; scales: in bytes
+      ptx::wait_for_phase(shared.empty + walk.place, walk.round ^ 1);
+      Item& item = shared.items[known];
+      known = known + 1 == kItems ? 0 : known + 1;
+      if (thread == 0) {
+        item.steps = steps, item.first = first, item.tokens = tile.count, item.out_rows = m.out_rows, item.out = m.out;
+        if (steps > 0) item.global = kUnscale * m.globals[0], item.global_up = kUnscale * m.globals[m.global_columns - 1];
+      }
+      if (!there) break;
+#pragma unroll
+      for (int i = 0; i < kTokens; ++i) {
+        int const token = x_row + 16 * i, row = tile.first + min(token, tile.count - 1);
+        int const pair = tile.expert < 0 ? row : at<int const>(a, p.at.pairs)[row];
+        x_from[i] = (kDown || tile.expert < 0 ? row : pair / a.topk) * x_pieces + x_piece;
+        if (x_piece == 0) {
+          item.targets[token] = kDown ? pair : row;
+          if (!kDown) item.factors[token] = a.router_weight_on_input && tile.expert >= 0 ? a.weights[pair] : 1.0f;
+        }
+      }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        ptx::copy16_of_line(place.codes + (thread / 2 + 64 * i) * 32 + code_piece * 16, codes + max(codes_from[i], 0),
-                            codes_from[i] >= 0);
+        int const row = weight_row<kDown>(a, m.rows, first, thread / 2 + 64 * i);
+        codes_from[i] = row < 0 ? -1 : row * row_pieces + code_piece;
       }
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        ptx::copy4(place.scales + (thread + kGroup * i) * 4, m.scales + max(scales_from[i], 0) + 4 * step, scales_from[i] >= 0);
+        int const row = weight_row<kDown>(a, m.rows, first, thread + kGroup * i);
+        scales_from[i] = row < 0 ? -1 : row * scale_columns;
       }
-      uint4 const* const x = reinterpret_cast<uint4 const*>(m.x) + 8 * step;
-      unsigned char* const to = place.x + x_row * 128 + (x_piece ^ (x_row % 8)) * 16;
+#pragma unroll 1
+      for (int step = 0; step < steps; ++step) {
+        ptx::wait_for_phase(shared.empty + walk.place, walk.round ^ 1);
+        Place& place = shared.ring[walk.place];
+        walk.next();
+        uint4 const* const codes = reinterpret_cast<uint4 const*>(m.codes) + 2 * step;
 #pragma unroll
-      for (int i = 0; i < kTokens; ++i) {
-        if (x_row + 16 * i < tile.count) ptx::copy16(to + i * 16 * 128, x + x_from[i], true);
-      }
-      ptx::end_copies();
-      if (++open > kUnderWay) {
-        ptx::wait_for_copies<kUnderWay>();
-        show();
-        --open;
+        for (int i = 0; i < 4; ++i) {
+          ptx::copy16_of_line(place.codes + (thread / 2 + 64 * i) * 32 + code_piece * 16, codes + max(codes_from[i], 0),
+                              codes_from[i] >= 0);
+        }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          ptx::copy4(place.scales + (thread + kGroup * i) * 4, m.scales + max(scales_from[i], 0) + 4 * step, scales_from[i] >= 0);
+        }
+        uint4 const* const x = reinterpret_cast<uint4 const*>(m.x) + 8 * step;
+        unsigned char* const to = place.x + x_row * 128 + (x_piece ^ (x_row % 8)) * 16;
+#pragma unroll
+        for (int i = 0; i < kTokens; ++i) {
+          if (x_row + 16 * i < tile.count) ptx::copy16(to + i * 16 * 128, x + x_from[i], true);
+        }
+        ptx::end_copies();
+        if (++open > kUnderWay) {
+          ptx::wait_for_copies<kUnderWay>();
+          show();
+          --open;
+        }
       }
     }
-  });
+    if (thread == 0) shared.next[turn] = next;
+    ptx::barrier_wait(1, kGroup);
+    number = shared.next[turn];
+  }
   ptx::wait_for_copies<0>();
-  for (; open > 0; --open) show();
+  for (++open; open > 0; --open) show();  // and the place where the end stands
 }
 
-// A warpgroup that multiplies: `half` 0 or 1 of the rows of item `number`, for kColumns tokens or fewer.
+// A warpgroup that multiplies: `half` 0 or 1 of the rows of an item, whose first step is there, for kColumns tokens or fewer.
 template <int kColumns, bool kDown>
-__device__ __forceinline__ void multiply_item(Arguments const& a, Plan const& p, int row_tiles, int number, int steps, Item& item,
-                                              Walk& walk, int half, int turn) {
+__device__ __forceinline__ void multiply_item(Arguments const& a, Item const& item, Shared& shared, Walk& walk, int half) {
   int const lane = threadIdx.x % 32, warp = threadIdx.x % kGroup / 32, g = lane >> 2, t = lane & 3;
-  int const row0 = half * 128 + warp * 16 + g;
+  int const row0 = half * 128 + warp * 16 + g, steps = item.steps;
   float c[2][kColumns / 2] = {};
 
   // The operands of group `group` of a step: half of its k (16-byte halves of a window) of one of the two operands.
@@ -215,12 +233,11 @@ __device__ __forceinline__ void multiply_item(Arguments const& a, Plan const& p,
       for (int j = 0; j < 4; ++j) to[j] = mul2<__nv_bfloat16>(to[j], scale);
     }
   };
-  ptx::wait_for_phase(item.full + walk.place, walk.round);
-  decode(item.ring[walk.place], 0);
+  decode(shared.ring[walk.place], 0);
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
     int const now = walk.place;
-    std::uint64_t const b = b_of_swizzled(ptx::shared_address(item.ring[now].x));
+    std::uint64_t const b = b_of_swizzled(ptx::shared_address(shared.ring[now].x));
 #pragma unroll
     for (int group = 0; group < 4; ++group) {
       std::uint32_t const(&a0)[4] = w[group % 2][0];
@@ -233,48 +250,39 @@ __device__ __forceinline__ void multiply_item(Arguments const& a, Plan const& p,
       // The other operand's registers are free: the next group is decoded while this one is multiplied.
       wait_for_products<1>();
       if (group < 3) {
-        decode(item.ring[now], group + 1);
+        decode(shared.ring[now], group + 1);
       } else {
         walk.next();
         bool const more = step + 1 < steps;
-        if (more) ptx::wait_for_phase(item.full + walk.place, walk.round);
-        decode(item.ring[more ? walk.place : now], 0);
+        if (more) ptx::wait_for_phase(shared.full + walk.place, walk.round);
+        decode(shared.ring[more ? walk.place : now], 0);
       }
     }
     wait_for_products<0>();
-    if (lane == 0) ptx::arrive_at(item.empty + now);
+    if (lane == 0) ptx::arrive_at(shared.empty + now);
   }
   take_sums(c[0]);
   take_sums(c[1]);
 
-  // What the results need is read only now: while products are under way there are no registers for it.
-  ptx::keep(number);
-  auto const [tile, begin] = begin_of<kDown>(a, p, row_tiles, number);
-  Multiplied const m = multiplied<kDown>(a, p, tile, begin);
-  int const* const targets = item.targets[half][turn];
-  float const global = kUnscale * m.globals[0], global_up = kUnscale * m.globals[m.global_columns - 1];
-  int const row = kDown ? m.first + half * 128 + warp * 32 + 4 * g : m.first + half * 64 + warp * 16 + 2 * g;
-  if (row >= m.out_rows) return;
+  int const row = kDown ? item.first + half * 128 + warp * 32 + 4 * g : item.first + half * 64 + warp * 16 + 2 * g;
+  if (row >= item.out_rows) return;
+  moe::ActivationNumbers swish = a;
+  swish.activation = moe::Activation::kSwish;  // for_warpgroups(): no other comes here
 #pragma unroll
   for (int j = 0; j < kColumns / 8; ++j) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       int const token = 8 * j + 2 * t + e;
-      if (token >= tile.count) continue;
+      if (token >= item.tokens) continue;
       float const first[2] = {c[0][4 * j + e], c[0][4 * j + 2 + e]}, second[2] = {c[1][4 * j + e], c[1][4 * j + 2 + e]};
+      __nv_bfloat16* const to = item.out + static_cast<std::int64_t>(item.targets[token]) * item.out_rows + row;
       if constexpr (kDown) {
-        uint2 const four{word_of_floats<__nv_bfloat16>(first[0] * global, first[1] * global),
-                         word_of_floats<__nv_bfloat16>(second[0] * global, second[1] * global)};
-        *reinterpret_cast<uint2*>(m.out + static_cast<std::int64_t>(targets[token]) * m.out_rows + row) = four;
+        *reinterpret_cast<uint2*>(to) = {word_of_floats<__nv_bfloat16>(first[0] * item.global, first[1] * item.global),
+                                         word_of_floats<__nv_bfloat16>(second[0] * item.global, second[1] * item.global)};
       } else {
-        int const place = tile.first + token;
-        float const factor = a.router_weight_on_input && tile.expert >= 0 ? a.weights[at<int const>(a, p.at.pairs)[place]] : 1.0f;
-        moe::ActivationNumbers swish = a;
-        swish.activation = moe::Activation::kSwish;  // for_warpgroups(): no other comes here
-        std::uint32_t const two =
-            word_of_floats<__nv_bfloat16>(moe::activate(swish, first[0] * global * factor, second[0] * global_up * factor),
-                                          moe::activate(swish, first[1] * global * factor, second[1] * global_up * factor));
-        *reinterpret_cast<std::uint32_t*>(m.out + static_cast<std::int64_t>(place) * m.out_rows + row) = two;
+        float const gate = item.global * item.factors[token], up = item.global_up * item.factors[token];
+        *reinterpret_cast<std::uint32_t*>(to) = word_of_floats<__nv_bfloat16>(moe::activate(swish, first[0] * gate, second[0] * up),
+                                                                              moe::activate(swish, first[1] * gate, second[1] * up));
       }
     }
   }
@@ -298,37 +306,25 @@ __device__ __forceinline__ void with_columns(int count, Body&& body) {
 
 // A warpgroup that multiplies.
 template <bool kDown>
-__device__ __forceinline__ void multiply_items(Arguments const& a, Plan const& p, int row_tiles, Item& item, int half) {
-  int const thread = threadIdx.x % kGroup;
+__device__ __forceinline__ void multiply_items(Arguments const& a, Shared& shared, int half) {
   Walk walk;
-  int turn = 0;
-  for_items<kDown>(a, p, row_tiles, [&](int number, Begin const& begin) {
-    Tile const& tile = begin.tile;
-    int const steps = (kDown ? tile.expert < 0 ? p.shared_intermediate : a.w2.k : a.w13.k) / kWindow;
-    if constexpr (kDown) {
-      for (int i = thread; i < tile.count; i += kGroup) {
-        int const row = tile.first + i;
-        item.targets[half][turn][i] = tile.expert < 0 ? row : at<int const>(a, p.at.pairs)[row];
-      }
-      // All have written, and nobody reads those of the item before the last.
-      if (half == 0) ptx::barrier_wait(1, kGroup);
-      else ptx::barrier_wait(2, kGroup);
-    }
-    with_columns(tile.count, [&]<int kColumns>() {
-      multiply_item<kColumns, kDown>(a, p, row_tiles, number, steps, item, walk, half, turn);
-    });
-    turn ^= 1;
-  });
+#pragma unroll 1
+  for (int known = 0;; known = known + 1 == kItems ? 0 : known + 1) {
+    ptx::wait_for_phase(shared.full + walk.place, walk.round);
+    Item const& item = shared.items[known];
+    if (item.steps == 0) break;
+    with_columns(item.tokens, [&]<int kColumns>() { multiply_item<kColumns, kDown>(a, item, shared, walk, half); });
+  }
 }
 
 template <bool kDown>
 __global__ void __launch_bounds__(kItemThreads, 1)
     multiply_by_warpgroups(__grid_constant__ Arguments const a, __grid_constant__ Plan const p, int const row_tiles) {
   std::uint32_t const address = ptx::shared_address(ptx::dynamic_shared());
-  Item& item = *reinterpret_cast<Item*>(ptx::dynamic_shared() + ((address + 1023) / 1024 * 1024 - address));
+  Shared& shared = *reinterpret_cast<Shared*>(ptx::dynamic_shared() + ((address + 1023) / 1024 * 1024 - address));
   if (threadIdx.x < kPlaces) {
-    ptx::begin_phases(item.full + threadIdx.x, kGroup);
-    ptx::begin_phases(item.empty + threadIdx.x, 2 * kGroup / 32);
+    ptx::begin_phases(shared.full + threadIdx.x, kGroup);
+    ptx::begin_phases(shared.empty + threadIdx.x, 2 * kGroup / 32);
   }
   __syncthreads();
   ptx::wait_for_previous();
@@ -336,10 +332,10 @@ __global__ void __launch_bounds__(kItemThreads, 1)
   int const group = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kGroup, 0);
   if (group == 0) {
     ptx::fewer_registers<40>();
-    copy_items<kDown>(a, p, row_tiles, item);
+    copy_items<kDown>(a, p, row_tiles, shared);
   } else {
     ptx::more_registers<232>();
-    multiply_items<kDown>(a, p, row_tiles, item, group - 1);
+    multiply_items<kDown>(a, shared, group - 1);
   }
 }
 

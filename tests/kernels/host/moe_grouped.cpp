@@ -42,7 +42,7 @@ double error(Case const& c) {
     if (by_warpgroups) {
       auto const run = [&](bool down, int rows, auto kernel) {
         int const row_tiles = (rows + rows_of_item(down) - 1) / rows_of_item(down);
-        host::run({3, 1, 1}, {kItemThreads, 1, 1}, kItemBytes, [&] { kernel(a, p, row_tiles); });
+        host::run({3, 1, 1}, {kItemThreads, 1, 1}, kSharedBytes, [&] { kernel(a, p, row_tiles); });
       };
       run(false, std::max(c.intermediate, c.shared), multiply_by_warpgroups<false>);
       run(true, c.hidden, multiply_by_warpgroups<true>);
