@@ -147,7 +147,8 @@ __device__ __forceinline__ void copy_items(Arguments const& a, Plan const& p, in
     int const steps = there && first < m.out_rows ? m.k / kWindow : 0;
     int const x_pieces = m.k / 8, row_pieces = m.k / 32, scale_columns = m.k / 16;
     if (steps > 0 || !there) {
-      int x_from[kTokens], codes_from[4], scales_from[2];  // in pieces of 16 bytes; scales: in bytes
+      std::uint32_t x_from[kTokens];      // in pieces of 16 bytes
+      int codes_from[4], scales_from[2];  // the same, and in bytes; -1: no such row
       ptx::wait_for_phase(shared.empty + walk.place, walk.round ^ 1);
       Item& item = shared.items[known];
       known = known + 1 == kItems ? 0 : known + 1;
@@ -160,7 +161,7 @@ __device__ __forceinline__ void copy_items(Arguments const& a, Plan const& p, in
       for (int i = 0; i < kTokens; ++i) {
         int const token = x_row + 16 * i, row = tile.first + min(token, tile.count - 1);
         int const pair = tile.expert < 0 ? row : at<int const>(a, p.at.pairs)[row];
-        x_from[i] = (kDown || tile.expert < 0 ? row : pair / a.topk) * x_pieces + x_piece;
+        x_from[i] = static_cast<std::uint32_t>(kDown || tile.expert < 0 ? row : pair / a.topk) * x_pieces + x_piece;
         if (x_piece == 0) {
           item.targets[token] = kDown ? pair : row;
           if (!kDown) item.factors[token] = a.router_weight_on_input && tile.expert >= 0 ? a.weights[pair] : 1.0f;
@@ -320,6 +321,9 @@ __device__ __forceinline__ void multiply_items(Arguments const& a, Shared& share
 template <bool kDown>
 __global__ void __launch_bounds__(kItemThreads, 1)
     multiply_by_warpgroups(__grid_constant__ Arguments const a, __grid_constant__ Plan const p, int const row_tiles) {
+#if defined(__CUDA_ARCH__) && !GB10_HW_WARPGROUPS
+  ptx::stop();  // launched on 9.0 alone
+#else
   std::uint32_t const address = ptx::shared_address(ptx::dynamic_shared());
   Shared& shared = *reinterpret_cast<Shared*>(ptx::dynamic_shared() + ((address + 1023) / 1024 * 1024 - address));
   if (threadIdx.x < kPlaces) {
@@ -337,6 +341,7 @@ __global__ void __launch_bounds__(kItemThreads, 1)
     ptx::more_registers<232>();
     multiply_items<kDown>(a, shared, group - 1);
   }
+#endif
 }
 
 }  // namespace gb10::moe_grouped
