@@ -38,7 +38,8 @@ cudaError_t launch_warpgroups(Arguments const& a, Plan const& p, Device const& d
   int const up_tiles = divide_up(std::max(a.w2.k, p.shared_intermediate), rows_of_item(false));
   int const down_tiles = divide_up(a.w2.rows, rows_of_item(true));
   return launch_around<__nv_bfloat16>(a, p, device, stream, [&](auto&& next) {
-    next(multiply_by_warpgroups<false>, std::min(device.sms, p.at.tile_limit * up_tiles), kItemThreads, kSharedBytes, a, p, up_tiles);
+    next(multiply_by_warpgroups<false>, std::min(device.sms, p.at.tile_limit * up_tiles), kItemThreads, kSharedBytes, a, p,
+         up_tiles);
     next(multiply_by_warpgroups<true>, std::min(device.sms, p.at.tile_limit * down_tiles), kItemThreads, kSharedBytes, a, p,
          down_tiles);
   });

@@ -30,8 +30,8 @@ namespace gb10::moe_grouped {
 inline constexpr int kGroup = 128;  // threads of a warpgroup
 inline constexpr int kItemThreads = 3 * kGroup;
 inline constexpr int kItemRows = 256;
-inline constexpr int kPlaces = 6;    // of the ring
-inline constexpr int kUnderWay = 2;  // steps that are being copied while their places count as empty
+inline constexpr int kPlaces = 6;           // of the ring
+inline constexpr int kUnderWay = 2;         // steps that are being copied while their places count as empty
 inline constexpr int kItems = kPlaces + 2;  // that are known: one that is written, those of the ring, one that is made
 
 // A row of codes is 32 bytes, of scales 4, of x 128; the 16-byte pieces of x as b_of_swizzled wants them.
@@ -47,9 +47,9 @@ struct Item {
   int first;  // row or channel of the result
   int tokens;
   int out_rows;
-  float global, global_up;  // of the scales
-  __nv_bfloat16* out;       // where rows of the result begin
-  int targets[kWideTile];   // the tokens' rows of the result
+  float global, global_up;   // of the scales
+  __nv_bfloat16* out;        // where rows of the result begin
+  int targets[kWideTile];    // the tokens' rows of the result
   float factors[kWideTile];  // gate_up: multiply gate and up
 };
 
@@ -228,7 +228,7 @@ __device__ __forceinline__ void multiply_item(Arguments const& a, Item const& it
     for (int i = 0; i < 2; ++i) {
       int const row = row0 + group % 2 * 64 + i * 8;
       std::uint32_t const scale = scale_of<__nv_bfloat16>(place.scales[row * 4 + t]);
-      std::uint32_t(&to)[4] = w[group % 2][i];
+      std::uint32_t (&to)[4] = w[group % 2][i];
       operands8<__nv_bfloat16>(*reinterpret_cast<std::uint32_t const*>(place.codes + row * 32 + t * 8 + group / 2 * 4), to);
 #pragma unroll
       for (int j = 0; j < 4; ++j) to[j] = mul2<__nv_bfloat16>(to[j], scale);
@@ -282,8 +282,8 @@ __device__ __forceinline__ void multiply_item(Arguments const& a, Item const& it
                                          word_of_floats<__nv_bfloat16>(second[0] * item.global, second[1] * item.global)};
       } else {
         float const gate = item.global * item.factors[token], up = item.global_up * item.factors[token];
-        *reinterpret_cast<std::uint32_t*>(to) = word_of_floats<__nv_bfloat16>(moe::activate(swish, first[0] * gate, second[0] * up),
-                                                                              moe::activate(swish, first[1] * gate, second[1] * up));
+        *reinterpret_cast<std::uint32_t*>(to) = word_of_floats<__nv_bfloat16>(
+            moe::activate(swish, first[0] * gate, second[0] * up), moe::activate(swish, first[1] * gate, second[1] * up));
       }
     }
   }
