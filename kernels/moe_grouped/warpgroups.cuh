@@ -12,6 +12,7 @@
 // Rows: each thread's sums are those of neighbouring rows of the result, so that its warp writes whole sectors.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "gb10/mma.cuh"
@@ -30,18 +31,23 @@ namespace gb10::moe_grouped {
 inline constexpr int kGroup = 128;  // threads of a warpgroup
 inline constexpr int kItemThreads = 3 * kGroup;
 inline constexpr int kItemRows = 256;
-inline constexpr int kPlaces = 6;           // of the ring
-inline constexpr int kUnderWay = 2;         // steps that are being copied while their places count as empty
-inline constexpr int kItems = kPlaces + 2;  // that are known: one that is written, those of the ring, one that is made
+inline constexpr int kXPlaces = 4;  // of the ring of activations, 64 k each
+inline constexpr int kWPlaces = 3;  // of the ring of weights, 256 k each: whole lines of codes
+inline constexpr int kWindows = 4;  // of 64 k in a place of weights
+inline constexpr int kItems = kXPlaces + 2;  // that are known: one that is written, those of the ring, one that is made
 
-// A row of codes is 32 bytes, of scales 4, of x 128; the 16-byte pieces of x as b_of_swizzled wants them.
-struct alignas(1024) Place {
+// A row of x is 128 bytes, its 16-byte pieces as b_of_swizzled wants them.
+struct alignas(1024) XPlace {
   unsigned char x[kWideTile * 128];
-  unsigned char codes[kItemRows * 32];
-  unsigned char scales[kItemRows * 4];
 };
 
-// What those that multiply know of an item; it is there when its first step is.
+// A row of codes is 128 bytes, its four windows exchanged so that 16 lanes read from all banks; of scales 16.
+struct alignas(128) WPlace {
+  unsigned char codes[kItemRows * 128];
+  unsigned char scales[kItemRows * 16];
+};
+
+// What those that multiply know of an item.
 struct Item {
   int steps;  // 0: there are no more items
   int first;  // row or channel of the result
@@ -55,8 +61,9 @@ struct Item {
 
 // Shared memory, from a multiple of 1024 on.
 struct Shared {
-  Place ring[kPlaces];
-  std::uint64_t full[kPlaces], empty[kPlaces];
+  XPlace x[kXPlaces];
+  WPlace w[kWPlaces];
+  std::uint64_t x_full[kXPlaces], x_empty[kXPlaces], w_full[kWPlaces], w_empty[kWPlaces], known[kItems];
   Item items[kItems];
   int next[2];
 };
@@ -64,7 +71,8 @@ inline constexpr int kSharedBytes = static_cast<int>(sizeof(Shared)) + 1024;
 
 __host__ __device__ constexpr int rows_of_item(bool down) { return down ? kItemRows : kItemRows / 2; }  // of the result
 
-// Where a walk around the ring is.
+// Where a walk around a ring is.
+template <int kPlaces>
 struct Walk {
   int place = 0, round = 0;
 
@@ -123,18 +131,14 @@ __device__ __forceinline__ Multiplied multiplied(Arguments const& a, Plan const&
 // The warpgroup that copies. Blocks take the items in their order, whoever is free.
 template <bool kDown>
 __device__ __forceinline__ void copy_items(Arguments const& a, Plan const& p, int row_tiles, Shared& shared) {
-  int const thread = threadIdx.x % kGroup, x_piece = thread % 8, x_row = thread / 8, code_piece = thread % 2;
+  int const thread = threadIdx.x % kGroup, piece = thread % 8, row0 = thread / 8;  // eight threads have a line
   constexpr int kTokens = kWideTile / 16;
   Tile* const tiles = at<Tile>(a, p.at.tiles);
   Tile& counts = tiles[p.at.tile_limit];
   int const items = counts.first * row_tiles;
-  Walk walk, late;
-  int open = 0, known = 0;
-  auto const show = [&]() {
-    ptx::show_to_products();
-    ptx::arrive_at(shared.full + late.place);
-    late.next();
-  };
+  Walk<kXPlaces> x_walk;
+  Walk<kWPlaces> w_walk;
+  Walk<kItems> item_walk;
   int number = blockIdx.x;
 #pragma unroll 1
   for (int turn = 0;; turn ^= 1) {
@@ -145,100 +149,110 @@ __device__ __forceinline__ void copy_items(Arguments const& a, Plan const& p, in
     int const first = number % row_tiles * rows_of_item(kDown);
     Multiplied const m = multiplied<kDown>(a, p, tile);
     int const steps = there && first < m.out_rows ? m.k / kWindow : 0;
-    int const x_pieces = m.k / 8, row_pieces = m.k / 32, scale_columns = m.k / 16;
     if (steps > 0 || !there) {
-      std::uint32_t x_from[kTokens];      // in pieces of 16 bytes
-      int codes_from[4], scales_from[2];  // the same, and in bytes; -1: no such row
-      ptx::wait_for_phase(shared.empty + walk.place, walk.round ^ 1);
-      Item& item = shared.items[known];
-      known = known + 1 == kItems ? 0 : known + 1;
+      // A place of x that is empty now was that of an item whose end is so long ago that nobody reads what is overwritten here.
+      ptx::wait_for_phase(shared.x_empty + x_walk.place, x_walk.round ^ 1);
+      Item& item = shared.items[item_walk.place];
       if (thread == 0) {
         item.steps = steps, item.first = first, item.tokens = tile.count, item.out_rows = m.out_rows, item.out = m.out;
         if (steps > 0) item.global = kUnscale * m.globals[0], item.global_up = kUnscale * m.globals[m.global_columns - 1];
       }
-      if (!there) break;
-#pragma unroll
-      for (int i = 0; i < kTokens; ++i) {
-        int const token = x_row + 16 * i, row = tile.first + min(token, tile.count - 1);
-        int const pair = tile.expert < 0 ? row : at<int const>(a, p.at.pairs)[row];
-        x_from[i] = static_cast<std::uint32_t>(kDown || tile.expert < 0 ? row : pair / a.topk) * x_pieces + x_piece;
-        if (x_piece == 0) {
-          item.targets[token] = kDown ? pair : row;
-          if (!kDown) item.factors[token] = a.router_weight_on_input && tile.expert >= 0 ? a.weights[pair] : 1.0f;
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        int const row = weight_row<kDown>(a, m.rows, first, thread / 2 + 64 * i);
-        codes_from[i] = row < 0 ? -1 : row * row_pieces + code_piece;
-      }
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        int const row = weight_row<kDown>(a, m.rows, first, thread + kGroup * i);
-        scales_from[i] = row < 0 ? -1 : row * scale_columns;
-      }
-#pragma unroll 1
-      for (int step = 0; step < steps; ++step) {
-        ptx::wait_for_phase(shared.empty + walk.place, walk.round ^ 1);
-        Place& place = shared.ring[walk.place];
-        walk.next();
-        uint4 const* const codes = reinterpret_cast<uint4 const*>(m.codes) + 2 * step;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          ptx::copy16_of_line(place.codes + (thread / 2 + 64 * i) * 32 + code_piece * 16, codes + max(codes_from[i], 0),
-                              codes_from[i] >= 0);
-        }
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          ptx::copy4(place.scales + (thread + kGroup * i) * 4, m.scales + max(scales_from[i], 0) + 4 * step, scales_from[i] >= 0);
-        }
-        uint4 const* const x = reinterpret_cast<uint4 const*>(m.x) + 8 * step;
-        unsigned char* const to = place.x + x_row * 128 + (x_piece ^ (x_row % 8)) * 16;
+      int const x_pieces = m.k / 8;
+      std::uint32_t x_from[kTokens];  // in pieces of 16 bytes
+      if (there) {
 #pragma unroll
         for (int i = 0; i < kTokens; ++i) {
-          if (x_row + 16 * i < tile.count) ptx::copy16(to + i * 16 * 128, x + x_from[i], true);
+          int const token = row0 + 16 * i, row = tile.first + min(token, tile.count - 1);
+          int const pair = tile.expert < 0 ? row : at<int const>(a, p.at.pairs)[row];
+          x_from[i] = static_cast<std::uint32_t>(kDown || tile.expert < 0 ? row : pair / a.topk) * x_pieces + piece;
+          if (piece == 0) {
+            item.targets[token] = kDown ? pair : row;
+            if (!kDown) item.factors[token] = a.router_weight_on_input && tile.expert >= 0 ? a.weights[pair] : 1.0f;
+          }
         }
-        ptx::end_copies();
-        if (++open > kUnderWay) {
-          ptx::wait_for_copies<kUnderWay>();
-          show();
-          --open;
+      }
+      ptx::arrive_at(shared.known + item_walk.place);
+      item_walk.next();
+      if (!there) break;
+#pragma unroll 1
+      for (int step = 0; step < steps; ++step) {
+        if (step % kWindows == 0) {
+          ptx::wait_for_phase(shared.w_empty + w_walk.place, w_walk.round ^ 1);
+          WPlace& place = shared.w[w_walk.place];
+          int const windows = min(kWindows, steps - step), row_bytes = m.k / 2, scale_columns = m.k / 16;
+          bool const mine = piece < 2 * windows;
+          std::uint8_t const* const codes = m.codes + step * (kWindow / 2) + piece * 16;
+          unsigned char* const to = place.codes + row0 * 128 + (piece ^ (row0 % 4 * 2)) * 16;
+#pragma unroll 4
+          for (int i = 0; i < kItemRows / 16; ++i) {
+            int const row = weight_row<kDown>(a, m.rows, first, row0 + 16 * i);
+            if (mine) ptx::copy16(to + i * 16 * 128, codes + static_cast<std::int64_t>(max(row, 0)) * row_bytes, row >= 0);
+          }
+#pragma unroll
+          for (int i = 0; i < kItemRows / kGroup; ++i) {
+            int const row = weight_row<kDown>(a, m.rows, first, thread + kGroup * i);
+            std::uint8_t const* const from = m.scales + static_cast<std::int64_t>(max(row, 0)) * scale_columns + step * 4;
+            unsigned char* const scales = place.scales + (thread + kGroup * i) * 16;
+            if (scale_columns % 16 == 0) {
+              ptx::copy16(scales, from, row >= 0);
+            } else {
+              for (int j = 0; j < windows; ++j) ptx::copy4(scales + 4 * j, from + 4 * j, row >= 0);
+            }
+          }
+          ptx::arrive_when_copied(shared.w_full + w_walk.place);
+          w_walk.next();
         }
+        ptx::wait_for_phase(shared.x_empty + x_walk.place, x_walk.round ^ 1);
+        uint4 const* const x = reinterpret_cast<uint4 const*>(m.x) + 8 * step;
+        unsigned char* const to = shared.x[x_walk.place].x + row0 * 128 + (piece ^ (row0 % 8)) * 16;
+#pragma unroll
+        for (int i = 0; i < kTokens; ++i) {
+          if (row0 + 16 * i < tile.count) ptx::copy16(to + i * 16 * 128, x + x_from[i], true);
+        }
+        ptx::arrive_when_copied(shared.x_full + x_walk.place);
+        x_walk.next();
       }
     }
     if (thread == 0) shared.next[turn] = next;
     ptx::barrier_wait(1, kGroup);
     number = shared.next[turn];
   }
-  ptx::wait_for_copies<0>();
-  for (++open; open > 0; --open) show();  // and the place where the end stands
 }
 
-// A warpgroup that multiplies: `half` 0 or 1 of the rows of an item, whose first step is there, for kColumns tokens or fewer.
+// x / (1 + exp(-x)), within a few units of the last place; NaN stays NaN.
+__device__ __forceinline__ float silu(float x) { return x * ptx::reciprocal(1.0f + ptx::power_of_2(-1.4426950408889634f * x)); }
+
+// A warpgroup that multiplies: `half` 0 or 1 of the rows of an item, for kColumns tokens or fewer.
 template <int kColumns, bool kDown>
-__device__ __forceinline__ void multiply_item(Arguments const& a, Item const& item, Shared& shared, Walk& walk, int half) {
+__device__ __forceinline__ void multiply_item(Arguments const& a, Item const& item, Shared& shared, Walk<kXPlaces>& x_walk,
+                                              Walk<kWPlaces>& w_walk, int half) {
   int const lane = threadIdx.x % 32, warp = threadIdx.x % kGroup / 32, g = lane >> 2, t = lane & 3;
   int const row0 = half * 128 + warp * 16 + g, steps = item.steps;
   float c[2][kColumns / 2] = {};
 
-  // The operands of group `group` of a step: half of its k (16-byte halves of a window) of one of the two operands.
+  // The operands of group `group` of a window: half of its k (8 of the 16 that a thread has) of one of the two operands.
   std::uint32_t w[2][2][4];
-  auto const decode = [&](Place const& place, int group) {
+  auto const decode = [&](WPlace const& place, int window, int group) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       int const row = row0 + group % 2 * 64 + i * 8;
-      std::uint32_t const scale = scale_of<__nv_bfloat16>(place.scales[row * 4 + t]);
-      std::uint32_t (&to)[4] = w[group % 2][i];
-      operands8<__nv_bfloat16>(*reinterpret_cast<std::uint32_t const*>(place.codes + row * 32 + t * 8 + group / 2 * 4), to);
+      std::uint32_t const scale = scale_of<__nv_bfloat16>(place.scales[row * 16 + window * 4 + t]);
+      std::uint32_t(&to)[4] = w[group % 2][i];
+      operands8<__nv_bfloat16>(
+          *reinterpret_cast<std::uint32_t const*>(place.codes + row * 128 + (window ^ (g & 3)) * 32 + t * 8 + group / 2 * 4), to);
 #pragma unroll
       for (int j = 0; j < 4; ++j) to[j] = mul2<__nv_bfloat16>(to[j], scale);
     }
   };
-  decode(shared.ring[walk.place], 0);
+  ptx::wait_for_phase(shared.w_full + w_walk.place, w_walk.round);
+  decode(shared.w[w_walk.place], 0, 0);
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
-    int const now = walk.place;
-    std::uint64_t const b = b_of_swizzled(ptx::shared_address(shared.ring[now].x));
+    ptx::wait_for_phase(shared.x_full + x_walk.place, x_walk.round);
+    ptx::show_to_products();
+    int const now = w_walk.place, window = step % kWindows;
+    bool const more = step + 1 < steps, last = window == kWindows - 1 || !more;
+    std::uint64_t const b = b_of_swizzled(ptx::shared_address(shared.x[x_walk.place].x));
 #pragma unroll
     for (int group = 0; group < 4; ++group) {
       std::uint32_t const(&a0)[4] = w[group % 2][0];
@@ -251,16 +265,19 @@ __device__ __forceinline__ void multiply_item(Arguments const& a, Item const& it
       // The other operand's registers are free: the next group is decoded while this one is multiplied.
       wait_for_products<1>();
       if (group < 3) {
-        decode(shared.ring[now], group + 1);
+        decode(shared.w[now], window, group + 1);
       } else {
-        walk.next();
-        bool const more = step + 1 < steps;
-        if (more) ptx::wait_for_phase(shared.full + walk.place, walk.round);
-        decode(shared.ring[more ? walk.place : now], 0);
+        if (last) w_walk.next();
+        if (last && more) ptx::wait_for_phase(shared.w_full + w_walk.place, w_walk.round);
+        decode(shared.w[more ? w_walk.place : now], last ? 0 : window + 1, 0);
       }
     }
     wait_for_products<0>();
-    if (lane == 0) ptx::arrive_at(shared.empty + now);
+    if (lane == 0) {
+      ptx::arrive_at(shared.x_empty + x_walk.place);
+      if (last) ptx::arrive_at(shared.w_empty + now);
+    }
+    x_walk.next();
   }
   take_sums(c[0]);
   take_sums(c[1]);
@@ -269,6 +286,7 @@ __device__ __forceinline__ void multiply_item(Arguments const& a, Item const& it
   if (row >= item.out_rows) return;
   moe::ActivationNumbers swish = a;
   swish.activation = moe::Activation::kSwish;  // for_warpgroups(): no other comes here
+  bool const plain = a.alpha == 1.0f && a.beta == 0.0f && a.limit == INFINITY;
 #pragma unroll
   for (int j = 0; j < kColumns / 8; ++j) {
 #pragma unroll
@@ -308,13 +326,15 @@ __device__ __forceinline__ void with_columns(int count, Body&& body) {
 // A warpgroup that multiplies.
 template <bool kDown>
 __device__ __forceinline__ void multiply_items(Arguments const& a, Shared& shared, int half) {
-  Walk walk;
+  Walk<kXPlaces> x_walk;
+  Walk<kWPlaces> w_walk;
 #pragma unroll 1
-  for (int known = 0;; known = known + 1 == kItems ? 0 : known + 1) {
-    ptx::wait_for_phase(shared.full + walk.place, walk.round);
-    Item const& item = shared.items[known];
+  for (Walk<kItems> item_walk;; item_walk.next()) {
+    ptx::wait_for_phase(shared.known + item_walk.place, item_walk.round);
+    Item const& item = shared.items[item_walk.place];
     if (item.steps == 0) break;
-    with_columns(item.tokens, [&]<int kColumns>() { multiply_item<kColumns, kDown>(a, item, shared, walk, half); });
+    with_columns(item.tokens,
+                 [&]<int kColumns>() { multiply_item<kColumns, kDown>(a, item, shared, x_walk, w_walk, half); });
   }
 }
 
@@ -326,9 +346,12 @@ __global__ void __launch_bounds__(kItemThreads, 1)
 #else
   std::uint32_t const address = ptx::shared_address(ptx::dynamic_shared());
   Shared& shared = *reinterpret_cast<Shared*>(ptx::dynamic_shared() + ((address + 1023) / 1024 * 1024 - address));
-  if (threadIdx.x < kPlaces) {
-    ptx::begin_phases(shared.full + threadIdx.x, kGroup);
-    ptx::begin_phases(shared.empty + threadIdx.x, 2 * kGroup / 32);
+  if (threadIdx.x == 0) {
+    for (std::uint64_t& barrier : shared.x_full) ptx::begin_phases(&barrier, kGroup);
+    for (std::uint64_t& barrier : shared.w_full) ptx::begin_phases(&barrier, kGroup);
+    for (std::uint64_t& barrier : shared.known) ptx::begin_phases(&barrier, kGroup);
+    for (std::uint64_t& barrier : shared.x_empty) ptx::begin_phases(&barrier, 2 * kGroup / 32);
+    for (std::uint64_t& barrier : shared.w_empty) ptx::begin_phases(&barrier, 2 * kGroup / 32);
   }
   __syncthreads();
   ptx::wait_for_previous();
