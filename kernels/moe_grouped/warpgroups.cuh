@@ -139,18 +139,48 @@ __device__ __forceinline__ void copy_items(Arguments const& a, Plan const& p, in
   Walk<kXPlaces> x_walk;
   Walk<kWPlaces> w_walk;
   Walk<kItems> item_walk;
-  int number = blockIdx.x;
+  // This item and the next one, whose tile is asked for while this one is copied.
+  auto const tile_of = [&](int number) { return tiles[number < items ? number / row_tiles : 0]; };
+  int number = blockIdx.x, next = number + gridDim.x;
+  Tile tile = tile_of(number);
 #pragma unroll 1
   for (int turn = 0;; turn ^= 1) {
-    int next = 0;
-    if (thread == 0) next = static_cast<int>(gridDim.x) + atomicAdd(kDown ? &counts.unused : &counts.count, 1);
+    int after_next = 0;
+    if (thread == 0) after_next = 2 * static_cast<int>(gridDim.x) + atomicAdd(kDown ? &counts.unused : &counts.count, 1);
+    Tile const next_tile = tile_of(next);
     bool const there = number < items;
-    Tile const tile = tiles[there ? number / row_tiles : 0];
     int const first = number % row_tiles * rows_of_item(kDown);
     Multiplied const m = multiplied<kDown>(a, p, tile);
     int const steps = there && first < m.out_rows ? m.k / kWindow : 0;
+    auto const copy_weights = [&](int step) {
+      ptx::wait_for_phase(shared.w_empty + w_walk.place, w_walk.round ^ 1);
+      WPlace& place = shared.w[w_walk.place];
+      int const windows = min(kWindows, steps - step), row_bytes = m.k / 2, scale_columns = m.k / 16;
+      bool const mine = piece < 2 * windows;
+      std::uint8_t const* const codes = m.codes + step * (kWindow / 2) + piece * 16;
+      unsigned char* const to = place.codes + row0 * 128 + (piece ^ (row0 % 4 * 2)) * 16;
+#pragma unroll 4
+      for (int i = 0; i < kItemRows / 16; ++i) {
+        int const row = weight_row<kDown>(a, m.rows, first, row0 + 16 * i);
+        if (mine) ptx::copy16(to + i * 16 * 128, codes + static_cast<std::int64_t>(max(row, 0)) * row_bytes, row >= 0);
+      }
+#pragma unroll
+      for (int i = 0; i < kItemRows / kGroup; ++i) {
+        int const row = weight_row<kDown>(a, m.rows, first, thread + kGroup * i);
+        std::uint8_t const* const from = m.scales + static_cast<std::int64_t>(max(row, 0)) * scale_columns + step * 4;
+        unsigned char* const scales = place.scales + (thread + kGroup * i) * 16;
+        if (scale_columns % 16 == 0) {
+          ptx::copy16(scales, from, row >= 0);
+        } else {
+          for (int j = 0; j < windows; ++j) ptx::copy4(scales + 4 * j, from + 4 * j, row >= 0);
+        }
+      }
+      ptx::arrive_when_copied(shared.w_full + w_walk.place);
+      w_walk.next();
+    };
+    if (steps > 0) copy_weights(0);
     if (steps > 0 || !there) {
-      // A place of x that is empty now was that of an item whose end is so long ago that nobody reads what is overwritten here.
+      // The place of x that is empty now was that of an item whose end is so long ago that nobody reads what is overwritten here.
       ptx::wait_for_phase(shared.x_empty + x_walk.place, x_walk.round ^ 1);
       Item& item = shared.items[item_walk.place];
       if (thread == 0) {
@@ -176,32 +206,7 @@ __device__ __forceinline__ void copy_items(Arguments const& a, Plan const& p, in
       if (!there) break;
 #pragma unroll 1
       for (int step = 0; step < steps; ++step) {
-        if (step % kWindows == 0) {
-          ptx::wait_for_phase(shared.w_empty + w_walk.place, w_walk.round ^ 1);
-          WPlace& place = shared.w[w_walk.place];
-          int const windows = min(kWindows, steps - step), row_bytes = m.k / 2, scale_columns = m.k / 16;
-          bool const mine = piece < 2 * windows;
-          std::uint8_t const* const codes = m.codes + step * (kWindow / 2) + piece * 16;
-          unsigned char* const to = place.codes + row0 * 128 + (piece ^ (row0 % 4 * 2)) * 16;
-#pragma unroll 4
-          for (int i = 0; i < kItemRows / 16; ++i) {
-            int const row = weight_row<kDown>(a, m.rows, first, row0 + 16 * i);
-            if (mine) ptx::copy16(to + i * 16 * 128, codes + static_cast<std::int64_t>(max(row, 0)) * row_bytes, row >= 0);
-          }
-#pragma unroll
-          for (int i = 0; i < kItemRows / kGroup; ++i) {
-            int const row = weight_row<kDown>(a, m.rows, first, thread + kGroup * i);
-            std::uint8_t const* const from = m.scales + static_cast<std::int64_t>(max(row, 0)) * scale_columns + step * 4;
-            unsigned char* const scales = place.scales + (thread + kGroup * i) * 16;
-            if (scale_columns % 16 == 0) {
-              ptx::copy16(scales, from, row >= 0);
-            } else {
-              for (int j = 0; j < windows; ++j) ptx::copy4(scales + 4 * j, from + 4 * j, row >= 0);
-            }
-          }
-          ptx::arrive_when_copied(shared.w_full + w_walk.place);
-          w_walk.next();
-        }
+        if (step % kWindows == 0 && step + kWindows < steps) copy_weights(step + kWindows);
         ptx::wait_for_phase(shared.x_empty + x_walk.place, x_walk.round ^ 1);
         uint4 const* const x = reinterpret_cast<uint4 const*>(m.x) + 8 * step;
         unsigned char* const to = shared.x[x_walk.place].x + row0 * 128 + (piece ^ (row0 % 8)) * 16;
@@ -213,9 +218,9 @@ __device__ __forceinline__ void copy_items(Arguments const& a, Plan const& p, in
         x_walk.next();
       }
     }
-    if (thread == 0) shared.next[turn] = next;
+    if (thread == 0) shared.next[turn] = after_next;
     ptx::barrier_wait(1, kGroup);
-    number = shared.next[turn];
+    number = next, next = shared.next[turn], tile = next_tile;
   }
 }
 
