@@ -2,8 +2,9 @@
 // (moe_decode) and for prefill. Arguments, names and results are those of moe_decode.h; only the number of tokens has no limit
 // but that of the workspace, and the weights are multiplied in the type of x.
 //
-// Four launches:
-//   group    pairs (token, slot) by expert, and tiles of at most 16, 64 or 176 tokens of one expert; x into the operands' order of k
+// Four launches, with many tokens five:
+//   count    pairs (token, slot) of each expert, some pairs a block; x into the operands' order of k; with few tokens all of group
+//   group    pairs by expert, and tiles of at most 16, 64 or 176 tokens of one expert
 //   gate_up  act[pair] = activation(w13[e] . x[token]) of each tile, 128 channels at a time
 //   down     parts[pair] = w2[e] . act[pair], 256 rows at a time
 //   combine  out[token] = sum over slots of weight * parts[pair], plus multiplier * the shared expert's part
