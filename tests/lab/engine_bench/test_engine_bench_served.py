@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from gb10_lab.cli import main
 from gb10_lab.engine_bench import served, session
 from gb10_lab.engine_bench.configurations import CONFIGURATIONS
 from gb10_lab.engine_bench.served import compare, row_of
+from gb10_lab.quality.evaluate import one_thread
 from gb10_lab.quality.figures import Figures
 from gb10_lab.quality.text import sample
 from gb10_lab.quality.variants import REFERENCE
@@ -71,7 +73,7 @@ class _Engine:
 
 
 @pytest.fixture
-def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """A command line that measures two short windows; the gate's figures are those of the engine above."""
     monkeypatch.setattr(session, "Session", _Engine)
     monkeypatch.setattr(session, "prepare", lambda _: None)
@@ -100,7 +102,8 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "--out",
         str(tmp_path),
     ]
-    return ["quality-served", "--config", "ours-fp8", *names]
+    with one_thread():
+        yield ["quality-served", "--config", "ours-fp8", *names]
 
 
 def _record(folder: Path) -> Any:
