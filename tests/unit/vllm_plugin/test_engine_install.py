@@ -111,7 +111,8 @@ def stock(self, vllm_config, model_config, prefix=""):
 BaseModelLoader.load_model = stock
 before = set(sys.modules)
 patches.apply("config")
-assert CompilationConfig._attention_ops.count("vllm::gb10_gdn_core") == 1
+for operator in ("vllm::gb10_gdn_core", "vllm::gb10_attention"):
+    assert CompilationConfig._attention_ops.count(operator) == 1
 assert settings.ENGINE_NAME in vllm.envs.environment_variables
 new = set(sys.modules) - before
 assert not [name for name in new if name.startswith(("vllm.model_executor.models", "vllm.third"))], new
@@ -135,7 +136,8 @@ def test_layers_have_their_operators() -> None:
     status, said = python(
         """
 from vllm.model_executor.models.qwen3_5 import Qwen3_5DecoderLayer
-from vllm.model_executor.models.qwen3_next import Qwen3NextDecoderLayer
+from vllm.model_executor.models.qwen3_moe import Qwen3MoeAttention
+from vllm.model_executor.models.qwen3_next import Qwen3NextAttention, Qwen3NextDecoderLayer
 from reference import cpu_operators
 cpu_operators.install()
 from gb10.vllm_plugin.cuda import settings
@@ -146,7 +148,9 @@ install.install()
 assert Qwen3NextDecoderLayer.forward is not stock
 assert Qwen3_5DecoderLayer.forward is Qwen3NextDecoderLayer.forward
 assert Qwen3NextDecoderLayer.gb10_block is None
-for name in ("gb10_experts", "gb10_gdn_in", "gb10_gdn_core"):
+assert Qwen3NextDecoderLayer.gb10_norm is False
+assert Qwen3NextAttention.gb10_front is None and Qwen3MoeAttention.gb10_front is None
+for name in ("gb10_experts", "gb10_add_norm", "gb10_gdn_in", "gb10_gdn_core", "gb10_attention"):
     assert hasattr(torch.ops.vllm, name), name
 """
     )
