@@ -82,6 +82,13 @@ in
   gpu = room {
     name = "gpu";
     tests = [ ../../tests/gpu ];
-    sources = sets.plugin ++ sets.gb10 [ "kernels" ] ++ [ ../../tests/reference ];
+    sources =
+      sets.plugin
+      ++ sets.gb10 [ "kernels" ]
+      ++ sets.lab [
+        "__init__.py"
+        "kernel_bench"
+      ]
+      ++ [ ../../tests/reference ];
   };
 }
