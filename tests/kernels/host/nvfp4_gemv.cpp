@@ -111,11 +111,9 @@ int main() {
       }
     }
     for (gemv::Plan const& plan : plans) {
-      for (bool ahead : {false, true}) {
-        if (ahead && c.tokens > 8) continue;
-        wrong += check<__nv_bfloat16>("bf16", c, plan, ahead) + check<__half>("f16", c, plan, ahead);
-        runs += 2;
-      }
+      bool const ahead = c.tokens <= 8 && (&plan - plans.data()) % 2;  // half of the plans of each kind
+      wrong += check<__nv_bfloat16>("bf16", c, plan, ahead) + check<__half>("f16", c, plan, ahead);
+      runs += 2;
     }
   }
   std::printf("%d runs, %d wrong\n", runs, wrong);
