@@ -22,8 +22,7 @@ cudaError_t launch_tokens(Arguments const& p, cudaStream_t stream) {
     if (launched || blocks_per_sm(device, bytes, per_sm) < per_sm || (tiles < blocks && !few_tiles)) return;
     launched = true;
     auto* const kernel = gemv<T, kTokenTiles, kWarps, kBlockScales, kStaged>;
-    // The split of L1 of the kernels around it in a model: with another one its blocks could not share an SM with theirs.
-    status = allow_shared(kernel, device, cudaSharedmemCarveoutMaxShared);
+    status = allow_shared(kernel, device);
     if (status != cudaSuccess) return;
     status = launch_dependent(kernel, dim3(std::min(tiles, blocks)), dim3(32 * kWarps), bytes, stream, p);
   };

@@ -150,20 +150,12 @@ class Weights {
     ptx::wait_for_previous();
     if constexpr (kStaged) {
       int const groups = p_.columns / 8;
-      auto const for_own = [&](auto&& body) {
-        for (int token = 0; token < p_.tokens; ++token) {
-          for (int i = threadIdx.x; i < groups; i += blockDim.x) {
-            body(activations_ + token * token_stride(p_.columns) + 8 * i, static_cast<std::size_t>(token) * groups + i);
-          }
-        }
-      };
-      // All at once on their way; then every thread puts in order what it copied.
       auto const* x = static_cast<uint4 const*>(p_.x);
-      for_own([&](T* to, std::size_t from) { ptx::copy16(to, x + from); });
-      ptx::end_copies();
-      ptx::wait_for_copies<0>();
-      if constexpr (kIsBFloat16<T>) {
-        for_own([&](T* to, std::size_t) { *reinterpret_cast<uint4*>(to) = order8<T>(*reinterpret_cast<uint4 const*>(to)); });
+      for (int token = 0; token < p_.tokens; ++token) {
+        for (int i = threadIdx.x; i < groups; i += blockDim.x) {
+          *reinterpret_cast<uint4*>(activations_ + token * token_stride(p_.columns) + 8 * i) =
+              order8<T>(x[static_cast<std::size_t>(token) * groups + i]);
+        }
       }
       __syncthreads();
     }

@@ -35,8 +35,7 @@ cudaError_t launch(Problem const& problem, Number number, bool swizzled, cudaStr
     part.x = static_cast<std::uint16_t const*>(problem.x) + static_cast<std::size_t>(first) * problem.k;
     part.out = static_cast<std::uint16_t*>(problem.out) + static_cast<std::size_t>(first) * problem.rows;
     Kernel const kernel = choose_kernel(number, swizzled, part.tokens > 8, decodes_ahead(part.tokens, plan));
-    // The split of L1 of the kernels around it in a model: with another one its blocks could not share an SM with theirs.
-    status = allow_shared(kernel, device, cudaSharedmemCarveoutMaxShared);
+    status = allow_shared(kernel, device);
     if (status != cudaSuccess) return status;
     status = launch_dependent(kernel, dim3(plan.blocks), dim3(32 * plan.slices, plan.teams), plan.shared_bytes, stream, part);
   }

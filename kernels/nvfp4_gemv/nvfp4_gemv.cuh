@@ -147,8 +147,8 @@ __device__ __forceinline__ void copy_x(__half* shared, float* inverse, Problem c
   int const tiles = k_tiles(problem.k);
   if constexpr (kBesideOperands) {
     copy_pieces<T, 1, w4a16::kNaturalOrder ? 2 : 4>(shared, inverse, problem, slice, slices, team, teams, lane);
-  } else if (problem.tokens > 2 * teams && tiles <= slices) {
-    copy_pieces<T, 8, 1>(shared, inverse, problem, slice, slices, team, teams, lane);
+  } else if (problem.tokens > 2 * teams && tiles <= 2 * slices) {
+    copy_pieces<T, 8, 2>(shared, inverse, problem, slice, slices, team, teams, lane);
   } else if (problem.tokens > teams && tiles <= 4 * slices) {
     copy_pieces<T, 2, 4>(shared, inverse, problem, slice, slices, team, teams, lane);
   } else {
