@@ -202,7 +202,7 @@ def refusal(layer: Any) -> str | None:
         (attention.attn_backend.forward_includes_kv_cache_update, "a backend that writes the cache itself"),
         (attention.head_size not in HEAD_SIZES, f"heads of {attention.head_size}"),
         (attention.head_size_v != attention.head_size, "values of another size"),
-        (layer.dual_chunk_attention_config is not None, "dual chunks"),
+        (bool(layer.dual_chunk_attention_config), "dual chunks"),
         (not all(map(fits, norms)) or type(norms[0]) is not type(norms[1]), "other norms"),
         (dtype not in (torch.bfloat16, torch.float16), f"{dtype}"),
         (type(rope) not in ROPES, f"a {type(rope).__name__}"),
