@@ -80,10 +80,8 @@ class Front:
     writes: bool
     """Whether our kernel writes the cache."""
 
-    @property
-    def columns(self) -> int:
-        """Of the output."""
-        return int(self.attention.num_heads * self.attention.head_size)
+    columns: int
+    """Of the output."""
 
     def __call__(self, qkv: torch.Tensor, positions: torch.Tensor, out: torch.Tensor) -> None:
         """qkv: ``[M, columns of the projection]``; out: ``[M, heads * head size]``, written whole."""
@@ -234,6 +232,7 @@ def prepare(layer: Any, name: str) -> str | None:
         sections=(sections[1], sections[2]) if sections else (0, 0),
         gated=bool(getattr(layer, "attn_output_gate", False)),
         writes=_writes(layer.attn),
+        columns=layer.attn.num_heads * layer.attn.head_size,
     )
     object.__setattr__(layer, _ATTRIBUTE, front)
     object.__setattr__(layer.attn, _ATTRIBUTE, front)
