@@ -18,6 +18,7 @@ let
         ../kernels/moe_router
         ../kernels/nvfp4_dequantize
         ../kernels/nvfp4_gemv
+        ../kernels/nvfp4_search
         ../kernels/quantize
       ];
       inherit route;

@@ -44,6 +44,7 @@ in
       ../../kernels/moe_router
       ../../kernels/nvfp4_dequantize
       ../../kernels/nvfp4_gemv
+      ../../kernels/nvfp4_search
       ../../kernels/quantize
       ../../vllm_fp4
     ];

@@ -73,10 +73,17 @@ def still_alive(pids: set[int], seconds: float) -> set[int]:
 
 
 class Serve:
-    """A running `gb10 serve`. ``lines`` grows with what it prints; ``seconds`` is the time until ready."""
+    """A running `gb10 serve`. ``lines`` grows with what it prints; ``seconds`` is the time until ready.
+
+    It starts in ``folder``, after ``enter`` was run in its process.
+    """
 
     def __init__(
-        self, arguments: Sequence[str], variables: dict[str, str], folder: Path | None = None
+        self,
+        arguments: Sequence[str],
+        variables: dict[str, str],
+        folder: Path | None = None,
+        enter: Callable[[], None] | None = None,
     ) -> None:
         self.port = free_port()
         self.lines: list[str] = []
@@ -90,6 +97,7 @@ class Serve:
             text=True,
             env=variables,
             cwd=folder,
+            preexec_fn=enter,
         )
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -195,11 +203,14 @@ def serve_variables(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def start_serve(serve_variables: dict[str, str]) -> Iterator[Callable[..., Serve]]:
-    """A function that starts `gb10 serve` with arguments (in a folder) and waits until it is ready."""
+    """A function that starts `gb10 serve` with arguments (in a folder) and waits until it is ready.
+
+    Named ones are variables on top of the others.
+    """
     started: list[Serve] = []
 
-    def start(*arguments: str, folder: Path | None = None) -> Serve:
-        server = Serve(arguments, serve_variables, folder)
+    def start(*arguments: str, folder: Path | None = None, **variables: str) -> Serve:
+        server = Serve(arguments, serve_variables | variables, folder)
         started.append(server)
         server.wait_ready()
         return server

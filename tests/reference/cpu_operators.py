@@ -5,6 +5,7 @@ the real library is loaded its operators stay, and `install` says so by raising.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -58,7 +59,7 @@ SCHEMAS = {
     "gdn_decode": (
         "(Tensor mixed, Tensor(a!) conv_state, Tensor conv_weight, Tensor? conv_bias, Tensor A_log, "
         "Tensor dt_bias, Tensor(b!) state, Tensor norm_weight, float epsilon, Tensor slots, int key_heads, "
-        "int value_heads, bool interleaved, Tensor(c!) out, Tensor? accepted=None) -> ()"
+        "int value_heads, bool interleaved, Tensor(c!) out, Tensor? accepted=None, Tensor? starts=None) -> ()"
     ),
 }
 
@@ -404,18 +405,26 @@ def gdn_decode(
     interleaved: bool,
     out: Tensor,
     accepted: Tensor | None = None,
+    starts: Tensor | None = None,
 ) -> None:
-    """T tokens of each sequence (slots ``[N]``: one): split, convolution, gated delta rule, gated norm."""
+    """T tokens of each sequence (slots ``[N]``: one), with ``starts`` up to T: split, convolution, delta
+    rule, gated norm."""
     dv, dk = state.shape[-2:]
     steps = slots.shape[1] if slots.dim() == 2 else 1
     places = slots.reshape(-1, steps).tolist()
-    if len(places) * steps != mixed.shape[0]:
+    begins = [n * steps for n in range(len(places) + 1)] if starts is None else starts.tolist()
+    counts = [last - first for first, last in itertools.pairwise(begins)]
+    if (starts is None and begins[-1] != mixed.shape[0]) or not 0 <= begins[-1] <= mixed.shape[0]:
         raise RuntimeError(f"mixed has {mixed.shape[0]} rows for {len(places)} sequences of {steps}")
+    if begins[0] != 0 or len(counts) != len(places) or not all(0 <= count <= steps for count in counts):
+        raise RuntimeError(f"starts are {begins} for {len(places)} sequences of at most {steps}")
     q, k, v, z, b, a = _split(mixed, key_heads, value_heads, dk, dv, interleaved)
     channels = torch.cat((q, k, v), dim=1)
     group = value_heads // key_heads
-    for n, at in enumerate(slot for place in places for slot in place):
-        sequence, step = divmod(n, steps)
+    out[begins[-1] :] = 0
+    tokens_of = [(sequence, step) for sequence, count in enumerate(counts) for step in range(count)]
+    for n, (sequence, step) in enumerate(tokens_of):
+        at = places[sequence][step]
         if places[sequence][0] <= 0:
             out[n] = 0
             continue
@@ -424,7 +433,7 @@ def gdn_decode(
             first = 0 if accepted is None else int(accepted[sequence]) - 1
             inputs = taps[:, first : first + last].clone()
             memory = state[places[sequence][first]].float()
-            tokens = channels[n : n + steps].T
+            tokens = channels[n : n + counts[sequence]].T
             kept = torch.cat((inputs[:, 1:], tokens), dim=1)
             taps[:, : kept.shape[1]] = kept
         window = torch.cat((inputs, channels[n, :, None]), dim=1)

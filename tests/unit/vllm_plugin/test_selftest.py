@@ -17,7 +17,7 @@ from gb10.nvfp4 import quantize
 from gb10.vllm_plugin.cuda import dispatch, selftest
 from gb10.vllm_plugin.cuda.layers.attention import Front
 from gb10.vllm_plugin.cuda.layers.block import Block
-from gb10.vllm_plugin.cuda.layers.gdn import Core
+from gb10.vllm_plugin.cuda.layers.gdn import Batch, Core
 from gb10.vllm_plugin.cuda.layers.norm import add_norm
 from gb10.vllm_plugin.cuda.requant.dense import Dense
 from gb10.vllm_plugin.cuda.settings import DECODE, SelfTest
@@ -112,7 +112,7 @@ def model() -> torch.nn.Module:
     layer.conv1d, layer.norm = SimpleNamespace(bias=None), SimpleNamespace(weight=torch.ones(SIZE), eps=1e-6)
     layer.A_log, layer.dt_bias = torch.randn(HEADS).abs().log(), torch.randn(HEADS)
     layer.head_k_dim = layer.head_v_dim = SIZE
-    layer.gqa_interleaved_layout, layer.hidden_size = True, HIDDEN
+    layer.gqa_interleaved_layout, layer.hidden_size, layer.num_spec = True, HIDDEN, 2
     layer.get_state_dtype = lambda: (BF16, torch.float32)
     dense = Dense.of(_random(columns + 2 * HEADS, HIDDEN).to(BF16), "fp8", "gdn.in_proj")
     conv = _random(columns - SIZE * HEADS, 4).to(BF16) * 5
@@ -199,9 +199,19 @@ def _break_gdn(model: Any, patch: pytest.MonkeyPatch) -> None:
     """The state is written to another slot."""
     decode = Core.decode
 
-    def wrong(self: Core, mixed: Any, conv: Any, state: Any, slots: Any, *rest: Any) -> None:
-        decode(self, mixed, conv, state, slots, *rest)
+    def wrong(self: Core, mixed: Any, conv: Any, state: Any, *rest: Any) -> None:
+        decode(self, mixed, conv, state, *rest)
         state.copy_(state.roll(1, 0))
+
+    patch.setattr(Core, "decode", wrong)
+
+
+def _break_drafts(model: Any, patch: pytest.MonkeyPatch) -> None:
+    """The accepted tokens are forgotten."""
+    decode = Core.decode
+
+    def wrong(self: Core, mixed: Any, conv: Any, state: Any, batch: Batch, out: Any) -> None:
+        decode(self, mixed, conv, state, batch._replace(accepted=None), out)
 
     patch.setattr(Core, "decode", wrong)
 
@@ -229,6 +239,7 @@ def _break_front(model: Any, patch: pytest.MonkeyPatch) -> None:
         ("nvfp4_moe", _break_experts),
         ("router", _break_router),
         ("gdn_decode", _break_gdn),
+        ("gdn_decode", _break_drafts),
         ("norm", _break_norm),
         ("attention_front", _break_front),
     ],

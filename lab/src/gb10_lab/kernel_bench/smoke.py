@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from gb10.nvfp4 import quantize_searched
 from gb10_lab.kernel_bench import adapters, data, gdn
 from gb10_lab.kernel_bench.shapes import Dense, Gdn, Moe
 from gb10_lab.kernel_bench.suite import FUSED_LIMIT, GDN_LIMIT, LIMIT, ROUTER_LIMIT
@@ -94,6 +95,10 @@ def _calls(held: list[str], device: torch.device) -> Iterator[tuple[str, str, Ve
             version = adapters.quantize([x], fused)
             wanted = data.quantized(x, fused, adapters.QUANTIZE_SCALE)
             yield operator, "130x96", version, _same(wanted, FUSED_LIMIT if fused else 0.0)
+    if hasattr(torch.ops.gb10, "nvfp4_search"):
+        weight = data.activations(130, 1040, device)
+        searched = quantize_searched(weight, adapters.QUANTIZE_SCALE)
+        yield "nvfp4_search", "130x1040", adapters.nvfp4_search(weight), _same(searched.packed, 0.0)
 
 
 def _experts(

@@ -355,7 +355,7 @@ _ATTENTION_FRONT = (
 )
 _SAMPLING = (
     Rule(CPU, "torch", VLLM, "FlashInfer's sampler needs CUDA"),
-    Rule(SM80_121 & FI, "FlashInfer", VLLM, "compiled at first use", "flashinfer"),
+    Rule(SM80_121 & FI, "FlashInfer", VLLM, "compiled at first use if not ahead", "flashinfer"),
     Rule(GPU, "torch", VLLM, "FlashInfer is not usable", "torch"),
 )
 _KV_CACHE = (

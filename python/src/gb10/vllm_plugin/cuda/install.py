@@ -69,7 +69,8 @@ def install() -> None:
         stock(model, model_config, target_device)
         take_over(model, mode)
         if target_device.type == "cuda":
-            # The kernels read weights while the kernel before them runs: all must be in memory.
+            # Our kernels read weights while the kernel before them runs: all must be in memory. Once for all
+            # rooms that change weights: this one is the last of `patches`, so its function is the outermost.
             torch.cuda.synchronize(target_device)
         if wanted is not SelfTest.OFF:
             # Weights out of nothing may be no numbers; the start is none that serves.

@@ -6,6 +6,7 @@ operation's name; GB10_SELF_TEST says otherwise (`settings.SelfTest`).
 """
 
 import functools
+import itertools
 import logging
 import math
 import time
@@ -20,8 +21,10 @@ from vllm.platforms import current_platform
 
 from gb10 import fp8
 from gb10.nvfp4 import dequantize, unswizzle_128x4
+from gb10.vllm_plugin import log
 from gb10.vllm_plugin.cuda import dispatch
 from gb10.vllm_plugin.cuda.layers.attention import Front, split_cache
+from gb10.vllm_plugin.cuda.layers.gdn import MAX_STEPS, Batch
 from gb10.vllm_plugin.cuda.layers.norm import add_norm
 from gb10.vllm_plugin.cuda.requant.dense import Dense, Fp8Dense, NvFp4Dense, Plain
 from gb10.vllm_plugin.cuda.requant.methods import dense_of
@@ -199,52 +202,71 @@ def _expert(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 
 def _gdn(name: str, core: Any, hidden: int, dtype: torch.dtype) -> Iterator[Check]:
-    """Sequences of one token from random states; what is left in the states counts too."""
-    layer = core.layer
+    """Sequences of one token from random states, and drafts of unequal length where the engine verifies some;
+    what is left in the states counts too."""
+    layer, most = core.layer, core.layer.num_spec + 1
     conv_dtype, state_dtype, *_ = layer.get_state_dtype()
-    device = layer.A_log.device
-    for tokens in FEW:
+    runs = [([1] * tokens, 1) for tokens in FEW]
+    if 1 < most <= MAX_STEPS:
+        runs.append(([most - 1, most, 1], most))
+    for counts, steps in runs:
+        tokens, last = sum(counts), len(counts) * steps
         mixed = core.project(_random(tokens, hidden, layer.A_log, dtype))
-        conv = _random((tokens + 1) * 3, core.conv_weight.shape[0], layer.A_log, conv_dtype)
-        conv = conv.view(tokens + 1, 3, -1).transpose(1, 2)
-        shape = (tokens + 1, core.value_heads, layer.head_v_dim, layer.head_k_dim)
-        state = (
-            _random(tokens + 1, shape[1] * shape[2] * shape[3], layer.A_log, state_dtype).view(shape) * 0.1
-        )
+        conv = _random((last + 1) * (steps + 2), core.conv_weight.shape[0], layer.A_log, conv_dtype)
+        conv = conv.view(last + 1, steps + 2, -1).transpose(1, 2)
+        shape = (last + 1, core.value_heads, layer.head_v_dim, layer.head_k_dim)
+        state = _random(last + 1, shape[1] * shape[2] * shape[3], layer.A_log, state_dtype).view(shape) * 0.1
         state = state.to(state_dtype)
-        slots = torch.arange(tokens, 0, -1, dtype=torch.int32, device=device)
-        exact, left = _gdn_exact(core, mixed, conv, state, slots.tolist())
+        slots = torch.arange(last, 0, -1, dtype=torch.int32, device=mixed.device)
+        batch, begins = Batch(tokens, slots), [0] * len(counts)
+        if steps > 1:
+            begins = [(steps - 1 + n) % steps for n in range(len(counts))]
+            starts = list(itertools.accumulate(counts, initial=0))
+            batch = Batch(
+                tokens,
+                slots.view(-1, steps),
+                torch.tensor([begin + 1 for begin in begins], dtype=torch.int32, device=mixed.device),
+                torch.tensor(starts, dtype=torch.int32, device=mixed.device),
+            )
+        sequences = list(zip(slots.view(-1, steps).tolist(), counts, begins, strict=True))
+        exact, left = _gdn_exact(core, mixed, conv, state, sequences)
         out = mixed.new_empty(tokens, core.value_heads * layer.head_v_dim)
-        core.decode(mixed, conv, state, slots, None, out)
+        core.decode(mixed, conv, state, batch, out)
         yield Check("gdn_decode", name, tokens, _distance(out, exact), NEAR)
         yield Check("gdn_decode", f"{name} (state)", tokens, _distance(state, left), NEAR)
 
 
 def _gdn_exact(
-    core: Any, mixed: Tensor, conv: Tensor, state: Tensor, slots: list[int]
+    core: Any, mixed: Tensor, conv: Tensor, state: Tensor, sequences: list[tuple[list[int], int, int]]
 ) -> tuple[Tensor, Tensor]:
-    """float64: the output, and all states afterwards."""
+    """float64: the output, and all states afterwards.
+
+    Of each sequence: its slots, how many tokens it has, and at which slot and tap it begins.
+    """
     layer, heads, group = core.layer, core.value_heads, core.value_heads // core.key_heads
     qkv, z, b, a = core.unpack(mixed)
     keys = core.key_heads * layer.head_k_dim
     left, outputs = state.double(), []
-    for row, slot in enumerate(slots):
-        window = torch.cat((conv[slot], qkv[row, :, None]), dim=1).double()
-        inputs = (window * core.conv_weight.double()).sum(-1)
-        if layer.conv1d.bias is not None:
-            inputs = inputs + layer.conv1d.bias.double()
-        q, k, v = F.silu(inputs).split((keys, keys, inputs.numel() - 2 * keys))
-        q, k = (F.normalize(part.view(core.key_heads, -1), dim=-1) for part in (q, k))
-        q, k = q.repeat_interleave(group, 0) * layer.head_k_dim**-0.5, k.repeat_interleave(group, 0)
-        decay = torch.exp(-layer.A_log.double().exp() * F.softplus(a[row].double() + layer.dt_bias.double()))
-        memory = left[slot] * decay[:, None, None]
-        change = b[row].double().sigmoid()[:, None] * (
-            v.view(heads, -1) - torch.einsum("hvk,hk->hv", memory, k)
-        )
-        left[slot] = memory + change[:, :, None] * k[:, None, :]
-        value = torch.einsum("hvk,hk->hv", left[slot], q)
-        scale = (value.square().mean(-1, keepdim=True) + layer.norm.eps).rsqrt()
-        outputs.append((value * scale * layer.norm.weight.double() * F.silu(z[row].double())).flatten())
+    for slots, count, begin in sequences:
+        window, memory = conv[slots[0]][:, begin : begin + 3].double(), left[slots[begin]]
+        for slot in slots[:count]:
+            row = len(outputs)
+            window = torch.cat((window[:, -3:], qkv[row, :, None].double()), dim=1)
+            inputs = (window * core.conv_weight.double()).sum(-1)
+            if layer.conv1d.bias is not None:
+                inputs = inputs + layer.conv1d.bias.double()
+            q, k, v = F.silu(inputs).split((keys, keys, inputs.numel() - 2 * keys))
+            q, k = (F.normalize(part.view(core.key_heads, -1), dim=-1) for part in (q, k))
+            q, k = q.repeat_interleave(group, 0) * layer.head_k_dim**-0.5, k.repeat_interleave(group, 0)
+            softplus = F.softplus(a[row].double() + layer.dt_bias.double())
+            memory = memory * torch.exp(-layer.A_log.double().exp() * softplus)[:, None, None]
+            known = torch.einsum("hvk,hk->hv", memory, k)
+            change = b[row].double().sigmoid()[:, None] * (v.view(heads, -1) - known)
+            memory = memory + change[:, :, None] * k[:, None, :]
+            value = torch.einsum("hvk,hk->hv", memory, q)
+            scale = (value.square().mean(-1, keepdim=True) + layer.norm.eps).rsqrt()
+            outputs.append((value * scale * layer.norm.weight.double() * F.silu(z[row].double())).flatten())
+            left[slot] = memory
     return torch.stack(outputs), left
 
 
@@ -386,13 +408,13 @@ def run(model: torch.nn.Module, dtype: torch.dtype, wanted: SelfTest) -> None:
     wrong = [check for check in done if not check.passed]
     worst = max(done, key=lambda check: check.error / check.limit)
     logger.info(
-        "gb10: self-test: %d comparisons in %.1f s, %d failed; the one nearest to its limit: %s",
-        *(len(done), seconds, len(wrong), worst.words),
+        "%s%d comparisons in %.1f s, %d failed; the one nearest to its limit: %s",
+        *(log.SELF_TEST, len(done), seconds, len(wrong), worst.words),
     )
     for check in wrong[1:]:
-        logger.warning("gb10: self-test: %s", check.words)
+        logger.warning("%s%s", log.SELF_TEST, check.words)
     if wrong and wanted is SelfTest.REPORT:
-        logger.warning("gb10: self-test: %s", wrong[0].words)
+        logger.warning("%s%s", log.SELF_TEST, wrong[0].words)
     elif wrong:
         refuse(
             f"our kernels are not right on this GPU: {wrong[0].words}; --engine stock serves with vLLM's "
