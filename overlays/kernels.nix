@@ -8,6 +8,8 @@ let
     build {
       name = "kernels";
       folders = [
+        ../kernels/add_norm
+        ../kernels/attention_front
         ../kernels/bandwidth
         ../kernels/fp8_gemv
         ../kernels/gdn_decode
@@ -16,6 +18,7 @@ let
         ../kernels/moe_router
         ../kernels/nvfp4_dequantize
         ../kernels/nvfp4_gemv
+        ../kernels/nvfp4_search
         ../kernels/quantize
       ];
       inherit route;
@@ -31,7 +34,7 @@ let
 in
 {
   gb10 = prev.gb10 // {
-    # Machine code for sm_90 and the 12.x family, with the FP4 instructions where the GPU has them.
+    # Machine code for sm_90a and the 12.x family, with the FP4 instructions where the GPU has them.
     kernels = kernels "hardware";
     # Machine code for generic sm_121: the software route, for comparison and for its check.
     kernels-software = kernels "software";

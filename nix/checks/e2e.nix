@@ -57,6 +57,7 @@ in
     "test_fused_scales"
     "test_numerics"
     "test_numerics_reference"
+    "test_tensor_parallel"
     "test_testbed_parity"
   ] [ ];
   e2e-families = e2e "families" [ "test_families" ] [ ];

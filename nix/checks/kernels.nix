@@ -16,6 +16,7 @@ let
     vllm-fp4
     vllm-fp4-software
     ;
+  flashinferChecks = import ../packages/flashinfer-checks.nix { inherit pkgs; };
   # Also the command `gb10 sparse24`.
   sources =
     sets.plugin
@@ -32,8 +33,10 @@ in
   kernels = room {
     name = "kernels";
     tests = [ ../../tests/kernels ];
-    arguments = "-k 'not sparse24' --ignore tests/kernels/test_vllm_fp4_gemm.py --ignore tests/kernels/test_vllm_wheel_sass.py";
+    arguments = "-k 'not sparse24' --ignore tests/kernels/test_vllm_fp4_gemm.py --ignore tests/kernels/test_vllm_wheel_sass.py --ignore tests/kernels/test_flashinfer_modules.py";
     cuda = common ++ [
+      ../../kernels/add_norm
+      ../../kernels/attention_front
       ../../kernels/bandwidth
       ../../kernels/fp8_gemv
       ../../kernels/gdn_decode
@@ -42,6 +45,7 @@ in
       ../../kernels/moe_router
       ../../kernels/nvfp4_dequantize
       ../../kernels/nvfp4_gemv
+      ../../kernels/nvfp4_search
       ../../kernels/quantize
       ../../vllm_fp4
     ];
@@ -72,9 +76,19 @@ in
     };
   };
 
+  # The smallest of FlashInfer's modules; `nix build .#flashinfer-checks` looks at all of them.
+  flashinfer = flashinferChecks (pkgs.gb10.flashinfer.package [ pkgs.gb10.flashinfer.fp4-quantization ]);
+
   gpu = room {
     name = "gpu";
     tests = [ ../../tests/gpu ];
-    sources = sets.plugin ++ sets.gb10 [ "kernels" ] ++ [ ../../tests/reference ];
+    sources =
+      sets.plugin
+      ++ sets.gb10 [ "kernels" ]
+      ++ sets.lab [
+        "__init__.py"
+        "kernel_bench"
+      ]
+      ++ [ ../../tests/reference ];
   };
 }

@@ -33,6 +33,7 @@ in
       "cli.py"
       "routing"
     ]
+    ++ [ ../../nix/flashinfer/modules.toml ]
   );
   unit-serve = unit "serve" (
     sets.serve

@@ -394,11 +394,11 @@ def test_requantised_weights_are_counted_as_what_they_become() -> None:
 def test_nothing_is_requantised_on_the_cpu_or_of_a_plain_checkpoint() -> None:
     found = Checkpoint("m", config={"quantization_config": {}}, tensors=_MATRICES)
     target = partial(routing.Target, dense=Format.FP8, head=Format.FP8)
-    assert budget.requantised(found, target(None), 2) == {}
-    assert budget.requantised(found, target((12, 1)), 4) == {}
+    assert routing.requantised(found, target(None), 2) == {}
+    assert routing.requantised(found, target((12, 1)), 4) == {}
     plain = Checkpoint("m", config={}, tensors=_MATRICES)
-    assert budget.requantised(plain, target((12, 1)), 2) == {}
-    assert budget.requantised(found, target((12, 1)), 2)[_DENSE] == "fp8"
+    assert routing.requantised(plain, target((12, 1)), 2) == {}
+    assert routing.requantised(found, target((12, 1)), 2)[_DENSE] == "fp8"
 
 
 @pytest.mark.parametrize("argv", [["--max-model-len", "99999999999"], ["--max-model-len", "40961"]])

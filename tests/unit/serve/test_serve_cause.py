@@ -1,12 +1,15 @@
 """The cause of vLLM's end: its log, and how its processes ended."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from gb10.machine import memory
-from gb10.serve.cause import last_error, last_line, memory_short, refusal, violent_death
+from gb10.serve.cause import last_error, last_line, memory_short, violent_death
+from gb10.vllm_plugin.log import after
+from gb10.vllm_plugin.refusal import PREFIX
 
 API = "(APIServer pid=1) INFO 11-22 14:36:19 [x.py:1] "
 CORE = "(EngineCore pid=2) ERROR 11-22 14:36:19 [core.py:9] "
@@ -23,6 +26,23 @@ def test_last_error_is_the_cause_not_its_consequence() -> None:
         API + "Application shutdown complete.",
     ]
     assert last_error(lines) == "ValueError: KV cache is too small"
+
+
+def test_a_kernel_that_was_not_built_ahead_is_told_with_what_to_do() -> None:
+    """The words are FlashInfer 0.7.0's, whose last line names neither the kernel nor a remedy here."""
+    lines = [
+        CORE + "Traceback (most recent call last):",
+        CORE + '  File "core.py", line 290, in build_and_load',
+        CORE
+        + "flashinfer.jit.core.MissingJITCacheError: JIT compilation is disabled via FLASHINFER_DISABLE_JIT "
+        "environment variable, but the required module is not found in the JIT cache. Please add the missing "
+        "module to the JIT cache build configuration.",
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+    ]
+    told = last_error(lines)
+    assert told is not None
+    assert told.startswith("FlashInfer wants a kernel that was not built ahead")
+    assert "VLLM_HAS_FLASHINFER_CUBIN=0" in told and "--attention-backend TRITON_ATTN" in told
 
 
 @pytest.mark.parametrize(
@@ -134,6 +154,7 @@ def test_an_exception_of_cpp_is_an_error() -> None:
 
 
 def test_refusal() -> None:
+    refusal = partial(after, PREFIX)
     assert refusal(CORE + "gb10: refused: norm.weight is not there\n") == "norm.weight is not there"
     assert refusal("gb10: refused: x") == "x"
     assert refusal(CORE + "the log says gb10: refused: x") is None

@@ -455,9 +455,9 @@ def test_engine_and_formats_reach_vllms_processes(
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
-        (["--route", "nvfp4_moe=marlin"], "dense,head,linear,gdn"),
-        (["--moe-backend", "marlin"], "dense,head,linear,gdn"),
-        (["--linear-backend", "cutlass"], "dense,head,experts,router,gdn"),
+        (["--route", "nvfp4_moe=marlin"], "dense,head,linear,gdn,attention"),
+        (["--moe-backend", "marlin"], "dense,head,linear,gdn,attention"),
+        (["--linear-backend", "cutlass"], "dense,head,experts,router,norm,gdn,attention"),
         (["--route", "gdn_prefill=triton"], None),
         (["--moe-backend", "auto", "--linear-backend=auto"], None),
     ],

@@ -19,8 +19,6 @@ from gb10.machine.gpu import Gpu
 from gb10.machine.watch import SHED, STOP
 from gb10.serve.settings import Origin, Settings
 from gb10.units import GIB, MIB, parse_whole, text_size
-from gb10.vllm_plugin.cuda.requant import names
-from gb10.vllm_plugin.cuda.settings import Format
 
 UNIFIED_MEMORY_SHARE = 0.80
 """Where GPU and CPU share memory, vLLM gets this share, or what is free where that is less, or what the model
@@ -48,10 +46,6 @@ _PROCESSES = 3 * GIB
 _CACHE_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 _PLAIN_CACHES = (None, "auto", "bfloat16", "float16", "half")
 """Values of ``--kv-cache-dtype`` whose sizes are known here; an FP8 one is seen by its route."""
-
-_SIXTEEN_BIT = 2
-_FLOATS = ("BF16", "F16", "F32")
-"""Types of the file that vLLM turns into the model's."""
 
 _SHARE_DIGITS = 1000
 _SHARE_FIELD = "gpu_memory_utilization"
@@ -116,29 +110,6 @@ def _check_context(settings: Settings, shape: size.CacheShape, tokens: int, cach
         )
 
 
-def requantised(checkpoint: Checkpoint, target: routing.Target, element: int) -> dict[str, str]:
-    """What 16 bit matrices become at load, by their names in the checkpoint: fp8 or nvfp4.
-
-    As `gb10.vllm_plugin.cuda.requant` does: the dense side and the head of checkpoints that are quantised,
-    where the model's type has 16 bit and the head is no embedding.
-    """
-    quantised = "quantization_config" in checkpoint.config or "quantization_config" in checkpoint.text
-    if target.capability is None or not quantised or element != _SIXTEEN_BIT:
-        return {}
-    forms = {}
-    for tensor in checkpoint.tensors:
-        module, _, leaf = tensor.name.rpartition(".")
-        form = Format.KEEP
-        if names.is_dense(module):
-            form = Format(target.dense)
-        elif names.is_head(module) and checkpoint.text.get("tie_word_embeddings") is not True:
-            form = Format(target.head)
-        fits = leaf == "weight" and len(tensor.shape) == 2 and tensor.shape[1] % names.COLUMN_UNIT == 0
-        if form is not Format.KEEP and fits and tensor.dtype in _FLOATS:
-            forms[tensor.name] = str(form)
-    return forms
-
-
 def _layer(checkpoint: Checkpoint, forms: Mapping[str, str], ranks: int) -> int:
     """What the requantisation of the largest layer takes beside its result: its matrices in 16 bit, and work.
 
@@ -148,7 +119,7 @@ def _layer(checkpoint: Checkpoint, forms: Mapping[str, str], ranks: int) -> int:
     for tensor in checkpoint.tensors:
         if tensor.name in forms:
             module = tensor.name.rpartition(".")[0].rpartition(".")[0]
-            modules[module] = modules.get(module, 0) + _SIXTEEN_BIT * math.prod(tensor.shape) // ranks
+            modules[module] = modules.get(module, 0) + 2 * math.prod(tensor.shape) // ranks
     return max(modules.values()) + CONVERSION if modules else 0
 
 
@@ -159,7 +130,7 @@ def _weights(
     if settings.load_format == "dummy":
         return 0
     element = _element(settings)
-    forms = requantised(checkpoint, target, element)
+    forms = routing.requantised(checkpoint, target, element)
     return size.weight_bytes(checkpoint.tensors, mode, element, forms)
 
 
@@ -310,7 +281,7 @@ def on_gpu(
     ranks = (settings.tensor_parallel_size or 1) * max(int(_number(settings, "--pipeline-parallel-size")), 1)
     shape = _shape(settings, checkpoint, target, ranks)
     weights = _weights(settings, checkpoint, target) // ranks
-    forms = requantised(checkpoint, target, _element(settings))
+    forms = routing.requantised(checkpoint, target, _element(settings))
     asked, longest, cache = settings.max_model_len, checkpoint.max_tokens or 0, settings.kv_cache_memory_bytes
     # The whole context, and a quarter for what these figures do not know.
     whole = shape.sequence(asked if isinstance(asked, int) else longest) * 5 // 4 if cache is None else cache

@@ -10,11 +10,8 @@ from typing import Any
 from gb10.machine import memory
 from gb10.serve.words import one_line
 from gb10.units import text_size
-from gb10.vllm_plugin.refusal import PREFIX as REFUSED
+from gb10.vllm_plugin.log import bare
 
-_PREFIX = re.compile(
-    r"^(\((?P<who>[\w-]+) pid=\d+\)\s*)?((INFO|WARNING|ERROR|DEBUG|CRITICAL) [\d-]+ [\d:]+ \[[^\]]+\]\s*)?"
-)
 _ERROR = re.compile(
     r"^\s*(?:[\w.]*\.)?(?P<kind>\w*(?:Error|Exception|Interrupt)|OutOfMemory\w*)\b"
     r"(?:: *(?P<text>.*)|(?P<bare>))$"
@@ -26,6 +23,14 @@ _PLACE = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<fun
 _TRACE = re.compile(r'^\s*(Traceback|File ")')
 _COMPILER = re.compile(r"\bfatal error: (?P<text>.+)")
 _COMPILER_HINT = "; install what it names (Python.h: Python's headers), or add --enforce-eager"
+_NOT_AHEAD = "MissingJITCacheError"
+_AHEAD = (
+    "FlashInfer wants a kernel that was not built ahead, and with FLASHINFER_DISABLE_JIT none is compiled at "
+    "a start; set VLLM_HAS_FLASHINFER_CUBIN=0 to do without FlashInfer, or choose another backend for the "
+    "operation (attention: --attention-backend TRITON_ATTN)"
+)
+"""FlashInfer names neither the kernel nor what to do."""
+
 _NO_HEADER = re.compile(r"Can't find Python\.h in \S+")
 """What torch.compile warns of, long before it fails."""
 
@@ -50,16 +55,6 @@ _SAYS = {
     signal.SIGBUS: "perhaps /dev/shm or the disk is full",
     signal.SIGILL: "an instruction that this processor lacks",
 }
-
-
-def _bare(line: str) -> str:
-    return _PREFIX.sub("", line.rstrip("\n"))
-
-
-def refusal(line: str) -> str | None:
-    """What a line of vLLM's log says after `REFUSED`, None for any other line."""
-    text = _bare(line)
-    return text.removeprefix(REFUSED).strip() if text.startswith(REFUSED) else None
 
 
 def _value(match: re.Match[str]) -> str:
@@ -87,7 +82,7 @@ def last_error(lines: Iterable[str]) -> str | None:
     place: re.Match[str] | None = None
     code = ""
     for raw in lines:
-        line = _bare(raw)
+        line = bare(raw)
         if waiting and found and line.strip() and not _TRACE.match(line):
             found = f"{found} {line.strip()}"
             waiting = 0 if _PYDANTIC_TAIL.search(line) else waiting - 1
@@ -121,6 +116,8 @@ def last_error(lines: Iterable[str]) -> str | None:
         waiting = _PYDANTIC_LINES - 1 if "validation error" in text else int(more)
     if header is not None and found is not None and found.startswith("InductorError"):
         found = f"torch.compile: {header[0]}{_COMPILER_HINT} ({found})"
+    if found is not None and found.startswith(_NOT_AHEAD):
+        return _AHEAD
     chosen = compiler or found or consequence
     return None if chosen is None else _short(chosen)
 
@@ -129,7 +126,7 @@ def last_line(lines: Iterable[str]) -> str | None:
     """The last line with words in it, without its log prefix. What clients asked is no cause of anything."""
     found = None
     for raw in lines:
-        line = _bare(raw).strip()
+        line = bare(raw).strip()
         if _WORDS.search(line) and not _REQUEST.search(line):
             found = line
     return None if found is None else _short(found)

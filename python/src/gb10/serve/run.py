@@ -21,7 +21,7 @@ from gb10.checkpoint.folder import Checkpoint
 from gb10.checkpoint.formats import Formats, unread
 from gb10.checkpoint.hub import locate
 from gb10.errors import UserError
-from gb10.machine import cuda_memory, memory
+from gb10.machine import cuda_memory, flashinfer, memory
 from gb10.machine import gpu as device
 from gb10.serve import command, environment, isolation
 from gb10.serve.hide import hide_arguments
@@ -100,10 +100,13 @@ def _plan(
         said = settings.said("demo_model" if demo else "model")
         raise UserError(f"{said}: {error}" if said.isupper() else str(error)) from None
     known = Formats.from_json(reports["formats"]) if "formats" in reports else unread(found)
-    flashinfer = device.flashinfer_usable()
     if gpus and gpus[0].unified:
         free = memory.unified(free, _cuda_free())
-    return command.build(settings, found, gpus, flashinfer=flashinfer, demo=demo, free=free, formats=known)
+    ready = flashinfer.fits([gpu.capability for gpu in gpus])
+    if ready:
+        settings.export(Origin.MACHINE, **{flashinfer.CUBIN_VARIABLE: "1"})
+    usable = flashinfer.usable(ready=ready)
+    return command.build(settings, found, gpus, flashinfer=usable, demo=demo, free=free, formats=known)
 
 
 def _reads_weights(settings: Settings) -> bool:
@@ -296,7 +299,8 @@ def _serve(server: Server, engine: Engine, plan: command.Plan, progress: Progres
     _announce(plan)
     write(f"log     {_short(server.log_path)}\n")
     server.weights = plan.checkpoint.files
-    engine.serve(settings.api_keys, held.listener, metrics=settings.open_metrics)
+    planned = routing.plan(plan.target, plan.rows)
+    engine.serve(settings.api_keys, held.listener, metrics=settings.open_metrics, planned=planned)
     url = settings.base_url
     first_key = settings.api_keys[0] if settings.api_keys else None
     name = server.wait_ready(url, first_key, progress, lambda: held.answers)

@@ -26,6 +26,7 @@ from gb10.units import parse_bytes, parse_count, parse_decimal, parse_whole, tex
 from gb10.vllm_plugin.cuda.requant.names import LIMIT_NAME, REPORT_NAME
 from gb10.vllm_plugin.cuda.settings import DENSE_NAME, ENGINE_NAME, HEAD_NAME, Engine, Format
 from gb10.vllm_plugin.draft.ids import ENV_NAME as DRAFT_VOCABULARY
+from gb10.vllm_plugin.server.settings import CANARY_NAME, INTERVAL, INTERVAL_NAME, Canary
 
 EXTRA_ARGS = "VLLM_EXTRA_ARGS"
 
@@ -94,6 +95,7 @@ KEYS = Kind(
 )
 ROUTES = Kind(argparse={"action": "append", "metavar": "OP=BACKEND"}, several=True)
 PORT = Kind(_above_zero(parse_whole, 65535), "a port (1 to 65535)")
+SECONDS = Kind(parse_decimal, "a number of seconds such as 60, or 0")
 SHARE = Kind(_above_zero(parse_decimal, 1), "a fraction above 0, at most 1")
 TOKENS = Kind(token_count, "a number of tokens such as 4096, 32k or auto")
 
@@ -254,6 +256,22 @@ class Settings:
         default=CPU_MODES[0],
         help="CPU engine: `dequant`, `packed` or `emulate` (W4A4 numerics)",
     )
+    canary: str = setting(
+        "",
+        CANARY_NAME,
+        _one_of(Canary),
+        str(Canary.REFUSE),
+        help="what becomes of a model that fails its first tokens: `refuse`, `report`, or `off` to ask for "
+        "none ([health.md](health.md))",
+    )
+    canary_interval: float = setting(
+        "",
+        INTERVAL_NAME,
+        SECONDS,
+        INTERVAL,
+        f"{INTERVAL:g}",
+        help="seconds between further ones while the server has nothing else to do; 0: none",
+    )
     profile: str | None = setting("", "GB10_PROFILE", shown="by GPU", help="`cpu` or `cuda`")
     demo_model: str | None = setting(
         "", "GB10_DEMO_MODEL", shown="the built one", help="demo checkpoint folder"
@@ -402,6 +420,10 @@ SECRETS = frozenset({"--api-key", "--hf-token", "--watermark-config", "VLLM_API_
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+_LINK = re.compile(r"\[([^\]]+)\]\([^)]+\)")
+"""A link of Markdown to another page of docs/: a terminal shows no links."""
+
+
 class _Help(argparse.HelpFormatter):
     """``--api-key KEY``, not ``KEY [KEY ...]``: what follows several keys may be meant as the model."""
 
@@ -430,7 +452,8 @@ def build_parser() -> argparse.ArgumentParser:
     for name, row in ROWS.items():
         if row.flags and row.help:
             default = f" [{row.shown or row.default}]" if row.shown or row.default else ""
-            text = row.help.replace("`", "") + default + (f"; or {row.variable}" if row.variable else "")
+            text = _LINK.sub(r"docs/\1", row.help).replace("`", "") + default
+            text += f"; or {row.variable}" if row.variable else ""
             parser.add_argument(*row.flags.split(), dest=name, help=text, **row.kind.argparse)
     return parser
 

@@ -20,7 +20,8 @@ from gb10.machine import memory, watch
 from gb10.serve import cause, keeper, progress
 from gb10.serve.readiness import Probe
 from gb10.serve.scratch import Scratch, clear_left_overs, open_log
-from gb10.vllm_plugin import lifeline
+from gb10.vllm_plugin import lifeline, refusal
+from gb10.vllm_plugin.log import UNHEALTHY, after
 
 TERM_GRACE = 6.0
 """Seconds that vLLM gets after SIGTERM before it is killed. Killing takes well under a second more."""
@@ -158,7 +159,7 @@ class Server:
             for raw in whole:
                 line = raw.decode(errors="replace")
                 self._tail.append(line)
-                self.refused = self.refused or cause.refusal(line)
+                self.refused = self.refused or after(refusal.PREFIX, line)
                 if self._verbose:
                     progress.write(f"{line}\n")
                 yield line
@@ -243,9 +244,14 @@ class Server:
         return UserError(f"{probe.error} [full log: {self.log_path}]")
 
     def wait(self) -> None:
-        """Wait until a signal asks for the end. Raises ServerFailed when vLLM ends by itself."""
+        """Wait until a signal asks for the end, and say it when /health turns red.
+
+        Raises ServerFailed when vLLM ends by itself.
+        """
         while self.stopping is None:
-            deque(self.new_lines(), maxlen=0)
+            for line in self.new_lines():
+                if (reason := after(UNHEALTHY, line)) is not None:
+                    progress.write(f"unhealthy: {reason} (/health says so; a restart is needed)\n")
             self._tell()
             try:
                 self._process.wait(_POLL)
