@@ -27,10 +27,9 @@ cudaError_t launch_heads(Arguments& p, cudaStream_t stream) {
 
 template <typename T, typename S>
 cudaError_t launch_sizes(Arguments& p, cudaStream_t stream) {
-  if (p.key_size == 128) {
-    return p.steps == 1 ? launch_heads<T, S, 128, 1>(p, stream) : launch_heads<T, S, 128, kMaxSteps>(p, stream);
-  }
-  return p.steps == 1 ? launch_heads<T, S, 64, 1>(p, stream) : launch_heads<T, S, 64, kMaxSteps>(p, stream);
+  bool const one = p.steps == 1 && p.starts == nullptr;
+  if (p.key_size == 128) return one ? launch_heads<T, S, 128, 1>(p, stream) : launch_heads<T, S, 128, kMaxSteps>(p, stream);
+  return one ? launch_heads<T, S, 64, 1>(p, stream) : launch_heads<T, S, 64, kMaxSteps>(p, stream);
 }
 
 }  // namespace

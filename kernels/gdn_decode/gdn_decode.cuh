@@ -1,8 +1,8 @@
 // Gated DeltaNet between its two projections, for sequences of one token or of few: split, convolution, gated delta rule, gated
 // RMSNorm. One launch.
 //
-// For a sequence with the tokens i = 0 .. steps - 1 and a value head h of the key head g:
-//   x_i       the channels q, k (of g) and v (of h) of row `sequence * steps + i` of mixed
+// For a sequence with the tokens i = 0 .. count - 1 and a value head h of the key head g:
+//   x_i       the channels q, k (of g) and v (of h) of row `first + i` of mixed
 //   y_i       = T(silu(bias + sum over tap of weight[tap] * x_(i - 3 + tap)))     taps before the first token: conv_state
 //   q_i, k_i  = y_i / sqrt(|y_i|^2 + 1e-6), q_i also * key_size^-1/2
 //   H_i       = d_i * H_(i-1) + (b_i * (v_i - d_i * H_(i-1) k_i)) k_i^T           d = exp(-exp(A_log) * softplus(a + dt_bias))
@@ -16,9 +16,13 @@
 // z [r, value_size], then for each key head b [r] a [r]; else q of all heads, k, v, z, b, a. Channels of the convolution: q of all
 // key heads, k, v of all value heads.
 //
+// Tokens. Sequence n has the rows starts[n] .. starts[n + 1] - 1, at most `steps` of them, maybe none; without `starts` it has
+// `steps`, from row n * steps. Rows after those of the last sequence are padding: out = 0. Whatever `starts` holds, no row outside
+// mixed and out is touched.
+//
 // Slots. slots[n, i] is where the state goes after token i. It is read at slots[n, accepted[n] - 1] (slots[n, 0] without
 // `accepted`), accepted - 1 cut to 0 .. steps - 1. conv_state[slots[n, 0]] holds the inputs of tokens before; the last three are
-// at accepted - 1 and the two after, and what is left there is the last two of them and x_0 .. x_(steps - 1): vLLM's convention for
+// at accepted - 1 and the two after, and what is left there is the last two of them and x_0 .. x_(count - 1): vLLM's convention for
 // verifying drafts. Slot 0 and below, and slots that do not exist, are none: a sequence whose first slot or whose slot to read is
 // none gets out = 0 and touches no state, and a token whose slot is none stores no state. Two sequences must not share a slot.
 //
@@ -35,8 +39,8 @@
 // The order of every sum is that of a tree that kRows does not change: the same bits for every number of sequences and of tokens.
 //
 // Needs 9.0 (clusters). Read before the kernel ahead in the stream has ended: weights (conv_weight, conv_bias, A_log, dt_bias,
-// norm_weight), which no kernel may write then, and `slots` and `accepted`, but only to ask L2 for the state, which is right
-// whoever writes it: L2 is where all SMs meet. What counts is read after the wait, from L2, when every kernel ahead has ended: a
+// norm_weight), which no kernel may write then, and `starts`, `slots` and `accepted`, but only to ask L2 for the state, which is
+// right whoever writes it: L2 is where all SMs meet. What counts is read after the wait, from L2, when every kernel ahead has ended: a
 // kernel of a chain with programmatic launches that waits ends after all before it have.
 #pragma once
 
@@ -130,20 +134,29 @@ struct Layout {
         all((gates + steps * 2 + 3) / 4 * 4) {}
 };
 
-// Where a sequence's state is: the token whose state it goes on from, that state's slot, and the convolution's.
+// Where a sequence is: its first row and its tokens; the token whose state it goes on from, that state's slot, and the convolution's.
+template <int kSteps>
 struct Start {
-  int token, slot, conv_slot;
+  int first, count, token, slot, conv_slot;
 
-  __device__ __forceinline__ Start(Arguments const& p, std::int32_t const* slots, std::int32_t const* accepted) {
+  __device__ __forceinline__ Start(Arguments const& p, int sequence, std::int32_t const* slots, std::int32_t const* accepted)
+      : first(sequence * p.steps), count(p.steps) {
+    if constexpr (kSteps == 1) {
+      first = sequence, count = 1;
+    } else if (p.starts != nullptr) {
+      first = max(0, min(ptx::load_relaxed(p.starts + sequence), p.rows));
+      count = min(max(first, min(ptx::load_relaxed(p.starts + sequence + 1), p.rows)) - first, p.steps);
+    }
     token = accepted == nullptr ? 0 : max(0, min(ptx::load_relaxed(accepted) - 1, p.steps - 1));
     conv_slot = ptx::load_relaxed(slots);
     slot = accepted == nullptr ? conv_slot : ptx::load_relaxed(slots + token * p.slots_step);
   }
   __device__ __forceinline__ bool operator==(Start const& other) const {
-    return token == other.token && slot == other.slot && conv_slot == other.conv_slot;
+    return first == other.first && count == other.count && token == other.token && slot == other.slot &&
+           conv_slot == other.conv_slot;
   }
   __device__ __forceinline__ bool exists(Arguments const& p) const {
-    return slot > 0 && slot < p.slot_count && conv_slot > 0 && conv_slot < p.slot_count;
+    return count > 0 && slot > 0 && slot < p.slot_count && conv_slot > 0 && conv_slot < p.slot_count;
   }
 };
 
@@ -183,7 +196,7 @@ __global__ void __launch_bounds__(kLanes* kRows, (kResident<S, kRows, kSteps>)) 
 
   auto const* const slots = p.slots + product(sequence, p.slots_row);
   auto const* const accepted = p.accepted == nullptr ? nullptr : p.accepted + product(sequence, p.accepted_row);
-  Start start(p, slots, accepted);
+  Start<kSteps> start(p, sequence, slots, accepted);
 
   // What this thread convolves: pairs of channels of q and k, or one pair of v. The last threads make the gates of a token each.
   int const warp = __shfl_sync(0xFFFFFFFFu, t >> 5, 0);  // the compiler sees that lanes agree
@@ -195,9 +208,8 @@ __global__ void __launch_bounds__(kLanes* kRows, (kResident<S, kRows, kSteps>)) 
   int const all_keys = p.key_heads * kKeySize;
   int const channels[2] = {has_qk ? g * kKeySize + within : 2 * all_keys + g * p.ratio * p.value_size + within,
                            all_keys + g * kKeySize + within};
-  auto const* const mixed = static_cast<T const*>(p.mixed) + product(sequence * steps, p.mixed_row);
-  T const* const columns[2] = {mixed + (has_qk ? g * p.key_stride : p.v_base + g * p.value_stride) + within,
-                               mixed + p.k_base + g * p.key_stride + within};
+  int const columns[2] = {(has_qk ? g * p.key_stride : p.v_base + g * p.value_stride) + within,
+                          p.k_base + g * p.key_stride + within};
 
   // Weights, which are there already.
   uint4 taps_of[2];
@@ -244,31 +256,35 @@ __global__ void __launch_bounds__(kLanes* kRows, (kResident<S, kRows, kSteps>)) 
   }
   ptx::wait_for_previous();
 
-  // The state is loaded where it was when the hint was given; in the rare case that it is not there, once more.
+  // All is loaded from where it was when the hint was given; in the rare case that it is not there, once more.
   uint4 raw[kLoads];
   std::uint32_t inputs[2][kSteps], old[2][kTaps] = {};  // two channels in a word
-  if (convolves) {
+  T gate_input[2] = {}, z[kHeld] = {};
+  auto const load_tokens = [&] {
+    T const* const mixed = static_cast<T const*>(p.mixed) + product(start.first, p.mixed_row);
+    if (convolves) {
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
+      for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if (i < pairs && step < steps)
-          inputs[i][step] = __ldcg(reinterpret_cast<std::uint32_t const*>(columns[i] + step * p.mixed_row));
+        for (int i = 0; i < 2; ++i) {
+          if (i < pairs && step < start.count)
+            inputs[i][step] = __ldcg(reinterpret_cast<std::uint32_t const*>(mixed + columns[i] + step * p.mixed_row));
+        }
       }
     }
-  }
-  T gate_input[2] = {}, z[kHeld] = {};
-  if (has_gate) {
-    T const* const gates = mixed + gate_step * p.mixed_row + g * p.gate_stride + in_group;
-    gate_input[0] = __ldcg(gates + p.a_base);
-    gate_input[1] = __ldcg(gates + p.b_base);
-  }
+    if (gate_step < start.count) {
+      T const* const gates = mixed + gate_step * p.mixed_row + g * p.gate_stride + in_group;
+      gate_input[0] = __ldcg(gates + p.a_base);
+      gate_input[1] = __ldcg(gates + p.b_base);
+    }
 #pragma unroll
-  for (int i = 0; i < kHeld; ++i) {
-    int const step = i * kLanes + c;
-    if (step < steps)
-      z[i] = __ldcg(mixed + step * p.mixed_row + p.z_base + g * p.value_stride + in_group * p.value_size + first_row + row);
-  }
+    for (int i = 0; i < kHeld; ++i) {
+      int const step = i * kLanes + c;
+      if (step < start.count)
+        z[i] = __ldcg(mixed + step * p.mixed_row + p.z_base + g * p.value_stride + in_group * p.value_size + first_row + row);
+    }
+  };
+  load_tokens();
   int const next_slot = kSteps > 1 && lane < steps ? ptx::load_relaxed(slots + lane * p.slots_step) : 0;
 #pragma unroll 1
   while (true) {
@@ -295,17 +311,23 @@ __global__ void __launch_bounds__(kLanes* kRows, (kResident<S, kRows, kSteps>)) 
         }
       }
     }
-    Start const truth(p, slots, accepted);
+    Start<kSteps> const truth(p, sequence, slots, accepted);
     if (truth == start) break;
+    bool const moved = kSteps > 1 && (truth.first != start.first || truth.count != start.count);
     start = truth;
     locate();
+    if (moved) load_tokens();
   }
-  int const out_row = p.value_heads * p.value_size;
-  T* const out = static_cast<T*>(p.out) + product(sequence * steps, out_row) + h * p.value_size + first_row + row;
+  int const count = start.count, out_row = p.value_heads * p.value_size;
+  T* const out = static_cast<T*>(p.out) + product(start.first, out_row) + h * p.value_size + first_row + row;
+  if (kSteps > 1 && sequence == p.sequences - 1) {  // padding
+#pragma unroll 1
+    for (int step = count + c; step < p.rows - start.first; step += kLanes) out[product(step, out_row)] = static_cast<T>(0.0f);
+  }
   if (!start.exists(p)) {  // for all blocks of the cluster
     if (clustered) ptx::cluster_wait();
 #pragma unroll 1
-    for (int step = c; step < steps; step += kLanes) out[step * out_row] = static_cast<T>(0.0f);
+    for (int step = c; step < count; step += kLanes) out[step * out_row] = static_cast<T>(0.0f);
     return;
   }
 
@@ -323,7 +345,7 @@ __global__ void __launch_bounds__(kLanes* kRows, (kResident<S, kRows, kSteps>)) 
     }
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      if (step >= steps) break;
+      if (step >= count) break;
       float y[2][2] = {};
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -363,7 +385,7 @@ __global__ void __launch_bounds__(kLanes* kRows, (kResident<S, kRows, kSteps>)) 
       }
     }
   }
-  if (has_gate) {
+  if (gate_step < count) {
     float const x = static_cast<float>(gate_input[0]) + step_bias;
     float const softplus = x <= 20.0f ? log1pf(expf(x)) : x;
     shared[at.gates + 2 * gate_step] = expf(rate * softplus);
@@ -378,7 +400,7 @@ __global__ void __launch_bounds__(kLanes* kRows, (kResident<S, kRows, kSteps>)) 
   // The state, token by token.
   float o[kHeld] = {};
 #pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
+  for (int step = 0; step < count; ++step) {
     float const* const key = shared + at.k + step * kKeySize + place_of<S, kKeySize>(c * kVec);
     float const* const query = shared + at.q + step * kKeySize + place_of<S, kKeySize>(c * kVec);
     float const* const norms = shared + at.norms + step * 3 * kQkWarps;
@@ -464,19 +486,25 @@ __global__ void __launch_bounds__(kLanes* kRows, (kResident<S, kRows, kSteps>)) 
       store_pair(inputs_before[i] + p.conv_tap, old[i][2], p);
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
-        if (step < steps) store_pair(inputs_before[i] + (2 + step) * p.conv_tap, inputs[i][step], p);
+        if (step < count) store_pair(inputs_before[i] + (2 + step) * p.conv_tap, inputs[i][step], p);
       }
     }
   };
   if (has_v) leave_inputs();
   if (joint) {
+    if constexpr (kSteps > 1) {  // what was announced when the count was not known
+      for (int step = count; step < steps; ++step) {
+        float* const place = shared + at.squares + step * value_warps + part * kWarps + warp;
+        if (lane < p.split) ptx::send(place, mail, in_group * p.split + lane, 0.0f);
+      }
+    }
     ptx::wait_for_bytes(mail);
   } else {
     __syncthreads();
   }
   float scale[kHeld] = {};
 #pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
+  for (int step = 0; step < count; ++step) {
     float sum = shared[at.squares + step * value_warps + (lane & (value_warps - 1))];  // 8 or 16 of them
 #pragma unroll
     for (int d = 1; d < 16; d *= 2) {
@@ -491,7 +519,7 @@ __global__ void __launch_bounds__(kLanes* kRows, (kResident<S, kRows, kSteps>)) 
 #pragma unroll
   for (int i = 0; i < kHeld; ++i) {
     int const step = i * kLanes + c;
-    if (step < steps) out[step * out_row] = static_cast<T>(o[i] * scale[i] * norm_weight * silu(static_cast<float>(z[i])));
+    if (step < count) out[step * out_row] = static_cast<T>(o[i] * scale[i] * norm_weight * silu(static_cast<float>(z[i])));
   }
   if (clustered) ptx::cluster_wait();
   if (has_qk && blockIdx.x == 0) leave_inputs();

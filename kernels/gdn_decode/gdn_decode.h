@@ -19,7 +19,7 @@ inline constexpr int kMaxGroup = 512;  // rows of state of all value heads of a 
 
 // Strides are in elements.
 struct Arguments {
-  void const* mixed;             // [sequences * steps, >= columns], rows mixed_row apart
+  void const* mixed;             // [rows, >= columns], mixed_row apart
   void* conv_state;              // [slots, channels, >= kWidth - 2 + steps], any strides
   void const* conv_weight;       // [channels, kWidth]
   void const* conv_bias;         // [channels] or null
@@ -29,10 +29,11 @@ struct Arguments {
   void const* norm_weight;       // [value_size]
   std::int32_t const* slots;     // [sequences, steps], any strides
   std::int32_t const* accepted;  // [sequences] or null
-  void* out;                     // [sequences * steps, value_heads * value_size]
+  std::int32_t const* starts;    // [sequences + 1] or null: each sequence has `steps` rows
+  void* out;                     // [rows, value_heads * value_size]
   int mixed_row, conv_slot, conv_channel, conv_tap, state_slot, slots_row, slots_step, accepted_row;
   float epsilon, query_scale;
-  int sequences, steps, slot_count, key_heads, value_heads, key_size, value_size;
+  int rows, sequences, steps, slot_count, key_heads, value_heads, key_size, value_size;
   bool interleaved, float_step_bias, float_norm_weight;
   bool conv_pairs;  // two neighbouring channels of conv_state, the first even, are one aligned word
 

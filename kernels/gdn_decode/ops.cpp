@@ -22,7 +22,7 @@ void check_begin(char const* name, Tensor const& tensor, std::size_t alignment) 
 
 void gdn_decode(Tensor mixed, Tensor conv_state, Tensor conv_weight, std::optional<Tensor> conv_bias, Tensor A_log, Tensor dt_bias,
                 Tensor state, Tensor norm_weight, double epsilon, Tensor slots, std::int64_t key_heads, std::int64_t value_heads,
-                bool interleaved, Tensor out, std::optional<Tensor> accepted) {
+                bool interleaved, Tensor out, std::optional<Tensor> accepted, std::optional<Tensor> starts) {
   using namespace gb10::torch_op;
   ScalarType const dtype = mixed.scalar_type();
   Argument const strided[] = {{"mixed", &mixed, {ScalarType::BFloat16, ScalarType::Half}, 4},
@@ -35,7 +35,8 @@ void gdn_decode(Tensor mixed, Tensor conv_state, Tensor conv_weight, std::option
                                  {"A_log", &A_log, {ScalarType::Float}, 4},
                                  {"dt_bias", &dt_bias, {dtype, ScalarType::Float}, 2},
                                  {"norm_weight", &norm_weight, {dtype, ScalarType::Float}, 2},
-                                 {"out", &out, {dtype}, 2}};
+                                 {"out", &out, {dtype}, 2},
+                                 {"starts", given(starts), {ScalarType::Int}, 4}};
   check_dtypes(kOp, strided);
   check_dtypes(kOp, contiguous);
 
@@ -63,7 +64,12 @@ void gdn_decode(Tensor mixed, Tensor conv_state, Tensor conv_weight, std::option
   if (accepted) check_shape(kOp, "accepted", *accepted, {sequences});
   std::int64_t const channels = 2 * key_heads * key_size + value_heads * value_size;
   std::int64_t const columns = channels + value_heads * value_size + 2 * value_heads;
-  check_shape(kOp, "mixed", mixed, {sequences * steps, -1});
+  std::int64_t const rows = starts ? mixed.size(0) : sequences * steps;
+  if (starts) check_shape(kOp, "starts", *starts, {sequences + 1});
+  check_shape(kOp, "mixed", mixed, {rows, -1});
+  require(rows >= 1 && rows <= gdn::kMaxSequences * gdn::kMaxSteps, kOp,
+          "mixed has " + std::to_string(rows) + " rows (tokens); it must have 1 to " +
+              std::to_string(gdn::kMaxSequences * gdn::kMaxSteps));
   require(mixed.size(1) >= columns, kOp,
           "mixed has " + std::to_string(mixed.size(1)) + " columns; q, k, v, z, b and a take " + std::to_string(columns));
   check_shape(kOp, "conv_weight", conv_weight, {channels, gdn::kWidth});
@@ -76,7 +82,7 @@ void gdn_decode(Tensor mixed, Tensor conv_state, Tensor conv_weight, std::option
   check_shape(kOp, "A_log", A_log, {value_heads});
   check_shape(kOp, "dt_bias", dt_bias, {value_heads});
   check_shape(kOp, "norm_weight", norm_weight, {value_size});
-  check_shape(kOp, "out", out, {sequences * steps, value_heads * value_size});
+  check_shape(kOp, "out", out, {rows, value_heads * value_size});
   require(std::isfinite(epsilon) && epsilon >= 0, kOp, "epsilon is " + std::to_string(epsilon) + "; it must be 0 or more");
 
   require(mixed.stride(1) == 1 && mixed.stride(0) % 2 == 0, kOp,
@@ -116,6 +122,7 @@ void gdn_decode(Tensor mixed, Tensor conv_state, Tensor conv_weight, std::option
   p.norm_weight = norm_weight.data_ptr();
   p.slots = static_cast<std::int32_t const*>(slots.data_ptr());
   p.accepted = accepted ? static_cast<std::int32_t const*>(accepted->data_ptr()) : nullptr;
+  p.starts = starts ? static_cast<std::int32_t const*>(starts->data_ptr()) : nullptr;
   p.out = out.data_ptr();
   p.mixed_row = static_cast<int>(mixed.stride(0));
   p.conv_slot = static_cast<int>(conv_state.stride(0));
@@ -127,6 +134,7 @@ void gdn_decode(Tensor mixed, Tensor conv_state, Tensor conv_weight, std::option
   p.accepted_row = accepted ? static_cast<int>(accepted->stride(0)) : 0;
   p.epsilon = static_cast<float>(epsilon);
   p.query_scale = 1.0f / std::sqrt(static_cast<float>(key_size));
+  p.rows = static_cast<int>(rows);
   p.sequences = static_cast<int>(sequences);
   p.steps = static_cast<int>(steps);
   p.slot_count = static_cast<int>(state.size(0));
@@ -150,5 +158,5 @@ GB10_OPERATOR(
     gdn_decode,
     "gdn_decode(Tensor mixed, Tensor(a!) conv_state, Tensor conv_weight, Tensor? conv_bias, Tensor A_log, Tensor dt_bias, "
     "Tensor(b!) state, Tensor norm_weight, float epsilon, Tensor slots, int key_heads, int value_heads, bool interleaved, "
-    "Tensor(c!) out, Tensor? accepted=None) -> ()",
+    "Tensor(c!) out, Tensor? accepted=None, Tensor? starts=None) -> ()",
     gdn_decode)

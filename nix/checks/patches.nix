@@ -40,10 +40,14 @@ in
   patches = room {
     name = "patches";
     tests = [ ../../tests/patches ];
-    sources = sets.plugin ++ sets.gb10 [ "machine" ] ++ [
-      ../../nix/flashinfer
-      ../../patches
-    ];
+    sources =
+      sets.plugin
+      ++ sets.gb10 [ "machine" ]
+      ++ [
+        ../../nix/flashinfer
+        ../../patches
+        ../../tests/reference
+      ];
     variables = {
       GB10_CUDA_TOOLKIT = cuda-toolkit;
       GB10_CUTLASS_INCLUDE = "${cutlass}/${python.sitePackages}/cutlass_library/source/include";

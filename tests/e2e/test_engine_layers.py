@@ -128,6 +128,7 @@ def test_tokens_are_those_of_the_stock_engine(family: str, ours: Answers, stock:
 def test_our_operators_ran(family: str, ours: Answers, stock: Answers) -> None:
     ran = {(operation, kernel) for operation, kernel, _ in ours[family]["dispatched"]}
     expected = {("router", "route_experts"), ("router", "vLLM")}
+    expected |= {("norm", "add_norm"), ("attention_front", "attention_front")}
     expected |= {("nvfp4_moe", kernel) for kernel in ("moe_decode", "moe_grouped")}
     if family != "qwen3_moe":
         expected |= {("gdn_decode", "gdn_decode")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -129,10 +130,21 @@ class Layer:
         return torch.cat([q, k, v], dim=1), z, b, a
 
     def expected(
-        self, mixed: Any, slots: Any, accepted: Any = None, *, bias: bool = True
+        self,
+        mixed: Any,
+        slots: Any,
+        accepted: Any = None,
+        *,
+        bias: bool = True,
+        counts: list[int] | None = None,
     ) -> tuple[Any, Any, Any]:
-        """The output, the states and the convolution's states in float64, rounded where the kernel rounds."""
+        """The output, the states and the convolution's states in float64, rounded where the kernel rounds.
+
+        ``counts``: tokens of each sequence, where they differ; rows after them give zeros.
+        """
         s, steps = self.shape, slots.shape[1]
+        counts = counts or [steps] * len(slots)
+        begins = list(itertools.accumulate(counts, initial=0))
         group = s.value_heads // s.key_heads
         out = torch.zeros(mixed.shape[0], s.values, dtype=torch.float64, device=mixed.device)
         states, convs = self.state.double(), self.conv_state.clone()
@@ -140,19 +152,19 @@ class Layer:
         real = range(1, self.state.shape[0])
         for n, row in enumerate(slots.tolist()):
             start = 0 if accepted is None else min(max(int(accepted[n]) - 1, 0), steps - 1)
-            if row[0] not in real or row[start] not in real:
+            if counts[n] == 0 or row[0] not in real or row[start] not in real:
                 continue
-            tokens = slice(n * steps, (n + 1) * steps)
+            tokens = slice(begins[n], begins[n + 1])
             window = torch.cat([self.conv_state[row[0], :, start : start + 3], channels[tokens].T], dim=1)
-            convs[row[0], :, : steps + 2] = window[:, 1:]
+            convs[row[0], :, : counts[n] + 2] = window[:, 1:]
             y = (window.double().unfold(1, 4, 1) * self.conv_weight.double()[:, None]).sum(2)
             if bias:
                 y += self.conv_bias.double()[:, None]
             y = torch.nn.functional.silu(y).to(self.dtype).double().T
             q, k, v = y.split([s.keys, s.keys, s.values], dim=1)
             state = self.state[row[start]].double()
-            for i in range(steps):
-                token = n * steps + i
+            for i in range(counts[n]):
+                token = begins[n] + i
 
                 def unit(x: Any) -> Any:
                     heads = x.view(s.key_heads, s.key_size)
@@ -267,6 +279,52 @@ def test_verifying_drafts(
     check(layer, before, out, wanted, slots, near)
 
 
+RAGGED = [[1], [2, 1], [3, 1, 2], [8, 1, 5, 2], [1, 1, 1, 1], [4, 0, 3, 0], [2, 2, 2, 2]]
+
+
+def starts_of(counts: list[int], device: Any) -> Any:
+    return torch.tensor([0, *itertools.accumulate(counts)], dtype=torch.int32, device=device)
+
+
+@pytest.mark.parametrize("state", [BF16, F32], ids=["state-bf16", "state-f32"])
+@pytest.mark.parametrize("shape", SHAPES[:6], ids=ids[:6])
+@pytest.mark.parametrize("counts", RAGGED, ids=str)
+def test_drafts_of_unequal_length(
+    counts: list[int], shape: Shape, state: Any, device: Any, poisoned: Any, near: Any
+) -> None:
+    """Up to as many tokens as there are slots, none too; the rows after them are padding, and NaN."""
+    steps = max(*counts, 3)
+    layer = Layer(shape, device, state=state, taps=steps + 3)
+    before = layer.clone()
+    slots, mixed = slots_of(layer, len(counts), steps), layer.mixed(sum(counts) + 3)
+    mixed[sum(counts) :] = float("nan")
+    accepted = torch.randint(1, steps + 1, (len(counts),), dtype=torch.int32, device=device)
+    wanted = layer.expected(mixed, slots, accepted, counts=counts)
+    out = poisoned(sum(counts) + 3, shape.values)
+    layer.call(mixed, slots, accepted=accepted, starts=starts_of(counts, device), out=out)
+    assert bool((out[sum(counts) :] == 0).all())
+    check(layer, before, out, wanted, slots, near)
+    # Where each has one length, that is a call without starts, bit for bit.
+    if set(counts) == {steps}:
+        other = before.clone()
+        assert torch.equal(other.call(mixed[:-3], slots, accepted=accepted), out[:-3])
+
+
+def test_starts_that_are_none_touch_nothing_else(device: Any, poisoned: Any) -> None:
+    """A kernel begins before what writes `starts` has ended: whatever is there, it stays in its tensors."""
+    layer = Layer(SHAPES[4], device, taps=6)
+    before = layer.clone()
+    slots, mixed = slots_of(layer, 3, 4), layer.mixed(8)
+    memory = poisoned(24, layer.shape.values)
+    for bad in ([-5, 99, -(2**31), 2**31 - 1], [7, 8, 9, 10], [3, 2, 1, 0]):
+        starts = torch.tensor(bad, dtype=torch.int32, device=device)
+        layer.call(mixed, slots, starts=starts, out=memory[8:16])
+        torch.cuda.synchronize()
+        assert bool(memory[:8].isnan().all()) and bool(memory[16:].isnan().all())
+        others = [slot for slot in range(layer.state.shape[0]) if slot not in slots.flatten().tolist()]
+        assert torch.equal(layer.states[others], before.states[others])
+
+
 @pytest.mark.parametrize("n", [1, 16])
 def test_f16(n: int, device: Any, poisoned: Any, near: Any) -> None:
     layer = Layer(QWEN3_NEXT, device, dtype=F16, state=F16)
@@ -336,6 +394,24 @@ def test_bits_do_not_depend_on_the_others(state: Any, device: Any) -> None:
         assert torch.equal(single, step[5:6])
 
 
+def test_bits_do_not_depend_on_the_others_lengths(device: Any) -> None:
+    """A ragged call for all gives what calls for each sequence give."""
+    layer = Layer(QWEN3_NEXT, device, slots=120, taps=9)
+    counts = [4, 1, 3, 2, 4, 1, 2, 3] * 2
+    starts, slots = starts_of(counts, device), slots_of(layer, 16, 4)
+    mixed = layer.mixed(sum(counts))
+    accepted = torch.randint(1, 5, (16,), dtype=torch.int32, device=device)
+    several, alone = layer.clone(), layer.clone()
+    out = several.call(mixed, slots, accepted=accepted, starts=starts)
+    for n, (first, last) in enumerate(itertools.pairwise(starts.tolist())):
+        one = slice(n, n + 1)
+        single = alone.call(
+            mixed[first:last], slots[one], accepted=accepted[one], starts=starts_of([last - first], device)
+        )
+        assert torch.equal(single, out[first:last])
+    assert torch.equal(alone.states, several.states) and torch.equal(alone.convs, several.convs)
+
+
 def test_two_calls_give_the_same_bits(device: Any, poisoned: Any) -> None:
     first = Layer(QWEN3_NEXT, device)
     slots, mixed = slots_of(first, 16).flatten(), first.mixed(16)
@@ -363,6 +439,33 @@ def test_calls_on_one_state_follow_each_other(device: Any) -> None:
             fast.call(token, slots, out=out)
         assert all(torch.equal(out, one) for out, one in zip(outs, wanted, strict=True))
         assert torch.equal(fast.states, slow.states) and torch.equal(fast.convs, slow.convs)
+
+
+def test_a_graph_sees_new_lengths(device: Any, near: Any) -> None:
+    """As vLLM pads a graph: sequences without tokens at the end, rows of padding after the last one."""
+    layer, steps, n = Layer(QWEN3_NEXT, device, taps=5), 3, 4
+    slots, mixed = slots_of(layer, n, steps), layer.mixed(n * steps)
+    accepted, starts = torch.ones(n, dtype=torch.int32, device=device), starts_of([steps] * n, device)
+    out = torch.empty(n * steps, QWEN3_NEXT.values, dtype=BF16, device=device)
+
+    def run() -> None:
+        layer.call(mixed, slots, accepted=accepted, starts=starts, out=out)
+
+    run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    for counts in ([3, 3, 3, 3], [3, 3, 0, 0], [1, 0, 0, 0], [2, 2, 2, 0], [1, 3, 2, 3]):
+        slots.copy_(slots_of(layer, n, steps))
+        slots[[count == 0 for count in counts]] = 0
+        starts.copy_(starts_of(counts, device))
+        accepted.copy_(torch.randint(1, steps + 1, (n,), device=device))
+        mixed.copy_(layer.mixed(n * steps))
+        out.fill_(float("nan"))
+        before, wanted = layer.clone(), layer.expected(mixed, slots, accepted, counts=counts)
+        graph.replay()
+        check(layer, before, out, wanted, slots, near)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -428,6 +531,7 @@ def test_opcheck(device: Any, check_operator: Any) -> None:
         layer.shape.interleaved,
         torch.zeros(2, layer.shape.values, dtype=BF16, device=device),
         None,
+        None,
     )
     check_operator(torch.ops.gb10.gdn_decode.default, arguments)
 
@@ -449,23 +553,28 @@ def stock() -> Any:
 
 @pytest.mark.parametrize("state", [BF16, F32], ids=["state-bf16", "state-f32"])
 @pytest.mark.parametrize("shape", SHAPES[:2], ids=ids[:2])
-@pytest.mark.parametrize(("n", "steps"), [(1, 1), (4, 1), (16, 1), (1, 3), (4, 5)])
+@pytest.mark.parametrize(
+    ("counts", "steps"),
+    [([1], 1), ([1] * 4, 1), ([1] * 16, 1), ([3], 3), ([5] * 4, 5), ([3, 1, 5, 2], 5), ([2, 2], 3)],
+    ids=str,
+)
 def test_against_vllm(
-    n: int, steps: int, shape: Shape, state: Any, device: Any, stock: Any, relative_l2: Any
+    counts: list[int], steps: int, shape: Shape, state: Any, device: Any, stock: Any, relative_l2: Any
 ) -> None:
     """Output and state near vLLM's, the convolution's inputs equal, bit for bit.
 
     vLLM rounds the convolution's products to bfloat16; that is most of the difference.
     """
     convolve, recur, recur_drafts, norm = stock
+    n, tokens, starts = len(counts), sum(counts), starts_of(counts, device)
     layer = Layer(shape, device, state=state, slots=90, taps=2 + steps)
     theirs = layer.clone()
-    slots, mixed = slots_of(layer, n, steps), layer.mixed(n * steps)
+    slots, mixed = slots_of(layer, n, steps), layer.mixed(tokens)
     accepted = torch.randint(1, steps + 1, (n,), dtype=torch.int32, device=device)
     if steps == 1:
         out = layer.call(mixed, slots.flatten(), bias=False)
     else:
-        out = layer.call(mixed, slots, bias=False, accepted=accepted)
+        out = layer.call(mixed, slots, bias=False, accepted=accepted, starts=starts)
 
     qkv, z, b, a = (part.contiguous() for part in layer.split(mixed))
     gates = {"A_log": layer.A_log, "a": a, "b": b, "dt_bias": layer.dt_bias}
@@ -490,7 +599,6 @@ def test_against_vllm(
             use_qk_l2norm_in_kernel=True,
         )
     else:
-        starts = torch.arange(0, n * steps + 1, steps, dtype=torch.int32, device=device)
         y = convolve(
             qkv,
             theirs.conv_state,
@@ -506,9 +614,9 @@ def test_against_vllm(
         q, k, v = y.split([shape.keys, shape.keys, shape.values], dim=1)
         core, _ = recur_drafts(
             **gates,
-            q=q.reshape(1, n * steps, shape.key_heads, shape.key_size),
-            k=k.reshape(1, n * steps, shape.key_heads, shape.key_size),
-            v=v.reshape(1, n * steps, shape.value_heads, shape.value_size),
+            q=q.reshape(1, tokens, shape.key_heads, shape.key_size),
+            k=k.reshape(1, tokens, shape.key_heads, shape.key_size),
+            v=v.reshape(1, tokens, shape.value_heads, shape.value_size),
             initial_state=theirs.state,
             inplace_final_state=True,
             cu_seqlens=starts.long(),
@@ -516,7 +624,7 @@ def test_against_vllm(
             num_accepted_tokens=accepted,
             use_qk_l2norm_in_kernel=True,
         )
-    core = core.view(n * steps, shape.value_heads, shape.value_size)
+    core = core.view(tokens, shape.value_heads, shape.value_size)
     wanted = norm(core, z.view(core.shape), layer.norm_weight, EPSILON, BF16, activation="silu").flatten(1)
     used = slots.flatten().long()
     assert relative_l2(out, wanted) < 8e-3

@@ -36,6 +36,7 @@ def good(operators: None) -> Arguments:
         "interleaved": True,
         "out": torch.zeros(6, values, dtype=torch.bfloat16),
         "accepted": torch.ones(3, dtype=torch.int32),
+        "starts": None,
     }
 
 
@@ -65,6 +66,12 @@ def spread(tensor: Any, size: int) -> Any:
     return torch.as_strided(memory, tensor.shape, (size, *tensor.stride()[1:]))
 
 
+def starts(*rows: int) -> Any:
+    import torch
+
+    return torch.tensor(rows, dtype=torch.int32)
+
+
 CHANGES: list[Callable[[Arguments], Arguments]] = [
     lambda _: {},
     lambda _: {"conv_bias": None, "accepted": None, "interleaved": False},
@@ -72,6 +79,8 @@ CHANGES: list[Callable[[Arguments], Arguments]] = [
     lambda good: {"state": spread(good["state"].bfloat16(), 4 * 64 * 64 + 8)},
     lambda good: {"mixed": spread(good["mixed"], 2000), "conv_state": good["conv_state"].contiguous()},
     lambda good: {"slots": good["slots"].repeat(1, 2)[:, ::2]},
+    lambda good: {"starts": starts(0, 2, 3, 3)},
+    lambda good: {"starts": starts(0, 1, 1, 2), "mixed": good["mixed"][:3], "out": good["out"][:3]},
     lambda good: {
         "slots": good["slots"].flatten(),
         "accepted": None,
@@ -108,6 +117,9 @@ BAD: list[tuple[str, Callable[[Any], Any], str]] = [
     ("norm_weight", lambda t: t.double(), "norm_weight is float64; it must be bfloat16 or float32"),
     ("slots", lambda t: t.long(), "slots is int64; it must be int32"),
     ("accepted", lambda t: t.long(), "accepted is int64; it must be int32"),
+    ("starts", lambda _: starts(0, 2, 4, 6).long(), "starts is int64; it must be int32"),
+    ("starts", lambda _: starts(0, 2, 4), "starts has shape [3]; it must be [4]"),
+    ("starts", lambda _: starts(0, 0, 2, 2, 4, 4, 6, 6)[::2], "starts is not contiguous"),
     ("out", lambda t: t.float(), "out is float32; it must be bfloat16"),
     ("state", lambda t: t[..., :32], "its last two sizes (a value head, a key head) must be 64 or 128"),
     ("state", lambda t: t[:, :3], "state has shape [5, 3, 64, 64]; it must be [any, 4, any, any]"),
@@ -155,6 +167,11 @@ def test_a_key_head_has_no_more_value_heads_than_a_cluster_takes(good: Arguments
     state = torch.zeros(5, 16, 64, 64)
     said = refusal({**good, "state": state, "key_heads": 1, "value_heads": 16})
     assert "the value heads of a key head have 1024 rows of state together; it must be at most 512" in said
+
+
+def test_there_must_be_a_token(good: Arguments) -> None:
+    said = refusal({**good, "starts": starts(0, 0, 0, 0), "mixed": good["mixed"][:0]})
+    assert "mixed has 0 rows (tokens); it must have 1 to 524280" in said
 
 
 def test_strides_have_32_bits(good: Arguments) -> None:

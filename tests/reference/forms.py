@@ -4,6 +4,7 @@ All begin with ModelOpt's NVFP4 checkpoint of a Qwen3, Qwen3-MoE or Qwen3-Next m
 """
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -190,6 +191,32 @@ def with_fused_experts(form: Form) -> Form:
         tensors[f"{place}gate_up_proj"] = torch.stack([torch.cat((gate, up)) for gate, up, _ in each])
         tensors[f"{place}down_proj"] = torch.stack([down for _, _, down in each])
     return replace(form, tensors=tensors)
+
+
+def with_wider_experts(form: Form) -> Form:
+    """Routed experts of twice the intermediate size that compute the same, for more ranks to share.
+
+    Behind every 16 values, which are a block, come 16 that are zero: each rank has some of both.
+    """
+    tensors = dict(form.tensors)
+    for name, tensor in tensors.items():
+        found = re.search(r"\.experts\.\d+\.(gate|up|down)_proj\.(weight|weight_scale)$", name)
+        if found is None:
+            continue
+        bits = tensor if tensor.dtype.itemsize > 1 else tensor.view(torch.uint8)
+        rows, columns = bits.shape
+        if found[1] != "down":
+            pieces = bits.view(rows // 16, 1, 16, columns)
+            shape = 2 * rows, columns
+        else:
+            packed = tensor.dtype == torch.uint8
+            size = 1 if found[2] == "weight_scale" else 8 if packed else 16
+            pieces = bits.view(rows, columns // size, 1, size)
+            shape = rows, 2 * columns
+        wide = torch.cat((pieces, torch.zeros_like(pieces)), dim=1 if found[1] != "down" else 2)
+        tensors[name] = wide.reshape(shape).view(tensor.dtype)
+    size = form.config["moe_intermediate_size"]
+    return replace(form, tensors=tensors, config=form.config | {"moe_intermediate_size": 2 * size})
 
 
 def tied(form: Form) -> Form:

@@ -8,7 +8,7 @@ Writes to the file named by its one argument, for each job:
 `prompt_logprobs` has one number per prompt token but the first; `prompt_top` the token vLLM finds likeliest.
 GB10_TEST_INSTALL names modules whose `install` is called first.
 With drafts the answer has "drafts": [number proposed, number accepted]. "dispatched" is the record of our
-engine: [operation, kernel, tokens of the first run] each.
+engine: [operation, kernel, tokens of the first run] each; with tensor parallelism a list of them, by rank.
 """
 
 import gc
@@ -46,7 +46,9 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
 
     dispatch._seen.clear()
     drafts = "speculative_config" in job["engine"]
-    engine = LLM(disable_log_stats=not drafts, **job["engine"])
+    ranks = job["engine"].get("tensor_parallel_size", 1)
+    more = {"worker_extension_cls": "reference.ranks.Rank"} if ranks > 1 else {}
+    engine = LLM(disable_log_stats=not drafts, **job["engine"], **more)
     sampling = SamplingParams(
         temperature=0,
         max_tokens=job["max_tokens"],
@@ -63,7 +65,10 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
     if drafts:
         counts = {metric.name: getattr(metric, "value", None) for metric in engine.get_metrics()}
         answer["drafts"] = [counts[f"vllm:spec_decode_num_{what}_tokens"] for what in ("draft", "accepted")]
-    answer["dispatched"] = [list(vars(one).values()) for one in dispatch.record()]
+    if ranks > 1:
+        answer["dispatched"] = engine.llm_engine.collective_rpc("gb10_dispatched")
+    else:
+        answer["dispatched"] = [list(vars(one).values()) for one in dispatch.record()]
     # The next job's engine starts like the first.
     engine.llm_engine.engine_core.shutdown()
     del engine

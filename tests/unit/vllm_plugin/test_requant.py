@@ -167,10 +167,10 @@ def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[2].split()[:6] == ["lm_head", "[96,", "128]", "nvfp4", "1", "x,"]
     file = tmp_path / "report.json"
     monkeypatch.setenv(names.REPORT_NAME, str(file))
-    load = report.report.now
-    report.report.tell("Qwen3NextForCausalLM")
+    load = report.report.end()
+    report.report.tell("Qwen3NextForCausalLM", load)
     Dense.of(random_weight(32, 64), "fp8", "lm_head", "lm_head")
-    report.report.tell("Qwen3NextMTP")
+    report.report.tell("Qwen3NextMTP", report.report.end())
     content, draft = json.loads(file.read_text())
     assert (content["model"], draft["model"]) == ("Qwen3NextForCausalLM", "Qwen3NextMTP")
     matrices = content["matrices"]
@@ -182,6 +182,32 @@ def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     norms = [entry.error.norm for entry in load.entries]
     weighted = sum(n * m["relative_error"] ** 2 for n, m in zip(norms, matrices, strict=True)) / sum(norms)
     assert content["relative_error"] == pytest.approx(math.sqrt(weighted))
+
+
+def test_the_report_of_several_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has its rows of one matrix, and all of another: errors are of all together."""
+    weight, whole, loads = random_weight(64, 128), random_weight(16, 128), []
+    weight[32:] /= 7
+    for rows in weight.chunk(2):
+        Dense.of(rows, "fp8", "model.layers.0.self_attn.qkv_proj")
+        Dense.of(whole, "nvfp4", "lm_head", "lm_head")
+        report.report.keep("model.layers.0.mlp.down_proj", "rows of 96 values are no multiple of 64")
+        loads.append(report.report.end())
+    both = report.of_all_ranks(loads)
+    divided, copied = both.entries
+    _, expected = convert.to_fp8(weight)
+    assert divided.error == pytest.approx(expected) and divided.ranks == 2
+    assert (divided.rows, divided.columns) == (32, 128)
+    assert (divided.before, divided.after) == (2 * 64 * 128, 64 * 132)
+    assert copied.error.relative == pytest.approx(loads[0].entries[1].error.relative)
+    assert copied.before == 2 * 2 * 16 * 128
+    assert list(both.kept) == ["model.layers.0.mlp.down_proj"]
+    assert any("qkv_proj [32, 128] of 2 ranks" in line for line in report.summary(both.entries))
+    assert report.of_all_ranks(loads[:1]) == loads[0]
+    monkeypatch.setenv(names.REPORT_NAME, str(tmp_path / "report.json"))
+    report.report.tell("Qwen3NextForCausalLM", both, stage=1)
+    (content,) = json.loads((tmp_path / "report.stage1.json").read_text())
+    assert [entry["ranks"] for entry in content["matrices"]] == [2, 2]
 
 
 def test_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:

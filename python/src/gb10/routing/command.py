@@ -47,16 +47,15 @@ def _live(*, as_json: bool) -> int:
     logs = running_logs(log_folder(os.environ))
     if not logs:
         raise UserError("--live: no `gb10 serve` of this user runs here; start one, or leave out --live")
-    servers = [(str(path), routing.live(path.read_text(errors="replace"))) for path in logs]
+    servers = []
+    for path in logs:
+        with path.open(errors="replace") as lines:
+            servers.append((str(path), routing.report(lines)))
     if as_json:
-        print(
-            json.dumps(
-                [{"log": path, "ran": [asdict(one) for one in ran]} for path, ran in servers], indent=2
-            )
-        )
+        print(json.dumps([{"log": name, **found.as_json()} for name, found in servers], indent=2))
         return 0
-    for path, ran in servers:
-        print("\n".join([path, *([f"  {one.words}" for one in ran] or ["  nothing yet"])]))
+    for name, found in servers:
+        print("\n".join([name, *(f"  {line}" for line in found.lines)]))
     return 0
 
 
@@ -66,11 +65,7 @@ _GB10_READ = 233e9
 
 def _decode(checkpoint: Checkpoint, target: routing.Target) -> str:
     """What one sequence's next token reads, and how long that takes a GB10 at the least."""
-    forms: dict[str, str] = {}
-    if target.parts:
-        from gb10.serve.budget import requantised
-
-        forms = requantised(checkpoint, target, 2)
+    forms = routing.requantised(checkpoint, target, 2) if target.parts else {}
     size = decoded_token_bytes(checkpoint.tensors, checkpoint.config, formats=forms)
     milliseconds = size / _GB10_READ * 1e3
     return (

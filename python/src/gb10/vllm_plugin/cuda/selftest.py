@@ -6,6 +6,7 @@ operation's name; GB10_SELF_TEST says otherwise (`settings.SelfTest`).
 """
 
 import functools
+import itertools
 import logging
 import math
 import time
@@ -15,10 +16,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from vllm.model_executor.layers.layernorm import GemmaRMSNorm
+from vllm.platforms import current_platform
 
 from gb10 import fp8
 from gb10.nvfp4 import dequantize, unswizzle_128x4
+from gb10.vllm_plugin import log
 from gb10.vllm_plugin.cuda import dispatch
+from gb10.vllm_plugin.cuda.layers.attention import Front, split_cache
+from gb10.vllm_plugin.cuda.layers.gdn import MAX_STEPS, Batch
+from gb10.vllm_plugin.cuda.layers.norm import add_norm
 from gb10.vllm_plugin.cuda.requant.dense import Dense, Fp8Dense, NvFp4Dense, Plain
 from gb10.vllm_plugin.cuda.requant.methods import dense_of
 from gb10.vllm_plugin.cuda.settings import SelfTest
@@ -195,53 +202,152 @@ def _expert(x: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 
 def _gdn(name: str, core: Any, hidden: int, dtype: torch.dtype) -> Iterator[Check]:
-    """Sequences of one token from random states; what is left in the states counts too."""
-    layer = core.layer
+    """Sequences of one token from random states, and drafts of unequal length where the engine verifies some;
+    what is left in the states counts too."""
+    layer, most = core.layer, core.layer.num_spec + 1
     conv_dtype, state_dtype, *_ = layer.get_state_dtype()
-    device = layer.A_log.device
-    for tokens in FEW:
+    runs = [([1] * tokens, 1) for tokens in FEW]
+    if 1 < most <= MAX_STEPS:
+        runs.append(([most - 1, most, 1], most))
+    for counts, steps in runs:
+        tokens, last = sum(counts), len(counts) * steps
         mixed = core.project(_random(tokens, hidden, layer.A_log, dtype))
-        conv = _random((tokens + 1) * 3, core.conv_weight.shape[0], layer.A_log, conv_dtype)
-        conv = conv.view(tokens + 1, 3, -1).transpose(1, 2)
-        shape = (tokens + 1, core.value_heads, layer.head_v_dim, layer.head_k_dim)
-        state = (
-            _random(tokens + 1, shape[1] * shape[2] * shape[3], layer.A_log, state_dtype).view(shape) * 0.1
-        )
+        conv = _random((last + 1) * (steps + 2), core.conv_weight.shape[0], layer.A_log, conv_dtype)
+        conv = conv.view(last + 1, steps + 2, -1).transpose(1, 2)
+        shape = (last + 1, core.value_heads, layer.head_v_dim, layer.head_k_dim)
+        state = _random(last + 1, shape[1] * shape[2] * shape[3], layer.A_log, state_dtype).view(shape) * 0.1
         state = state.to(state_dtype)
-        slots = torch.arange(tokens, 0, -1, dtype=torch.int32, device=device)
-        exact, left = _gdn_exact(core, mixed, conv, state, slots.tolist())
+        slots = torch.arange(last, 0, -1, dtype=torch.int32, device=mixed.device)
+        batch, begins = Batch(tokens, slots), [0] * len(counts)
+        if steps > 1:
+            begins = [(steps - 1 + n) % steps for n in range(len(counts))]
+            starts = list(itertools.accumulate(counts, initial=0))
+            batch = Batch(
+                tokens,
+                slots.view(-1, steps),
+                torch.tensor([begin + 1 for begin in begins], dtype=torch.int32, device=mixed.device),
+                torch.tensor(starts, dtype=torch.int32, device=mixed.device),
+            )
+        sequences = list(zip(slots.view(-1, steps).tolist(), counts, begins, strict=True))
+        exact, left = _gdn_exact(core, mixed, conv, state, sequences)
         out = mixed.new_empty(tokens, core.value_heads * layer.head_v_dim)
-        core.decode(mixed, conv, state, slots, None, out)
+        core.decode(mixed, conv, state, batch, out)
         yield Check("gdn_decode", name, tokens, _distance(out, exact), NEAR)
         yield Check("gdn_decode", f"{name} (state)", tokens, _distance(state, left), NEAR)
 
 
 def _gdn_exact(
-    core: Any, mixed: Tensor, conv: Tensor, state: Tensor, slots: list[int]
+    core: Any, mixed: Tensor, conv: Tensor, state: Tensor, sequences: list[tuple[list[int], int, int]]
 ) -> tuple[Tensor, Tensor]:
-    """float64: the output, and all states afterwards."""
+    """float64: the output, and all states afterwards.
+
+    Of each sequence: its slots, how many tokens it has, and at which slot and tap it begins.
+    """
     layer, heads, group = core.layer, core.value_heads, core.value_heads // core.key_heads
     qkv, z, b, a = core.unpack(mixed)
     keys = core.key_heads * layer.head_k_dim
     left, outputs = state.double(), []
-    for row, slot in enumerate(slots):
-        window = torch.cat((conv[slot], qkv[row, :, None]), dim=1).double()
-        inputs = (window * core.conv_weight.double()).sum(-1)
-        if layer.conv1d.bias is not None:
-            inputs = inputs + layer.conv1d.bias.double()
-        q, k, v = F.silu(inputs).split((keys, keys, inputs.numel() - 2 * keys))
-        q, k = (F.normalize(part.view(core.key_heads, -1), dim=-1) for part in (q, k))
-        q, k = q.repeat_interleave(group, 0) * layer.head_k_dim**-0.5, k.repeat_interleave(group, 0)
-        decay = torch.exp(-layer.A_log.double().exp() * F.softplus(a[row].double() + layer.dt_bias.double()))
-        memory = left[slot] * decay[:, None, None]
-        change = b[row].double().sigmoid()[:, None] * (
-            v.view(heads, -1) - torch.einsum("hvk,hk->hv", memory, k)
-        )
-        left[slot] = memory + change[:, :, None] * k[:, None, :]
-        value = torch.einsum("hvk,hk->hv", left[slot], q)
-        scale = (value.square().mean(-1, keepdim=True) + layer.norm.eps).rsqrt()
-        outputs.append((value * scale * layer.norm.weight.double() * F.silu(z[row].double())).flatten())
+    for slots, count, begin in sequences:
+        window, memory = conv[slots[0]][:, begin : begin + 3].double(), left[slots[begin]]
+        for slot in slots[:count]:
+            row = len(outputs)
+            window = torch.cat((window[:, -3:], qkv[row, :, None].double()), dim=1)
+            inputs = (window * core.conv_weight.double()).sum(-1)
+            if layer.conv1d.bias is not None:
+                inputs = inputs + layer.conv1d.bias.double()
+            q, k, v = F.silu(inputs).split((keys, keys, inputs.numel() - 2 * keys))
+            q, k = (F.normalize(part.view(core.key_heads, -1), dim=-1) for part in (q, k))
+            q, k = q.repeat_interleave(group, 0) * layer.head_k_dim**-0.5, k.repeat_interleave(group, 0)
+            softplus = F.softplus(a[row].double() + layer.dt_bias.double())
+            memory = memory * torch.exp(-layer.A_log.double().exp() * softplus)[:, None, None]
+            known = torch.einsum("hvk,hk->hv", memory, k)
+            change = b[row].double().sigmoid()[:, None] * (v.view(heads, -1) - known)
+            memory = memory + change[:, :, None] * k[:, None, :]
+            value = torch.einsum("hvk,hk->hv", memory, q)
+            scale = (value.square().mean(-1, keepdim=True) + layer.norm.eps).rsqrt()
+            outputs.append((value * scale * layer.norm.weight.double() * F.silu(z[row].double())).flatten())
+            left[slot] = memory
     return torch.stack(outputs), left
+
+
+def _norm(name: str, norm: Any) -> Iterator[Check]:
+    """A decoder layer's first norm, with a residual."""
+    weight, plus = norm.weight, isinstance(norm, GemmaRMSNorm)
+    for tokens in (*FEW, SOME):
+        x, residual = _random(2 * tokens, weight.shape[0], weight, weight.dtype).split(tokens)
+        normed, total = add_norm(x, residual, weight, norm.variance_epsilon, plus)
+        exact = x.double() + residual.double()
+        scale = (exact.square().mean(-1, keepdim=True) + norm.variance_epsilon).rsqrt()
+        yield Check("norm", name, tokens, _distance(normed, exact * scale * (weight.double() + plus)), EXACT)
+        yield Check("norm", f"{name} (residual)", tokens, _distance(total, exact), EXACT)
+
+
+def _front(name: str, front: Front) -> Iterator[Check]:
+    """Random rows of the projection at positions all over, into a cache as the backend has it, or none."""
+    attention, weight, device = front.attention, front.q_norm.weight, front.cos_sin.device
+    heads, kv_heads, size = attention.num_heads, attention.num_kv_heads, attention.head_size
+    cached: torch.dtype = attention.kv_cache_torch_dtype
+    eight = cached.itemsize == 1
+    for tokens in (*FEW, SOME):
+        qkv = _random(tokens, (heads * (1 + front.gated) + 2 * kv_heads) * size, weight, weight.dtype)
+        rows = (3, tokens) if any(front.sections) else (tokens,)
+        positions = torch.arange(3 * tokens, device=device).view(3, tokens) * 7 % len(front.cos_sin)
+        positions = positions if len(rows) == 2 else positions[0]
+        query, key = front.new_query(qkv), qkv.new_empty((tokens, kv_heads * size))
+        cache = torch.zeros(3, kv_heads, tokens, 2 * size, dtype=cached, device=device)
+        slots = torch.arange(tokens - 1, -1, -1, device=device) + tokens
+        places = split_cache(attention, cache) if front.writes else None
+        front.front(qkv, positions, query, key, places, slots)
+        *gates, exact_q, exact_k, exact_v = _front_exact(front, qkv, positions)
+        limit = EXACT if attention.query_quant is None else ROUGH
+        q_scale = 1.0 if attention.query_quant is None else attention._q_scale.double()
+        # What does not fit 8 bits with the checkpoint's scales is cut, as vLLM does it.
+        most = torch.finfo(query.dtype).max
+        wanted = (exact_q / q_scale).clamp(-most, most)
+        yield Check("attention_front", f"{name} (query)", tokens, _distance(query, wanted.flatten(1)), limit)
+        yield Check("attention_front", f"{name} (key)", tokens, _distance(key, exact_k.flatten(1)), EXACT)
+        if front.writes:
+            if eight:
+                cache = cache.view(current_platform.fp8_dtype())
+            exact = torch.zeros(3 * tokens, 2, kv_heads, size, dtype=torch.float64, device=device)
+            exact[slots, 0], exact[slots, 1] = exact_k, exact_v
+            if eight:
+                exact[:, 0] /= attention._k_scale.double()
+                exact[:, 1] /= attention._v_scale.double()
+                exact = exact.clamp(-torch.finfo(cache.dtype).max, torch.finfo(cache.dtype).max)
+            there = torch.stack(split_cache(attention, cache.to(qkv.dtype)), dim=2).flatten(0, 1)
+            limit = ROUGH if eight else EXACT
+            yield Check("attention_front", f"{name} (cache)", tokens, _distance(there, exact), limit)
+        if front.gated:
+            out = _random(tokens, heads * size, weight, weight.dtype).view(tokens, heads, size)
+            exact = out.double() * gates[0].sigmoid()
+            torch.ops.gb10.attention_gate(out, front.gates(qkv))
+            yield Check("attention_front", f"{name} (gate)", tokens, _distance(out, exact), EXACT)
+
+
+def _front_exact(front: Front, qkv: Tensor, positions: Tensor) -> list[Tensor]:
+    """float64 ``[M, heads, head size]``: the gates where there are any, q, k and v."""
+    attention, half = front.attention, front.cos_sin.shape[1] // 2
+    heads, kv_heads, size = attention.num_heads, attention.num_kv_heads, attention.head_size
+    units = qkv.double().unflatten(1, (-1, size))
+    *_, q, k, v = units.split((heads * (1 + front.gated), kv_heads, kv_heads), dim=1)
+    gates = [q[:, 1::2]] if front.gated else []
+    q = q[:, ::2] if front.gated else q
+    height, width = front.sections
+    axes = [
+        1 if i % 3 == 1 and i < 3 * height else 2 if i % 3 == 2 and i < 3 * width else 0 for i in range(half)
+    ]
+    angles = torch.arange(half, device=qkv.device)
+    table = front.cos_sin.double()[positions if positions.dim() == 2 else positions.expand(3, -1)]
+    cosines, sines = table[axes, :, angles].T[:, None], table[axes, :, half + angles].T[:, None]
+
+    def turned(x: Tensor, norm: Any) -> Tensor:
+        x = x * (x.square().mean(-1, keepdim=True) + norm.variance_epsilon).rsqrt()
+        x = x * (norm.weight.double() + front.plus_one)
+        one, two, rest = x.split((half, half, size - 2 * half), dim=-1)
+        return torch.cat((one * cosines - two * sines, two * cosines + one * sines, rest), dim=-1)
+
+    return [*gates, turned(q, front.q_norm), turned(k, front.k_norm), v]
 
 
 def checks(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[Check]:
@@ -263,6 +369,7 @@ def checks(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[Check]:
     for name, module in model.named_modules():
         own = module.__dict__
         made, core, block = dense_of(module), own.get("gb10_gdn"), own.get("gb10_block")
+        front = own.get("gb10_front")
         if core is not None:
             if core.dense is not None and not isinstance(core.dense, Plain):
                 add(core.dense.operation, _requantised, f"{name}.in_proj", core.dense, dtype)
@@ -274,6 +381,10 @@ def checks(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[Check]:
         if block is not None and hasattr(module, "mlp"):
             add("router", _router, name, block)
             add("nvfp4_moe", _experts, name, block)
+        if own.get("gb10_norm"):
+            add("norm", _norm, f"{name}.input_layernorm", module.input_layernorm)
+        if front is not None and hasattr(module, "qkv_proj"):
+            add("attention_front", _front, name, front)
     for operation, layers in found.items():
         for one in dict.fromkeys((layers[0], layers[-1])):
             try:
@@ -297,13 +408,13 @@ def run(model: torch.nn.Module, dtype: torch.dtype, wanted: SelfTest) -> None:
     wrong = [check for check in done if not check.passed]
     worst = max(done, key=lambda check: check.error / check.limit)
     logger.info(
-        "gb10: self-test: %d comparisons in %.1f s, %d failed; the one nearest to its limit: %s",
-        *(len(done), seconds, len(wrong), worst.words),
+        "%s%d comparisons in %.1f s, %d failed; the one nearest to its limit: %s",
+        *(log.SELF_TEST, len(done), seconds, len(wrong), worst.words),
     )
     for check in wrong[1:]:
-        logger.warning("gb10: self-test: %s", check.words)
+        logger.warning("%s%s", log.SELF_TEST, check.words)
     if wrong and wanted is SelfTest.REPORT:
-        logger.warning("gb10: self-test: %s", wrong[0].words)
+        logger.warning("%s%s", log.SELF_TEST, wrong[0].words)
     elif wrong:
         refuse(
             f"our kernels are not right on this GPU: {wrong[0].words}; --engine stock serves with vLLM's "

@@ -5,7 +5,7 @@
 
 ``mixed`` is ``[M, columns]``: in_proj_qkvz, then in_proj_ba. The second one is an attention operator: it
 splits graphs that have prefills, and is captured in graphs of decode batches alone. A batch of one token a
-sequence, or of the most drafts of each to verify, runs ``gb10::gdn_decode``; all others run vLLM's own
+sequence, or of drafts to verify, however many each has, runs ``gb10::gdn_decode``; all others run vLLM's own
 kernels on the same inputs.
 
 mypy sees vLLM's classes as Any.
@@ -13,7 +13,7 @@ mypy sees vLLM's classes as Any.
 
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from vllm.compilation.breakable_cudagraph import eager_break_during_capture
@@ -48,6 +48,17 @@ _ATTRIBUTE = "gb10_gdn"
 """Of a GDN layer: its Core, or None where vLLM's own forward runs."""
 
 
+class Batch(NamedTuple):
+    """A batch that ``gb10::gdn_decode`` takes: ``gb10.kernels.gdn_decode`` says what these are."""
+
+    rows: int
+    """Of the projection; those after are padding."""
+
+    slots: torch.Tensor
+    accepted: torch.Tensor | None = None
+    starts: torch.Tensor | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Core:
     """What the operators need of one layer, beside the layer. All sizes are this rank's."""
@@ -76,25 +87,23 @@ class Core:
         if batch is None:
             out.zero_()
             others(self, mixed, out)
-            if metadata is not None and metadata.num_prefills == 0 and metadata.spec_sequence_masks is None:
+            if metadata is not None and metadata.num_prefills == 0:
                 dispatch.ran("gdn_decode", "vLLM", mixed.shape[0])
             return
-        tokens = batch[0].numel()
-        self.decode(mixed[:tokens], *states(layer), *batch, out[:tokens])
-        dispatch.ran("gdn_decode", "gdn_decode", tokens)
-        if tokens < out.shape[0]:
-            out[tokens:].zero_()
+        self.decode(mixed[: batch.rows], *states(layer), batch, out[: batch.rows])
+        dispatch.ran("gdn_decode", "gdn_decode", batch.rows)
+        if batch.rows < out.shape[0]:
+            out[batch.rows :].zero_()
 
     def decode(
         self,
         mixed: torch.Tensor,
         conv: torch.Tensor,
         state: torch.Tensor,
-        slots: torch.Tensor,
-        accepted: torch.Tensor | None,
+        batch: Batch,
         out: torch.Tensor,
     ) -> None:
-        """Our kernel: ``gb10.kernels.gdn_decode`` says what it takes; `states` and `decode_batch` give it."""
+        """Our kernel, on ``batch.rows`` rows of ``mixed`` and ``out``; `states` gives the states."""
         layer = self.layer
         torch.ops.gb10.gdn_decode(
             mixed,
@@ -106,12 +115,13 @@ class Core:
             state,
             layer.norm.weight,
             layer.norm.eps,
-            slots,
+            batch.slots,
             self.key_heads,
             self.value_heads,
             layer.gqa_interleaved_layout,
             out,
-            accepted,
+            batch.accepted,
+            batch.starts,
         )
 
     def project(self, x: torch.Tensor) -> torch.Tensor:
@@ -141,12 +151,12 @@ class Core:
         return qkv, z, b.reshape(tokens, -1), a.reshape(tokens, -1)
 
 
-def decode_batch(metadata: Any, rows: int) -> tuple[torch.Tensor, torch.Tensor | None] | None:
-    """State slots and accepted counts of a batch that our kernel takes, None for others.
+def decode_batch(metadata: Any, rows: int) -> Batch | None:
+    """A batch that our kernel takes, None for others.
 
-    It takes one token of each sequence (slots ``[N]``), or the most of each, drafts that are verified (slots
-    ``[N, T]``, with how many of the last ones were accepted, ``[N]``). ``rows`` are those of the projection:
-    vLLM pads them in a CUDA graph, and sequences that are padding have slot 0.
+    It takes one token of each sequence (slots ``[N]``), and drafts that are verified (slots ``[N, T]``, T the
+    most), with how many of the last ones were accepted and where each sequence's tokens start: a sequence
+    may have fewer, and padding has none. ``rows`` are those of the projection, which vLLM pads in a graph.
     """
     if metadata.num_prefills > 0:
         return None
@@ -154,14 +164,19 @@ def decode_batch(metadata: Any, rows: int) -> tuple[torch.Tensor, torch.Tensor |
         slots = metadata.non_spec_state_indices_tensor
         if metadata.num_decodes == 0 or slots is None:
             return None
-        return slots[: min(rows, metadata.num_actual_tokens, slots.shape[0])], None
-    slots, accepted = metadata.spec_state_indices_tensor, metadata.num_accepted_tokens
-    steps = slots.shape[1]
-    # With fewer drafts than there are slots for, the last accepted one may be beyond this step's.
-    if metadata.num_decodes > 0 or metadata.uniform_spec_sequence_length != steps or steps > MAX_STEPS:
+        slots = slots[: min(rows, metadata.num_actual_tokens, slots.shape[0])]
+        return Batch(slots.shape[0], slots)
+    slots = metadata.spec_state_indices_tensor
+    sequences, steps = slots.shape
+    if metadata.num_decodes > 0 or steps > MAX_STEPS:
         return None
-    sequences = min(rows // steps, slots.shape[0], accepted.shape[0])
-    return slots[:sequences], accepted[:sequences]
+    # With one length for all too: it may be less than there are slots for, and a graph's padding has none.
+    return Batch(
+        rows,
+        slots,
+        metadata.num_accepted_tokens[:sequences],
+        metadata.spec_query_start_loc[: sequences + 1],
+    )
 
 
 def states(layer: Any) -> tuple[torch.Tensor, torch.Tensor]:

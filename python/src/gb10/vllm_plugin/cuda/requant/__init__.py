@@ -101,22 +101,24 @@ def _may_convert(config: Any, layer: Any, name: str) -> bool:
 
 
 def _tell_after_loads() -> None:
-    from vllm.distributed import get_tensor_model_parallel_rank
+    import torch
+    from vllm.distributed import get_pp_group, get_tp_group
     from vllm.model_executor.model_loader import BaseModelLoader
 
-    from gb10.vllm_plugin.cuda.requant.report import report
+    from gb10.vllm_plugin.cuda.requant.report import Load, of_all_ranks, report
 
     original = BaseModelLoader.load_model
 
     def load_model(self: Any, *given: Any, **named: Any) -> Any:
-        import torch
-
         model = original(self, *given, **named)
-        if torch.cuda.is_available():
-            # The kernels read weights while the kernel before them runs: all must be in memory.
-            torch.cuda.synchronize()
-        if get_tensor_model_parallel_rank() == 0:
-            report.tell(type(model).__name__)
+        ranks, load = get_tp_group(), report.end()
+        loads: list[Load] = [load]
+        if ranks.world_size > 1:
+            # Every rank has loaded the same model: a drafter too.
+            loads = [load] * ranks.world_size
+            torch.distributed.all_gather_object(loads, load, group=ranks.cpu_group)
+        if ranks.rank_in_group == 0:
+            report.tell(type(model).__name__, of_all_ranks(loads), get_pp_group().rank_in_group)
         return model
 
     BaseModelLoader.load_model = load_model

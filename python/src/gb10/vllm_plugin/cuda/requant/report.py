@@ -1,11 +1,15 @@
-"""What requantisation cost: each matrix's error and size, a limit, the summary in the log, the JSON file."""
+"""What requantisation cost: each matrix's error and size, a limit, the summary in the log, the JSON file.
+
+With tensor parallelism every rank converts its own rows or columns of a matrix and judges them alone; what is
+reported is of all ranks together (`of_all_ranks`).
+"""
 
 import logging
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +31,7 @@ logger = logging.getLogger("vllm.gb10")
 
 @dataclass(frozen=True)
 class Entry:
-    """One matrix ``[rows, columns]`` of this process, its bytes before and after, and what it lost."""
+    """One matrix ``[rows, columns]`` of a rank, its bytes before and after, and what it lost."""
 
     name: str
     form: Format
@@ -36,6 +40,8 @@ class Entry:
     before: int
     after: int
     error: Error
+    ranks: int = 1
+    """Of how many ranks the bytes and the error are. They have one shape."""
 
     @property
     def content(self) -> dict[str, Any]:
@@ -44,6 +50,7 @@ class Entry:
             "name": self.name,
             "format": str(self.form),
             "shape": [self.rows, self.columns],
+            "ranks": self.ranks,
             "bytes_before": self.before,
             "bytes_after": self.after,
             "relative_error": self.error.relative,
@@ -83,6 +90,31 @@ class Load:
         }
 
 
+def of_all_ranks(loads: Sequence[Load]) -> Load:
+    """One model's load by all tensor parallel ranks: bytes and squared errors of a matrix are added up.
+
+    So a matrix that each rank has whole counts once for each, as it takes memory once for each.
+    """
+    held: dict[str, list[Entry]] = {}
+    for load in loads:
+        for entry in load.entries:
+            held.setdefault(entry.name, []).append(entry)
+    entries = [
+        replace(
+            parts[0],
+            before=sum(part.before for part in parts),
+            after=sum(part.after for part in parts),
+            error=total(parts),
+            ranks=len(parts),
+        )
+        for parts in held.values()
+    ]
+    kept: dict[str, str] = {}
+    for load in loads:
+        kept |= load.kept
+    return Load(entries, kept)
+
+
 @dataclass
 class Report:
     """What this process requantises: the load in progress, and those that are over."""
@@ -108,14 +140,22 @@ class Report:
         """Note a layer that stays in 16 bit, and why."""
         self.now.kept[name] = reason
 
-    def tell(self, model: str) -> None:
-        """End the load of a model: its table to the log, and all of the loads to the JSON file, if wanted."""
+    def end(self) -> Load:
+        """End the load of a model: what this rank did."""
         load, self.now = self.now, Load()
+        return load
+
+    def tell(self, model: str, load: Load, stage: int = 0) -> None:
+        """The table of a load to the log, and all of the loads to the JSON file, if wanted.
+
+        A stage of pipeline parallelism after the first has a file of its own: FILE.stage1.json.
+        """
         for line in (*summary(load.entries), *kept_lines(load.kept)):
             logger.info("gb10: %s", line)
         self.over.append(load.content(model))
         if path := os.environ.get(REPORT_NAME):
-            write_json(Path(path), self.over)
+            file = Path(path)
+            write_json(file.with_stem(f"{file.stem}.stage{stage}") if stage else file, self.over)
 
 
 def total(entries: Iterable[Entry]) -> Error:
@@ -127,17 +167,18 @@ def summary(entries: list[Entry]) -> list[str]:
     """The table: one line in all, then one for each kind of layer; empty without entries."""
     if not entries:
         return []
-    groups: defaultdict[tuple[str, Format, int, int], list[Entry]] = defaultdict(list)
+    groups: defaultdict[tuple[str, Format, int, int, int], list[Entry]] = defaultdict(list)
     for entry in entries:
-        groups[entry.name.rpartition(".")[2], entry.form, entry.rows, entry.columns].append(entry)
+        shape = entry.rows, entry.columns, entry.ranks
+        groups[entry.name.rpartition(".")[2], entry.form, *shape].append(entry)
     before, after = sum(entry.before for entry in entries), sum(entry.after for entry in entries)
     lines = [
         f"requantised {len(entries)} matrices: {text_size(before)} to {text_size(after)}, "
         f"relative error {total(entries).relative:.2%}"
     ]
-    for (leaf, form, rows, columns), group in groups.items():
+    for (leaf, form, rows, columns, ranks), group in groups.items():
         worst = max(group, key=lambda entry: entry.error.relative)
-        shown = f"{leaf} [{rows}, {columns}]"
+        shown = f"{leaf} [{rows}, {columns}]{f' of {ranks} ranks' if ranks > 1 else ''}"
         lines.append(
             f"  {shown:<28} {form:<5} {len(group):>3} x, error {total(group).relative:.2%}, "
             f"most {worst.error.relative:.2%} ({worst.name})"

@@ -1,0 +1,160 @@
+"""Our engine's layers on two ranks, against one: vLLM's CPU engine on stand-ins for the kernels.
+
+What is divided: requantised projections, NVFP4 linear layers, experts with the shared one, Gated DeltaNet,
+the head, and the drafter that shares it. Sums of two ranks are added in bfloat16, so where new tokens first
+differ the choice must have been open.
+"""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reference import forms
+from reference.engines import serve_tokens
+from reference.forms import Form
+from reference.random_moe import UNQUANTIZED, write_random_moe
+from tokenizers import Tokenizer
+
+from gb10.vllm_plugin.cpu.mode import ENV_NAME
+from gb10.vllm_plugin.cuda.requant.names import REPORT_NAME
+from gb10.vllm_plugin.cuda.settings import DENSE_NAME, HEAD_NAME
+from gb10_lab.testbed.quantize import quantize_checkpoint
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+
+OPEN = math.log(0.75)
+"""A token likelier than this was no near-tie."""
+
+TEXTS = ("import", "class Node:\n    def", "A block scale covers sixteen values of a row, and")
+
+Answer = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def models(testbed: Path, demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The trained model with experts that two ranks can share, and one without a shared expert."""
+    folder = tmp_path_factory.mktemp("models")
+    write_random_moe(folder / "bf16", testbed)
+    quantize_checkpoint(folder / "bf16", folder / "qwen3_moe", UNQUANTIZED)
+    wide = forms.with_wider_experts(Form.read(demo_model)).write(folder / "qwen3_next", testbed)
+    return {"qwen3_next": wide, "qwen3_moe": folder / "qwen3_moe"}
+
+
+@pytest.fixture(scope="module")
+def prompts(testbed: Path) -> list[list[int]]:
+    tokenizer = Tokenizer.from_file(str(testbed / "tokenizer.json"))
+    return [tokenizer.encode(text).ids for text in TEXTS]
+
+
+def _serve(folder: Path, prompts: list[list[int]], models: dict[str, Path], ranks: int) -> dict[str, Answer]:
+    """The trained model requantised and with drafts; the other one with each expert on one rank."""
+    shared: dict[str, Any] = {
+        "dtype": "bfloat16",
+        "enforce_eager": True,
+        "max_model_len": 256,
+        "max_num_batched_tokens": 256,
+        "max_num_seqs": 8,
+        "kv_cache_memory_bytes": 64 * 2**20,
+        "enable_prefix_caching": False,
+    }
+    if ranks > 1:
+        shared |= {"tensor_parallel_size": ranks, "distributed_executor_backend": "mp"}
+    more: dict[str, dict[str, Any]] = {
+        "qwen3_next": {"speculative_config": {"method": "mtp", "num_speculative_tokens": 2}},
+        "qwen3_moe": {"enable_expert_parallel": True},
+    }
+    variables = {
+        ENV_NAME: "packed",
+        "OMP_NUM_THREADS": "1",
+        "GB10_TEST_INSTALL": "reference.cpu_engine reference.cpu_requant",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        DENSE_NAME: "fp8",
+        HEAD_NAME: "nvfp4",
+    }
+    answers = {}
+    for family, extra in more.items():
+        job = {
+            "engine": shared | extra | {"model": str(models[family])},
+            "prompts": prompts,
+            "alone": prompts[1:2],
+            "max_tokens": 12,
+        }
+        report = folder / f"{family}.json"
+        answers[family] = serve_tokens(job, folder / "answer.json", variables | {REPORT_NAME: str(report)})
+        answers[family]["report"] = json.loads(report.read_text(encoding="utf-8"))
+    return answers
+
+
+@pytest.fixture(scope="module")
+def one(
+    models: dict[str, Path], prompts: list[list[int]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Answer]:
+    return _serve(tmp_path_factory.mktemp("one"), prompts, models, 1)
+
+
+@pytest.fixture(scope="module")
+def two(
+    models: dict[str, Path], prompts: list[list[int]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Answer]:
+    return _serve(tmp_path_factory.mktemp("two"), prompts, models, 2)
+
+
+FAMILIES = ("qwen3_next", "qwen3_moe")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_are_those_of_one_rank(family: str, one: dict[str, Answer], two: dict[str, Answer]) -> None:
+    differences = []
+    for number, (left, right) in enumerate(zip(two[family]["prompts"], one[family]["prompts"], strict=True)):
+        logprobs = zip(left["prompt_logprobs"], right["prompt_logprobs"], strict=True)
+        differences += [abs(a - b) for a, b in logprobs]
+        pairs = zip(left["tokens"], right["tokens"], strict=True)
+        place = next((place for place, (a, b) in enumerate(pairs) if a != b), None)
+        if place is not None:
+            said = right["logprobs"][place]
+            print(f"{family}: prompt {number}, new token {place} differs ({said:.3f})")
+            assert said < OPEN, f"prompt {number}, new token {place}: one rank was sure ({said:.3f})"
+    print(f"{family}: largest {max(differences):.3f}, mean {sum(differences) / len(differences):.4f}")
+    assert max(differences) < 0.8 and sum(differences) / len(differences) < 0.06
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_ranks_run_what_one_does(family: str, one: dict[str, Answer], two: dict[str, Answer]) -> None:
+    expected = {(operation, kernel) for operation, kernel, _ in one[family]["dispatched"]}
+    wanted = {("router", "route_experts"), ("nvfp4_moe", "moe_decode"), ("lm_head", "nvfp4_gemv")}
+    if family == "qwen3_next":
+        wanted |= {("gdn_decode", "gdn_decode"), ("dense", "fp8_gemv")}
+    assert wanted <= expected
+    for rank, record in enumerate(two[family]["dispatched"]):
+        assert {(operation, kernel) for operation, kernel, _ in record} == expected, f"rank {rank}"
+    assert len(two[family]["dispatched"]) == 2
+
+
+def test_drafts_are_accepted_as_on_one_rank(one: dict[str, Answer], two: dict[str, Answer]) -> None:
+    for answer in (one["qwen3_next"], two["qwen3_next"]):
+        proposed, accepted = answer["drafts"]
+        assert 0 < accepted <= proposed
+    assert abs(one["qwen3_next"]["drafts"][1] - two["qwen3_next"]["drafts"][1]) <= 3
+
+
+def test_the_report_is_of_both_ranks(one: dict[str, Answer], two: dict[str, Answer]) -> None:
+    """Rows keep their scales when rows are divided; columns that are get finer ones, which lose less."""
+    for single, both in zip(one["qwen3_next"]["report"], two["qwen3_next"]["report"], strict=True):
+        wholes = {entry["name"]: entry for entry in single["matrices"]}
+        assert list(wholes) == [entry["name"] for entry in both["matrices"]]
+        assert both["kept"] == single["kept"]
+        for entry in both["matrices"]:
+            whole, (rows, columns) = wholes[entry["name"]], entry["shape"]
+            by_column = entry["name"].endswith(("out_proj", "o_proj", "down_proj"))
+            assert entry["ranks"] == 2 and entry["bytes_before"] == whole["bytes_before"]
+            assert whole["shape"] == ([rows, 2 * columns] if by_column else [2 * rows, columns])
+            if by_column:
+                assert 0.9 * whole["relative_error"] < entry["relative_error"] < whole["relative_error"]
+            elif entry["format"] == "fp8":
+                assert entry["relative_error"] == pytest.approx(whole["relative_error"], rel=1e-6)
+                assert entry["bytes_after"] == whole["bytes_after"]
+            else:
+                assert entry["relative_error"] == pytest.approx(whole["relative_error"], rel=0.01)
