@@ -13,6 +13,7 @@ namespace gb10::moe_grouped {
 inline constexpr int kGroupThreads = 1024;
 inline constexpr int kAtOnce = 8;  // ids that a thread asks for together
 inline constexpr int kMaxChunks = 64;
+inline constexpr int kPartsAtOnce = 6;  // that a thread of combine asks for together
 
 // What the launches know of a call.
 struct Plan {
@@ -42,8 +43,6 @@ __device__ __forceinline__ T* at(Arguments const& a, std::int64_t offset) {
 struct alignas(16) Tile {
   int expert, first, count, unused;
 };
-
-__host__ __device__ constexpr int group_bytes(int experts, int threads) { return 8 * threads + (4 * experts + 15) / 16 * 16; }
 
 // body(pair, local expert) for every pair of a chunk that has one; the threads of a block share them.
 template <typename Body>
@@ -87,48 +86,68 @@ __device__ __forceinline__ void copy_x(Arguments const& a, Plan const& p, int bl
   }
 }
 
-// From how many pairs each expert has to the tiles, which one block writes, and to where each expert's pairs begin in the list
-// (`counts` before and after). sums: one for each thread.
-__device__ __forceinline__ void make_tiles(Arguments const& a, Plan const& p, int* counts, std::uint64_t* sums, bool writes) {
+// What the threads of a block that groups share.
+struct Grouping {
+  int sums[kGroupThreads];
+  int classes[kWideTile / 16 + 2];  // of tiles: by their tokens, in 16; the last one takes those of none
+};
+__host__ __device__ constexpr int group_bytes(int experts) {
+  return (static_cast<int>(sizeof(Grouping)) + 4 * experts + 15) / 16 * 16;
+}
+
+// From how many pairs each expert has to the tiles, the largest first, which one block writes, and to where each expert's pairs
+// begin in the list (`counts` before and after).
+__device__ __forceinline__ void make_tiles(Arguments const& a, Plan const& p, int* counts, Grouping& grouping, bool writes) {
   int const thread = threadIdx.x, threads = blockDim.x;
-  // Pairs and tiles before each thread's experts: pairs in the lower half of a number, tiles in the upper.
   int const share = (a.experts + threads - 1) / threads, begin = min(thread * share, a.experts),
             end = min(begin + share, a.experts);
   // Tiles of an expert are of one size, but for the last one: all at most p.tile, or for warpgroups as equal as may be.
   auto const size_in = [&p](int count) {
-    if (!p.by_warpgroups || count <= p.tile) return p.tile;
+    if (!p.by_warpgroups || count <= p.tile) return min(count, p.tile);
     int const pieces = (count + p.tile - 1) / p.tile;
     return ((count + pieces - 1) / pieces + 15) / 16 * 16;
   };
-  auto const size_of = [&p](int count) {
-    return static_cast<std::uint64_t>((count + p.tile - 1) / p.tile) << 32 | static_cast<std::uint32_t>(count);
-  };
-  std::uint64_t own = 0;
-  for (int e = begin; e < end; ++e) own += size_of(counts[e]);
-  sums[thread] = own;
+  auto const tiles_in = [&p](int count) { return (count + p.tile - 1) / p.tile; };
+  auto const class_of = [&](int count) { return grouping.classes + (size_in(count) + 15) / 16; };
+  int own = 0;
+  for (int e = begin; e < end; ++e) own += counts[e];
+  grouping.sums[thread] = own;
+  for (int i = thread; i < kWideTile / 16 + 2; i += threads) grouping.classes[i] = 0;
   __syncthreads();
   for (int distance = 1; distance < threads; distance *= 2) {
-    std::uint64_t const before = thread >= distance ? sums[thread - distance] : 0;
+    int const before = thread >= distance ? grouping.sums[thread - distance] : 0;
     __syncthreads();
-    sums[thread] += before;
+    grouping.sums[thread] += before;
     __syncthreads();
   }
-  std::uint64_t done = sums[thread] - own;
-  Tile* const tiles = at<Tile>(a, p.at.tiles);
-  for (int e = begin; e < end; ++e) {
-    int const count = counts[e], first = static_cast<int>(done & 0xFFFFFFFFu), size = size_in(count);
-    Tile* tile = tiles + (done >> 32);
-    for (int i = 0; writes && i < count; i += size) *tile++ = {e, first + i, min(count - i, size), 0};
-    done += size_of(count);
-    counts[e] = first;
-  }
+  int const all = p.shared_intermediate > 0 ? a.tokens : 0;
   if (writes) {
-    int const routed = static_cast<int>(sums[threads - 1] >> 32);
-    int const size = size_in(a.tokens), shared = p.shared_intermediate > 0 ? (a.tokens + size - 1) / size : 0;
-    for (int i = thread; i < shared; i += threads) {
-      tiles[routed + i] = {-1, i * size, min(a.tokens - i * size, size), 0};
+    for (int e = begin; e < end; ++e) atomicAdd(class_of(counts[e]), tiles_in(counts[e]));
+    if (thread == 0) atomicAdd(class_of(all), tiles_in(all));
+    __syncthreads();
+    if (thread == 0) {
+      int before = 0;
+      for (int i = kWideTile / 16 + 1; i >= 0; --i) {
+        int const here = grouping.classes[i];
+        grouping.classes[i] = before;
+        before += here;
+      }
+      at<Tile>(a, p.at.tiles)[p.at.tile_limit] = {0, before, 0, 0};
     }
-    if (thread == 0) tiles[p.at.tile_limit] = {0, routed + shared, 0, 0};
+    __syncthreads();
+  }
+  auto const write = [&](int expert, int first, int count) {
+    int const size = size_in(count);
+    Tile* tile = at<Tile>(a, p.at.tiles) + atomicAdd(class_of(count), tiles_in(count));
+    for (int i = 0; i < count; i += size) *tile++ = {expert, first + i, min(count - i, size), 0};
+  };
+  if (writes && thread == 0) write(-1, 0, all);
+  int done = grouping.sums[thread] - own;
+  for (int e = begin; e < end; ++e) {
+    int const count = counts[e];
+    if (writes) write(e, done, count);
+    counts[e] = done;
+    done += count;
   }
   __syncthreads();
 }
@@ -149,19 +168,19 @@ __device__ __forceinline__ void list_pairs(Arguments const& a, Plan const& p, in
   for_pairs(a, p, chunk, [&](int pair, int expert) { list[atomicAdd(counts + expert, 1)] = pair; });
 }
 
-// The first blocks count a chunk each, or the first one groups all; the others copy x. Shared memory, of `group` too: uint64
-// sums[threads], int counts[experts].
+// The first blocks count a chunk each, or the first one groups all; the others copy x. Shared memory, of `group` too: Grouping, int
+// counts[experts].
 template <typename T>
 __global__ void __launch_bounds__(kGroupThreads) count(__grid_constant__ Arguments const a, __grid_constant__ Plan const p) {
   ptx::wait_for_previous();
   ptx::release_next();
   int const block = blockIdx.x;
   if (block >= p.chunks) return copy_x<T>(a, p, block - p.chunks, static_cast<int>(gridDim.x) - p.chunks);
-  std::uint64_t* const sums = reinterpret_cast<std::uint64_t*>(ptx::dynamic_shared());
-  int* const counts = reinterpret_cast<int*>(sums + blockDim.x);
+  Grouping& grouping = *reinterpret_cast<Grouping*>(ptx::dynamic_shared());
+  int* const counts = reinterpret_cast<int*>(&grouping + 1);
   count_pairs(a, p, block, counts);
   if (p.chunks == 1) {
-    make_tiles(a, p, counts, sums, true);
+    make_tiles(a, p, counts, grouping, true);
     list_pairs(a, p, 0, counts);
   } else {
     int* const to = chunk_counts(a, p) + block * a.experts;
@@ -173,8 +192,8 @@ __global__ void __launch_bounds__(kGroupThreads) count(__grid_constant__ Argumen
 __global__ void __launch_bounds__(kGroupThreads) group(__grid_constant__ Arguments const a, __grid_constant__ Plan const p) {
   ptx::wait_for_previous();
   ptx::release_next();
-  std::uint64_t* const sums = reinterpret_cast<std::uint64_t*>(ptx::dynamic_shared());
-  int* const counts = reinterpret_cast<int*>(sums + blockDim.x);
+  Grouping& grouping = *reinterpret_cast<Grouping*>(ptx::dynamic_shared());
+  int* const counts = reinterpret_cast<int*>(&grouping + 1);
   int const block = blockIdx.x;
   int const* const of_chunks = chunk_counts(a, p);
   for (int e = threadIdx.x; e < a.experts; e += blockDim.x) {
@@ -184,7 +203,7 @@ __global__ void __launch_bounds__(kGroupThreads) group(__grid_constant__ Argumen
     counts[e] = sum;
   }
   __syncthreads();
-  make_tiles(a, p, counts, sums, block == 0);
+  make_tiles(a, p, counts, grouping, block == 0);
   for (int e = threadIdx.x; e < a.experts; e += blockDim.x) {
     int before = 0;
 #pragma unroll 8
@@ -235,16 +254,22 @@ __global__ void combine(__grid_constant__ Arguments const a, __grid_constant__ P
   int const used = *count;
   for (int piece = threadIdx.x; piece < pieces; piece += blockDim.x) {
     float sums[8] = {};
-#pragma unroll 4
-    for (int i = 0; i < used; ++i) {
-      uint4 const v = parts[static_cast<std::int64_t>(rows[i]) * pieces + piece];
-      float const factor = factors[i];
-      std::uint32_t const words[4] = {v.x, v.y, v.z, v.w};
+    for (int base = 0; base < used; base += kPartsAtOnce) {
+      uint4 v[kPartsAtOnce];
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        float2 const two = floats_of<T>(words[j]);
-        sums[2 * j] += factor * two.x;
-        sums[2 * j + 1] += factor * two.y;
+      for (int i = 0; i < kPartsAtOnce; ++i) {
+        v[i] = base + i < used ? parts[static_cast<std::int64_t>(rows[base + i]) * pieces + piece] : uint4{};
+      }
+#pragma unroll
+      for (int i = 0; i < kPartsAtOnce; ++i) {
+        float const factor = base + i < used ? factors[base + i] : 0.0f;
+        std::uint32_t const words[4] = {v[i].x, v[i].y, v[i].z, v[i].w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          float2 const two = floats_of<T>(words[j]);
+          sums[2 * j] += factor * two.x;
+          sums[2 * j + 1] += factor * two.y;
+        }
       }
     }
     uint4 const sum{word_of_floats<T>(sums[0], sums[1]), word_of_floats<T>(sums[2], sums[3]), word_of_floats<T>(sums[4], sums[5]),

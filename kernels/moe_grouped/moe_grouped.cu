@@ -21,7 +21,7 @@ cudaError_t launch_around(Arguments const& a, Plan const& p, Device const& devic
     if (status == cudaSuccess) status = launch_dependent(kernel, dim3(blocks), dim3(threads), bytes, stream, arguments...);
   };
   int const copiers = std::min(device.sms, divide_up(a.tokens * (a.w13.k / 8), kGroupThreads)), rows = a.w2.rows;
-  int const bytes = group_bytes(a.experts, kGroupThreads);
+  int const bytes = group_bytes(a.experts);
   next(count<T>, p.chunks + copiers, kGroupThreads, bytes, a, p);
   if (p.chunks > 1) next(group, p.chunks, kGroupThreads, bytes, a, p);
   multiply(next);

@@ -249,15 +249,18 @@ __device__ __forceinline__ void multiply_item(Arguments const& a, Item const& it
       for (int j = 0; j < 4; ++j) to[j] = mul2<__nv_bfloat16>(to[j], scale);
     }
   };
-  ptx::wait_for_phase(shared.w_full + w_walk.place, w_walk.round);
-  decode(shared.w[w_walk.place], 0, 0);
-#pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
+  auto const wait_for_x = [&]() {
     ptx::wait_for_phase(shared.x_full + x_walk.place, x_walk.round);
     ptx::show_to_products();
-    int const now = w_walk.place, window = step % kWindows;
+  };
+  ptx::wait_for_phase(shared.w_full + w_walk.place, w_walk.round);
+  decode(shared.w[w_walk.place], 0, 0);
+  wait_for_x();
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    int const x_now = x_walk.place, w_now = w_walk.place, window = step % kWindows;
     bool const more = step + 1 < steps, last = window == kWindows - 1 || !more;
-    std::uint64_t const b = b_of_swizzled(ptx::shared_address(shared.x[x_walk.place].x));
+    std::uint64_t const b = b_of_swizzled(ptx::shared_address(shared.x[x_now].x));
 #pragma unroll
     for (int group = 0; group < 4; ++group) {
       std::uint32_t const(&a0)[4] = w[group % 2][0];
@@ -270,19 +273,20 @@ __device__ __forceinline__ void multiply_item(Arguments const& a, Item const& it
       // The other operand's registers are free: the next group is decoded while this one is multiplied.
       wait_for_products<1>();
       if (group < 3) {
-        decode(shared.w[now], window, group + 1);
+        decode(shared.w[w_now], window, group + 1);
       } else {
+        x_walk.next();
         if (last) w_walk.next();
         if (last && more) ptx::wait_for_phase(shared.w_full + w_walk.place, w_walk.round);
-        decode(shared.w[more ? w_walk.place : now], last ? 0 : window + 1, 0);
+        decode(shared.w[more ? w_walk.place : w_now], last ? 0 : window + 1, 0);
+        if (more) wait_for_x();
       }
     }
     wait_for_products<0>();
     if (lane == 0) {
-      ptx::arrive_at(shared.x_empty + x_walk.place);
-      if (last) ptx::arrive_at(shared.w_empty + now);
+      ptx::arrive_at(shared.x_empty + x_now);
+      if (last) ptx::arrive_at(shared.w_empty + w_now);
     }
-    x_walk.next();
   }
   take_sums(c[0]);
   take_sums(c[1]);

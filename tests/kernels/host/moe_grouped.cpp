@@ -31,8 +31,8 @@ double error(Case const& c) {
     unsigned const group_threads = 96;
     p.chunks = chunks;
     unsigned const blocks = p.chunks;
-    host::run({blocks + 2, 1, 1}, {group_threads, 1, 1}, group_bytes(c.experts, group_threads), [&] { count<T>(a, p); });
-    if (blocks > 1) host::run({blocks, 1, 1}, {group_threads, 1, 1}, group_bytes(c.experts, group_threads), [&] { group(a, p); });
+    host::run({blocks + 2, 1, 1}, {group_threads, 1, 1}, group_bytes(c.experts), [&] { count<T>(a, p); });
+    if (blocks > 1) host::run({blocks, 1, 1}, {group_threads, 1, 1}, group_bytes(c.experts), [&] { group(a, p); });
     auto const of_tile = [&]<int kTile>() {
       int const stages = c.columns;
       auto const run = [&](bool down, int rows, auto kernel) {
