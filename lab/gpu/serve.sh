@@ -40,7 +40,7 @@ for case in "$@"; do
   [ ! -e "$scratch/$case.json" ] || name=$case-2
   python3 -m gb10_lab serve-check "$model" --out "$scratch" --name "$name" --limit "${GB10_EACH:-150}" "${words[@]}" "${more[@]}" &
   # In the background, so that a signal is heard while it runs; it is handed on.
-  trap 'kill -TERM $! && wait $!; exit 1' TERM INT
+  trap 'trap "" TERM INT; kill -TERM $! 2>/dev/null; wait $!; exit 1' TERM INT
   wait $! || status=$?
   [ $status = 0 ] || { failed=$((failed + 1)) && tail -n 25 "$scratch/$name.log" | cut -c1-220; }
   echo "-- $name: status $status"
