@@ -1,4 +1,4 @@
-// The first launch of moe_grouped, and the last.
+// The launches of moe_grouped before those that multiply, and the last.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +12,7 @@ namespace gb10::moe_grouped {
 
 inline constexpr int kGroupThreads = 1024;
 inline constexpr int kAtOnce = 8;  // ids that a thread asks for together
+inline constexpr int kMaxChunks = 64;
 
 // What the launches know of a call.
 struct Plan {
@@ -20,7 +21,16 @@ struct Plan {
   int shared_intermediate;  // 0: no shared expert
   int tile;                 // tokens of a tile, at most
   bool by_warpgroups;       // multiplied by multiply_by_warpgroups
+  int chunks;               // blocks that share the grouping; of one the launch `count` does it all
 };
+
+// Blocks that share the grouping: a pair or so a thread; their counts must fit where act will be.
+constexpr int chunks_of(int pairs, int experts, int intermediate) {
+  std::int64_t const room = std::int64_t{2} * pairs * intermediate / (4 * std::int64_t{experts});
+  std::int64_t const wanted = pairs / kGroupThreads < kMaxChunks ? pairs / kGroupThreads : kMaxChunks;
+  std::int64_t const chunks = wanted < room ? wanted : room;
+  return chunks < 1 ? 1 : static_cast<int>(chunks);
+}
 
 template <typename T>
 __device__ __forceinline__ T* at(Arguments const& a, std::int64_t offset) {
@@ -28,18 +38,20 @@ __device__ __forceinline__ T* at(Arguments const& a, std::int64_t offset) {
 }
 
 // A tile: `count` pairs of an expert from place `first` of the list on; of the shared expert (-1): tokens.
+// After the last one: {0, how many tiles, and how many items of gate_up and of down were taken by blocks that stay}.
 struct alignas(16) Tile {
   int expert, first, count, unused;
 };
 
 __host__ __device__ constexpr int group_bytes(int experts, int threads) { return 8 * threads + (4 * experts + 15) / 16 * 16; }
 
-// body(pair, local expert) for every pair that has one; the threads of a block share them.
+// body(pair, local expert) for every pair of a chunk that has one; the threads of a block share them.
 template <typename Body>
-__device__ __forceinline__ void for_pairs(Arguments const& a, int pairs, Body&& body) {
-  int const thread = threadIdx.x, threads = blockDim.x;
+__device__ __forceinline__ void for_pairs(Arguments const& a, Plan const& p, int chunk, Body&& body) {
+  int const thread = threadIdx.x, threads = blockDim.x, size = (p.pairs + p.chunks - 1) / p.chunks;
+  int const pairs = min((chunk + 1) * size, p.pairs);
 #pragma unroll 1
-  for (int base = thread; base < pairs; base += kAtOnce * threads) {
+  for (int base = chunk * size + thread; base < pairs; base += kAtOnce * threads) {
     moe::RawId ids[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) ids[i] = moe::raw_id(a, min(base + i * threads, pairs - 1));
@@ -51,40 +63,34 @@ __device__ __forceinline__ void for_pairs(Arguments const& a, int pairs, Body&& 
   }
 }
 
-// Block 0 groups, the others bring x into the order of the operands. Shared memory: uint64 sums[threads], int counts[experts].
+// The share of a block of x, brought into the order of the operands.
 template <typename T>
-__global__ void __launch_bounds__(kGroupThreads) group(__grid_constant__ Arguments const a, __grid_constant__ Plan const p) {
-  int const thread = threadIdx.x, threads = blockDim.x;
-  ptx::wait_for_previous();
-  ptx::release_next();
-  if (blockIdx.x > 0) {
-    std::int64_t const pieces = static_cast<std::int64_t>(a.tokens) * a.w13.k / 8;
-    uint4* const to = at<uint4>(a, p.at.parts);
-    uint4 const* const from = static_cast<uint4 const*>(a.x);
-    std::int64_t const first = static_cast<std::int64_t>(blockIdx.x - 1) * threads + thread;
-    std::int64_t const step = static_cast<std::int64_t>(gridDim.x - 1) * threads;
-    if (kIsBFloat16<T> && p.by_warpgroups) {
-      for (std::int64_t i = first; i < pieces / 4; i += step) {
-        std::int64_t const window = i / 2 * (kWindow / 8);
-        int const half = static_cast<int>(i % 2);
-        uint4 four[4];
+__device__ __forceinline__ void copy_x(Arguments const& a, Plan const& p, int block, int blocks) {
+  std::int64_t const pieces = static_cast<std::int64_t>(a.tokens) * a.w13.k / 8;
+  uint4* const to = at<uint4>(a, p.at.parts);
+  uint4 const* const from = static_cast<uint4 const*>(a.x);
+  std::int64_t const first = static_cast<std::int64_t>(block) * blockDim.x + threadIdx.x;
+  std::int64_t const step = static_cast<std::int64_t>(blocks) * blockDim.x;
+  if (kIsBFloat16<T> && p.by_warpgroups) {
+    for (std::int64_t i = first; i < pieces / 4; i += step) {
+      std::int64_t const window = i / 2 * (kWindow / 8);
+      int const half = static_cast<int>(i % 2);
+      uint4 four[4];
 #pragma unroll
-        for (int j = 0; j < 4; ++j) four[j] = from[window + 2 * j + half];
-        in_windows(four);
+      for (int j = 0; j < 4; ++j) four[j] = from[window + 2 * j + half];
+      in_windows(four);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) to[window + 4 * half + j] = four[j];
-      }
-    } else {
-      for (std::int64_t i = first; i < pieces; i += step) to[i] = in_order<T>(from[i]);
+      for (int j = 0; j < 4; ++j) to[window + 4 * half + j] = four[j];
     }
-    return;
+  } else {
+    for (std::int64_t i = first; i < pieces; i += step) to[i] = in_order<T>(from[i]);
   }
-  std::uint64_t* const sums = reinterpret_cast<std::uint64_t*>(ptx::dynamic_shared());
-  int* const counts = reinterpret_cast<int*>(sums + threads);
-  for (int e = thread; e < a.experts; e += threads) counts[e] = 0;
-  __syncthreads();
-  for_pairs(a, p.pairs, [&](int, int expert) { atomicAdd(counts + expert, 1); });
-  __syncthreads();
+}
+
+// From how many pairs each expert has to the tiles, which one block writes, and to where each expert's pairs begin in the list
+// (`counts` before and after). sums: one for each thread.
+__device__ __forceinline__ void make_tiles(Arguments const& a, Plan const& p, int* counts, std::uint64_t* sums, bool writes) {
+  int const thread = threadIdx.x, threads = blockDim.x;
   // Pairs and tiles before each thread's experts: pairs in the lower half of a number, tiles in the upper.
   int const share = (a.experts + threads - 1) / threads, begin = min(thread * share, a.experts),
             end = min(begin + share, a.experts);
@@ -112,19 +118,81 @@ __global__ void __launch_bounds__(kGroupThreads) group(__grid_constant__ Argumen
   for (int e = begin; e < end; ++e) {
     int const count = counts[e], first = static_cast<int>(done & 0xFFFFFFFFu), size = size_in(count);
     Tile* tile = tiles + (done >> 32);
-    for (int i = 0; i < count; i += size) *tile++ = {e, first + i, min(count - i, size), 0};
+    for (int i = 0; writes && i < count; i += size) *tile++ = {e, first + i, min(count - i, size), 0};
     done += size_of(count);
-    counts[e] = first;  // the next free place
+    counts[e] = first;
   }
-  int const routed = static_cast<int>(sums[threads - 1] >> 32);
-  int const size = size_in(a.tokens), shared = p.shared_intermediate > 0 ? (a.tokens + size - 1) / size : 0;
-  for (int i = thread; i < shared; i += threads) {
-    tiles[routed + i] = {-1, i * size, min(a.tokens - i * size, size), 0};
+  if (writes) {
+    int const routed = static_cast<int>(sums[threads - 1] >> 32);
+    int const size = size_in(a.tokens), shared = p.shared_intermediate > 0 ? (a.tokens + size - 1) / size : 0;
+    for (int i = thread; i < shared; i += threads) {
+      tiles[routed + i] = {-1, i * size, min(a.tokens - i * size, size), 0};
+    }
+    if (thread == 0) tiles[p.at.tile_limit] = {0, routed + shared, 0, 0};
   }
-  if (thread == 0) tiles[p.at.tile_limit] = {0, routed + shared, 0, 0};
   __syncthreads();
+}
+
+// How many pairs of each expert a chunk has, int [chunks][experts]: where act will be.
+__device__ __forceinline__ int* chunk_counts(Arguments const& a, Plan const& p) { return at<int>(a, p.at.act); }
+
+__device__ __forceinline__ void count_pairs(Arguments const& a, Plan const& p, int chunk, int* counts) {
+  for (int e = threadIdx.x; e < a.experts; e += blockDim.x) counts[e] = 0;
+  __syncthreads();
+  for_pairs(a, p, chunk, [&](int, int expert) { atomicAdd(counts + expert, 1); });
+  __syncthreads();
+}
+
+// A chunk's pairs into the list; counts: the next free place of each expert.
+__device__ __forceinline__ void list_pairs(Arguments const& a, Plan const& p, int chunk, int* counts) {
   int* const list = at<int>(a, p.at.pairs);
-  for_pairs(a, p.pairs, [&](int pair, int expert) { list[atomicAdd(counts + expert, 1)] = pair; });
+  for_pairs(a, p, chunk, [&](int pair, int expert) { list[atomicAdd(counts + expert, 1)] = pair; });
+}
+
+// The first blocks count a chunk each, or the first one groups all; the others copy x. Shared memory, of `group` too: uint64
+// sums[threads], int counts[experts].
+template <typename T>
+__global__ void __launch_bounds__(kGroupThreads) count(__grid_constant__ Arguments const a, __grid_constant__ Plan const p) {
+  ptx::wait_for_previous();
+  ptx::release_next();
+  int const block = blockIdx.x;
+  if (block >= p.chunks) return copy_x<T>(a, p, block - p.chunks, static_cast<int>(gridDim.x) - p.chunks);
+  std::uint64_t* const sums = reinterpret_cast<std::uint64_t*>(ptx::dynamic_shared());
+  int* const counts = reinterpret_cast<int*>(sums + blockDim.x);
+  count_pairs(a, p, block, counts);
+  if (p.chunks == 1) {
+    make_tiles(a, p, counts, sums, true);
+    list_pairs(a, p, 0, counts);
+  } else {
+    int* const to = chunk_counts(a, p) + block * a.experts;
+    for (int e = threadIdx.x; e < a.experts; e += blockDim.x) to[e] = counts[e];
+  }
+}
+
+// With several chunks: a block lists the pairs of one.
+__global__ void __launch_bounds__(kGroupThreads) group(__grid_constant__ Arguments const a, __grid_constant__ Plan const p) {
+  ptx::wait_for_previous();
+  ptx::release_next();
+  std::uint64_t* const sums = reinterpret_cast<std::uint64_t*>(ptx::dynamic_shared());
+  int* const counts = reinterpret_cast<int*>(sums + blockDim.x);
+  int const block = blockIdx.x;
+  int const* const of_chunks = chunk_counts(a, p);
+  for (int e = threadIdx.x; e < a.experts; e += blockDim.x) {
+    int sum = 0;
+#pragma unroll 8
+    for (int chunk = 0; chunk < p.chunks; ++chunk) sum += of_chunks[chunk * a.experts + e];
+    counts[e] = sum;
+  }
+  __syncthreads();
+  make_tiles(a, p, counts, sums, block == 0);
+  for (int e = threadIdx.x; e < a.experts; e += blockDim.x) {
+    int before = 0;
+#pragma unroll 8
+    for (int chunk = 0; chunk < block; ++chunk) before += of_chunks[chunk * a.experts + e];
+    counts[e] += before;
+  }
+  __syncthreads();
+  list_pairs(a, p, block, counts);
 }
 
 // A block has a token; its threads take eight numbers at a time. Shared memory: float factors[topk + 1], int rows[topk + 1], of

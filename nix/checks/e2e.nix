@@ -45,12 +45,19 @@ let
     };
 in
 {
-  e2e-serve = e2e "serve" [ "test_death" "test_demo_model" "test_incomplete" "test_memory" "test_serve" ] [ ];
+  e2e-serve = e2e "serve" [
+    "test_confined"
+    "test_death"
+    "test_demo_model"
+    "test_incomplete"
+    "test_serve"
+  ] [ ];
   e2e-numerics = e2e "numerics" [
     "test_engine_layers"
     "test_fused_scales"
     "test_numerics"
     "test_numerics_reference"
+    "test_tensor_parallel"
     "test_testbed_parity"
   ] [ ];
   e2e-families = e2e "families" [ "test_families" ] [ ];

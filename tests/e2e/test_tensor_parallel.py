@@ -118,7 +118,8 @@ def test_tokens_are_those_of_one_rank(family: str, one: dict[str, Answer], two: 
             print(f"{family}: prompt {number}, new token {place} differs ({said:.3f})")
             assert said < OPEN, f"prompt {number}, new token {place}: one rank was sure ({said:.3f})"
     print(f"{family}: largest {max(differences):.3f}, mean {sum(differences) / len(differences):.4f}")
-    assert max(differences) < 0.8 and sum(differences) / len(differences) < 0.06
+    # FP8 of an output projection's columns has other scales on two ranks. Seen: 0.453 and 0.050.
+    assert max(differences) < 0.8 and sum(differences) / len(differences) < 0.08
 
 
 @pytest.mark.parametrize("family", FAMILIES)

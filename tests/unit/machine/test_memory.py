@@ -41,7 +41,10 @@ def test_without_cgroups_it_is_mem_available(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("stat", "free"),
     [
-        (f"anon 1\ninactive_file {GIB}\nactive_file {GIB}\nslab_reclaimable 4096\n", 4 * GIB - 256 * MIB + 2048),
+        (
+            f"anon 1\ninactive_file {GIB}\nactive_file {GIB}\nslab_reclaimable 4096\n",
+            4 * GIB - 256 * MIB + 2048,
+        ),
         # What its processes run stays, half of the pages at most.
         (f"file {GIB}\nshmem {GIB}\ninactive_file 0\nactive_file {100 * MIB}\n", 2 * GIB + 50 * MIB),
         ("", 2 * GIB),

@@ -259,6 +259,19 @@ def test_a_refusal_in_the_log_is_bad_input(start: Start) -> None:
     assert caught.value.exit_code == 2
 
 
+def test_a_server_that_turns_red_says_so(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    server = start("""
+        print("(APIServer pid=7) ERROR 11-22 14:36:19 [x.py:1] gb10: unhealthy: not a number", flush=True)
+        print("(APIServer pid=7) INFO 11-22 14:36:19 [x.py:1] asked: gb10: unhealthy: no", flush=True)
+        import time; time.sleep(1)
+        raise ValueError("that is all")
+    """)
+    with pytest.raises(ServerFailed, match="that is all"):
+        server.wait()
+    said = capsys.readouterr().out
+    assert said == "unhealthy: not a number (/health says so; a restart is needed)\n"
+
+
 def test_an_error_of_a_dying_server_is_not_the_cause(start: Start) -> None:
     port = free_port()
     server = start(API, "dying", str(port))

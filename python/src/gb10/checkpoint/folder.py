@@ -66,7 +66,9 @@ class Checkpoint:
     @property
     def files(self) -> list[Path]:
         """The weights' files, those in the folder; none where it is not known."""
-        return sorted(path for pattern in _WEIGHTS for path in self.folder.glob(pattern)) if self.folder else []
+        return (
+            sorted(path for pattern in _WEIGHTS for path in self.folder.glob(pattern)) if self.folder else []
+        )
 
     @property
     def label(self) -> str:

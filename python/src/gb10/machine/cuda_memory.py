@@ -35,7 +35,9 @@ def ask(device: int) -> tuple[int, int] | None:
     """The same in a process of its own, with this one's environment."""
     line = [sys.executable, "-I", "-S", __file__, str(device)]
     try:
-        said = subprocess.run(line, capture_output=True, text=True, timeout=_LIMIT, check=False).stdout.split()
+        said = subprocess.run(
+            line, capture_output=True, text=True, timeout=_LIMIT, check=False
+        ).stdout.split()
     except (OSError, subprocess.TimeoutExpired):
         return None
     numbers = [int(word) for word in said if word.isdigit()]

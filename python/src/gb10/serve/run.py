@@ -191,9 +191,7 @@ def _print_plan(plan: command.Plan) -> None:
 
 
 @contextmanager
-def _started(
-    variables: Mapping[str, str], name: str, settings: Settings
-) -> Iterator[tuple[Server, Line]]:
+def _started(variables: Mapping[str, str], name: str, settings: Settings) -> Iterator[tuple[Server, Line]]:
     """vLLM's process with ``variables`` on top of the user's, ready to be asked. It ends with the block.
 
     Its arguments say no more than the model's ``name``, for `ps`.

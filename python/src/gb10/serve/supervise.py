@@ -67,9 +67,9 @@ class Server:
     """vLLM in a session of its own with ``environment``, its log in a file in ``logs`` (None: no folder).
 
     It inherits the files ``pass_fds``. Between it and us stands `gb10.serve.keeper`, which ends all that is
-    left when either side is gone, and looks at memory (``limits``: the defaults without). ``stop`` ends it; it
-    is safe to call twice. ``stopping`` is set once a signal asked for the end. Raises UserError when there is
-    no room for its files.
+    left when either side is gone, and looks at memory (``limits``: the defaults without). ``stop`` ends it;
+    it is safe to call twice. ``stopping`` is set once a signal asked for the end. Raises UserError when there
+    is no room for its files.
     """
 
     def __init__(
@@ -171,8 +171,8 @@ class Server:
             return UserError(self.refused)
         if (short := cause.memory_short(self._deaths)) is not None:
             return MemoryShort(
-                f"vLLM was ended while {doing}, before memory ran out: {short}; free memory, or let vLLM have "
-                f"less (--gpu-memory-utilization, --kv-cache-memory-bytes) [full log: {self.log_path}]"
+                f"vLLM was ended while {doing}, before memory ran out: {short}; free memory, or let vLLM "
+                f"have less (--gpu-memory-utilization, --kv-cache-memory-bytes) [full log: {self.log_path}]"
             )
         lines = [*self._tail, self._partial.decode(errors="replace")]
         status = self.exit_code

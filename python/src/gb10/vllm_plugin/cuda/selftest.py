@@ -246,7 +246,8 @@ def _gdn_exact(
     layer, heads, group = core.layer, core.value_heads, core.value_heads // core.key_heads
     qkv, z, b, a = core.unpack(mixed)
     keys = core.key_heads * layer.head_k_dim
-    left, outputs = state.double(), []
+    left = state.double()
+    outputs: list[Tensor] = []
     for slots, count, begin in sequences:
         window, memory = conv[slots[0]][:, begin : begin + 3].double(), left[slots[begin]]
         for slot in slots[:count]:
