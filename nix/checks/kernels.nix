@@ -85,9 +85,11 @@ in
     sources =
       sets.plugin
       ++ sets.gb10 [ "kernels" ]
+      ++ sets.lab-base
       ++ sets.lab [
-        "__init__.py"
         "kernel_bench"
+        "quality"
+        "speculative"
       ]
       ++ [ ../../tests/reference ];
   };
