@@ -139,14 +139,14 @@ __device__ __forceinline__ void copy_pieces(__half* shared, float* inverse, Prob
   }
 }
 
-// The same with as many in registers as there is place for: with decoded weights beside them, four vectors (where the
-// instruction decodes, two).
+// The same with as many in registers as there is place for: with decoded weights beside them, four vectors, or two
+// where the assembler would spill.
 template <typename T, bool kBesideOperands>
 __device__ __forceinline__ void copy_x(__half* shared, float* inverse, Problem const& problem, int slice, int slices, int team,
                                        int teams, int lane) {
   int const tiles = k_tiles(problem.k);
   if constexpr (kBesideOperands) {
-    copy_pieces<T, 1, w4a16::kNaturalOrder ? 2 : 4>(shared, inverse, problem, slice, slices, team, teams, lane);
+    copy_pieces<T, 1, kIsBFloat16<T> && !w4a16::kNaturalOrder ? 4 : 2>(shared, inverse, problem, slice, slices, team, teams, lane);
   } else if (problem.tokens > 2 * teams && tiles <= 2 * slices) {
     copy_pieces<T, 8, 2>(shared, inverse, problem, slice, slices, team, teams, lane);
   } else if (problem.tokens > teams && tiles <= 4 * slices) {
@@ -240,36 +240,42 @@ __global__ void __launch_bounds__(32 * kBlockWarps, kBlocksPerSm) gemv(Problem c
   int const set_stride = teams * slices * kGroups * 32;
   int turn = 0;   // the slice that adds up next, and the set of partial sums in use
   int place = 0;  // of the ring
-  bool waits = kAhead;
   float c[kGroups][4] = {};
-  // The loop is not unrolled: in a chain of kernels the way of the code from memory counts.
+  w4a16::Tile tile;
+  auto const take_tile = [&] {
+    ptx::wait_for_copies<kDepth - 1>();
+    __syncwarp();
+    w4a16::read(tile, ring[place], lane);
+    __syncwarp();
+    prefetch(place);
+    place = place + 1 == kDepth ? 0 : place + 1;
+  };
+  w4a16::Operands operands;  // of the tile that is multiplied next
+  if constexpr (kAhead) {
+    if (now.row_tile < last_row_tile) {
+      take_tile();
+      w4a16::decode(operands, tile);
+    }
+    take_x();
+  }
+  // Not unrolled: in a chain of kernels the way of the code from memory counts.
 #pragma unroll 1
-  while (true) {
-    bool const exists = now.row_tile < last_row_tile;
-    w4a16::Tile tile;
-    w4a16::Operands operands;
-    if (exists) {
-      ptx::wait_for_copies<kDepth - 1>();
-      __syncwarp();
-      w4a16::read(tile, ring[place], lane);
-      __syncwarp();
-      prefetch(place);
-      place = place + 1 == kDepth ? 0 : place + 1;
-      if constexpr (kAhead) w4a16::decode(operands, tile);
-    }
-    if constexpr (kAhead) {
-      if (waits) take_x();
-      waits = false;
-    }
-    if (!exists) break;
+  while (now.row_tile < last_row_tile) {
     __half const* at[kGroups];
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) at[group] = operand[group] + now.k_tile * (4 * w4a16::chunk_stride());
-    if constexpr (kAhead) w4a16::multiply<kGroups>(c, operands, at);
-    else w4a16::multiply<kGroups>(c, tile, at);
-
     now.k_tile += slices;
-    if (now.k_tile < tiles) continue;
+    bool const last_of_rows = now.k_tile >= tiles;
+    if constexpr (!kAhead) {
+      take_tile();
+      w4a16::multiply<kGroups>(c, tile, at);
+    } else if (last_of_rows && now.row_tile + row_step >= last_row_tile) {
+      w4a16::multiply<kGroups, false>(c, operands, tile, at);
+    } else {
+      take_tile();
+      w4a16::multiply<kGroups, true>(c, operands, tile, at);
+    }
+    if (!last_of_rows) continue;
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
 #pragma unroll

@@ -82,7 +82,7 @@ inline std::int64_t cycles(Plan const& plan, int rows, int k, int sms) {
 }
 
 // Whether a warp decodes its first tile ahead of the activations: not where it takes the tokens one after the other then.
-constexpr bool decodes_ahead(int tokens, Plan const& plan) { return tokens <= 4 * plan.teams && tokens <= 8; }
+constexpr bool decodes_ahead(int tokens, Plan const& plan) { return tokens <= 2 * plan.teams && tokens <= 8; }
 
 // The rule: as many tokens in a launch as fit shared memory. Then, with two or more tiles of rows for every warp of blocks of
 // kBlockWarps, or as many as fit, slices of about 8 tiles of k each (measured: docs/negative-results.md); else the cut of the fewest

@@ -191,32 +191,55 @@ __device__ __forceinline__ void decode(Operands& out, Tile const& tile) {
   for (int word = 0; word < 8; ++word) weights8(tile, word, out.words[word]);
 }
 
-// c[i] += weights * x[i] for groups of 8 tokens; the weights, a Tile or its Operands, are decoded once. x[i]: this thread's first
-// number in shared memory, that is the chunk of this tile that belongs to t, of token g of group i. With one group the sum is kept
-// in two parts, so that the matrix instructions wait less for each other.
-template <int kGroups, typename Weights>
-__device__ __forceinline__ void multiply(float (&c)[kGroups][4], Weights const& weights, __half const* const (&x)[kGroups]) {
+// Adds two matrix instructions: of a word of 8 codes, for groups of 8 tokens. x[i]: this thread's first number in shared memory, that
+// is the chunk of this tile that belongs to t, of token g of group i. second: see multiply().
+template <int kGroups>
+__device__ __forceinline__ void multiply_word(float (&c)[kGroups][4], float (&second)[kGroups][4], std::uint32_t const (&a)[2][4],
+                                              __half const* const (&x)[kGroups], int word) {
+#pragma unroll
+  for (int i = 0; i < kGroups; ++i) {
+    uint4 const b = *reinterpret_cast<uint4 const*>(x[i] + 8 * word);
+    mma_m16n8k16<__half>(c[i], a[0][0], a[1][0], a[0][1], a[1][1], b.x, b.y);
+    mma_m16n8k16<__half>(kGroups == 1 ? second[i] : c[i], a[0][2], a[1][2], a[0][3], a[1][3], b.z, b.w);
+  }
+}
+
+// c[i] += weights * x[i] for groups of 8 tokens, a word at a time: weights(word, a) gives its operands, then(word) comes after. With
+// one group the sum is kept in two parts, so that the matrix instructions wait less for each other.
+template <int kGroups, typename Weights, typename Then>
+__device__ __forceinline__ void multiply_words(float (&c)[kGroups][4], __half const* const (&x)[kGroups], Weights&& weights,
+                                               Then&& then) {
   float second[kGroups][4] = {};
 #pragma unroll
   for (int word = 0; word < 8; ++word) {
     std::uint32_t a[2][4];
-    if constexpr (__is_same(Weights, Tile)) {
-      weights8(weights, word, a);
-    } else {
-#pragma unroll
-      for (int p = 0; p < 8; ++p) a[p / 4][p % 4] = weights.words[word][p / 4][p % 4];
-    }
-#pragma unroll
-    for (int i = 0; i < kGroups; ++i) {
-      uint4 const b = *reinterpret_cast<uint4 const*>(x[i] + 8 * word);
-      mma_m16n8k16<__half>(c[i], a[0][0], a[1][0], a[0][1], a[1][1], b.x, b.y);
-      mma_m16n8k16<__half>(kGroups == 1 ? second[i] : c[i], a[0][2], a[1][2], a[0][3], a[1][3], b.z, b.w);
-    }
+    weights(word, a);
+    multiply_word<kGroups>(c, second, a, x, word);
+    then(word);
   }
   if constexpr (kGroups == 1) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) c[0][j] += second[0][j];
   }
+}
+
+// The weights are decoded once.
+template <int kGroups>
+__device__ __forceinline__ void multiply(float (&c)[kGroups][4], Tile const& tile, __half const* const (&x)[kGroups]) {
+  multiply_words<kGroups>(c, x, [&](int word, std::uint32_t (&a)[2][4]) { weights8(tile, word, a); }, [](int) {});
+}
+
+// The same with operands, in which the next tile's take their place, if there is one.
+template <int kGroups, bool kNext>
+__device__ __forceinline__ void multiply(float (&c)[kGroups][4], Operands& operands, Tile const& next,
+                                         __half const* const (&x)[kGroups]) {
+  auto const take = [&](int word, std::uint32_t (&a)[2][4]) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) a[i / 4][i % 4] = operands.words[word][i / 4][i % 4];
+  };
+  multiply_words<kGroups>(c, x, take, [&](int word) {
+    if constexpr (kNext) weights8(next, word, operands.words[word]);
+  });
 }
 
 // The same for one group of 8 tokens.
