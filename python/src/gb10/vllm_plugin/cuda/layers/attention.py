@@ -10,7 +10,6 @@ for vLLM: it splits piecewise graphs, and is captured where the backend is.
 mypy sees vLLM's classes as Any.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -41,8 +40,7 @@ from vllm.v1.attention.backend import AttentionType
 
 from gb10.vllm_plugin.cuda import dispatch
 from gb10.vllm_plugin.cuda.layers.norm import fits
-
-logger = logging.getLogger("vllm.gb10")
+from gb10.vllm_plugin.cuda.settings import warn_once
 
 LAYERS = (Qwen3NextAttention, Qwen3MoeAttention)
 HEAD_SIZES = (64, 128, 256)
@@ -237,12 +235,8 @@ def prepare(layer: Any, name: str) -> str | None:
     object.__setattr__(layer, _ATTRIBUTE, front)
     object.__setattr__(layer.attn, _ATTRIBUTE, front)
     if not front.writes:
-        logger.info(
-            "gb10: %s: vLLM writes the KV cache (%s, %s)",
-            name,
-            layer.attn.attn_backend.get_name(),
-            layer.attn.kv_cache_dtype,
-        )
+        backend, dtype = layer.attn.attn_backend.get_name(), layer.attn.kv_cache_dtype
+        warn_once(f"gb10: attention: vLLM itself writes the KV cache ({backend}, {dtype})")
     return None
 
 
