@@ -8,6 +8,8 @@ let
     build {
       name = "kernels";
       folders = [
+        ../kernels/add_norm
+        ../kernels/attention_front
         ../kernels/bandwidth
         ../kernels/fp8_gemv
         ../kernels/gdn_decode
@@ -16,6 +18,7 @@ let
         ../kernels/moe_router
         ../kernels/nvfp4_dequantize
         ../kernels/nvfp4_gemv
+        ../kernels/nvfp4_search
         ../kernels/quantize
       ];
       inherit route;

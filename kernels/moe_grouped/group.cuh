@@ -19,6 +19,7 @@ struct Plan {
   int pairs;
   int shared_intermediate;  // 0: no shared expert
   int tile;                 // tokens of a tile, at most
+  bool by_warpgroups;       // multiplied by multiply_by_warpgroups
 };
 
 template <typename T>
@@ -59,9 +60,22 @@ __global__ void __launch_bounds__(kGroupThreads) group(__grid_constant__ Argumen
   if (blockIdx.x > 0) {
     std::int64_t const pieces = static_cast<std::int64_t>(a.tokens) * a.w13.k / 8;
     uint4* const to = at<uint4>(a, p.at.parts);
+    uint4 const* const from = static_cast<uint4 const*>(a.x);
+    std::int64_t const first = static_cast<std::int64_t>(blockIdx.x - 1) * threads + thread;
     std::int64_t const step = static_cast<std::int64_t>(gridDim.x - 1) * threads;
-    for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x - 1) * threads + thread; i < pieces; i += step) {
-      to[i] = in_order<T>(static_cast<uint4 const*>(a.x)[i]);
+    if (kIsBFloat16<T> && p.by_warpgroups) {
+      for (std::int64_t i = first; i < pieces / 4; i += step) {
+        std::int64_t const window = i / 2 * (kWindow / 8);
+        int const half = static_cast<int>(i % 2);
+        uint4 four[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) four[j] = from[window + 2 * j + half];
+        in_windows(four);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) to[window + 4 * half + j] = four[j];
+      }
+    } else {
+      for (std::int64_t i = first; i < pieces; i += step) to[i] = in_order<T>(from[i]);
     }
     return;
   }
@@ -74,9 +88,14 @@ __global__ void __launch_bounds__(kGroupThreads) group(__grid_constant__ Argumen
   // Pairs and tiles before each thread's experts: pairs in the lower half of a number, tiles in the upper.
   int const share = (a.experts + threads - 1) / threads, begin = min(thread * share, a.experts),
             end = min(begin + share, a.experts);
-  int const size = p.tile;
-  auto const size_of = [size](int count) {
-    return static_cast<std::uint64_t>((count + size - 1) / size) << 32 | static_cast<std::uint32_t>(count);
+  // Tiles of an expert are of one size, but for the last one: all at most p.tile, or for warpgroups as equal as may be.
+  auto const size_in = [&p](int count) {
+    if (!p.by_warpgroups || count <= p.tile) return p.tile;
+    int const pieces = (count + p.tile - 1) / p.tile;
+    return ((count + pieces - 1) / pieces + 15) / 16 * 16;
+  };
+  auto const size_of = [&p](int count) {
+    return static_cast<std::uint64_t>((count + p.tile - 1) / p.tile) << 32 | static_cast<std::uint32_t>(count);
   };
   std::uint64_t own = 0;
   for (int e = begin; e < end; ++e) own += size_of(counts[e]);
@@ -91,14 +110,14 @@ __global__ void __launch_bounds__(kGroupThreads) group(__grid_constant__ Argumen
   std::uint64_t done = sums[thread] - own;
   Tile* const tiles = at<Tile>(a, p.at.tiles);
   for (int e = begin; e < end; ++e) {
-    int const count = counts[e], first = static_cast<int>(done & 0xFFFFFFFFu);
+    int const count = counts[e], first = static_cast<int>(done & 0xFFFFFFFFu), size = size_in(count);
     Tile* tile = tiles + (done >> 32);
     for (int i = 0; i < count; i += size) *tile++ = {e, first + i, min(count - i, size), 0};
     done += size_of(count);
     counts[e] = first;  // the next free place
   }
   int const routed = static_cast<int>(sums[threads - 1] >> 32);
-  int const shared = p.shared_intermediate > 0 ? (a.tokens + size - 1) / size : 0;
+  int const size = size_in(a.tokens), shared = p.shared_intermediate > 0 ? (a.tokens + size - 1) / size : 0;
   for (int i = thread; i < shared; i += threads) {
     tiles[routed + i] = {-1, i * size, min(a.tokens - i * size, size), 0};
   }

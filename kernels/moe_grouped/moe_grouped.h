@@ -28,7 +28,8 @@
 namespace gb10::moe_grouped {
 
 // The most tokens of a tile. Small ones have registers for more blocks at once, and few tokens an expert need no large ones.
-inline constexpr int kSmallTile = 16, kLargeTile = 64;
+// Those of warpgroups are larger still: each weight is decoded once for a tile.
+inline constexpr int kSmallTile = 16, kLargeTile = 64, kWideTile = 176;
 constexpr int tile_tokens(std::int64_t pairs, std::int64_t experts) {
   return pairs <= kSmallTile * experts ? kSmallTile : kLargeTile;
 }

@@ -51,4 +51,23 @@ __device__ __forceinline__ uint4 in_order(uint4 v) {
           __byte_perm(v.y, v.w, 0x7632)};
 }
 
+// ---- For the matrix instruction of warpgroups: bf16, 64 k at a time.
+
+inline constexpr int kWindow = 64;
+
+// What lies at place `i` of a window.
+__device__ __forceinline__ constexpr int of_window(int i) {
+  return 16 * (i % 8 / 2) + 8 * (i / 32) + i / 8 % 4 + 4 * (i % 2);
+}
+
+// Half `h` of a window: of eights h, h + 2, h + 4, h + 6, as they come from memory, the pieces 4 h .. 4 h + 3.
+__device__ __forceinline__ void in_windows(uint4 (&v)[4]) {
+  uint4 const a = in_order<__nv_bfloat16>(v[0]), b = in_order<__nv_bfloat16>(v[1]), c = in_order<__nv_bfloat16>(v[2]),
+              d = in_order<__nv_bfloat16>(v[3]);
+  v[0] = {a.x, b.x, c.x, d.x};
+  v[1] = {a.y, b.y, c.y, d.y};
+  v[2] = {a.z, b.z, c.z, d.z};
+  v[3] = {a.w, b.w, c.w, d.w};
+}
+
 }  // namespace gb10::moe_grouped

@@ -7,9 +7,10 @@
 # s that --limit gives the whole), the full-size Qwen3-Next-80B with seeded weights. NAME.json, .txt, .log and the profiles of each
 # stay in GB10_CACHES/results-*, so a later call on the machine compares with them. OUT gets compare.txt and results.tar.gz (all of
 # them), renewed after each configuration. One that fails does not stop the next. --quick measures fewer parts (batch 1, profile).
-# With --again the named one starts once more at the end: what a start with warm caches takes; "compiled" in the summary, the files
-# that the compile caches got, is then to be 0. --fresh forgets earlier results. --save-caches: OUT/caches.NN, at most six of 15 MB,
-# for another machine with the same GPU: cat them through "gzip -dc | tar x -C GB10_CACHES" there.
+# With --again the named one starts once more at the end: what a start with warm caches takes. What it compiled until it answered,
+# files of the compile caches by kind, is in the summary, their paths in the JSON's "start": it is to be nothing. --fresh forgets
+# earlier results. --save-caches: OUT/caches.NN, at most six of 15 MB, for another machine with the same GPU: cat them through
+# "gzip -dc | tar x -C GB10_CACHES" there.
 # The exit status is the number of configurations that failed.
 #
 # --model, --engine and --do go to engine-bench. --layers N (4 or more) is for finding faults: the first N layers, every part twice,
@@ -77,9 +78,6 @@ export PATH=$PATH:$CUDA_HOME/bin
 nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem,memory.used --format=csv,noheader
 
 failed=0 summary=()
-compiled() { # files that the caches got since the start began: what a compiler made
-  find "$CUDA_CACHE_PATH" "$TRITON_CACHE_DIR" "$HUMMING_CACHE_DIR" "$caches"/vllm-* -type f -newer "$caches/began" 2>/dev/null | wc -l
-}
 measure() { # FILE CONFIGURATION ARGUMENTS...
   local file=$1 name=$2 left=$((limit - SECONDS)) began=$SECONDS status=0 own
   shift 2
@@ -88,13 +86,12 @@ measure() { # FILE CONFIGURATION ARGUMENTS...
     failed=$((failed + 1)) && summary+=("$(printf '%-28s left out, no time' "$file")")
     return
   fi
-  touch "$caches/began"
   # --limit ends a slow run in good order, with what it has; timeout ends one that hangs.
   VLLM_CACHE_ROOT=$caches/vllm-$name timeout -k 5 "$own" python3 -m gb10_lab engine-bench --config "$name" --name "$file" \
     --out "$results" --limit $((own - 20)) --commit "${GB10_COMMIT:-unknown}" "$@" >"$results/$file.log" 2>&1 || status=$?
   [ $status = 0 ] || failed=$((failed + 1))
-  summary+=("$(printf '%-28s %-14s %4d s, %d compiled' "$file" "$([ $status = 0 ] && echo measured || echo "status $status")" \
-    $((SECONDS - began)) "$(compiled)")")
+  summary+=("$(printf '%-28s %-14s %4d s, %s' "$file" "$([ $status = 0 ] && echo measured || echo "status $status")" \
+    $((SECONDS - began)) "$(grep -aoE '^ready after .*' "$results/$file.log")")")
   grep -aE '^(ready after|batch |[a-z]+( [0-9]+)?: [0-9.]+ s|left out)|^FAILED|gb10: ' "$results/$file.log" | cut -c1-180 | awk '!seen[$0]++' | head -40
   [ $status = 0 ] || grep -aE 'Error|error:|Traceback' "$results/$file.log" | cut -c1-220 | awk '!seen[$0]++' | tail -12
 }

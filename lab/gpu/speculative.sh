@@ -10,7 +10,7 @@
 # of steps that failed.
 #   GB10_SITE     optional: a folder with a vLLM wheel unpacked, for PYTHONPATH; it gets patches/vllm where it lacks them
 #   GB10_COMMIT   optional: what is measured
-#   GB10_STEPS    optional: some of eager,graphs,graphs-vocabulary (the default: all)
+#   GB10_STEPS    optional: some of eager,graphs,graphs-vocabulary (the default), ours
 set -uo pipefail
 [ $# = 4 ] || { sed -n '4p' "$0" >&2 && exit 2; }
 mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
@@ -56,7 +56,10 @@ step() { # NAME SECONDS ARGUMENTS...
   rmdir "$out/$name" 2>/dev/null
 }
 
+GB10_ENGINE=gb10 VLLM_TRITON_FORCE_FIRST_CONFIG=1 step ours 140 --draft 2 --draft-vocabulary full --prompts 32 --tokens 96 \
+  --concurrency 5 --timed 2 --alone 4 --samples 0 --recorded lab/results/2026-11-25-h100-speculative-eager.json
 # Four drafts first: their rates by position tell most of what fewer would.
+export GB10_ENGINE=stock
 VLLM_TRITON_FORCE_FIRST_CONFIG=1 step eager 420 --draft 4 2 1 3 --draft-vocabulary full 1/2 1/4 --prompts 32 --tokens 96 \
   --concurrency 64 --timed 2 --alone 16
 step graphs 330 --draft 4 2 1 3 --draft-vocabulary full --prompts 8 --timed 8 --alone 8 --tokens 128 --concurrency 8 \

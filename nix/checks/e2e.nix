@@ -30,7 +30,10 @@ let
           "record.py"
           "speculative"
         ]
-        ++ [ ../../tests/reference ];
+        ++ [
+          ../../tests/confined
+          ../../tests/reference
+        ];
       variables = {
         GB10_DEMO_MODEL = demo-model;
         GB10_HELDOUT = "${heldout}/heldout.jsonl";
@@ -42,7 +45,7 @@ let
     };
 in
 {
-  e2e-serve = e2e "serve" [ "test_death" "test_demo_model" "test_incomplete" "test_serve" ] [ ];
+  e2e-serve = e2e "serve" [ "test_death" "test_demo_model" "test_incomplete" "test_memory" "test_serve" ] [ ];
   e2e-numerics = e2e "numerics" [
     "test_engine_layers"
     "test_fused_scales"

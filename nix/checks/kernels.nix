@@ -34,6 +34,8 @@ in
     tests = [ ../../tests/kernels ];
     arguments = "-k 'not sparse24' --ignore tests/kernels/test_vllm_fp4_gemm.py --ignore tests/kernels/test_vllm_wheel_sass.py";
     cuda = common ++ [
+      ../../kernels/add_norm
+      ../../kernels/attention_front
       ../../kernels/bandwidth
       ../../kernels/fp8_gemv
       ../../kernels/gdn_decode
@@ -42,6 +44,7 @@ in
       ../../kernels/moe_router
       ../../kernels/nvfp4_dequantize
       ../../kernels/nvfp4_gemv
+      ../../kernels/nvfp4_search
       ../../kernels/quantize
       ../../vllm_fp4
     ];

@@ -14,16 +14,11 @@ let
     wheels
     ;
 
-  # FlashInfer as the overlay builds it when it has a module: test_flashinfer.py loads it.
-  flashinferWithProbe =
-    (pkgs.gb10.wheelhouse.wheelsOf {
-      profile = "cuda";
-      changes.flashinfer-python.postInstall = pkgs.gb10.flashinferHook { gb10_probe = probe; };
-    }).flashinfer-python;
+  # A module as the package of FlashInfer's modules holds them, without device code: test_flashinfer.py loads it.
   probe = pkgs.runCommand "flashinfer-probe" { nativeBuildInputs = [ pkgs.stdenv.cc ]; } ''
-    mkdir -p "$out"
+    mkdir -p "$out/gb10_probe"
     ffi=${wheels.cpu.apache-tvm-ffi}/${python.sitePackages}/tvm_ffi
-    cc -shared -fPIC $(find "$ffi" -type d -name include -printf '-I%p ') -o "$out/gb10_probe.so" ${../../tests/patches/probe.c}
+    cc -shared -fPIC $(find "$ffi" -type d -name include -printf '-I%p ') -o "$out/gb10_probe/gb10_probe.so" ${../../tests/patches/probe.c}
   '';
 
   # Every file below a folder, by its path in the repository: what a patch's header may name as its test.
@@ -45,17 +40,21 @@ in
   patches = room {
     name = "patches";
     tests = [ ../../tests/patches ];
-    sources = sets.plugin ++ [
-      ../../patches
-      ../../tests/reference
-    ];
+    sources =
+      sets.plugin
+      ++ sets.gb10 [ "machine" ]
+      ++ [
+        ../../patches
+        ../../tests/reference
+      ];
     variables = {
       GB10_CUDA_TOOLKIT = cuda-toolkit;
       GB10_CUTLASS_INCLUDE = "${cutlass}/${python.sitePackages}/cutlass_library/source/include";
       GB10_TEST_FILES = builtins.concatStringsSep " " (namesBelow "tests" ../../tests);
       PYTHONPATH = pythonPath {
         inherit (wheels.test) triton;
-        inherit flashinferWithProbe;
+        inherit (wheels.cuda) flashinfer-python;
+        modules = pkgs.gb10.flashinfer.package [ probe ];
       };
     };
   };

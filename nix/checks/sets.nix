@@ -29,6 +29,7 @@ rec {
     formats
     ++ gb10 [
       "kernels"
+      "machine"
       "vllm_plugin"
     ];
   # What a file of tests/kernels needs to look at machine code, apart from the others.
@@ -42,7 +43,6 @@ rec {
     ++ gb10 [
       "__main__.py"
       "cli.py"
-      "machine"
       "routing"
       "serve"
     ];

@@ -31,10 +31,16 @@ in
     sets.plugin
     ++ sets.gb10 [
       "cli.py"
-      "machine"
       "routing"
     ]
+    ++ [ ../../nix/flashinfer/modules.toml ]
   );
-  unit-serve = unit "serve" (sets.serve ++ [ ../../docs/configuration.md ]);
+  unit-serve = unit "serve" (
+    sets.serve
+    ++ [
+      ../../docs/configuration.md
+      ../../tests/confined
+    ]
+  );
   unit-vllm-plugin = unit "vllm_plugin" (sets.plugin ++ [ ../../tests/reference ]);
 }

@@ -9,6 +9,7 @@
     cuda-env
     cuda-toolkit
     demo-model
+    flashinfer
     heldout
     kernels
     kernels-software

@@ -73,10 +73,17 @@ def still_alive(pids: set[int], seconds: float) -> set[int]:
 
 
 class Serve:
-    """A running `gb10 serve`. ``lines`` grows with what it prints; ``seconds`` is the time until ready."""
+    """A running `gb10 serve`. ``lines`` grows with what it prints; ``seconds`` is the time until ready.
+
+    It starts in ``folder``, after ``enter`` was run in its process.
+    """
 
     def __init__(
-        self, arguments: Sequence[str], variables: dict[str, str], folder: Path | None = None
+        self,
+        arguments: Sequence[str],
+        variables: dict[str, str],
+        folder: Path | None = None,
+        enter: Callable[[], None] | None = None,
     ) -> None:
         self.port = free_port()
         self.lines: list[str] = []
@@ -90,6 +97,7 @@ class Serve:
             text=True,
             env=variables,
             cwd=folder,
+            preexec_fn=enter,
         )
         threading.Thread(target=self._read, daemon=True).start()
 

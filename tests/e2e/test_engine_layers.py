@@ -134,6 +134,7 @@ DRAFTS = ("drafts", "drafts of unequal length")
 def test_our_operators_ran(family: str, ours: Answers, stock: Answers) -> None:
     ran = {(operation, kernel) for operation, kernel, _ in ours[family]["dispatched"]}
     expected = {("router", "route_experts"), ("nvfp4_moe", "moe_decode")}
+    expected |= {("norm", "add_norm"), ("attention_front", "attention_front")}
     if family != DRAFTS[1]:
         expected |= {("router", "vLLM"), ("nvfp4_moe", "moe_grouped")}
     if family != "qwen3_moe":

@@ -11,6 +11,7 @@ import pytest
 
 KERNELS = Path(__file__).parents[2] / "kernels"
 TYPES, MOE = "include/gb10/types.h", "include/gb10/moe.h"
+FRONT = "attention_front/attention_front.h"
 OPERATORS = {ast.Mult: operator.mul, ast.LShift: operator.lshift}
 
 
@@ -30,6 +31,11 @@ def constant(header: str, name: str) -> int:
         ("nvfp4_gemv.nvfp4_gemv", "M from 1 to {},", TYPES, "kMaxTokens"),
         ("nvfp4_gemv.nvfp4_gemv", "K a multiple of {}, at most", "nvfp4_gemv/plan.h", "kUnitK"),
         ("nvfp4_gemv.nvfp4_gemv", "K a multiple of 64, at most {}.", "nvfp4_gemv/plan.h", "kMaxK"),
+        ("add_norm.add_norm", "H a multiple of {}, at most", "add_norm/add_norm.h", "kColumnUnit"),
+        ("add_norm.add_norm", "of 8, at most {};", "add_norm/add_norm.h", "kMaxColumns"),
+        ("attention_front.attention_front", "M from 1 to {};", FRONT, "kMaxTokens"),
+        ("attention_front.attention_front", "at most {} heads of q, k and v", FRONT, "kMaxHeads"),
+        ("attention_front.attention_gate", "D a multiple of 8, at most {};", FRONT, "kMaxHeadSize"),
         ("fp8_gemv.fp8_gemv", "M from 1 to {},", TYPES, "kMaxTokens"),
         ("fp8_gemv.fp8_gemv", "K a multiple of {}, at most", "fp8_gemv/fp8_gemv.h", "kColumnUnit"),
         ("fp8_gemv.fp8_gemv", "K a multiple of 64, at most {}.", "fp8_gemv/fp8_gemv.h", "kMaxColumns"),

@@ -12,12 +12,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from packaging.version import Version
+
+from gb10.errors import UserError
+from gb10.machine import flashinfer as ready
 
 
 def _skip_reason() -> str | None:
@@ -177,11 +182,67 @@ def test_without_it_no_compiler_is_started(
         make_spec(flashinfer, "gb10_answer").build_and_load()
 
 
-def test_the_overlay_puts_modules_where_flashinfer_looks(
-    flashinfer: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+needs_modules = pytest.mark.skipif(
+    importlib.util.find_spec(ready.PACKAGE) is None, reason=f"{ready.PACKAGE} is not installed"
+)
+
+
+@needs_modules
+@pytest.mark.parametrize("capability", [(12, 1), (12, 0)])
+def test_our_modules_are_loaded_on_the_whole_family(
+    flashinfer: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]
 ) -> None:
-    library = flashinfer.env.FLASHINFER_AOT_DIR / "gb10_probe" / "gb10_probe.so"
-    if not library.exists():
-        pytest.skip("this FlashInfer was not built by the overlay with the probe module")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
     monkeypatch.setattr(flashinfer.core, "run_ninja", no_build)
-    assert make_spec(flashinfer, "gb10_probe").build_and_load().answer(2) == 42
+    spec = make_spec(flashinfer, "gb10_probe")
+    assert spec.aot_path.parts[-3:] == ("modules", "gb10_probe", "gb10_probe.so")
+    assert spec.build_and_load().answer(2) == 42
+
+
+@needs_modules
+@pytest.mark.parametrize("capability", [(9, 0), (10, 0), (8, 9)])
+def test_our_modules_are_never_loaded_elsewhere(
+    flashinfer: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    monkeypatch.setenv("FLASHINFER_DISABLE_JIT", "1")
+    spec = make_spec(flashinfer, "gb10_probe")
+    assert not spec.is_aot
+    with pytest.raises(flashinfer.core.MissingJITCacheError):
+        spec.build_and_load()
+
+
+@needs_modules
+def test_vllm_finds_the_package_of_this_flashinfer(flashinfer: SimpleNamespace) -> None:
+    """It compares the public versions of the two, and warns of a download at start where they differ."""
+    found = Version(metadata.version("flashinfer-jit-cache"))
+    assert found.public == metadata.version("flashinfer-python")
+    assert str(found) == flashinfer.env.FLASHINFER_AOT_PROVIDERS[0].version
+
+
+@needs_modules
+def test_a_module_without_device_code_is_refused_before_flashinfer_sees_it() -> None:
+    with pytest.raises(UserError, match="gb10_probe is declared for sm120f and has no device code"):
+        ready.fits([(12, 1)])
+
+
+@pytest.mark.parametrize(
+    ("target", "capability", "runs"),
+    [
+        ("sm120f", (12, 1), True),
+        ("sm120f", (12, 0), True),
+        ("sm120f", (10, 0), False),
+        ("sm120f", (9, 0), False),
+        ("sm121a", (12, 1), True),
+        ("sm121a", (12, 0), False),
+        ("sm120a", (12, 1), False),
+        ("sm121f", (12, 0), False),
+        ("nonsense", (12, 1), False),
+    ],
+)
+def test_what_runs_where_is_flashinfers_own_rule(
+    target: str, capability: tuple[int, int], runs: bool
+) -> None:
+    assert ready.runs_on(target, capability) is runs

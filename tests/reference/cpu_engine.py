@@ -1,8 +1,8 @@
 """Our engine's layers in vLLM's CPU engine, on the stand-ins for the kernels: what needs no GPU to be seen.
 
 The decoder layers, Gated DeltaNet, their operators, what they read of vLLM's metadata and how they take over
-a loaded model are the product's, and so are NVFP4 linear layers and experts. Of this file are: the norm for
-many tokens, and vLLM's CPU kernels in the place of CUDA's.
+a loaded model are the product's, and so are NVFP4 linear layers, experts and attention. Of this file are
+vLLM's CPU kernels in the place of CUDA's.
 """
 
 import re
@@ -22,14 +22,6 @@ from gb10.vllm_plugin.cuda.layers import block, gdn
 from reference import cpu_operators
 
 Tensor = torch.Tensor
-
-
-def _add_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, epsilon: float, plus_one: bool
-) -> tuple[Tensor, Tensor]:
-    total = x.float() + residual.float()
-    scaled = total * (total.square().mean(-1, keepdim=True) + epsilon).rsqrt()
-    return (scaled * (weight.float() + plus_one)).to(x.dtype), total.to(x.dtype)
 
 
 def _others(core: gdn.Core, mixed: Tensor, out: Tensor) -> None:
@@ -77,7 +69,6 @@ def install() -> None:
     for module, name, made in (
         (NativeExperts, "_supports_current_device", staticmethod(lambda: True)),
         (linear.NativeLinearKernel, "is_supported", classmethod(lambda *_: (True, None))),
-        (block, "add_norm", _add_norm),
         (gdn, "others", _others),
         (gdn, "states", _cpu_states),
         (gdn, "prepare", _prepare),

@@ -19,7 +19,8 @@ from gb10.nvfp4 import dequantize, unswizzle_128x4
 Tensor = torch.Tensor
 
 MOST_TOKENS = 16
-"""All of them take 1 to so many tokens (gdn_decode: any number of sequences; moe_grouped: any of tokens)."""
+"""All of them take 1 to so many tokens (gdn_decode: any number of sequences; moe_grouped, add_norm and
+attention_front: any of tokens)."""
 
 _MOE = (
     "(Tensor x, Tensor w13, Tensor w13_scales, Tensor w13_global, Tensor w2, Tensor w2_scales, "
@@ -44,6 +45,17 @@ SCHEMAS = {
         "Tensor(b!) topk_ids, Tensor(c!) topk_weights, Tensor(d!)? shared_multiplier, Tensor(e!)? normed, "
         "Tensor(f!)? residual_out) -> ()"
     ),
+    "add_norm": (
+        "(Tensor x, Tensor? residual, Tensor weight, float epsilon, bool plus_one, Tensor(a!) normed, "
+        "Tensor(b!)? residual_out) -> ()"
+    ),
+    "attention_front": (
+        "(Tensor qkv, Tensor q_weight, Tensor k_weight, float epsilon, bool norm_plus_one, Tensor cos_sin, "
+        "Tensor positions, int height_section, int width_section, int heads, int kv_heads, bool gated, "
+        "Tensor(a!) query, Tensor(b!)? key_out, Tensor(c!)? key_cache, Tensor(d!)? value_cache, "
+        "Tensor? slots, Tensor? q_scale, Tensor? k_scale, Tensor? v_scale) -> ()"
+    ),
+    "attention_gate": "(Tensor(a!) out, Tensor gates) -> ()",
     "gdn_decode": (
         "(Tensor mixed, Tensor(a!) conv_state, Tensor conv_weight, Tensor? conv_bias, Tensor A_log, "
         "Tensor dt_bias, Tensor(b!) state, Tensor norm_weight, float epsilon, Tensor slots, int key_heads, "
@@ -65,6 +77,9 @@ class Library:
             "moe_decode": moe_decode,
             "moe_grouped": moe_grouped,
             "route_experts": route_experts,
+            "add_norm": add_norm,
+            "attention_front": attention_front,
+            "attention_gate": attention_gate,
             "gdn_decode": gdn_decode,
         }
         for name, schema in SCHEMAS.items():
@@ -273,6 +288,105 @@ def route_experts(
         assert shared_multiplier is not None
         gate = (token.float() @ shared_gate_weight.float().T).to(x.dtype).float()
         shared_multiplier.copy_(gate.sigmoid().reshape(shared_multiplier.shape))
+
+
+def add_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    epsilon: float,
+    plus_one: bool,
+    normed: Tensor,
+    residual_out: Tensor | None,
+) -> None:
+    """Residual + RMSNorm."""
+    _check_tokens(x, weight.numel(), 1 << 20)
+    total = x.float() if residual is None else x.float() + residual.float()
+    normed.copy_(_normed(total, weight, epsilon, plus_one))
+    if residual_out is not None:
+        residual_out.copy_(total)
+
+
+def _normed(x: Tensor, weight: Tensor, epsilon: float, plus_one: bool) -> Tensor:
+    """RMSNorm of float32 rows, in the dtype of ``weight``."""
+    scaled = x * (x.square().mean(-1, keepdim=True) + epsilon).rsqrt()
+    if plus_one:
+        return (scaled * (1.0 + weight.float())).to(weight.dtype)
+    return scaled.to(weight.dtype) * weight
+
+
+def attention_front(
+    qkv: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    epsilon: float,
+    norm_plus_one: bool,
+    cos_sin: Tensor,
+    positions: Tensor,
+    height_section: int,
+    width_section: int,
+    heads: int,
+    kv_heads: int,
+    gated: bool,
+    query: Tensor,
+    key_out: Tensor | None,
+    key_cache: Tensor | None,
+    value_cache: Tensor | None,
+    slots: Tensor | None,
+    q_scale: Tensor | None,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+) -> None:
+    """Split, norms of heads, rope, cache and query. A cache is float8_e4m3fn, uint8 or of the dtype."""
+    tokens, size = qkv.shape[0], q_weight.numel()
+    if tokens < 1 or (key_cache is None) != (slots is None):
+        raise RuntimeError("no tokens, or a cache without slots")
+    if qkv.shape[1] != (heads * (2 if gated else 1) + 2 * kv_heads) * size:
+        raise RuntimeError(f"qkv has {qkv.shape[1]} columns")
+    q, k, v = qkv.split((qkv.shape[1] - 2 * kv_heads * size, kv_heads * size, kv_heads * size), dim=1)
+    q = q.unflatten(1, (heads, -1))[..., :size]
+    half = cos_sin.shape[1] // 2
+    angles = torch.arange(half)
+    axis = torch.zeros(half, dtype=torch.long)
+    axis[(angles % 3 == 1) & (angles < 3 * height_section)] = 1
+    axis[(angles % 3 == 2) & (angles < 3 * width_section)] = 2
+    rows = positions if positions.dim() == 2 else positions.expand(3, -1)
+    table = cos_sin[rows.long().clamp(0, cos_sin.shape[0] - 1)].float()
+    cosines = table[axis, :, angles].T[:, None]
+    sines = table[axis, :, half + angles].T[:, None]
+
+    def turned(x: Tensor, weight: Tensor) -> Tensor:
+        normed = _normed(x.float(), weight, epsilon, norm_plus_one).float()
+        one, two, rest = normed.split((half, half, size - 2 * half), dim=-1)
+        parts = (one * cosines - two * sines, two * cosines + one * sines, rest)
+        return torch.cat(parts, dim=-1).to(qkv.dtype)
+
+    query_now = turned(q, q_weight).flatten(1)
+    query.copy_(query_now if q_scale is None else _eight(query_now.float() * q_scale.reciprocal()))
+    key = turned(k.unflatten(1, (kv_heads, size)), k_weight)
+    if key_out is not None:
+        key_out.copy_(key.flatten(1))
+    if key_cache is None or slots is None:
+        return
+    assert value_cache is not None
+    value = v.unflatten(1, (kv_heads, size))
+    blocks, block_size = key_cache.shape[:2]
+    for cache, numbers, scale in ((key_cache, key, k_scale), (value_cache, value, v_scale)):
+        made = numbers if scale is None else _eight(numbers.float() / scale)
+        for token, slot in enumerate(slots.tolist()[:tokens]):
+            if 0 <= slot < blocks * block_size:
+                one = made[token].view(cache.dtype) if scale is not None else made[token]
+                cache[slot // block_size, slot % block_size] = one
+
+
+def _eight(x: Tensor) -> Tensor:
+    most = torch.finfo(torch.float8_e4m3fn).max
+    return x.clamp(-most, most).to(torch.float8_e4m3fn)
+
+
+def attention_gate(out: Tensor, gates: Tensor) -> None:
+    """In place."""
+    out.copy_(out.float() * gates.float().sigmoid())
 
 
 def gdn_decode(

@@ -7,6 +7,7 @@
 //   GB10_HW_E2M1        cvt between e2m1x2 and f32/f16x2 is one instruction (10.x, 11.x, 12.x specific targets)
 //   GB10_HW_E4M3        cvt between e4m3x2 and f16x2 is one instruction (8.9 and newer)
 //   GB10_HW_DEPENDENTS  griddepcontrol: programmatic dependent launch (9.0 and newer)
+//   GB10_HW_WARPGROUPS  wgmma and setmaxnreg (9.0 alone, target sm_90a)
 //
 // Host code, and targets without an instruction, take the software route with the same results, bit for bit. A test without a
 // GPU may define GB10_HW_E2M1 itself.
@@ -29,6 +30,12 @@
 #define GB10_HW_DEPENDENTS 1
 #else
 #define GB10_HW_DEPENDENTS 0
+#endif
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900 && defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define GB10_HW_WARPGROUPS 1
+#else
+#define GB10_HW_WARPGROUPS 0
 #endif
 
 #if defined(__CUDACC__)

@@ -15,6 +15,7 @@ struct Device {
   std::size_t block_shared_bytes;  // the most one block can have
   std::size_t sm_shared_bytes;     // all of an SM
   int index;
+  int capability;  // 90: 9.0
 };
 
 inline constexpr int kMostDevices = 64;
@@ -24,7 +25,7 @@ inline constexpr std::size_t kReservedShared = 1024;  // what the system takes o
 inline cudaError_t current_device(Device& device) {
   static std::mutex mutex;
   static std::array<Device, kMostDevices> known{};
-  int index = 0, sms = 0, block_shared = 0, sm_shared = 0;
+  int index = 0, sms = 0, block_shared = 0, sm_shared = 0, major = 0, minor = 0;
   if (cudaError_t const status = cudaGetDevice(&index); status != cudaSuccess) return status;
   if (index >= kMostDevices) return cudaErrorInvalidDevice;
   std::lock_guard const lock(mutex);
@@ -36,8 +37,11 @@ inline cudaError_t current_device(Device& device) {
     ask(block_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin);
     ask(sm_shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
     ask(sms, cudaDevAttrMultiProcessorCount);
+    ask(major, cudaDevAttrComputeCapabilityMajor);
+    ask(minor, cudaDevAttrComputeCapabilityMinor);
     if (status != cudaSuccess) return status;
-    known[index] = {sms, static_cast<std::size_t>(block_shared), static_cast<std::size_t>(sm_shared), index};
+    known[index] = {sms, static_cast<std::size_t>(block_shared), static_cast<std::size_t>(sm_shared), index,
+                    10 * major + minor};
   }
   device = known[index];
   return cudaSuccess;

@@ -41,6 +41,13 @@ __device__ __forceinline__ void load_ahead(uint4& v, void const* address) {
                : "l"(address));
 }
 
+__device__ __forceinline__ void load_ahead(uint2& v, void const* address) {
+  asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(address));
+}
+__device__ __forceinline__ void load_ahead(std::uint32_t& v, void const* address) {
+  asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(address));
+}
+
 // What an earlier kernel wrote that has ended while later ones overlap: from L2.
 __device__ __forceinline__ int load_relaxed(std::int32_t const* address) {
   int v;
@@ -126,6 +133,47 @@ __device__ __forceinline__ void barrier_arrive(int number, int threads) {
 }
 __device__ __forceinline__ void barrier_wait(int number, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+// A barrier in shared memory (an mbarrier): `count` arrivals end a phase, the first one has parity 0. Waiting for the parity of the
+// phase before the first returns at once.
+__device__ __forceinline__ void begin_phases(std::uint64_t* barrier, int count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
+}
+__device__ __forceinline__ void arrive_at(std::uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+__device__ __forceinline__ void wait_for_phase(std::uint64_t* barrier, int parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
+// What this thread wrote to shared memory, its finished copies too, will be seen by matrix instructions that read there.
+__device__ __forceinline__ void show_to_products() {
+#if GB10_HW_WARPGROUPS
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// Registers of each thread of a warpgroup, from here on: fewer, or more when others have given theirs.
+template <int kCount>
+__device__ __forceinline__ void fewer_registers() {
+#if GB10_HW_WARPGROUPS
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+#endif
+}
+template <int kCount>
+__device__ __forceinline__ void more_registers() {
+#if GB10_HW_WARPGROUPS
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+#endif
 }
 
 // Clusters (9.0 and newer). A barrier of all threads of a cluster, in two parts; a thread's turns at them alternate, all lanes

@@ -20,6 +20,7 @@ COMMANDS = {
     "kernel-prefill": Command("gb10_lab.kernel_bench.prefill:run", "Time the kernels of many tokens."),
     "engine-bench": Command("gb10_lab.engine_bench.command:run", "Measure one configuration of vLLM."),
     "quality-served": Command("gb10_lab.engine_bench.served:run", "Measure the KL of a served model."),
+    "serve-check": Command("gb10_lab.engine_bench.serve_check:run", "Serve a model, from start to end."),
     "engine-compare": Command("gb10_lab.engine_bench.command:compare", "Set such runs beside each other."),
 }
 

@@ -7,6 +7,10 @@ EXIT_FAILED = 1
 """Exit status when the work itself failed (vLLM died, the server stopped)."""
 
 
+EXIT_MEMORY = 75
+"""Exit status when the server was ended before memory ran out: EX_TEMPFAIL of sysexits.h, "try again later"."""
+
+
 class UserError(Exception):
     """Input that the user can mend.
 
@@ -21,3 +25,9 @@ class ServerFailed(UserError):
     """vLLM started and then failed. Printed like a ``UserError``; exit status 1."""
 
     exit_code = EXIT_FAILED
+
+
+class MemoryShort(ServerFailed):
+    """vLLM was ended before memory ran out; with more of it, the same start may work. Exit status 75."""
+
+    exit_code = EXIT_MEMORY

@@ -6,7 +6,6 @@ and a capital one in 1024s, as in vLLM: 32k is 32000, 32K is 32768.
 """
 
 import re
-from fractions import Fraction
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -35,7 +34,8 @@ def parse_bytes(text: str) -> int:
     if match is None:
         return parse_whole(text)
     power = _LETTERS.index(match[2].lower()) + 1
-    number = int(Fraction(match[1]) * (1000 if match[2].islower() else 1024) ** power)
+    whole, _, part = match[1].partition(".")
+    number = int(whole + part) * (1000 if match[2].islower() else 1024) ** power // 10 ** len(part)
     if number > _LARGEST:
         raise ValueError(f"{text!r} is too large")
     return number

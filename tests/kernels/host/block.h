@@ -164,6 +164,19 @@ inline void wait_for_copies(std::size_t newer) {
   }
 }
 
+// wgmma.mma_async m64nNk16 with a in registers and b [column][64 k] in shared memory, 128-byte swizzle: what a warp does of it for its
+// own rows. It reads b when it is waited for, the latest time that it may.
+struct Product {
+  float* c;
+  int columns;
+  std::array<std::uint32_t, 4> a;
+  std::uint64_t b;  // where it begins in shared memory, in units of 16 bytes
+};
+struct Products {
+  std::vector<Product> open;
+  std::deque<std::vector<Product>> groups;
+};
+inline std::map<int, Products> products;  // by thread
 inline void run_cluster(Index first, unsigned blocks, std::size_t shared_bytes) {
   cluster_memory.assign(blocks, std::vector<uint4>(shared_bytes / 16));
   for (auto& memory : cluster_memory) std::memset(memory.data(), 0xFF, shared_bytes);
@@ -171,6 +184,7 @@ inline void run_cluster(Index first, unsigned blocks, std::size_t shared_bytes) 
   barriers.clear();
   cluster_rounds.clear();
   copies.clear();
+  products.clear();
   fibers.clear();
   unsigned const threads = block_size.x * block_size.y;
   for (unsigned i = 0; i < blocks * threads; ++i) {
@@ -294,6 +308,65 @@ void mma_sp(float (&c)[4], std::uint32_t const (&a)[4], uint4 b, std::uint32_t m
   meet_warp();
 }
 
+// A barrier with phases in shared memory: arrivals still to come, all of a phase, and the phase's parity.
+struct Phases {
+  std::uint16_t missing, count, parity, unused;
+};
+inline void begin_phases(std::uint64_t* place, int count) {
+  Phases const phases{static_cast<std::uint16_t>(count), static_cast<std::uint16_t>(count), 0, 0};
+  std::memcpy(place, &phases, sizeof phases);
+}
+inline void arrive_at_phase(std::uint64_t* place) {
+  Phases phases;
+  std::memcpy(&phases, place, sizeof phases);
+  if (--phases.missing == 0) phases.missing = phases.count, phases.parity ^= 1;
+  std::memcpy(place, &phases, sizeof phases);
+  ++steps;
+}
+inline void wait_for_phase(std::uint64_t const* place, int parity) {
+  for (Phases phases;; yield()) {
+    std::memcpy(&phases, place, sizeof phases);
+    if (phases.parity != parity) break;
+  }
+  ++steps;
+}
+
+inline void product(float* c, int columns, std::array<std::uint32_t, 4> a, std::uint64_t b) {
+  products[current->number].open.push_back({c, columns, a, b});
+}
+inline void end_products() {
+  auto& [open, groups] = products[current->number];
+  groups.push_back(std::move(open));
+  open.clear();
+}
+inline std::array<std::uint32_t, 4> fragments[32 * 32];
+inline void finish(Product const& p) {
+  auto* const all = fragments + 32 * warp();
+  all[lane()] = p.a;
+  meet_warp();
+  auto const* const memory = reinterpret_cast<unsigned char const*>(shared_memory);
+  int const g = lane() / 4, t = lane() % 4;
+  for (int i = 0; i < p.columns / 2; ++i) {
+    int const lower = i % 4 / 2, column = i / 4 * 8 + 2 * t + i % 2;
+    double sum = p.c[i];
+    for (int k = 0; k < 16; ++k) {
+      std::uint64_t const place = 16 * p.b + column * 128 + 2 * k;
+      std::uint64_t const swizzled = place ^ (place >> 7 & 7) << 4;
+      __nv_bfloat16 b;
+      std::memcpy(&b, memory + swizzled, 2);
+      sum += double{half_of<__nv_bfloat16>(all[4 * g + k % 8 / 2][lower + 2 * (k / 8)], k % 2)} * float(b);
+    }
+    p.c[i] = static_cast<float>(sum);
+  }
+  meet_warp();
+}
+inline void wait_for_products(std::size_t newer) {
+  auto& groups = products[current->number].groups;
+  for (; groups.size() > newer; groups.pop_front()) {
+    for (Product const& p : groups.front()) finish(p);
+  }
+}
+
 inline std::uint32_t byte_perm(std::uint32_t x, std::uint32_t y, std::uint32_t selector) {
   std::uint64_t const bytes = std::uint64_t{y} << 32 | x;
   std::uint32_t out = 0;
@@ -358,6 +431,10 @@ inline int min(int a, int b) { return a < b ? a : b; }
 inline int __popc(std::uint32_t v) { return __builtin_popcount(v); }
 inline int __ffs(std::uint32_t v) { return __builtin_ffs(static_cast<int>(v)); }
 inline float __fdividef(float a, float b) { return a / b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __expf(float v) { return std::exp(v); }
 inline std::uint32_t __float_as_uint(float v) { return host::same_bits<std::uint32_t>(v); }
 inline std::uint32_t __ballot_sync(unsigned, bool vote) {

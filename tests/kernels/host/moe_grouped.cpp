@@ -2,6 +2,7 @@
 #include "moe_layer.h"
 
 #include "moe_grouped/multiply.cuh"
+#include "moe_grouped/warpgroups.cuh"
 
 namespace {
 
@@ -10,6 +11,8 @@ using host::moe::Activation;
 using host::moe::Case;
 using host::moe::Ids;
 using host::moe::Named;
+
+bool by_warpgroups = false;
 
 // The relative L2 error.
 template <typename T>
@@ -20,7 +23,8 @@ double error(Case const& c) {
     Plan p{};
     p.pairs = c.tokens * c.topk;
     p.shared_intermediate = c.shared;
-    p.tile = tile_tokens(p.pairs, c.experts);
+    p.tile = by_warpgroups ? kWideTile : tile_tokens(p.pairs, c.experts);
+    p.by_warpgroups = by_warpgroups;
     p.at = workspace_of(c.tokens, c.topk, c.experts, c.hidden, c.intermediate, c.shared);
     a.workspace = memory(p.at.bytes);
     unsigned const group_threads = 96;
@@ -35,7 +39,14 @@ double error(Case const& c) {
       run(false, std::max(c.intermediate, c.shared), c.swizzled ? multiply<T, kTile, false, true> : multiply<T, kTile, false, false>);
       run(true, c.hidden, c.swizzled ? multiply<T, kTile, true, true> : multiply<T, kTile, true, false>);
     };
-    if (p.tile == kSmallTile) of_tile.template operator()<kSmallTile>();
+    if (by_warpgroups) {
+      auto const run = [&](bool down, int rows, auto kernel) {
+        int const row_tiles = (rows + rows_of_item(down) - 1) / rows_of_item(down);
+        host::run({3, 1, 1}, {kItemThreads, 1, 1}, kItemBytes, [&] { kernel(a, p, row_tiles); });
+      };
+      run(false, std::max(c.intermediate, c.shared), multiply_by_warpgroups<false>);
+      run(true, c.hidden, multiply_by_warpgroups<true>);
+    } else if (p.tile == kSmallTile) of_tile.template operator()<kSmallTile>();
     else of_tile.template operator()<kLargeTile>();
     host::run({unsigned(c.tokens), 1, 1}, {64, 1, 1}, combine_bytes(c.topk), [&] { combine<T>(a, p); });
   });
@@ -55,9 +66,30 @@ void both(char const* name, Case c) {
   check<__half>("f16", name, c);
 }
 
+void warpgroups(char const* name, Case c) {
+  by_warpgroups = true;
+  check<__nv_bfloat16>("bf16, warpgroups", name, c);
+  by_warpgroups = false;
+}
+
 }  // namespace
 
 int main() {
+  warpgroups("one token", {.tokens = 1, .topk = 2, .experts = 3, .hidden = 256, .intermediate = 64, .shared = 0, .kind = Ids::kDistinct});
+  warpgroups("shared", {.tokens = 17, .topk = 3, .experts = 4, .hidden = 320, .intermediate = 64, .shared = 128});
+  warpgroups("many steps, rows in two items", {.tokens = 19, .topk = 3, .experts = 3, .hidden = 704, .intermediate = 320, .shared = 64});
+  warpgroups("int64, map, up first, two globals",
+             {.tokens = 19, .topk = 4, .experts = 4, .hidden = 128, .intermediate = 64, .shared = 64, .wide = true, .map = true, .globals = 2, .up_first = true});
+  for (int tokens : {8, 48, 49, 96, 97, 160, 161, 176, 177, 400}) {
+    warpgroups("tiles", {.tokens = tokens, .topk = 1, .experts = 2, .hidden = 64, .intermediate = 64, .shared = 64, .kind = Ids::kAllEqual});
+  }
+  warpgroups("weight on input", {.tokens = 18, .topk = 1, .experts = 3, .hidden = 128, .intermediate = 64, .shared = 64, .on_input = true});
+  warpgroups("no ids", {.tokens = 18, .topk = 3, .experts = 2, .hidden = 64, .intermediate = 64, .shared = 0, .kind = Ids::kNone});
+  warpgroups("no ids, shared", {.tokens = 18, .topk = 3, .experts = 2, .hidden = 64, .intermediate = 64, .shared = 128, .kind = Ids::kNone});
+  warpgroups("an infinite token", {.tokens = 20, .topk = 2, .experts = 2, .hidden = 320, .intermediate = 320, .shared = 64, .kind = Ids::kDistinct, .infinite = 2});
+  warpgroups("a narrower shared expert", {.tokens = 10, .topk = 2, .experts = 4, .hidden = 128, .intermediate = 192, .shared = 64});
+  warpgroups("swigluoai", host::moe::with({"swigluoai", Activation::kSwish, true, true, 7, 1.702f, 1},
+                                          {.tokens = 4, .topk = 2, .experts = 3, .hidden = 128, .intermediate = 64, .shared = 64}));
   both("one token", {.tokens = 1, .topk = 2, .experts = 3, .hidden = 256, .intermediate = 64, .shared = 0, .kind = Ids::kDistinct});
   both("shared", {.tokens = 17, .topk = 3, .experts = 4, .hidden = 320, .intermediate = 64, .shared = 128});
   both("swizzled", {.tokens = 20, .topk = 3, .experts = 3, .hidden = 192, .intermediate = 320, .shared = 64, .swizzled = true});

@@ -22,6 +22,7 @@ def test_help_lists_the_commands_and_imports_none() -> None:
         "kernel-prefill",
         "engine-bench",
         "quality-served",
+        "serve-check",
         "engine-compare",
     ]
     assert [line.split()[0] for line in listed if line] == names

@@ -1,10 +1,13 @@
 """Acceptance from counters, first differences with their gaps, and the table."""
 
+import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from gb10.errors import UserError
 from gb10_lab.speculative import distribution, report
 from gb10_lab.speculative.acceptance import Counters
 from gb10_lab.speculative.equality import Comparison, Completion, Divergence, compare
@@ -126,3 +129,23 @@ def test_plot_is_a_picture(tmp_path: Path) -> None:
     again = tmp_path / "again.svg"
     report.plot(_results(0.125), again, "MTP drafts")
     assert again.read_bytes() == (tmp_path / "plot.svg").read_bytes()
+
+
+def test_accepted_lengths_are_held_against_recorded_ones(tmp_path: Path) -> None:
+    results = _results(0.125)
+    file = tmp_path / "speculative.json"
+    file.write_text(json.dumps(report.content(results, 0.5, [])))
+    recorded = report.read_lengths(file)
+    assert recorded[1, "full"] == pytest.approx(1.9)
+    assert report.other_lengths(results, recorded) == []
+    recorded[1, "full"] += report.LENGTH + 0.01
+    del recorded[4, "1000"]
+    assert report.other_lengths(results, recorded) == [
+        "1 drafts, vocabulary full: accepted length 1.90, recorded 2.01",
+        "4 drafts, vocabulary 1000: not recorded",
+    ]
+    recorded[1, "full"] = math.nan
+    assert len(report.other_lengths(results, recorded)) == 2
+    file.write_text("[]")
+    with pytest.raises(UserError, match=r"is no speculative\.json"):
+        report.read_lengths(file)

@@ -153,7 +153,7 @@ def test_vllm_still_says_it_so(file: str, line: str) -> None:
 
 OURS = table(
     Target((9, 0), parts=tuple(EnginePart), dense=Format.FP8, head=Format.FP8),
-    (*PARTS, "dense", "router", "gdn_decode"),
+    (*PARTS, "dense", "router", "norm", "attention_front", "gdn_decode"),
 )
 ENGINE_LOG = started() + "INFO [settings.py:99] gb10: engine gb10, dense fp8, head fp8\n"
 RAN = "INFO [dispatch.py:43] gb10: first dispatch: {} ran {} with {} tokens\n"
@@ -167,6 +167,8 @@ FIRST = (
     ("nvfp4_moe", "moe_decode", 16),
     ("router", "route_experts", 16),
     ("gdn_decode", "gdn_decode", 32),
+    ("norm", "add_norm", 8192),
+    ("attention_front", "attention_front", 8192),
 )
 
 

@@ -262,6 +262,8 @@ def ours(capability: tuple[int, int]) -> Target:
         ("lm_head", (12, 1), "", "gb10 nvfp4_gemv", "gb10 dequantised_nvfp4"),
         ("router", (12, 1), "", "gb10 route_experts", "vLLM"),
         ("gdn_decode", (12, 1), "", "gb10 gdn_decode", "gb10 gdn_decode"),
+        ("norm", (9, 0), "", "gb10 add_norm", "gb10 add_norm"),
+        ("attention_front", (12, 1), "", "gb10 attention_front", "gb10 attention_front"),
     ],
 )
 def test_our_engine_decides_by_capability_and_tokens(
@@ -282,7 +284,7 @@ def test_each_part_that_is_off_leaves_its_rows_to_vllm() -> None:
         left = tuple(one for one in Part if one is not part)
         found = [row.backend for row in table(Target((9, 0), parts=left), [operation])]
         assert found == [stock[operation]]
-    assert not {"dense", "router"} & set(stock)
+    assert not {"dense", "router", "norm", "attention_front"} & set(stock)
 
 
 def test_an_override_is_stronger_than_our_engine() -> None:

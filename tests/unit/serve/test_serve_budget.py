@@ -151,9 +151,75 @@ def test_what_the_user_gives_is_judged_and_named(
 
 
 def test_a_share_that_leaves_the_host_too_little_is_said() -> None:
+    settings, notes = gpu(20 * GIB, 112 * GIB, "--gpu-memory-utilization", "0.91")
+    assert settings.gpu_memory_utilization == 0.91
+    assert any(
+        "leaves 3.1 GiB for the host" in note and "less than 3.7 GiB requests" in note for note in notes
+    )
+
+
+def test_a_share_that_leaves_less_than_the_watch_wants_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = (
+        r"112\.0 GiB is free \(MemAvailable\), of which 1\.9 GiB must stay so \(GB10_MEMORY_STOP\); give at"
+    )
+    with pytest.raises(UserError, match=message):
+        gpu(20 * GIB, 112 * GIB, "--gpu-memory-utilization", "0.93")
+    monkeypatch.setenv("GB10_MEMORY_STOP", "off")
     settings, notes = gpu(20 * GIB, 112 * GIB, "--gpu-memory-utilization", "0.93")
     assert settings.gpu_memory_utilization == 0.93
     assert any("leaves 696 MiB for the host" in note for note in notes)
+
+
+def test_what_a_share_means_is_said() -> None:
+    _, notes = gpu(20 * GIB, 112 * GIB, "--gpu-memory-utilization", "0.5")
+    assert any("0.5 of 119.7 GiB is 59.8 GiB: all that vLLM takes on the GPU" in note for note in notes)
+    share = ("--gpu-memory-utilization", "0.5", "--kv-cache-memory-bytes", "4G")
+    _, notes = gpu(20 * GIB, 112 * GIB, *share)
+    said = "--gpu-memory-utilization 0.5 does not size the KV cache, since --kv-cache-memory-bytes does"
+    assert any(said in note for note in notes)
+    _, notes = cpu(PACKED, 16 * GIB, *share)
+    assert any(f"{said}; vLLM does not look at it" in note for note in notes)
+    _, notes = gpu(20 * GIB, 112 * GIB, "--kv-cache-memory-bytes", "4G")
+    assert not any("does not size" in note for note in notes)
+
+
+def test_what_the_watch_wants_is_kept_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start that fills a cgroup of 8 GiB would be a server that takes no requests."""
+    group = memory.Available(7 * GIB, "memory.max", 8 * GIB)
+    found = Checkpoint("m", config=CONFIG, tensors=PACKED)
+
+    def start() -> Settings:
+        settings = parse([], dict(os.environ))
+        budget.on_cpu(settings, found, routing.Target(None, dtype="bfloat16"), 4096, group)
+        return settings
+
+    assert start().kv_cache_memory_bytes == GIB - 256 * MIB
+    monkeypatch.setenv("GB10_MEMORY_SHED", "900M")
+    with pytest.raises(
+        UserError, match=r"7\.0 GiB is free \(memory\.max\), 900 MiB of it stays so \(GB10_MEMORY_S"
+    ):
+        start()
+    monkeypatch.setenv("GB10_MEMORY_SHED", "off")
+    assert start().kv_cache_memory_bytes == GIB
+
+
+def test_a_layers_requantisation_counts_where_the_cache_is_smaller() -> None:
+    """It is over before the cache is made. A head of 151936 x 8192 has 2.3 GiB in 16 bit."""
+    head = Tensor("lm_head.weight", "BF16", (151936, 8192), 2 * 151936 * 8192)
+    found = Checkpoint("m", config={**CONFIG, "quantization_config": {}}, tensors=(head,))
+    target = routing.Target((12, 1), head=Format.FP8)
+
+    def start(free: int, *argv: str) -> list[str]:
+        free_ = memory.Available(free, "MemAvailable")
+        return budget.on_gpu(parse(argv, {}), found, target, [GB10], free_)
+
+    said = r"weights 1\.2 GiB, a layer in 16 bit while it is requantised 2\.6 GiB, vLLM 2\.0 GiB"
+    with pytest.raises(UserError, match=said):
+        start(11 * GIB)
+    assert any("KV cache 3.8 GiB" in note for note in start(14 * GIB, "--max-model-len", "40960"))
+    with pytest.raises(UserError, match=said) as caught:
+        start(11 * GIB, "--max-model-len", "8192")
+    assert "would fit" not in str(caught.value)
 
 
 def test_a_given_cache_does_not_leave_vllms_own_share() -> None:
@@ -328,11 +394,11 @@ def test_requantised_weights_are_counted_as_what_they_become() -> None:
 def test_nothing_is_requantised_on_the_cpu_or_of_a_plain_checkpoint() -> None:
     found = Checkpoint("m", config={"quantization_config": {}}, tensors=_MATRICES)
     target = partial(routing.Target, dense=Format.FP8, head=Format.FP8)
-    assert budget.requantised(found, target(None), 2) == {}
-    assert budget.requantised(found, target((12, 1)), 4) == {}
+    assert routing.requantised(found, target(None), 2) == {}
+    assert routing.requantised(found, target((12, 1)), 4) == {}
     plain = Checkpoint("m", config={}, tensors=_MATRICES)
-    assert budget.requantised(plain, target((12, 1)), 2) == {}
-    assert budget.requantised(found, target((12, 1)), 2)[_DENSE] == "fp8"
+    assert routing.requantised(plain, target((12, 1)), 2) == {}
+    assert routing.requantised(found, target((12, 1)), 2)[_DENSE] == "fp8"
 
 
 @pytest.mark.parametrize("argv", [["--max-model-len", "99999999999"], ["--max-model-len", "40961"]])

@@ -1,12 +1,15 @@
 """The cause of vLLM's end: its log, and how its processes ended."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from gb10.machine import memory
-from gb10.serve.cause import last_error, last_line, refusal, violent_death
+from gb10.serve.cause import last_error, last_line, violent_death
+from gb10.vllm_plugin.log import after
+from gb10.vllm_plugin.refusal import PREFIX
 
 API = "(APIServer pid=1) INFO 11-22 14:36:19 [x.py:1] "
 CORE = "(EngineCore pid=2) ERROR 11-22 14:36:19 [core.py:9] "
@@ -134,6 +137,7 @@ def test_an_exception_of_cpp_is_an_error() -> None:
 
 
 def test_refusal() -> None:
+    refusal = partial(after, PREFIX)
     assert refusal(CORE + "gb10: refused: norm.weight is not there\n") == "norm.weight is not there"
     assert refusal("gb10: refused: x") == "x"
     assert refusal(CORE + "the log says gb10: refused: x") is None

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,10 +28,11 @@ DRIVER = """
 import os, sys
 from pathlib import Path
 from gb10.errors import UserError
+from gb10.machine.watch import Limits
 from gb10.serve.progress import Progress
 from gb10.serve.supervise import Server
-port, logs, *command = sys.argv[1:]
-server = Server(command, dict(os.environ), Path(logs))
+port, logs, limits, *command = sys.argv[1:]
+server = Server(command, dict(os.environ), Path(logs), limits=Limits(*limits.split()))
 print("keeper", server._process.pid, flush=True)
 try:
     server.handle_signals()
@@ -56,9 +57,18 @@ def alive(pid: int) -> bool:
 
 
 class Run:
-    """A driver that serves the stand-in, which stays at a stage."""
+    """A driver that serves the stand-in, which stays at a stage.
 
-    def __init__(self, folder: Path, stage: str) -> None:
+    ``limits``: words for `gb10.machine.watch.Limits`; ``enter`` is run in the driver before it starts.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        stage: str,
+        limits: Sequence[str] = (),
+        enter: Callable[[], None] | None = None,
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -68,8 +78,10 @@ class Run:
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
         stand_in = [sys.executable, str(Path(__file__).with_name("stand_in.py")), str(self.port), stage]
+        driver = [sys.executable, "-c", DRIVER, str(self.port), str(folder / "logs"), " ".join(limits)]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", DRIVER, str(self.port), str(folder / "logs"), *stand_in, str(self.notes)],
+            [*driver, *stand_in, str(self.notes)],
+            preexec_fn=enter,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -453,6 +453,15 @@ def test_help_prints_every_variable(capsys: pytest.CaptureFixture[str]) -> None:
     assert "[KEY" not in text
 
 
+def test_help_is_no_markdown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert any("](" in row.help for row in ROWS.values())
+    with pytest.raises(SystemExit):
+        parse(["--help"], {})
+    text = " ".join(capsys.readouterr().out.split())
+    assert not set("`") & set(text) and "](" not in text
+    assert "whose kernels run on a GPU (docs/engine.md)" in text
+
+
 def test_help_names_no_command_that_its_reader_may_lack(capsys: pytest.CaptureFixture[str]) -> None:
     """Whoever typed `nix run .#serve` has no `gb10`, and a container has neither."""
     with pytest.raises(SystemExit):

@@ -38,9 +38,9 @@ def test_reads_the_mode(environment: dict[str, str], unfit: str | None, mode: Cu
         ({"GB10_ENGINE": "ours"}, None, ["GB10_ENGINE='ours'", "gb10, stock"]),
         ({"GB10_DENSE": "int8"}, None, ["GB10_DENSE='int8'", "keep, fp8, nvfp4"]),
         (
-            {"GB10_ENGINE_PARTS": "experts,norm"},
+            {"GB10_ENGINE_PARTS": "experts,norms"},
             None,
-            ["'norm'", "dense, head, linear, experts, router, gdn"],
+            ["'norms'", "dense, head, linear, experts, router, norm, gdn, attention"],
         ),
         ({"GB10_ENGINE": "gb10"}, UNFIT, ["--engine gb10", UNFIT, "--engine stock"]),
         ({"GB10_DENSE": "fp8"}, UNFIT, ["--dense fp8", UNFIT]),
@@ -60,7 +60,6 @@ def test_a_part_that_is_off_is_off_in_the_mode() -> None:
     mode = CudaMode.from_env(None, {"GB10_ENGINE_PARTS": "gdn"})
     assert [part for part in Part if mode.has(part)] == [Part.GDN]
     assert not any(map(STOCK.has, Part))
-    assert (
-        mode.line(None) == "engine gb10, dense keep, head keep, without dense, head, linear, experts, router"
-    )
+    off = "dense, head, linear, experts, router, norm, attention"
+    assert mode.line(None) == f"engine gb10, dense keep, head keep, without {off}"
     assert STOCK.line(UNFIT) == f"engine stock: {UNFIT}"

@@ -73,6 +73,27 @@ assert "router" in factors["GB10_ENGINE_PARTS"]
     assert status == 0, said
 
 
+def test_all_modes_have_one_triton_cache() -> None:
+    """torch would give each graph one of its own; what the user names stays."""
+    status, said = python(
+        """
+from torch._inductor.runtime import triton_heuristics
+source = open(triton_heuristics.__file__).read()
+assert 'if os.getenv("TRITON_CACHE_DIR") is None:' in source, "torch does something else now"
+from gb10.vllm_plugin.cuda import caches
+from gb10.vllm_plugin import patches
+caches.install()
+assert os.environ["TRITON_CACHE_DIR"] == "/cache/vllm/triton", os.environ
+os.environ["TRITON_CACHE_DIR"] = "/mine"
+caches.install()
+assert os.environ["TRITON_CACHE_DIR"] == "/mine"
+""",
+        VLLM_CACHE_ROOT="/cache/vllm",
+        TRITON_CACHE_DIR="",
+    )
+    assert status == 0, said
+
+
 def test_models_are_not_imported_before_one_is_loaded() -> None:
     """The server's process makes the configuration and loads nothing; a CUDA context has no place in it."""
     status, said = python(
@@ -90,7 +111,8 @@ def stock(self, vllm_config, model_config, prefix=""):
 BaseModelLoader.load_model = stock
 before = set(sys.modules)
 patches.apply("config")
-assert CompilationConfig._attention_ops.count("vllm::gb10_gdn_core") == 1
+for operator in ("vllm::gb10_gdn_core", "vllm::gb10_attention"):
+    assert CompilationConfig._attention_ops.count(operator) == 1
 assert settings.ENGINE_NAME in vllm.envs.environment_variables
 new = set(sys.modules) - before
 assert not [name for name in new if name.startswith(("vllm.model_executor.models", "vllm.third"))], new
@@ -114,7 +136,8 @@ def test_layers_have_their_operators() -> None:
     status, said = python(
         """
 from vllm.model_executor.models.qwen3_5 import Qwen3_5DecoderLayer
-from vllm.model_executor.models.qwen3_next import Qwen3NextDecoderLayer
+from vllm.model_executor.models.qwen3_moe import Qwen3MoeAttention
+from vllm.model_executor.models.qwen3_next import Qwen3NextAttention, Qwen3NextDecoderLayer
 from reference import cpu_operators
 cpu_operators.install()
 from gb10.vllm_plugin.cuda import settings
@@ -125,8 +148,49 @@ install.install()
 assert Qwen3NextDecoderLayer.forward is not stock
 assert Qwen3_5DecoderLayer.forward is Qwen3NextDecoderLayer.forward
 assert Qwen3NextDecoderLayer.gb10_block is None
-for name in ("gb10_experts", "gb10_gdn_in", "gb10_gdn_core"):
+assert Qwen3NextDecoderLayer.gb10_norm is False
+assert Qwen3NextAttention.gb10_front is None and Qwen3MoeAttention.gb10_front is None
+for name in ("gb10_experts", "gb10_add_norm", "gb10_gdn_in", "gb10_gdn_core", "gb10_attention"):
     assert hasattr(torch.ops.vllm, name), name
+"""
+    )
+    assert status == 0, said
+
+
+def test_a_load_waits_once_after_all_that_changes_weights() -> None:
+    """Our kernels read weights while the kernel before them runs: nothing may read them before the wait."""
+    status, said = python(
+        """
+from types import SimpleNamespace
+from reference import cpu_operators
+cpu_operators.install()
+import vllm.distributed
+from vllm.model_executor.model_loader import BaseModelLoader, base_loader
+from gb10.vllm_plugin import patches
+from gb10.vllm_plugin.cuda import settings
+settings._of_process = settings.CudaMode()
+calls = []
+def note(name, answer=None):
+    return lambda *given, **named: calls.append(name) or answer
+model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+def load(self, vllm_config, model_config, prefix=""):
+    calls.append("load")
+    base_loader.process_weights_after_loading(model, model_config, torch.device("cuda"))
+    return model
+BaseModelLoader.load_model = load
+def process_weights_after_loading(model, model_config, target_device):
+    calls.append("vLLM's own")
+base_loader.process_weights_after_loading = process_weights_after_loading
+vllm.distributed.get_tensor_model_parallel_rank = lambda: 0
+patches.apply("engine")
+from gb10.vllm_plugin.cuda import install, selftest
+from gb10.vllm_plugin.cuda.experts import select
+from gb10.vllm_plugin.cuda.requant.report import report
+select.MoERunner, select.fold = torch.nn.Linear, note("experts")
+install.take_over, selftest.run, type(report).tell = note("layers"), note("self-test"), note("report")
+torch.cuda.is_available, torch.cuda.synchronize = lambda: True, note("wait")
+BaseModelLoader.load_model(object(), None, SimpleNamespace(dtype=torch.bfloat16))
+assert calls == ["load", "vLLM's own", "experts", "layers", "wait", "self-test", "report"], calls
 """
     )
     assert status == 0, said

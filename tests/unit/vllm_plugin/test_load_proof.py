@@ -276,7 +276,7 @@ def test_copies_that_change_numbers_are_noted(source: torch.Tensor, dtype: torch
         target = torch.empty(2, dtype=dtype)
         writes.given = Given("a", source.dtype, (2,))
         target.copy_(source)
-    expected = {} if kept else {"a": Copy(source.dtype, dtype, exact=False, numbers=2, spread=False)}
+    expected = {} if kept else {"a": Copy(source.dtype, dtype, exact=False, numbers=2)}
     assert record(writes, target).doubtful == expected
     writes.forget_writes()
     assert record(writes, target).doubtful == {}

@@ -15,8 +15,10 @@ from gb10.kernels.moe_decode import SharedExpert, workspace_bytes
 from gb10.kernels.moe_router import workspace_bytes as router_bytes
 from gb10.nvfp4 import quantize
 from gb10.vllm_plugin.cuda import dispatch, selftest
+from gb10.vllm_plugin.cuda.layers.attention import Front
 from gb10.vllm_plugin.cuda.layers.block import Block
 from gb10.vllm_plugin.cuda.layers.gdn import Batch, Core
+from gb10.vllm_plugin.cuda.layers.norm import add_norm
 from gb10.vllm_plugin.cuda.requant.dense import Dense
 from gb10.vllm_plugin.cuda.settings import DECODE, SelfTest
 from gb10.vllm_plugin.refusal import Refused
@@ -81,6 +83,24 @@ class NativeLinear(torch.nn.Module):
         return out
 
 
+def _front(cached: torch.dtype, *, writes: bool = True, gated: bool = True) -> Front:
+    """Three heads of 64 and one of k and v, of which 16 numbers rotate."""
+    attention = SimpleNamespace(
+        num_heads=3,
+        num_kv_heads=1,
+        head_size=64,
+        kv_cache_torch_dtype=cached,
+        query_quant="static" if writes else None,
+        _q_scale=torch.tensor(0.02),
+        _k_scale=torch.tensor(0.03),
+        _v_scale=torch.tensor([1.5]),
+    )
+    norm = SimpleNamespace(weight=_random(64).to(BF16) * 0.1, variance_epsilon=1e-6)
+    angles = torch.arange(40)[:, None] * torch.rand(8)
+    cos_sin = torch.cat((angles.cos(), angles.sin()), dim=1).to(BF16)
+    return Front(attention, norm, norm, True, cos_sin, (0, 0), gated, writes)
+
+
 @pytest.fixture
 def model() -> torch.nn.Module:
     """One layer of each kind."""
@@ -112,16 +132,27 @@ def model() -> torch.nn.Module:
         workspace=torch.zeros(router_bytes(DECODE, EXPERTS), dtype=torch.uint8),
         reduces=False,
     )
+    decoder.gb10_norm = True
+    decoder.input_layernorm = SimpleNamespace(weight=_random(HIDDEN).to(BF16) + 1, variance_epsilon=1e-6)
+    attention: Any = torch.nn.Module()
+    attention.qkv_proj = torch.nn.Module()
+    attention.gb10_front = _front(torch.uint8)
+    last: Any = torch.nn.Module()
+    last.qkv_proj = torch.nn.Module()
+    last.gb10_front = _front(BF16, writes=False, gated=False)
     head: Any = torch.nn.Module()
     head.gb10_dense = Dense.of(_random(96, HIDDEN).to(BF16), "nvfp4", "lm_head", "lm_head")
-    return torch.nn.ModuleDict({"gdn": layer, "layer": decoder, "native": NativeLinear(), "head": head})
+    more = {"attention": attention, "last": last}
+    return torch.nn.ModuleDict(
+        {"gdn": layer, "layer": decoder, "native": NativeLinear(), "head": head} | more
+    )
 
 
 def test_right_kernels_pass(model: torch.nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_seen", {})
     done = list(selftest.checks(model, BF16))
     assert {check.operation for check in done} == {
-        *("dense", "lm_head", "nvfp4_linear", "nvfp4_moe", "router", "gdn_decode")
+        *("dense", "lm_head", "nvfp4_linear", "nvfp4_moe", "router", "norm", "attention_front", "gdn_decode")
     }
     assert [check.words for check in done if not check.passed] == []
     dispatch._seen.clear()
@@ -185,6 +216,20 @@ def _break_drafts(model: Any, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Core, "decode", wrong)
 
 
+def _break_norm(model: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(selftest, "add_norm", lambda x, *given: add_norm(x * 1.2, *given))
+
+
+def _break_front(model: Any, patch: pytest.MonkeyPatch) -> None:
+    """Each token is where the next one should be."""
+    front = Front.front
+
+    def wrong(self: Front, qkv: Any, positions: Any, query: Any, key: Any, cache: Any, slots: Any) -> None:
+        front(self, qkv, positions, query, key, cache, slots if slots is None else slots - 1)
+
+    patch.setattr(Front, "front", wrong)
+
+
 @pytest.mark.parametrize(
     ("operation", "break_it"),
     [
@@ -195,6 +240,8 @@ def _break_drafts(model: Any, patch: pytest.MonkeyPatch) -> None:
         ("router", _break_router),
         ("gdn_decode", _break_gdn),
         ("gdn_decode", _break_drafts),
+        ("norm", _break_norm),
+        ("attention_front", _break_front),
     ],
 )
 def test_a_wrong_kernel_ends_the_start_with_its_operation(

@@ -17,7 +17,7 @@ from typer import Argument, Option
 from gb10.arguments import json_object, whole
 from gb10.errors import EXIT_FAILED, UserError
 from gb10.files import read_json, write_json
-from gb10_lab.engine_bench import configurations, models, report
+from gb10_lab.engine_bench import compilers, configurations, models, report
 from gb10_lab.engine_bench.profile import step_of, write
 
 if TYPE_CHECKING:
@@ -92,7 +92,11 @@ def _measure(
     ready = time.time() - began
     engine.generate(1, 1)
     answered = time.time() - began
-    print(f"ready after {ready:.1f} s, first answer after {answered:.1f} s", flush=True)
+    compiled = compilers.made_since(began)
+    print(
+        f"ready after {ready:.1f} s, first answer after {answered:.1f} s, compiled: {compiled.words}",
+        flush=True,
+    )
     import torch
     import vllm
 
@@ -109,7 +113,11 @@ def _measure(
         "command": record.command(),
         "layers": extra.get("hf_overrides", {}).get("num_hidden_layers", config.get("num_hidden_layers")),
         "engine": engine.arguments(),
-        "start": {"ready_seconds": round(ready, 1), "first_answer_seconds": round(answered, 1)},
+        "start": {
+            "ready_seconds": round(ready, 1),
+            "first_answer_seconds": round(answered, 1),
+            "compiled": compiled.content(),
+        },
         "failures": [],
         "skipped": [],
     }

@@ -197,6 +197,22 @@ def quantize(x: list[torch.Tensor], fused_silu: bool) -> Version:
     return Version("ours", run, len(x))
 
 
+def nvfp4_search(weight: torch.Tensor) -> Version:
+    """Convert ``weight`` with searched block scales; the output is the packed codes."""
+    call = torch.ops.gb10.nvfp4_search.default
+    rows, columns = weight.shape
+    scale = torch.full((1,), QUANTIZE_SCALE, dtype=torch.float32, device=weight.device)
+    codes = torch.empty((rows, columns // 2), dtype=torch.uint8, device=weight.device)
+    scales = torch.empty((rows, columns // 16), dtype=torch.float8_e4m3fn, device=weight.device)
+    squares = torch.empty((rows, 2), dtype=torch.float64, device=weight.device)
+
+    def run(i: int) -> torch.Tensor:
+        call(weight, scale, codes, scales, squares)
+        return codes
+
+    return Version("ours", run, 1)
+
+
 def _into(x: torch.Tensor, rows: int, call: Callable[[int, torch.Tensor], None], copies: int) -> Version:
     """A version that writes into an output of its own, ``[tokens, rows]``, which begins as NaN."""
     out = torch.full((x.shape[0], rows), float("nan"), dtype=x.dtype, device=x.device)

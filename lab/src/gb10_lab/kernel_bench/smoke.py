@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from gb10.nvfp4 import quantize_searched
 from gb10_lab.kernel_bench import adapters, data, gdn
 from gb10_lab.kernel_bench.shapes import Dense, Gdn, Moe
 from gb10_lab.kernel_bench.suite import FUSED_LIMIT, GDN_LIMIT, LIMIT, ROUTER_LIMIT
@@ -24,6 +25,8 @@ ROUTERS = ((256, 16, 4), (2304, 330, 7))
 """Hidden, experts, topk."""
 TOKENS = (1, 3, 16)
 MANY_TOKENS = (2, 40, 150)
+NORM_LIMIT = 4e-3
+"""A norm without "+ 1" rounds before the weight and after."""
 GROUPED_LIMIT = 6e-3
 """``moe_grouped`` rounds what comes out of the activation, and each expert's part, to the dtype of x."""
 
@@ -83,12 +86,19 @@ def _calls(held: list[str], device: torch.device) -> Iterator[tuple[str, str, Ve
     if hasattr(torch.ops.gb10, "moe_grouped"):
         for tokens in MANY_TOKENS:
             yield from _experts("moe_grouped", tokens, GROUPED_LIMIT, device)
+    for tokens in TOKENS:
+        yield from _norms(tokens, device)
+        yield from _fronts(tokens, device)
     for operator, fused in (("quantize_nvfp4", False), ("silu_mul_quantize_nvfp4", True)):
         if operator in held:
             x = data.activations(130, 96 * (2 if fused else 1), device)
             version = adapters.quantize([x], fused)
             wanted = data.quantized(x, fused, adapters.QUANTIZE_SCALE)
             yield operator, "130x96", version, _same(wanted, FUSED_LIMIT if fused else 0.0)
+    if hasattr(torch.ops.gb10, "nvfp4_search"):
+        weight = data.activations(130, 1040, device)
+        searched = quantize_searched(weight, adapters.QUANTIZE_SCALE)
+        yield "nvfp4_search", "130x1040", adapters.nvfp4_search(weight), _same(searched.packed, 0.0)
 
 
 def _experts(
@@ -114,6 +124,56 @@ def _routers(tokens: int, device: torch.device) -> Iterator[tuple[str, str, Vers
         wanted = data.router_weights(x, residual, router[0], topk, adapters.EPSILON)
         what = f"{experts}/{topk} {hidden}, {tokens} tokens"
         yield "route_experts", what, version, _near(wanted, ROUTER_LIMIT)
+
+
+def _norms(tokens: int, device: torch.device) -> Iterator[tuple[str, str, Version, Check]]:
+    for hidden in (256, 2056):
+        x, residual, weight = (data.activations(rows, hidden, device) for rows in (tokens, tokens, 1))
+        normed, total = torch.zeros_like(x), torch.zeros_like(x)
+
+        def run(
+            _: int, given: tuple[torch.Tensor, ...] = (x, residual, weight[0], normed, total)
+        ) -> torch.Tensor:
+            *ins, normed, total = given
+            torch.ops.gb10.add_norm(*ins, adapters.EPSILON, False, normed, total)
+            return normed
+
+        wide = x.double() + residual.double()
+        wanted = wide * (wide.square().mean(-1, keepdim=True) + adapters.EPSILON).rsqrt() * weight.double()
+        yield "add_norm", f"{hidden}, {tokens} tokens", Version("ours", run, 1), _near(wanted, NORM_LIMIT)
+
+
+def _fronts(tokens: int, device: torch.device) -> Iterator[tuple[str, str, Version, Check]]:
+    """Six heads of 64 with gates, one of k and v, an E4M3 cache; the cosines turn nothing. Then the gate."""
+    heads, size, blocks = 6, 64, 3
+    qkv = data.activations(tokens, (2 * heads + 2) * size, device)
+    one = torch.ones(1, device=device)
+    weight = torch.ones(size, dtype=torch.bfloat16, device=device)
+    cos_sin = torch.cat((torch.ones(20, 8), torch.zeros(20, 8)), dim=1).to(qkv)
+    positions, slots = torch.arange(tokens, device=device), torch.arange(tokens, device=device) - 1
+    query = torch.zeros(tokens, heads * size, dtype=qkv.dtype, device=device)
+    cache = torch.zeros(blocks, 1, tokens, 2 * size, dtype=torch.uint8, device=device)
+    places = cache.transpose(1, 2).split(size, dim=-1)
+
+    def run(_: int) -> torch.Tensor:
+        norm = (weight, weight, adapters.EPSILON, False)
+        where = (cos_sin, positions, 0, 0, heads, 1, True, query, None, *places, slots)
+        torch.ops.gb10.attention_front(qkv, *norm, *where, None, one, one)
+        return query
+
+    units = qkv[:, : 2 * heads * size].unflatten(1, (heads, 2, size))
+    q = units[:, :, 0].double()
+    wanted = q * (q.square().mean(-1, keepdim=True) + adapters.EPSILON).rsqrt()
+    yield "attention_front", f"{tokens} tokens", Version("ours", run, 1), _near(wanted.flatten(1), NORM_LIMIT)
+    before = data.activations(tokens, heads * size, device).view(tokens, heads, size)
+    out = before.clone()
+
+    def gate(_: int) -> torch.Tensor:
+        torch.ops.gb10.attention_gate(out.copy_(before), units[:, :, 1])
+        return out
+
+    gated = before.double() * units[:, :, 1].double().sigmoid()
+    yield "attention_gate", f"{tokens} tokens", Version("ours", gate, 1), _near(gated)
 
 
 def _near(wanted: torch.Tensor, least: float = LIMIT) -> Check:

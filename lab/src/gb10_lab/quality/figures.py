@@ -32,11 +32,15 @@ class Sums:
 
         `ours` and `reference` are log probabilities `[T, vocabulary]` of the variant and of the BF16 model,
         in float64: a KL of 1e-6 is a sum of numbers that nearly cancel each other. `targets` is int64 `[T]`,
-        the token that follows each position.
+        the token that follows each position. All three are on one device, any.
         """
-        self.loss[window] -= ours.gather(-1, targets.unsqueeze(-1)).sum()
-        self.same_top[window] += (ours.argmax(-1) == reference.argmax(-1)).sum()
-        self.kl[window] += (reference.exp() * (reference - ours)).sum()
+        self.loss[window] -= ours.gather(-1, targets.unsqueeze(-1)).sum().cpu()
+        self.same_top[window] += (ours.argmax(-1) == reference.argmax(-1)).sum().cpu()
+        self.kl[window] += (reference.exp() * (reference - ours)).sum().cpu()
+
+    def first(self, windows: int) -> Sums:
+        """Those of the first ``windows``."""
+        return Sums(self.loss[:windows], self.same_top[:windows], self.kl[:windows])
 
 
 @dataclass(frozen=True)

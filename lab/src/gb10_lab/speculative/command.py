@@ -85,6 +85,10 @@ def run(
         ),
     ] = math.inf,
     engine: Annotated[str, Option(metavar="JSON", help="more arguments of vllm.LLM")] = "{}",
+    recorded: Annotated[
+        Path | None,
+        Option(metavar="FILE", help=f"an earlier {_FIGURES}: accepted lengths must be those of its rows"),
+    ] = None,
     out: Annotated[
         Path | None, Option(metavar="DIR", help=f"write {_FIGURES}, {_TABLE} and {_PLOT} there")
     ] = None,
@@ -98,6 +102,7 @@ def run(
     began = time.monotonic()
     extra = json_object("--engine", engine)
     config = _config(model)
+    earlier = None if recorded is None else report.read_lengths(recorded)
     plan = Plan(
         draft=tuple(dict.fromkeys(draft or (1, 2, 3, 4))),
         vocabularies=_vocabularies(
@@ -151,7 +156,12 @@ def run(
         )
     for name in failed:
         print(f"distribution test failed: {name}", file=sys.stderr)
-    return EXIT_FAILED if beyond or failed or results.skipped else 0
+    lengths = [] if earlier is None else report.other_lengths(results, earlier)
+    for line in lengths:
+        print(f"not as recorded: {line}", file=sys.stderr)
+    if earlier is not None and not lengths:
+        print(f"accepted lengths are those of {recorded}")
+    return EXIT_FAILED if beyond or failed or results.skipped or lengths else 0
 
 
 def _write(folder: Path, figures: dict[str, Any], text: str, results: Results) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gb10.errors import UserError
+from gb10.files import read_json
 from gb10_lab.speculative import distribution
 from gb10_lab.speculative.equality import TOP
 from gb10_lab.speculative.measure import FULL, Results, Row
@@ -15,6 +17,40 @@ from gb10_lab.speculative.prompts import Prompt
 
 _LISTED = 12
 """Divergences that the table lists; the JSON file has all."""
+
+
+LENGTH = 0.1
+"""By how much an accepted length may differ from a recorded one: four standard errors of 1240 steps."""
+
+
+def read_lengths(file: Path) -> dict[tuple[int, str], float]:
+    """Accepted lengths of a JSON file of `content`, by number of drafts and name of the draft vocabulary.
+
+    Raises UserError when the file has none.
+    """
+    content = read_json(file)
+    try:
+        rows = [row for row in content["rows"] if row["draft"]]
+        return {(row["draft"], row["vocabulary"]): float(row["accepted_length"]) for row in rows}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file} is no speculative.json ({error!r})") from error
+
+
+def other_lengths(results: Results, recorded: Mapping[tuple[int, str], float]) -> list[str]:
+    """A line for each setting whose accepted length is not the recorded one, or that has none."""
+    lines = []
+    for row in results.rows:
+        if not row.draft:
+            continue
+        what, expected = (
+            f"{row.draft} drafts, vocabulary {row.vocabulary}",
+            recorded.get((row.draft, row.vocabulary)),
+        )
+        if expected is None:
+            lines.append(f"{what}: not recorded")
+        elif not abs(row.counters.length - expected) <= LENGTH:
+            lines.append(f"{what}: accepted length {row.counters.length:.2f}, recorded {expected:.2f}")
+    return lines
 
 
 def table(results: Results, bound: float) -> str:

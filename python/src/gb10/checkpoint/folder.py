@@ -64,6 +64,13 @@ class Checkpoint:
         return self.name if self.folder is None else str(self.folder)
 
     @property
+    def files(self) -> list[Path]:
+        """The weights' files, those in the folder; none where it is not known."""
+        return (
+            sorted(path for pattern in _WEIGHTS for path in self.folder.glob(pattern)) if self.folder else []
+        )
+
+    @property
     def label(self) -> str:
         """Short name for the API: the folder's name, or the hub name."""
         return self.folder.name if self.folder is not None and not self.cached else self.name

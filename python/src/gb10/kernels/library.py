@@ -31,8 +31,9 @@ KERNELS = Library(
     libraries.KERNELS_PACKAGE,
     libraries.KERNELS_VARIABLES,
     (
-        *("bandwidth_read", "fp8_gemv", "gdn_decode", "moe_decode", "moe_grouped"),
-        *("nvfp4_dequantize", "nvfp4_gemv", "route_experts"),
+        *("add_norm", "attention_front", "attention_gate", "bandwidth_read"),
+        *("fp8_gemv", "gdn_decode", "moe_decode", "moe_grouped"),
+        *("nvfp4_dequantize", "nvfp4_gemv", "nvfp4_search", "route_experts"),
         *("quantize_nvfp4", "silu_mul_quantize_nvfp4", "quantize_nvfp4_experts"),
     ),
 )

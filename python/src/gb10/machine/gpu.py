@@ -1,12 +1,10 @@
 """Find the GPU without importing torch: the driver library first, then nvidia-smi."""
 
 import ctypes
-import importlib.util
 import os
 import shutil
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 
 _MAJOR, _MINOR, _INTEGRATED = 75, 76, 18
 """CUdevice_attribute numbers: compute capability major and minor, integrated (unified memory)."""
@@ -114,20 +112,3 @@ def detect_gpus() -> list[Gpu]:
         return []
     found = _from_driver()
     return _from_nvidia_smi() if found is None else found
-
-
-def flashinfer_usable() -> bool:
-    """Whether vLLM 0.32.0 will use FlashInfer: the rule of its ``vllm/utils/flashinfer.py``.
-
-    The package must be there, and either ready-made kernels (flashinfer-cubin, or
-    VLLM_HAS_FLASHINFER_CUBIN=1) or both nvcc and ninja.
-    """
-    if importlib.util.find_spec("flashinfer") is None:
-        return False
-    if os.environ.get("VLLM_HAS_FLASHINFER_CUBIN", "0") not in ("", "0") or importlib.util.find_spec(
-        "flashinfer_cubin"
-    ):
-        return True
-    homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
-    nvcc = shutil.which("nvcc") or any(home and Path(home, "bin/nvcc").exists() for home in homes)
-    return bool(nvcc) and shutil.which("ninja") is not None

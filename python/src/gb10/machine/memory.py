@@ -1,50 +1,35 @@
 """Memory that the machine has and that is free, in bytes."""
 
+import contextlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-_UNLIMITED = 1 << 60
+from gb10.machine import gauges
+from gb10.units import text_size
 
 
 @dataclass(frozen=True)
 class Available:
-    """Free memory and what limits it ("MemAvailable", or the path of a cgroup)."""
+    """Free memory and what limits it ("MemAvailable", or the path of a cgroup); ``total``: what that allows."""
 
     size: int
     limit: str
+    total: int = 0
 
 
-def _read_number(path: Path) -> int | None:
+def _meminfo(proc: Path, name: bytes) -> int | None:
     try:
-        text = path.read_text().strip()
+        found = gauges.field((proc / "meminfo").read_bytes(), name)
     except OSError:
         return None
-    return int(text) if text.isdigit() else None
-
-
-def _reclaimable(group: Path) -> int:
-    """Page cache that the kernel drops before it kills anything: inactive_file of memory.stat."""
-    try:
-        lines = (group / "memory.stat").read_text().splitlines()
-    except OSError:
-        return 0
-    stat = dict(line.split(maxsplit=1) for line in lines if " " in line)
-    return int(stat.get("total_inactive_file", stat.get("inactive_file", "0")))
-
-
-def _meminfo(proc: Path, name: str) -> int | None:
-    try:
-        lines = (proc / "meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = (line.split() for line in lines if line.startswith(f"{name}:"))
-    return next((int(words[1]) * 1024 for words in found), None)
+    return None if found is None else found << 10
 
 
 def total(proc: Path = Path("/proc")) -> int:
     """MemTotal: all memory that the kernel manages; 0 where it does not say."""
-    return _meminfo(proc, "MemTotal") or 0
+    return _meminfo(proc, b"MemTotal") or 0
 
 
 def nodes(proc: Path = Path("/proc")) -> int:
@@ -58,49 +43,51 @@ def nodes(proc: Path = Path("/proc")) -> int:
     return max(sum(int(last or first) - int(first) + 1 for first, _, last in ranges), 1)
 
 
-def _cgroups(proc: Path, sys: Path) -> Iterable[tuple[Path, str, str]]:
-    """(folder, name of its limit file, name of its usage file) for our cgroups and their parents."""
-    try:
-        lines = (proc / "self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root, names = sys / "fs/cgroup", ("memory.max", "memory.current")
-            if not (root / "cgroup.controllers").exists():
-                root = root / "unified"
-        elif "memory" in controllers.split(","):
-            root, names = sys / "fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        else:
-            continue
-        folder = root / path.lstrip("/")
-        # Inside a container the path is that of the host; what is mounted there is our own group.
-        if not folder.is_dir():
-            folder = root
-        while True:
-            yield folder, *names
-            if folder == root:
-                break
-            folder = folder.parent
-
-
 def available(proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> Available:
     """The least of MemAvailable and what each memory cgroup (v1 or v2) above us still allows.
 
-    On GB10 the CPU and the GPU share one memory, so this holds for the GPU as well, and is truer than
-    cudaMemGetInfo, which counts the page cache as used.
+    On GB10 the CPU and the GPU share one memory, so this holds for the GPU as well (`unified`).
     """
-    free = _meminfo(proc, "MemAvailable")
-    least = Available(_UNLIMITED, "unknown") if free is None else Available(free, "MemAvailable")
-    for folder, limit_name, usage_name in _cgroups(proc, sys):
-        limit, usage = _read_number(folder / limit_name), _read_number(folder / usage_name)
-        if limit is None or usage is None or limit >= _UNLIMITED:
-            continue
-        free = max(0, limit - usage + _reclaimable(folder))
-        if free < least.size:
-            least = Available(free, str(folder / limit_name))
+    least = Available(gauges.UNLIMITED, "unknown")
+    for gauge in gauges.gauges(proc, sys):
+        found = gauge.read()
+        gauge.close()
+        if found is not None and found[0] < least.size:
+            least = Available(found[0], gauge.name, found[1])
     return least
+
+
+def unified(free: Available, device: int | None, proc: Path = Path("/proc")) -> Available:
+    """What a GPU that shares the CPU's memory may have: the lesser of ``free`` and what CUDA can give.
+
+    ``free`` is `available`'s, ``device`` what cudaMemGetInfo calls free. That counts neither the page cache nor
+    anything else that the kernel would reclaim for an allocation ("the amount of memory on the device that is
+    free according to the OS", cuMemGetInfo; vllm #35313 has 75 of 142 GiB so). So what is reclaimable comes on
+    top: MemAvailable less MemFree. What the driver keeps of MemFree for itself (a GB10's 121 GiB were 102 to
+    CUDA) stays off.
+    """
+    have, unused = _meminfo(proc, b"MemAvailable"), _meminfo(proc, b"MemFree")
+    if device is None or have is None or unused is None:
+        return free
+    reclaimable = max(have - unused, 0)
+    if device + reclaimable >= free.size:
+        return free
+    words = f"cudaMemGetInfo {text_size(device)}, page cache {text_size(reclaimable)}"
+    return Available(device + reclaimable, words, free.total)
+
+
+def drop(files: Iterable[Path]) -> None:
+    """Let the page cache of ``files`` go. The kernel would, too, but late: an allocation waits for that.
+
+    Pages that are dirty, or mapped by a process, stay.
+    """
+    for path in files:
+        with contextlib.suppress(OSError):
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(file)
 
 
 @dataclass(frozen=True)
@@ -122,7 +109,7 @@ def _count(path: Path, name: str) -> int:
 def oom_kills(proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> Kills:
     """What the kernel counts up to now; 0 where it does not say."""
     own: dict[str, Path] = {}
-    for folder, limit_name, _ in _cgroups(proc, sys):
-        own.setdefault(limit_name, folder)
+    for folder, limit_name, _ in gauges.groups(proc, sys):
+        own.setdefault(limit_name, Path(folder))
     files = [folder / name for folder in own.values() for name in ("memory.events", "memory.oom_control")]
     return Kills(sum(_count(file, "oom_kill") for file in files), _count(proc / "vmstat", "oom_kill"))

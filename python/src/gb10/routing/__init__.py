@@ -1,6 +1,7 @@
 """Which backend runs which operation, whose choice that is, and why: the one routing table."""
 
 from gb10.routing.compare import Ran, compare, live
+from gb10.routing.loaded import requantised
 from gb10.routing.overrides import (
     B12X_EXPERT_LIMIT,
     Overrides,
@@ -11,6 +12,7 @@ from gb10.routing.overrides import (
 )
 from gb10.routing.parts import parts_of
 from gb10.routing.render import render
+from gb10.routing.report import Report, plan, report, serving
 from gb10.routing.rules import (
     BY_NAME,
     CPU_MODE_VARIABLE,
@@ -39,6 +41,7 @@ __all__ = [
     "Overrides",
     "Part",
     "Ran",
+    "Report",
     "Route",
     "Target",
     "apply_overrides",
@@ -48,7 +51,11 @@ __all__ = [
     "live",
     "parse_overrides",
     "parts_of",
+    "plan",
     "render",
+    "report",
+    "requantised",
     "route",
+    "serving",
     "table",
 ]

@@ -15,6 +15,7 @@ from gb10.checkpoint.hub import locate
 from gb10.checkpoint.size import decoded_token_bytes
 from gb10.errors import UserError
 from gb10.machine import cpu
+from gb10.machine import flashinfer as ready_kernels
 from gb10.machine import gpu as device
 from gb10.units import parse_whole
 from gb10.vllm_plugin.cpu.mode import Mode
@@ -46,16 +47,15 @@ def _live(*, as_json: bool) -> int:
     logs = running_logs(log_folder(os.environ))
     if not logs:
         raise UserError("--live: no `gb10 serve` of this user runs here; start one, or leave out --live")
-    servers = [(str(path), routing.live(path.read_text(errors="replace"))) for path in logs]
+    servers = []
+    for path in logs:
+        with path.open(errors="replace") as lines:
+            servers.append((str(path), routing.report(lines)))
     if as_json:
-        print(
-            json.dumps(
-                [{"log": path, "ran": [asdict(one) for one in ran]} for path, ran in servers], indent=2
-            )
-        )
+        print(json.dumps([{"log": name, **found.as_json()} for name, found in servers], indent=2))
         return 0
-    for path, ran in servers:
-        print("\n".join([path, *([f"  {one.words}" for one in ran] or ["  nothing yet"])]))
+    for name, found in servers:
+        print("\n".join([name, *(f"  {line}" for line in found.lines)]))
     return 0
 
 
@@ -65,11 +65,7 @@ _GB10_READ = 233e9
 
 def _decode(checkpoint: Checkpoint, target: routing.Target) -> str:
     """What one sequence's next token reads, and how long that takes a GB10 at the least."""
-    forms: dict[str, str] = {}
-    if target.parts:
-        from gb10.serve.budget import requantised
-
-        forms = requantised(checkpoint, target, 2)
+    forms = routing.requantised(checkpoint, target, 2) if target.parts else {}
     size = decoded_token_bytes(checkpoint.tensors, checkpoint.config, formats=forms)
     milliseconds = size / _GB10_READ * 1e3
     return (
@@ -116,10 +112,12 @@ def run(
     ours = engine is Engine.GB10
     if ours and (why := settings.without_code(found)) is not None:
         raise UserError(f"--engine gb10: {why}")
-    usable = device.flashinfer_usable() if flashinfer is None else flashinfer
+    if flashinfer is None:
+        fits = found is not None and ready_kernels.fits([found])
+        flashinfer = ready_kernels.usable(ready=fits)
     target = routing.Target(
         found,
-        found is not None and usable,
+        found is not None and flashinfer,
         cpu_mode,
         amx=found is None and cpu.has_amx(),
         kv_cache="fp8" if fp8_kv_cache else "auto",

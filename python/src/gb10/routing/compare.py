@@ -1,13 +1,16 @@
 """After the start: what vLLM says in its log that it chose, against what the table said before."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from gb10.routing.rules import BY_NAME, OPEN, OURS
 from gb10.routing.table import Route
 from gb10.vllm_plugin.cuda import dispatch
 from gb10.vllm_plugin.cuda.dispatch import Dispatch
+from gb10.vllm_plugin.log import bare
+
+_NAME = "gb10: "
 
 _STARTED = "Initializing a V1 LLM engine"
 """vLLM's line that all others below follow; without it the log says nothing (VLLM_LOGGING_LEVEL)."""
@@ -28,6 +31,19 @@ _SAYS = {
 
 _SILENT = ("attention", "sampling", "gdn_prefill", "kv_cache")
 """vLLM says these only on some platforms, or only for some choices."""
+
+
+_TELLS = re.compile("|".join([_STARTED, *_SAYS.values()]))
+
+
+def told(lines: Iterable[str]) -> Iterator[str]:
+    """The lines of a log that say what runs, without their prefixes.
+
+    Ours begin with our name: one that quotes a client is none.
+    """
+    for line in map(bare, lines):
+        if line.startswith(_NAME) or _TELLS.search(line):
+            yield line
 
 
 def _plain(name: str) -> str:
@@ -59,7 +75,7 @@ def _kv_cache(log: str) -> list[str]:
     return [word for name in _found("kv_cache", log) if (word := words.get(name, name))]
 
 
-_RAN = re.compile(rf"{re.escape(dispatch.PREFIX)}(\w+) ran (.+) with (\d+) tokens")
+_RAN = re.compile(rf"^{re.escape(dispatch.PREFIX)}(\w+) ran (.+) with (\d+) tokens$", re.MULTILINE)
 
 
 def _ran(log: str) -> list[Dispatch]:
@@ -120,6 +136,7 @@ class Ran:
 
 def live(log: str) -> list[Ran]:
     """What ran in a server with this log: first dispatches of our engine, then what vLLM says it chose."""
+    log = "\n".join(told(log.splitlines()))
     found = [
         Ran(one.operation, f"gb10 {one.kernel}" if one.ours else one.kernel, one.tokens) for one in _ran(log)
     ]
@@ -136,6 +153,7 @@ def compare(rows: Sequence[Route], log: str) -> list[str]:
     ``log`` is the log of a server that is ready. The last kind: rows of which the table said that vLLM would
     choose. An empty list means that all is as the table said, or that the log says nothing.
     """
+    log = "\n".join(told(log.splitlines()))
     if _STARTED not in log:
         return []
     lines = []

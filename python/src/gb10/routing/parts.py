@@ -67,8 +67,12 @@ def _parts(checkpoint: Checkpoint, formats: Formats, drafts: bool) -> Iterator[P
     if plain:
         yield Part("dense")
     yield from map(_experts, experts)
-    if checkpoint.text.get("model_type") in FUSED_FAMILIES and any(one.weight == "nvfp4" for one in experts):
+    fused = checkpoint.text.get("model_type") in FUSED_FAMILIES
+    if fused and any(one.weight == "nvfp4" for one in experts):
         yield Part("router")
+        yield Part("norm")
+    if fused:
+        yield Part("attention_front")
     yield Part("attention", _attention(checkpoint))
     if checkpoint.has_gdn:
         yield Part("gdn_prefill")

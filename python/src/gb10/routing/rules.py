@@ -214,6 +214,7 @@ SM10X_121, SM12X = _sm((10, 0), (12, 1)), _sm((12, 0), (12, 1))
 
 OUR_LINEAR, OUR_EXPERTS = When(cpu=False, part=Part.LINEAR), When(cpu=False, part=Part.EXPERTS)
 OUR_ROUTER, OUR_GDN = When(cpu=False, part=Part.ROUTER), When(cpu=False, part=Part.GDN)
+OUR_NORM, OUR_FRONT = When(cpu=False, part=Part.NORM), When(cpu=False, part=Part.ATTENTION)
 DENSE_FP8, DENSE_NVFP4 = (When(cpu=False, dense=made) for made in (Format.FP8, Format.NVFP4))
 HEAD_FP8, HEAD_NVFP4 = (When(cpu=False, head=made) for made in (Format.FP8, Format.NVFP4))
 
@@ -344,9 +345,17 @@ _ROUTER = (
     ),
     Rule(When(), "vLLM", VLLM, "norm, router and top-k, each on its own"),
 )
+_NORM = (
+    Rule(OUR_NORM, "gb10 add_norm", OURS, "residual and norm, while the projection after it begins"),
+    Rule(When(), "vLLM", VLLM, "residual and norm, as torch.compile fuses them"),
+)
+_ATTENTION_FRONT = (
+    Rule(OUR_FRONT, "gb10 attention_front", OURS, "norms of heads, rope, cache and query in one launch"),
+    Rule(When(), "vLLM", VLLM, "norms of heads, rope, cache and query, each on its own"),
+)
 _SAMPLING = (
     Rule(CPU, "torch", VLLM, "FlashInfer's sampler needs CUDA"),
-    Rule(SM80_121 & FI, "FlashInfer", VLLM, "compiled at first use", "flashinfer"),
+    Rule(SM80_121 & FI, "FlashInfer", VLLM, "compiled at first use if not ahead", "flashinfer"),
     Rule(GPU, "torch", VLLM, "FlashInfer is not usable", "torch"),
 )
 _KV_CACHE = (
@@ -413,6 +422,8 @@ OPERATIONS = (
     Operation("dense", "16 bit linear", _DENSE),
     Operation("other_moe", "other MoE", _OTHER_MOE, variants=("", "mxfp4")),
     Operation("router", "router", _ROUTER),
+    Operation("norm", "input norm", _NORM),
+    Operation("attention_front", "attention front", _ATTENTION_FRONT),
     Operation("attention", "attention", _ATTENTION, _BACKENDS, variants=("", "mla", "other")),
     Operation(
         "gdn_prefill",

@@ -8,7 +8,7 @@ from gb10.routing.rules import BY_NAME, OPERATIONS, Batch, Target
 
 _ALIASES = {"attention_prefill": "attention", "attention_decode": "attention"}
 _ONLY_WITH_A_MODEL = ("fp8_moe", "other_linear", "other_moe")
-_ONLY_WITH_OURS = ("dense", "router")
+_ONLY_WITH_OURS = ("dense", "router", "norm", "attention_front")
 """vLLM's own are one kernel among many, which its log does not name."""
 
 

@@ -7,7 +7,7 @@ be known before.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from gb10 import routing
@@ -16,10 +16,9 @@ from gb10.checkpoint.folder import Checkpoint
 from gb10.errors import UserError
 from gb10.machine import memory
 from gb10.machine.gpu import Gpu
+from gb10.machine.watch import SHED, STOP
 from gb10.serve.settings import Origin, Settings
-from gb10.units import GIB, parse_whole, text_size
-from gb10.vllm_plugin.cuda.requant import names
-from gb10.vllm_plugin.cuda.settings import Format
+from gb10.units import GIB, MIB, parse_whole, text_size
 
 UNIFIED_MEMORY_SHARE = 0.80
 """Where GPU and CPU share memory, vLLM gets this share, or what is free where that is less, or what the model
@@ -38,13 +37,12 @@ LEAST_CONTEXT = 4096
 CPU_SEQUENCES = 32
 """Sequences that the default KV cache of the CPU engine has room for."""
 
+CONVERSION = 256 * MIB
+"""What a matrix's conversion takes beside it and the result (tests/gpu/test_requant.py holds it to that)."""
+
 _CACHE_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 _PLAIN_CACHES = (None, "auto", "bfloat16", "float16", "half")
 """Values of ``--kv-cache-dtype`` whose sizes are known here; an FP8 one is seen by its route."""
-
-_SIXTEEN_BIT = 2
-_FLOATS = ("BF16", "F16", "F32")
-"""Types of the file that vLLM turns into the model's."""
 
 _SHARE_DIGITS = 1000
 _SHARE_FIELD = "gpu_memory_utilization"
@@ -60,19 +58,29 @@ def host_reserve(total: int) -> int:
 
 @dataclass(frozen=True)
 class Need:
-    """What a start needs: the weights, the least KV cache that it can work with, and vLLM's own work."""
+    """What a start needs: the weights, the least KV cache that it can work with, and vLLM's own work.
+
+    That is its processes, activations and CUDA graphs. ``layer``: what the conversion of a layer takes beside
+    the result; that is over before the cache is made, so the larger of the two counts.
+    """
 
     weights: int
     cache: int
     work: int
+    layer: int = 0
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.cache + self.work
+        return self.weights + max(self.cache, self.layer) + self.work
 
     def __str__(self) -> str:
-        parts = (("weights", self.weights), ("KV cache", self.cache), ("vLLM", self.work))
+        peak = ("a layer in 16 bit while it is requantised", self.layer)
+        parts = (
+            ("weights", self.weights),
+            peak if self.layer > self.cache else ("KV cache", self.cache),
+            ("vLLM", self.work),
+        )
         return ", ".join(f"{name} {text_size(part)}" for name, part in parts)
 
 
@@ -99,27 +107,17 @@ def _check_context(settings: Settings, shape: size.CacheShape, tokens: int, cach
         )
 
 
-def requantised(checkpoint: Checkpoint, target: routing.Target, element: int) -> dict[str, str]:
-    """What 16 bit matrices become at load, by their names in the checkpoint: fp8 or nvfp4.
+def _layer(checkpoint: Checkpoint, forms: Mapping[str, str], ranks: int) -> int:
+    """What the requantisation of the largest layer takes beside its result: its matrices in 16 bit, and work.
 
-    As `gb10.vllm_plugin.cuda.requant` does: the dense side and the head of checkpoints that are quantised,
-    where the model's type has 16 bit and the head is no embedding.
+    A layer of vLLM may hold several matrices of a module (q, k and v); all of a module's are more than that.
     """
-    quantised = "quantization_config" in checkpoint.config or "quantization_config" in checkpoint.text
-    if target.capability is None or not quantised or element != _SIXTEEN_BIT:
-        return {}
-    forms = {}
+    modules: dict[str, int] = {}
     for tensor in checkpoint.tensors:
-        module, _, leaf = tensor.name.rpartition(".")
-        form = Format.KEEP
-        if names.is_dense(module):
-            form = Format(target.dense)
-        elif names.is_head(module) and checkpoint.text.get("tie_word_embeddings") is not True:
-            form = Format(target.head)
-        fits = leaf == "weight" and len(tensor.shape) == 2 and tensor.shape[1] % names.COLUMN_UNIT == 0
-        if form is not Format.KEEP and fits and tensor.dtype in _FLOATS:
-            forms[tensor.name] = str(form)
-    return forms
+        if tensor.name in forms:
+            module = tensor.name.rpartition(".")[0].rpartition(".")[0]
+            modules[module] = modules.get(module, 0) + 2 * math.prod(tensor.shape) // ranks
+    return max(modules.values()) + CONVERSION if modules else 0
 
 
 def _weights(
@@ -129,7 +127,7 @@ def _weights(
     if settings.load_format == "dummy":
         return 0
     element = _element(settings)
-    forms = requantised(checkpoint, target, element)
+    forms = routing.requantised(checkpoint, target, element)
     return size.weight_bytes(checkpoint.tensors, mode, element, forms)
 
 
@@ -189,19 +187,39 @@ def _share(part: float, total: int, rounded: Callable[[float], int] = math.floor
     return rounded(max(part, 0) * _SHARE_DIGITS / total) / _SHARE_DIGITS
 
 
-def _asked(settings: Settings, share: float, total: int, free: memory.Available, reserve: int) -> Room:
+def _asked(
+    settings: Settings, share: float, total: int, free: memory.Available, reserve: int, stop: int = 0
+) -> Room:
     """What vLLM asks for with the user's share of ``total``. Raises UserError when that is not free.
 
-    ``reserve`` is what will not be free any more when vLLM looks.
+    ``reserve`` is what will not be free any more when vLLM looks; with less than ``stop`` left, the watch would
+    end the server (`gb10.machine.watch`).
     """
     asked, said = math.ceil(total * share), settings.said(_SHARE_FIELD)
-    if asked > free.size:
+    if asked > free.size - stop:
+        why = f", of which {text_size(stop)} must stay so ({STOP})" if stop and asked <= free.size else ""
         raise UserError(
             f"not enough memory: {said} {share:g} of {text_size(total)} is {text_size(asked)}, and "
-            f"{text_size(free.size)} is free ({free.limit}); "
+            f"{text_size(free.size)} is free ({free.limit}){why}; "
             f"give at most {_share(free.size - reserve, total):g}, or free memory"
         )
     return Room(asked, f"{said} {share:g} of {text_size(total)} is {text_size(asked)}")
+
+
+def _free_words(free: memory.Available, kept: int) -> str:
+    """What is free, and that a server with less than ``kept`` of it takes no requests."""
+    stays = f", {text_size(kept)} of it stays so ({SHED})" if kept else ""
+    return f"{text_size(free.size)} is free ({free.limit}){stays}"
+
+
+def _sizes_nothing(settings: Settings, then: str) -> list[str]:
+    """A note where a given size of the KV cache takes the place of a share that the user gave."""
+    cache = _CACHE_SPACE if settings.environment.get(_CACHE_SPACE) else settings.said("kv_cache_memory_bytes")
+    share = settings.gpu_memory_utilization
+    if share is None or settings.origins[_SHARE_FIELD] <= Origin.MACHINE or _given_cache(settings) is None:
+        return []
+    said = settings.said(_SHARE_FIELD)
+    return [f"memory  {said} {share:g} does not size the KV cache, since {cache} does; vLLM {then}"]
 
 
 def on_cpu(
@@ -216,14 +234,15 @@ def on_cpu(
     cache, share = _given_cache(settings), settings.gpu_memory_utilization
     if cache is not None:
         _check_context(settings, shape, tokens, cache)
-    room = Room(free.size, f"{text_size(free.size)} is free ({free.limit})")
+    kept = settings.limits.shed(free.total)
+    room = Room(free.size - kept, _free_words(free, kept))
     if cache is None and share is not None:
         total = memory.total()
-        room = _asked(settings, share, total, free, host_reserve(total))
+        room = _asked(settings, share, total, free, host_reserve(total), settings.limits.stop(free.total))
         cache = size.kv_cache_bytes(shape, tokens, 1, 0)
     elif cache is None:
         sequences = min(settings.max_num_seqs or CPU_SEQUENCES, CPU_SEQUENCES)
-        left = free.size - weights - size.OVERHEAD
+        left = free.size - kept - weights - size.OVERHEAD
         cache = size.kv_cache_bytes(shape, tokens, sequences, free.size, left)
         settings.settle(Origin.MACHINE, kv_cache_memory_bytes=cache)
     need = Need(weights, cache, size.OVERHEAD)
@@ -233,7 +252,8 @@ def on_cpu(
         if mode == "dequant" and packed.weights < weights and packed.total <= room.size:
             remedies = [f"set {routing.CPU_MODE_VARIABLE}=packed to keep the weights at 4 bit", remedies[0]]
         raise _refusal(checkpoint.name, need, room, remedies)
-    return [_note(need, room)] if weights else []
+    notes = _sizes_nothing(settings, "does not look at it")
+    return [*notes, _note(need, room)] if weights else notes
 
 
 def on_gpu(
@@ -250,11 +270,17 @@ def on_gpu(
     ranks = (settings.tensor_parallel_size or 1) * max(int(_number(settings, "--pipeline-parallel-size")), 1)
     shape = _shape(settings, checkpoint, target, ranks)
     weights = _weights(settings, checkpoint, target) // ranks
+    forms = routing.requantised(checkpoint, target, _element(settings))
     asked, longest, cache = settings.max_model_len, checkpoint.max_tokens or 0, settings.kv_cache_memory_bytes
     # The whole context, and a quarter for what these figures do not know.
     whole = shape.sequence(asked if isinstance(asked, int) else longest) * 5 // 4 if cache is None else cache
     least = asked if isinstance(asked, int) else min(longest, LEAST_CONTEXT)
-    need = Need(weights, shape.sequence(least) if cache is None else cache, size.OVERHEAD)
+    need = Need(
+        weights,
+        shape.sequence(least) if cache is None else cache,
+        size.OVERHEAD,
+        0 if settings.load_format == "dummy" else _layer(checkpoint, forms, ranks),
+    )
     if cache is not None and isinstance(asked, int):
         _check_context(settings, shape, asked, cache)
     if gpus[0].unified:
@@ -268,10 +294,10 @@ def on_gpu(
     fits = shape.tokens(left)
     if need.total > offer.room.size:
         remedies = [*_less_context(settings, checkpoint), *offer.remedies]
-        if isinstance(asked, int) and cache is None and LEAST_CONTEXT <= fits < asked:
+        if isinstance(asked, int) and cache is None and LEAST_CONTEXT <= fits < asked and need.layer <= left:
             remedies = [f"{settings.said('max_model_len')} {fits} would fit", *remedies]
         raise _refusal(checkpoint.name, need, offer.room, remedies)
-    notes = [*offer.notes]
+    notes = [*offer.notes, *_sizes_nothing(settings, "compares it with what is free, no more")]
     if asked is None and (whole > left or (cache is not None and shape.sequence(longest) > cache)):
         left = left if cache is None else cache
         fits = shape.tokens(left)
@@ -295,12 +321,12 @@ class _Offer:
 def _unified(settings: Settings, gpu: Gpu, free: memory.Available, need: Need, whole: int) -> _Offer:
     """The share of memory that the CPU uses as well; ``whole`` is the KV cache that holds the context."""
     total = gpu.memory or memory.total()
-    reserve = host_reserve(total)
+    reserve = max(host_reserve(total), settings.limits.shed(total))
     most = _share(free.size - reserve, total)
     share, said = settings.gpu_memory_utilization, settings.said(_SHARE_FIELD)
     remedies = ["use a smaller model", "free memory"]
     if share is None:
-        wanted = _share(need.weights + need.work + whole, total, math.ceil)
+        wanted = _share(need.weights + need.work + max(whole, need.layer), total, math.ceil)
         share = min(max(UNIFIED_MEMORY_SHARE, wanted), most)
         settings.settle(Origin.MACHINE, gpu_memory_utilization=share or None)
         room = int(total * share)
@@ -309,15 +335,19 @@ def _unified(settings: Settings, gpu: Gpu, free: memory.Available, need: Need, w
             f"free ({free.limit}), {text_size(reserve)} stays for the host"
         )
         return _Offer(Room(room, words), [f"memory  {said} {share:g}: {words} (GPU_MEMORY_UTIL)"], remedies)
-    given = _asked(settings, share, total, free, reserve)
+    given = _asked(settings, share, total, free, reserve, settings.limits.stop(total))
     enough = _share(need.total, total, math.ceil)
     if given.size < need.total and enough <= most:
         remedies.insert(0, f"give at least {enough:g}")
-    notes = []
+    notes = [
+        f"memory  {given.words}: all that vLLM takes on the GPU, weights, KV cache and work, out of the memory "
+        f"that the CPU uses too; {text_size(free.size)} of that is free ({free.limit})"
+    ]
     if share > most:
         notes.append(
             f"memory  {given.words}, which leaves {text_size(free.size - given.size)} for the host; a "
-            f"machine with unified memory may wedge without {text_size(reserve)}"
+            f"machine with unified memory may wedge without {text_size(reserve)}, and with less than "
+            f"{text_size(settings.limits.shed(total))} requests get 503 ({SHED})"
         )
     return _Offer(given, notes, remedies)
 

@@ -5,15 +5,13 @@ import re
 import signal
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from gb10.machine import memory
 from gb10.serve.words import one_line
 from gb10.units import text_size
-from gb10.vllm_plugin.refusal import PREFIX as REFUSED
+from gb10.vllm_plugin.log import bare
 
-_PREFIX = re.compile(
-    r"^(\((?P<who>[\w-]+) pid=\d+\)\s*)?((INFO|WARNING|ERROR|DEBUG|CRITICAL) [\d-]+ [\d:]+ \[[^\]]+\]\s*)?"
-)
 _ERROR = re.compile(
     r"^\s*(?:[\w.]*\.)?(?P<kind>\w*(?:Error|Exception|Interrupt)|OutOfMemory\w*)\b"
     r"(?:: *(?P<text>.*)|(?P<bare>))$"
@@ -51,16 +49,6 @@ _SAYS = {
 }
 
 
-def _bare(line: str) -> str:
-    return _PREFIX.sub("", line.rstrip("\n"))
-
-
-def refusal(line: str) -> str | None:
-    """What a line of vLLM's log says after `REFUSED`, None for any other line."""
-    text = _bare(line)
-    return text.removeprefix(REFUSED).strip() if text.startswith(REFUSED) else None
-
-
 def _value(match: re.Match[str]) -> str:
     """The tail of pydantic's message as the value that was given; nothing where that is everything."""
     value = match["value"]
@@ -86,7 +74,7 @@ def last_error(lines: Iterable[str]) -> str | None:
     place: re.Match[str] | None = None
     code = ""
     for raw in lines:
-        line = _bare(raw)
+        line = bare(raw)
         if waiting and found and line.strip() and not _TRACE.match(line):
             found = f"{found} {line.strip()}"
             waiting = 0 if _PYDANTIC_TAIL.search(line) else waiting - 1
@@ -128,26 +116,35 @@ def last_line(lines: Iterable[str]) -> str | None:
     """The last line with words in it, without its log prefix. What clients asked is no cause of anything."""
     found = None
     for raw in lines:
-        line = _bare(raw).strip()
+        line = bare(raw).strip()
         if _WORDS.search(line) and not _REQUEST.search(line):
             found = line
     return None if found is None else _short(found)
 
 
+def _events(deaths: Path) -> list[dict[str, Any]]:
+    """The lines of `gb10.serve.keeper` and `gb10.vllm_plugin.lifeline`, in order."""
+    try:
+        return [json.loads(line) for line in deaths.read_text().splitlines()]
+    except (OSError, ValueError):
+        return []
+
+
+def memory_short(deaths: Path) -> str | None:
+    """The figures over which the keeper ended vLLM before memory ran out; None if it did not."""
+    return next((str(event["memory"]) for event in _events(deaths) if "memory" in event), None)
+
+
 def violent_death(deaths: Path, before: memory.Kills) -> str | None:
     """Which process a signal ended that vLLM had not sent, and what may be behind it; None if none did.
 
-    ``deaths`` are the lines of `gb10.serve.keeper` and `gb10.vllm_plugin.lifeline`, in order. Once vLLM began
+    ``deaths`` is the file of `_events`. Once vLLM began
     to end its processes, SIGTERM and SIGKILL are its own. An orphan was killed since its parent had died.
     ``before``: what the kernel had killed for want of memory before the start.
     """
-    try:
-        events = [json.loads(line) for line in deaths.read_text().splitlines()]
-    except (OSError, ValueError):
-        return None
     ending = False
-    for event in events:
-        if "sent" in event:
+    for event in _events(deaths):
+        if "sent" in event or "memory" in event:
             ending = True
             continue
         number = -int(event["code"])

@@ -80,7 +80,8 @@ def _converse(line: Line) -> None:
             for listener in line.sockets:
                 listen.hand_over(listener)
             gc.enable()
-            launch.serve(state["judged"], question["keys"], metrics=question["metrics"])
+            more = {name: question[name] for name in ("metrics", "planned")}
+            launch.serve(state["judged"], question["keys"], **more)
             return
         try:
             answer = _answer(question, state)
@@ -111,7 +112,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     gc.enable()
     key = os.environ.pop("VLLM_API_KEY", "")
-    launch.serve(prepared, prepared.arguments.api_key or ([key] if key else []), metrics=False)
+    launch.serve(prepared, prepared.arguments.api_key or ([key] if key else []), metrics=False, planned={})
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class Policy:
             return True
         headers = {bytes(name).lower(): bytes(value) for name, value in reversed(scope.get("headers", ()))}
         if scope["type"] == "http":
-            if _route_path(scope) in self.open_paths:
+            if route_path(scope) in self.open_paths:
                 return True
             # A browser asks in this way, never with a key, whether it may. CORSMiddleware answers.
             preflight = b"origin" in headers and b"access-control-request-method" in headers
@@ -54,7 +54,7 @@ class Policy:
         return scheme.lower() == "bearer" and any(right)
 
 
-def _route_path(scope: Message) -> str:
+def route_path(scope: Message) -> str:
     """The path that the router will look for: without ``root_path``, as Starlette takes that off."""
     path, root = str(scope["path"]), str(scope.get("root_path") or "")
     return path.removeprefix(root) if path == root or path.startswith(f"{root}/") else path

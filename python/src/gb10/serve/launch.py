@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import uvloop
+import vllm
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.entry import (
     build_and_serve,
@@ -41,13 +42,18 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.ompmultiprocessing import OMPProcessManager
 from vllm.utils.system_utils import decorate_logs
 
+from gb10 import routing
 from gb10.checkpoint.entries import check_entries
 from gb10.errors import UserError
 from gb10.files import irregular, open_regular
-from gb10.serve import guard, validation
+from gb10.machine import watch
+from gb10.serve import guard, shed, validation
+from gb10.serve.own_log import OwnLog
 from gb10.serve.preflight import Verdict
 from gb10.serve.words import one_line
+from gb10.vllm_plugin import patches
 from gb10.vllm_plugin.load_proof import rehearsal
+from gb10.vllm_plugin.server import endpoints
 
 _CONTEXT = UsageContext.OPENAI_API_SERVER
 _BIND = "VLLM_CPU_OMP_THREADS_BIND"
@@ -260,8 +266,14 @@ def prepare(arguments: Sequence[str], *, configure: bool) -> Prepared:
     return made
 
 
-def serve(prepared: Prepared, keys: Sequence[str], *, metrics: bool) -> None:
-    """Serve until a signal ends it. With ``keys`` every path but /health (and /metrics) needs one of them."""
+def serve(prepared: Prepared, keys: Sequence[str], *, metrics: bool, planned: Mapping[str, Any]) -> None:
+    """Serve until a signal ends it. With ``keys`` every path but /health (and /metrics) needs one of them.
+
+    ``planned`` (`gb10.routing.plan`) goes into the log, and from there into what /v1/gb10/routing answers.
+    """
+    print(routing.serving(planned, vllm.__version__), flush=True)
+    patches.apply("app")
+    endpoints.reporting(OwnLog().report)
     guarded(prepared.arguments, keys, metrics=metrics)
     uvloop.run(_serve(prepared))
 
@@ -269,9 +281,12 @@ def serve(prepared: Prepared, keys: Sequence[str], *, metrics: bool) -> None:
 def guarded(arguments: Namespace, keys: Sequence[str], *, metrics: bool) -> None:
     """Put `guard.Guard` around the application that vLLM builds of ``arguments``, as outermost middleware.
 
-    It stands for vLLM's own check. Without ``keys`` nothing changes.
+    It stands for vLLM's own check; without ``keys`` there is none. Behind it comes `shed.Shed`, where a keeper
+    looks at memory.
     """
     arguments.api_key = None
+    if os.environ.get(watch.ENV_NAME):
+        arguments.middleware = [*arguments.middleware, shed.MIDDLEWARE]
     if keys:
         guard.arm(keys, metrics=metrics, cross_origin=bool(arguments.allowed_origins))
         arguments.middleware = [*arguments.middleware, guard.MIDDLEWARE]

@@ -6,8 +6,8 @@ message is a line of JSON. In this order:
 1. ``facts``: vLLM's options, the arguments in a ``--config`` file, and a report of each of `REPORTERS`.
 2. ``judge``: the final arguments; vLLM's own parser reads them and its own classes make the configuration.
    The answer is a `Verdict`.
-3. ``serve``: the keys, and the socket to listen on. No answer: the line closes, and the process serves what
-   was judged last.
+3. ``serve``: the keys, what was planned, and the socket to listen on. No answer: the line closes, and the
+   process serves what was judged last.
 
 An answer ``{"error": TEXT}`` is a UserError here: exit code 2.
 """
@@ -131,10 +131,21 @@ class Engine:
         lists = {name: tuple(said.pop(name)) for name in ("keys", "ignored")}
         return Verdict(**(said | lists))
 
-    def serve(self, keys: tuple[str, ...], listener: socket.socket, *, metrics: bool) -> None:
-        """Let it serve, on a socket that is bound and does not listen yet."""
+    def serve(
+        self,
+        keys: tuple[str, ...],
+        listener: socket.socket,
+        *,
+        metrics: bool,
+        planned: Mapping[str, Any],
+    ) -> None:
+        """Let it serve, on a socket that is bound and does not listen yet.
+
+        ``planned`` is `gb10.routing.plan` of what it serves.
+        """
+        question = {"ask": "serve", "keys": keys, "metrics": metrics, "planned": planned}
         with contextlib.suppress(OSError):
-            self._line.send({"ask": "serve", "keys": keys, "metrics": metrics}, listener)
+            self._line.send(question, listener)
         self._line.close()
 
     def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,11 @@ import time
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from gb10.vllm_plugin.log import ASKING
+
+FIRST_STAGE = "starting Python and vLLM"
+FIRST_TOKEN_STAGE = "computing the first token"
+
 _STAGES = (
     (re.compile(r"non-default args"), "reading the model's configuration"),
     (re.compile(r"Initializing a V1 LLM engine"), "starting the engine"),
@@ -17,13 +22,11 @@ _STAGES = (
     (re.compile(r"Capturing CUDA graphs?.*?(\d+)%"), "capturing CUDA graphs {0} %"),
     (re.compile(r"KV cache size|GPU blocks|CPU blocks"), "making the KV cache"),
     (re.compile(r"Supported tasks|init engine .* took"), "opening the API"),
+    (re.compile(re.escape(ASKING)), FIRST_TOKEN_STAGE),
     (re.compile(r"Starting vLLM server on"), "waiting for the first answer"),
 )
 _NEWS = re.compile(r"gb10: (requantised \d.*|\S+(?: and \d+ more)? kept in 16 bit: .*)")
 """Lines of our own in vLLM's log that the user sees too (`gb10.vllm_plugin.cuda.requant.report`)."""
-
-FIRST_STAGE = "starting Python and vLLM"
-FIRST_TOKEN_STAGE = "computing the first token"
 
 _COLUMNS = 80
 """Width of what does not say its own."""

@@ -21,8 +21,8 @@ from gb10.checkpoint.folder import Checkpoint
 from gb10.checkpoint.formats import Formats, unread
 from gb10.checkpoint.hub import locate
 from gb10.errors import UserError
+from gb10.machine import cuda_memory, flashinfer, memory
 from gb10.machine import gpu as device
-from gb10.machine import memory
 from gb10.serve import command, environment, isolation
 from gb10.serve.hide import hide_arguments
 from gb10.serve.listen import Claim, claim
@@ -60,6 +60,13 @@ def _gpus(profile: str | None) -> list[device.Gpu]:
     return found
 
 
+@cache
+def _cuda_free() -> int | None:
+    """What CUDA calls free of the first GPU's memory; None where it does not say."""
+    found = cuda_memory.ask(0)
+    return None if found is None else found[0]
+
+
 _locate = cache(locate)
 
 
@@ -93,8 +100,13 @@ def _plan(
         said = settings.said("demo_model" if demo else "model")
         raise UserError(f"{said}: {error}" if said.isupper() else str(error)) from None
     known = Formats.from_json(reports["formats"]) if "formats" in reports else unread(found)
-    flashinfer = device.flashinfer_usable()
-    return command.build(settings, found, gpus, flashinfer=flashinfer, demo=demo, free=free, formats=known)
+    if gpus and gpus[0].unified:
+        free = memory.unified(free, _cuda_free())
+    ready = flashinfer.fits([gpu.capability for gpu in gpus])
+    if ready:
+        settings.export(Origin.MACHINE, **{flashinfer.CUBIN_VARIABLE: "1"})
+    usable = flashinfer.usable(ready=ready)
+    return command.build(settings, found, gpus, flashinfer=usable, demo=demo, free=free, formats=known)
 
 
 def _reads_weights(settings: Settings) -> bool:
@@ -179,7 +191,7 @@ def _print_plan(plan: command.Plan) -> None:
 
 
 @contextmanager
-def _started(variables: Mapping[str, str], name: str, *, verbose: bool) -> Iterator[tuple[Server, Line]]:
+def _started(variables: Mapping[str, str], name: str, settings: Settings) -> Iterator[tuple[Server, Line]]:
     """vLLM's process with ``variables`` on top of the user's, ready to be asked. It ends with the block.
 
     Its arguments say no more than the model's ``name``, for `ps`.
@@ -194,8 +206,9 @@ def _started(variables: Mapping[str, str], name: str, *, verbose: bool) -> Itera
             [*isolation.interpreter(), "-m", "gb10.serve.engine", name],
             given,
             environment.log_folder(environ),
-            verbose=verbose,
+            verbose=settings.verbose,
             pass_fds=[theirs.fileno()],
+            limits=settings.limits,
         )
         try:
             server.handle_signals()
@@ -242,7 +255,7 @@ def run(argv: Sequence[str]) -> int:
     variables = plan.environment if plan else {}
     for _ in range(2):
         name = plan.checkpoint.name if plan else "gb10"
-        with _started(variables, name, verbose=settings.verbose) as (server, line):
+        with _started(variables, name, settings) as (server, line):
             engine = Engine(line, server, progress, draw=draw)
             try:
                 plan = _final_plan(engine, argv, settings, plan, free)
@@ -285,7 +298,9 @@ def _serve(server: Server, engine: Engine, plan: command.Plan, progress: Progres
         held = claim(settings.host, settings.port)
     _announce(plan)
     write(f"log     {_short(server.log_path)}\n")
-    engine.serve(settings.api_keys, held.listener, metrics=settings.open_metrics)
+    server.weights = plan.checkpoint.files
+    planned = routing.plan(plan.target, plan.rows)
+    engine.serve(settings.api_keys, held.listener, metrics=settings.open_metrics, planned=planned)
     url = settings.base_url
     first_key = settings.api_keys[0] if settings.api_keys else None
     name = server.wait_ready(url, first_key, progress, lambda: held.answers)

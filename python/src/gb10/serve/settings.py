@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from gb10.errors import UserError
+from gb10.machine.watch import OFF, PRESSURE, SHED, STOP, Limits
 from gb10.routing import CPU_MODE_VARIABLE, CPU_MODES
 from gb10.serve.vllm_arguments import VllmArguments, Vocabulary, option_name, with_dashes
-from gb10.units import parse_bytes, parse_count, parse_decimal, parse_whole
+from gb10.units import parse_bytes, parse_count, parse_decimal, parse_whole, text_size
 from gb10.vllm_plugin.cuda.requant.names import LIMIT_NAME, REPORT_NAME
 from gb10.vllm_plugin.cuda.settings import DENSE_NAME, ENGINE_NAME, HEAD_NAME, Engine, Format
 from gb10.vllm_plugin.draft.ids import ENV_NAME as DRAFT_VOCABULARY
+from gb10.vllm_plugin.server.settings import CANARY_NAME, INTERVAL, INTERVAL_NAME, Canary
 
 EXTRA_ARGS = "VLLM_EXTRA_ARGS"
 
@@ -93,6 +95,7 @@ KEYS = Kind(
 )
 ROUTES = Kind(argparse={"action": "append", "metavar": "OP=BACKEND"}, several=True)
 PORT = Kind(_above_zero(parse_whole, 65535), "a port (1 to 65535)")
+SECONDS = Kind(parse_decimal, "a number of seconds such as 60, or 0")
 SHARE = Kind(_above_zero(parse_decimal, 1), "a fraction above 0, at most 1")
 TOKENS = Kind(token_count, "a number of tokens such as 4096, 32k or auto")
 
@@ -102,8 +105,14 @@ def _one_of(words: type[StrEnum]) -> Kind:
     return Kind(words, f"one of: {', '.join(words)}", {"metavar": "|".join(words)})
 
 
+def _or_off(number: Callable[[str], float]) -> Callable[[str], float | str]:
+    return lambda text: OFF if text == OFF else number(text)
+
+
 WHOLE = Kind(_above_zero(parse_whole), "a whole number above 0")
 BYTES = Kind(parse_bytes, "a number of bytes such as 512M or 2G")
+LEVEL = Kind(_or_off(_above_zero(parse_bytes)), f"a number of bytes such as 512M or 2G, or {OFF}")
+PERCENT = Kind(_or_off(_above_zero(parse_decimal, 100)), f"a number above 0, at most 100, or {OFF}")
 
 
 @dataclass(frozen=True)
@@ -247,6 +256,22 @@ class Settings:
         default=CPU_MODES[0],
         help="CPU engine: `dequant`, `packed` or `emulate` (W4A4 numerics)",
     )
+    canary: str = setting(
+        "",
+        CANARY_NAME,
+        _one_of(Canary),
+        str(Canary.REFUSE),
+        help="what becomes of a model that fails its first tokens: `refuse`, `report`, or `off` to ask for "
+        "none ([health.md](health.md))",
+    )
+    canary_interval: float = setting(
+        "",
+        INTERVAL_NAME,
+        SECONDS,
+        INTERVAL,
+        f"{INTERVAL:g}",
+        help="seconds between further ones while the server has nothing else to do; 0: none",
+    )
     profile: str | None = setting("", "GB10_PROFILE", shown="by GPU", help="`cpu` or `cuda`")
     demo_model: str | None = setting(
         "", "GB10_DEMO_MODEL", shown="the built one", help="demo checkpoint folder"
@@ -257,6 +282,27 @@ class Settings:
         Kind(argparse={"metavar": "N|FILE:N|full"}),
         shown="full",
         help="MTP drafts read N rows of the output head ([speculative.md](speculative.md))",
+    )
+    memory_shed: int | str | None = setting(
+        "",
+        SHED,
+        LEVEL,
+        shown="1/32 of memory, 256 MiB to 4 GiB",
+        help="with less free memory new requests get 503; `off`",
+    )
+    memory_stop: int | str | None = setting(
+        "",
+        STOP,
+        LEVEL,
+        shown="half of that",
+        help="with less free memory vLLM is ended, exit code 75; `off`",
+    )
+    memory_pressure: float | str | None = setting(
+        "",
+        PRESSURE,
+        PERCENT,
+        shown="60",
+        help="percent of 10 s in which all processes wait for memory: 503, after 30 s the end; `off`",
     )
     served_model_name: str | None = setting("--served-model-name")
     dtype: str | None = setting("--dtype")
@@ -306,6 +352,17 @@ class Settings:
         for name, value in variables.items():
             if not self.environment.get(name) or origin >= Origin.VARIABLE:
                 self.variables[name], self.origins[name] = value, origin
+
+    @property
+    def limits(self) -> Limits:
+        """The levels of free memory at which the server sheds requests, and ends. Raises UserError."""
+        shed, stop = self.memory_shed, self.memory_stop
+        if isinstance(shed, int) and isinstance(stop, int) and shed < stop:
+            raise UserError(
+                f"{SHED} ({text_size(shed)}) is below {STOP} ({text_size(stop)}): vLLM would end before it "
+                "refuses a request; give more to the one or less to the other"
+            )
+        return Limits(shed, stop, self.memory_pressure)
 
     @property
     def secrets(self) -> list[str]:
@@ -363,6 +420,10 @@ SECRETS = frozenset({"--api-key", "--hf-token", "--watermark-config", "VLLM_API_
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+_LINK = re.compile(r"\[([^\]]+)\]\([^)]+\)")
+"""A link of Markdown to another page of docs/: a terminal shows no links."""
+
+
 class _Help(argparse.HelpFormatter):
     """``--api-key KEY``, not ``KEY [KEY ...]``: what follows several keys may be meant as the model."""
 
@@ -391,7 +452,8 @@ def build_parser() -> argparse.ArgumentParser:
     for name, row in ROWS.items():
         if row.flags and row.help:
             default = f" [{row.shown or row.default}]" if row.shown or row.default else ""
-            text = row.help.replace("`", "") + default + (f"; or {row.variable}" if row.variable else "")
+            text = _LINK.sub(r"docs/\1", row.help).replace("`", "") + default
+            text += f"; or {row.variable}" if row.variable else ""
             parser.add_argument(*row.flags.split(), dest=name, help=text, **row.kind.argparse)
     return parser
 

@@ -15,12 +15,13 @@ from types import FrameType
 
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
-from gb10.errors import ServerFailed, UserError
-from gb10.machine import memory
+from gb10.errors import MemoryShort, ServerFailed, UserError
+from gb10.machine import memory, watch
 from gb10.serve import cause, keeper, progress
 from gb10.serve.readiness import Probe
 from gb10.serve.scratch import Scratch, clear_left_overs, open_log
-from gb10.vllm_plugin import lifeline
+from gb10.vllm_plugin import lifeline, refusal
+from gb10.vllm_plugin.log import UNHEALTHY, after
 
 TERM_GRACE = 6.0
 """Seconds that vLLM gets after SIGTERM before it is killed. Killing takes well under a second more."""
@@ -66,8 +67,9 @@ class Server:
     """vLLM in a session of its own with ``environment``, its log in a file in ``logs`` (None: no folder).
 
     It inherits the files ``pass_fds``. Between it and us stands `gb10.serve.keeper`, which ends all that is
-    left when either side is gone. ``stop`` ends it; it is safe to call twice. ``stopping`` is set once a
-    signal asked for the end. Raises UserError when there is no room for its files.
+    left when either side is gone, and looks at memory (``limits``: the defaults without). ``stop`` ends it; it
+    is safe to call twice. ``stopping`` is set once a signal asked for the end. Raises UserError when there is
+    no room for its files.
     """
 
     def __init__(
@@ -78,8 +80,12 @@ class Server:
         *,
         verbose: bool = False,
         pass_fds: Sequence[int] = (),
+        limits: watch.Limits | None = None,
     ) -> None:
+        limits = limits or watch.Limits()
         self.stopping: int | None = None
+        self.weights: Sequence[Path] = ()
+        """Files that are dropped from the page cache when memory gets short."""
         self.refused: str | None = None
         """What vLLM's log says against the model, if it does (`gb10.vllm_plugin.refusal`)."""
         self._verbose = verbose
@@ -101,11 +107,14 @@ class Server:
                 **self._scratch.variables(environment),
                 "PYTHONUNBUFFERED": "1",
                 lifeline.ENV_NAME: str(self._deaths),
+                watch.ENV_NAME: str(self._scratch.path / watch.BOARD),
             }
+            self._board = watch.Board(variables[watch.ENV_NAME], write=True)
+            self._told = False
             reading, self._lifeline = os.pipe()
             owner = self._scratch.owner.fileno()
             folders = json.dumps(self._scratch.folders)
-            kept = [str(reading), str(owner), str(self._deaths), folders, *command]
+            kept = [str(reading), str(owner), str(self._deaths), folders, json.dumps(limits.words), *command]
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", keeper.__file__, *kept],
                 env=variables,
@@ -150,7 +159,7 @@ class Server:
             for raw in whole:
                 line = raw.decode(errors="replace")
                 self._tail.append(line)
-                self.refused = self.refused or cause.refusal(line)
+                self.refused = self.refused or after(refusal.PREFIX, line)
                 if self._verbose:
                     progress.write(f"{line}\n")
                 yield line
@@ -160,6 +169,11 @@ class Server:
         deque(self.new_lines(), maxlen=0)
         if self.refused is not None and not self._ready:
             return UserError(self.refused)
+        if (short := cause.memory_short(self._deaths)) is not None:
+            return MemoryShort(
+                f"vLLM was ended while {doing}, before memory ran out: {short}; free memory, or let vLLM have "
+                f"less (--gpu-memory-utilization, --kv-cache-memory-bytes) [full log: {self.log_path}]"
+            )
         lines = [*self._tail, self._partial.decode(errors="replace")]
         status = self.exit_code
         death = cause.violent_death(self._deaths, self._killed_before)
@@ -198,6 +212,7 @@ class Server:
                     show.feed(line)
                 if probe.listed:
                     show.stage = progress.FIRST_TOKEN_STAGE
+                self._tell(show)
                 if not self._verbose:
                     show.beat()
                 if self.exit_code is not None or self.refused is not None:
@@ -224,15 +239,35 @@ class Server:
         return UserError(f"{probe.error} [full log: {self.log_path}]")
 
     def wait(self) -> None:
-        """Wait until a signal asks for the end. Raises ServerFailed when vLLM ends by itself."""
+        """Wait until a signal asks for the end, and say it when /health turns red.
+
+        Raises ServerFailed when vLLM ends by itself.
+        """
         while self.stopping is None:
-            deque(self.new_lines(), maxlen=0)
+            for line in self.new_lines():
+                if (reason := after(UNHEALTHY, line)) is not None:
+                    progress.write(f"unhealthy: {reason} (/health says so; a restart is needed)\n")
+            self._tell()
             try:
                 self._process.wait(_POLL)
             except subprocess.TimeoutExpired:
                 continue
             if self.stopping is None:
                 raise self.failure("serving")
+
+    def _tell(self, show: progress.Progress | None = None) -> None:
+        """Say when memory gets short, and when it is no more; let go of page cache that is ours."""
+        short = self._board.full
+        if short is self._told:
+            return
+        self._told = short
+        if show is not None:
+            show.clear()
+        if short:
+            progress.write(f"memory is short: {self._board.words}; new requests get 503\n")
+            memory.drop(self.weights)
+        else:
+            progress.write("memory is no longer short\n")
 
     def _cut(self) -> None:
         """Let the keeper kill everything."""

@@ -12,12 +12,13 @@ from typing import Literal
 from gb10.vllm_plugin import compat
 from gb10.vllm_plugin.compat import Need
 
-Room = Literal["load", "config", "cpu", "cuda", "draft", "engine", "life", "serve"]
+Room = Literal["app", "load", "config", "cpu", "cuda", "draft", "engine", "life", "serve"]
 """When a change is made. `load`: on every platform, to how models are loaded; `cpu`: on vLLM's CPU platform;
 `draft`: with GB10_DRAFT_VOCABULARY; `serve`: in the server's process, where `gb10 serve` asked for fork;
 `life`: in every process of `gb10 serve`, before vLLM is imported where that can be; `config`: on CUDA with
 `--engine gb10`, in every process; `engine`: then too, in a process that loads a model, before it does;
-`cuda`: by those who ask for it."""
+`app`: in the server's process of `gb10 serve`, before its HTTP application is made; `cuda`: by those who ask
+for it."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ _QUARK = f"{_LAYERS}.quantization.quark"
 _PROCESS = "process_weights_after_loading"
 _LOADER = "vllm.model_executor.model_loader"
 _EMBEDDING = f"{_LAYERS}.vocab_parallel_embedding"
+_ATTENTION = f"{_LAYERS}.attention.attention"
 _MODELS = "vllm.model_executor.models"
 _MTP = f"{_MODELS}.qwen3_next_mtp"
 _GDN = f"{_LAYERS}.mamba.gdn.qwen_gdn_linear_attn"
@@ -330,6 +332,35 @@ Remove when: CpuPlatform.check_and_update_config leaves a start method alone tha
         (Need("vllm.platforms.interface", "Platform.check_and_update_config", "vllm_config"),),
     ),
     Patch(
+        "app",
+        "gb10.vllm_plugin.server.install",
+        """
+Symptom: a server whose model answers NaN, or one token for ever, is ready, and /health says 200 as long as
+  its processes live; nobody can ask which kernels run.
+Evidence: AsyncLLM.check_health looks at the engine's process alone. load_endpoint_plugins takes entry points
+  that VLLM_PLUGINS names, and that list decides on all other plug-ins of the user's as well.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_server.py, tests/unit/serve/test_serve_guard.py, tests/e2e/test_health.py
+Remove when: vLLM looks at what its model answers, and takes endpoint plug-ins from who starts the server.
+""",
+        (
+            Need("vllm.plugins", "load_endpoint_plugins", "supported_tasks"),
+            Need(
+                "vllm.plugins.endpoint_plugins.interface", "attach_endpoint_plugins", "app, supported_tasks"
+            ),
+            Need(
+                "vllm.plugins.endpoint_plugins.interface",
+                "init_endpoint_plugins_state",
+                "engine_client, state, args",
+            ),
+            Need("vllm.v1.engine.async_llm", "AsyncLLM.check_health", "self"),
+            Need("vllm.v1.engine.async_llm", "AsyncLLM.get_num_unfinished_requests", "self"),
+            Need("vllm.v1.engine.async_llm", "AsyncLLM.is_paused", "self"),
+            Need("vllm.v1.engine.async_llm", "AsyncLLM.is_sleeping", "self"),
+            Need("vllm.sampling_params", "SamplingParams.skip_reading_prefix_cache"),
+        ),
+    ),
+    Patch(
         "life",
         "gb10.vllm_plugin.lifeline",
         """
@@ -355,6 +386,21 @@ Evidence: the key of vLLM's compile cache knows the checkpoint and vLLM's own va
 Upstream: not reported as far as known.
 Test: tests/unit/vllm_plugin/test_engine_install.py
 Remove when: vLLM's key has a part for plug-ins.
+""",
+        (Need("vllm.envs", "environment_variables"),),
+    ),
+    Patch(
+        "config",
+        "gb10.vllm_plugin.cuda.caches",
+        """
+Symptom: the first start after another --dense, --head, or anything else that makes another graph, compiles
+  and tunes vLLM's own Triton kernels again: 65 to 68 s on an H200 for Gated DeltaNet's prefill.
+Evidence: torch's CachingAutotuner (torch/_inductor/runtime/triton_heuristics.py) sets TRITON_CACHE_DIR where
+  it is not set, to a folder of the inductor cache, which vLLM keeps for each key of its compile cache
+  (vllm/compilation/compiler_interface.py); from then on all Triton kernels of the process go there.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_engine_install.py
+Remove when: vLLM names Triton's cache itself.
 """,
         (Need("vllm.envs", "environment_variables"),),
     ),
@@ -417,9 +463,9 @@ Remove when: vLLM quantises linear layers and the head online, for few tokens wi
         "gb10.vllm_plugin.cuda.install",
         """
 Symptom: a step of Qwen3-Next at batch 1 is 1,304 launches on an H200, of which residual, norm, router and
-  top-k are six a layer and Gated DeltaNet's core seven.
-Evidence: torch.compile fuses what is pointwise; the router's product, top-k, the convolution and the delta
-  rule are kernels of their own. What one launch for each brings: docs/engine.md.
+  top-k are six a layer, Gated DeltaNet's core seven, and attention has three before its kernel.
+Evidence: torch.compile fuses what is pointwise; the router's product, top-k, the convolution, the delta
+  rule and the cache's update are kernels of their own. What one launch for each brings: docs/engine.md.
 Upstream: not reported as far as known.
 Test: tests/unit/vllm_plugin/test_engine_install.py, tests/e2e/test_engine_layers.py, tests/gpu/test_engine.py
 Remove when: vLLM's decoder layers and Gated DeltaNet need as few launches.
@@ -434,7 +480,6 @@ Remove when: vLLM's decoder layers and Gated DeltaNet need as few launches.
             Need("vllm.config", "get_current_vllm_config_or_none", ""),
             Need("vllm.distributed", "tensor_model_parallel_all_reduce", "input_"),
             Need("vllm.forward_context", "get_forward_context", ""),
-            Need("vllm.triton_utils", "triton"),
             Need("vllm.utils.torch_utils", "LayerNameType"),
             Need("vllm.utils.torch_utils", "_encode_layer_name", "layer_name"),
             Need("vllm.utils.torch_utils", "_resolve_layer_name", "layer_name"),
@@ -470,6 +515,20 @@ Remove when: vLLM's decoder layers and Gated DeltaNet need as few launches.
                 "Qwen3NextDecoderLayer.forward",
                 "self, hidden_states, residual, positions, kwargs",
             ),
+            Need(f"{_ATTENTION}", "get_attention_context", "layer_name"),
+            Need(f"{_ATTENTION}", "unified_kv_cache_update", "key, value, layer_name"),
+            Need(
+                f"{_ATTENTION}",
+                "unified_attention_with_output",
+                "query, key, value, output, layer_name, output_scale, output_block_scale, kv_cache_dummy_dep",
+            ),
+            Need(f"{_LAYERS}.rotary_embedding", "MRotaryEmbedding"),
+            Need(f"{_LAYERS}.rotary_embedding", "RotaryEmbedding"),
+            Need(f"{_LAYERS}.rotary_embedding.yarn_scaling_rope", "YaRNScalingRotaryEmbedding"),
+            Need(_QUANT_UTILS, "GroupShape.PER_TENSOR"),
+            Need(f"{_MODELS}.qwen3_moe", "Qwen3MoeAttention.forward", "self, positions, hidden_states"),
+            Need(f"{_MODELS}.qwen3_next", "Qwen3NextAttention.forward", "self, positions, hidden_states"),
+            Need("vllm.v1.attention.backend", "AttentionType.DECODER"),
             Need(f"{_LAYERS}.mamba.mamba_utils", "is_conv_state_dim_first", ""),
             Need(f"{_GDN}", "QwenGatedDeltaNetAttention.forward_cuda", "self, hidden_states"),
             Need(

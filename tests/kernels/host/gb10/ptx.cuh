@@ -51,6 +51,14 @@ inline void wait_for_bytes(std::uint64_t const* mail) {
 }
 inline void barrier_arrive(int number, int threads) { host::arrive(number, threads); }
 inline void barrier_wait(int number, int threads) { host::meet(number, threads); }
+inline void begin_phases(std::uint64_t* barrier, int count) { host::begin_phases(barrier, count); }
+inline void arrive_at(std::uint64_t* barrier) { host::arrive_at_phase(barrier); }
+inline void wait_for_phase(std::uint64_t* barrier, int parity) { host::wait_for_phase(barrier, parity); }
+inline void show_to_products() {}
+template <int kCount>
+void fewer_registers() {}
+template <int kCount>
+void more_registers() {}
 inline void wait_for_previous() {}
 inline void release_next() {}
 inline void stop() {

@@ -53,8 +53,8 @@ def ran(operation: str, kernel: str, tokens: int) -> None:
     """Record that ``kernel`` runs ``operation`` for so many tokens. Cheap after the first call of a pair.
 
     ``operation`` is a name of the routing table (`gb10.routing.rules`: nvfp4_linear, nvfp4_moe, dense,
-    lm_head, router, gdn_decode), ``kernel`` what its rows call the backend, without "gb10": fp8_gemv,
-    moe_decode. To be called in an operator's Python, not in code that torch.compile traces.
+    lm_head, router, norm, attention_front, gdn_decode), ``kernel`` what its rows call the backend, without
+    "gb10": fp8_gemv, moe_decode. To be called in an operator's Python, not in code that torch.compile traces.
     """
     key = (operation, kernel)
     if key not in _seen and not _silent:

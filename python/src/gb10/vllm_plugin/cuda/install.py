@@ -15,7 +15,7 @@ import vllm.model_executor.model_loader.base_loader as base_loader
 
 from gb10.kernels import load
 from gb10.vllm_plugin.cuda import selftest
-from gb10.vllm_plugin.cuda.layers import block, gdn
+from gb10.vllm_plugin.cuda.layers import attention, block, gdn, norm
 from gb10.vllm_plugin.cuda.settings import CudaMode, Part, SelfTest
 from gb10.vllm_plugin.made_up import is_dummy
 
@@ -33,10 +33,12 @@ def take_over(model: torch.nn.Module, mode: CudaMode) -> None:
         return
     kinds: list[tuple[str, Part, tuple[type, ...], Callable[[Any, str], str | None]]] = [
         ("router and experts", Part.ROUTER, block.DECODER_LAYERS, block.prepare),
+        ("input norms", Part.NORM, block.DECODER_LAYERS, norm.prepare),
         ("Gated DeltaNet", Part.GDN, gdn.LAYERS, gdn.prepare),
+        ("attention", Part.ATTENTION, attention.LAYERS, attention.prepare),
     ]
     for title, part, classes, prepare in kinds:
-        if not mode.has(part):
+        if not mode.has(part) or (part is Part.NORM and not mode.has(Part.ROUTER)):
             continue
         layers = [(name, module) for name, module in model.named_modules() if isinstance(module, classes)]
         found = Counter(prepare(module, name) for name, module in layers)
@@ -51,10 +53,13 @@ def install() -> None:
     """Load our operators, register those of the layers, and take over what is loaded from now on."""
     mode, wanted = CudaMode.of_process(), SelfTest.from_env()
     load()
+    norm.install()
     if mode.has(Part.ROUTER):
         block.install()
     if mode.has(Part.GDN):
         gdn.install()
+    if mode.has(Part.ATTENTION):
+        attention.install()
     stock = base_loader.process_weights_after_loading
 
     @functools.wraps(stock)
@@ -64,7 +69,8 @@ def install() -> None:
         stock(model, model_config, target_device)
         take_over(model, mode)
         if target_device.type == "cuda":
-            # The kernels read weights while the kernel before them runs: all must be in memory.
+            # Our kernels read weights while the kernel before them runs: all must be in memory. Once for all
+            # rooms that change weights: this one is the last of `patches`, so its function is the outermost.
             torch.cuda.synchronize(target_device)
         if wanted is not SelfTest.OFF:
             # Weights out of nothing may be no numbers; the start is none that serves.

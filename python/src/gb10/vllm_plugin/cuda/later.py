@@ -13,8 +13,8 @@ from vllm.model_executor.model_loader import BaseModelLoader
 
 from gb10.vllm_plugin import patches
 
-SPLITTING = ("vllm::gb10_gdn_core",)
-"""Our attention operators: each splits graphs of batches that cannot be captured (cuda/layers/gdn.py)."""
+SPLITTING = ("vllm::gb10_gdn_core", "vllm::gb10_attention")
+"""Our attention operators: each splits graphs of batches that cannot be captured (cuda/layers/)."""
 
 
 def install() -> None:

@@ -16,11 +16,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from vllm.model_executor.layers.layernorm import GemmaRMSNorm
+from vllm.platforms import current_platform
 
 from gb10 import fp8
 from gb10.nvfp4 import dequantize, unswizzle_128x4
+from gb10.vllm_plugin import log
 from gb10.vllm_plugin.cuda import dispatch
+from gb10.vllm_plugin.cuda.layers.attention import Front, split_cache
 from gb10.vllm_plugin.cuda.layers.gdn import MAX_STEPS, Batch
+from gb10.vllm_plugin.cuda.layers.norm import add_norm
 from gb10.vllm_plugin.cuda.requant.dense import Dense, Fp8Dense, NvFp4Dense, Plain
 from gb10.vllm_plugin.cuda.requant.methods import dense_of
 from gb10.vllm_plugin.cuda.settings import SelfTest
@@ -266,6 +271,86 @@ def _gdn_exact(
     return torch.stack(outputs), left
 
 
+def _norm(name: str, norm: Any) -> Iterator[Check]:
+    """A decoder layer's first norm, with a residual."""
+    weight, plus = norm.weight, isinstance(norm, GemmaRMSNorm)
+    for tokens in (*FEW, SOME):
+        x, residual = _random(2 * tokens, weight.shape[0], weight, weight.dtype).split(tokens)
+        normed, total = add_norm(x, residual, weight, norm.variance_epsilon, plus)
+        exact = x.double() + residual.double()
+        scale = (exact.square().mean(-1, keepdim=True) + norm.variance_epsilon).rsqrt()
+        yield Check("norm", name, tokens, _distance(normed, exact * scale * (weight.double() + plus)), EXACT)
+        yield Check("norm", f"{name} (residual)", tokens, _distance(total, exact), EXACT)
+
+
+def _front(name: str, front: Front) -> Iterator[Check]:
+    """Random rows of the projection at positions all over, into a cache as the backend has it, or none."""
+    attention, weight, device = front.attention, front.q_norm.weight, front.cos_sin.device
+    heads, kv_heads, size = attention.num_heads, attention.num_kv_heads, attention.head_size
+    cached: torch.dtype = attention.kv_cache_torch_dtype
+    eight = cached.itemsize == 1
+    for tokens in (*FEW, SOME):
+        qkv = _random(tokens, (heads * (1 + front.gated) + 2 * kv_heads) * size, weight, weight.dtype)
+        rows = (3, tokens) if any(front.sections) else (tokens,)
+        positions = torch.arange(3 * tokens, device=device).view(3, tokens) * 7 % len(front.cos_sin)
+        positions = positions if len(rows) == 2 else positions[0]
+        query, key = front.new_query(qkv), qkv.new_empty((tokens, kv_heads * size))
+        cache = torch.zeros(3, kv_heads, tokens, 2 * size, dtype=cached, device=device)
+        slots = torch.arange(tokens - 1, -1, -1, device=device) + tokens
+        places = split_cache(attention, cache) if front.writes else None
+        front.front(qkv, positions, query, key, places, slots)
+        *gates, exact_q, exact_k, exact_v = _front_exact(front, qkv, positions)
+        limit = EXACT if attention.query_quant is None else ROUGH
+        q_scale = 1.0 if attention.query_quant is None else attention._q_scale.double()
+        # What does not fit 8 bits with the checkpoint's scales is cut, as vLLM does it.
+        most = torch.finfo(query.dtype).max
+        wanted = (exact_q / q_scale).clamp(-most, most)
+        yield Check("attention_front", f"{name} (query)", tokens, _distance(query, wanted.flatten(1)), limit)
+        yield Check("attention_front", f"{name} (key)", tokens, _distance(key, exact_k.flatten(1)), EXACT)
+        if front.writes:
+            if eight:
+                cache = cache.view(current_platform.fp8_dtype())
+            exact = torch.zeros(3 * tokens, 2, kv_heads, size, dtype=torch.float64, device=device)
+            exact[slots, 0], exact[slots, 1] = exact_k, exact_v
+            if eight:
+                exact[:, 0] /= attention._k_scale.double()
+                exact[:, 1] /= attention._v_scale.double()
+                exact = exact.clamp(-torch.finfo(cache.dtype).max, torch.finfo(cache.dtype).max)
+            there = torch.stack(split_cache(attention, cache.to(qkv.dtype)), dim=2).flatten(0, 1)
+            limit = ROUGH if eight else EXACT
+            yield Check("attention_front", f"{name} (cache)", tokens, _distance(there, exact), limit)
+        if front.gated:
+            out = _random(tokens, heads * size, weight, weight.dtype).view(tokens, heads, size)
+            exact = out.double() * gates[0].sigmoid()
+            torch.ops.gb10.attention_gate(out, front.gates(qkv))
+            yield Check("attention_front", f"{name} (gate)", tokens, _distance(out, exact), EXACT)
+
+
+def _front_exact(front: Front, qkv: Tensor, positions: Tensor) -> list[Tensor]:
+    """float64 ``[M, heads, head size]``: the gates where there are any, q, k and v."""
+    attention, half = front.attention, front.cos_sin.shape[1] // 2
+    heads, kv_heads, size = attention.num_heads, attention.num_kv_heads, attention.head_size
+    units = qkv.double().unflatten(1, (-1, size))
+    *_, q, k, v = units.split((heads * (1 + front.gated), kv_heads, kv_heads), dim=1)
+    gates = [q[:, 1::2]] if front.gated else []
+    q = q[:, ::2] if front.gated else q
+    height, width = front.sections
+    axes = [
+        1 if i % 3 == 1 and i < 3 * height else 2 if i % 3 == 2 and i < 3 * width else 0 for i in range(half)
+    ]
+    angles = torch.arange(half, device=qkv.device)
+    table = front.cos_sin.double()[positions if positions.dim() == 2 else positions.expand(3, -1)]
+    cosines, sines = table[axes, :, angles].T[:, None], table[axes, :, half + angles].T[:, None]
+
+    def turned(x: Tensor, norm: Any) -> Tensor:
+        x = x * (x.square().mean(-1, keepdim=True) + norm.variance_epsilon).rsqrt()
+        x = x * (norm.weight.double() + front.plus_one)
+        one, two, rest = x.split((half, half, size - 2 * half), dim=-1)
+        return torch.cat((one * cosines - two * sines, two * cosines + one * sines, rest), dim=-1)
+
+    return [*gates, turned(q, front.q_norm), turned(k, front.k_norm), v]
+
+
 def checks(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[Check]:
     """Compare what our kernels run of a loaded model; ``dtype``: that of its activations.
 
@@ -285,6 +370,7 @@ def checks(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[Check]:
     for name, module in model.named_modules():
         own = module.__dict__
         made, core, block = dense_of(module), own.get("gb10_gdn"), own.get("gb10_block")
+        front = own.get("gb10_front")
         if core is not None:
             if core.dense is not None and not isinstance(core.dense, Plain):
                 add(core.dense.operation, _requantised, f"{name}.in_proj", core.dense, dtype)
@@ -296,6 +382,10 @@ def checks(model: torch.nn.Module, dtype: torch.dtype) -> Iterator[Check]:
         if block is not None and hasattr(module, "mlp"):
             add("router", _router, name, block)
             add("nvfp4_moe", _experts, name, block)
+        if own.get("gb10_norm"):
+            add("norm", _norm, f"{name}.input_layernorm", module.input_layernorm)
+        if front is not None and hasattr(module, "qkv_proj"):
+            add("attention_front", _front, name, front)
     for operation, layers in found.items():
         for one in dict.fromkeys((layers[0], layers[-1])):
             try:
@@ -319,13 +409,13 @@ def run(model: torch.nn.Module, dtype: torch.dtype, wanted: SelfTest) -> None:
     wrong = [check for check in done if not check.passed]
     worst = max(done, key=lambda check: check.error / check.limit)
     logger.info(
-        "gb10: self-test: %d comparisons in %.1f s, %d failed; the one nearest to its limit: %s",
-        *(len(done), seconds, len(wrong), worst.words),
+        "%s%d comparisons in %.1f s, %d failed; the one nearest to its limit: %s",
+        *(log.SELF_TEST, len(done), seconds, len(wrong), worst.words),
     )
     for check in wrong[1:]:
-        logger.warning("gb10: self-test: %s", check.words)
+        logger.warning("%s%s", log.SELF_TEST, check.words)
     if wrong and wanted is SelfTest.REPORT:
-        logger.warning("gb10: self-test: %s", wrong[0].words)
+        logger.warning("%s%s", log.SELF_TEST, wrong[0].words)
     elif wrong:
         refuse(
             f"our kernels are not right on this GPU: {wrong[0].words}; --engine stock serves with vLLM's "

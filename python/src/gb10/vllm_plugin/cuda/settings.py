@@ -57,8 +57,9 @@ class Part(StrEnum):
     """What of the engine can be switched off, to find a fault.
 
     DENSE and HEAD: requantisation of 16 bit linear layers, and of lm_head. LINEAR: NVFP4 linear layers of the
-    checkpoint. EXPERTS: NVFP4 experts. ROUTER: norm, router and top-k before them in one launch. GDN: Gated
-    DeltaNet for decode in one launch.
+    checkpoint. EXPERTS: NVFP4 experts. ROUTER: norm, router and top-k before them in one launch.
+    NORM: the norm before a layer's first half; needs ROUTER. GDN: Gated DeltaNet for decode in one launch.
+    ATTENTION: what stands between the attention's projections and the attention itself.
     """
 
     DENSE = "dense"
@@ -66,7 +67,9 @@ class Part(StrEnum):
     LINEAR = "linear"
     EXPERTS = "experts"
     ROUTER = "router"
+    NORM = "norm"
     GDN = "gdn"
+    ATTENTION = "attention"
 
 
 class SelfTest(StrEnum):

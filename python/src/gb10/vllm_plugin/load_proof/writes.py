@@ -68,15 +68,13 @@ class Given:
 
 @dataclass(frozen=True)
 class Copy:
-    """One copy into a storage: the types and shapes of both sides. ``exact``: the target has its numbers."""
+    """One copy into a storage. ``exact``: the target has the source's numbers, repeated."""
 
     source: torch.dtype
     target: torch.dtype
     exact: bool
     numbers: int
     """How many the source has."""
-    spread: bool
-    """Whether torch repeated the source, which is smaller."""
 
 
 @dataclass
@@ -245,10 +243,10 @@ class Writes(TorchDispatchMode):
 
     def _compare(self, target: torch.Tensor, source: torch.Tensor, writer: str) -> None:
         """Note a copy that does not give the target what the source has."""
-        spread = source.numel() < target.numel()
+        repeated = source.numel() < target.numel()
         exact = _keeps_numbers(source, target)
-        if (spread or not exact) and (found := self.of(target)) is not None:
-            copy = Copy(source.dtype, target.dtype, exact, source.numel(), spread)
+        if (repeated or not exact) and (found := self.of(target)) is not None:
+            copy = Copy(source.dtype, target.dtype, exact, source.numel())
             found[0].doubtful.setdefault(writer, copy)
 
     def _copies_nothing(self, func: Any, args: Sequence[Any]) -> bool:

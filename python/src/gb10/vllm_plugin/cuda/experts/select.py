@@ -135,9 +135,6 @@ def _after_load() -> None:
         for how, count in found.items():
             if how is not None:
                 logger.info("gb10: NVFP4 experts: our kernels in %d layers, %s", count, how)
-        if torch.cuda.is_available():
-            # The kernels read weights while the kernel before them runs: all must be in memory.
-            torch.cuda.synchronize()
 
     base_loader.process_weights_after_loading = process_weights_after_loading
 

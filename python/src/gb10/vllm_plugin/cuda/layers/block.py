@@ -31,7 +31,7 @@ from vllm.utils.torch_utils import (
 from gb10.kernels.moe_router import Routed, workspace_bytes
 from gb10.vllm_plugin.cuda import dispatch
 from gb10.vllm_plugin.cuda.experts import Experts, experts_of
-from gb10.vllm_plugin.cuda.layers.norm import add_norm
+from gb10.vllm_plugin.cuda.layers import norm as norms
 from gb10.vllm_plugin.cuda.settings import DECODE
 
 logger = logging.getLogger("vllm.gb10")
@@ -118,7 +118,7 @@ class Block:
 
     def _route_many(self, x: torch.Tensor, residual: torch.Tensor) -> Routed:
         runner = self.runner
-        normed, residual_out = add_norm(x, residual, self.norm_weight, self.epsilon, self.plus_one)
+        normed, residual_out = norms.add_norm(x, residual, self.norm_weight, self.epsilon, self.plus_one)
         logits, _ = runner.gate(normed)
         weights, ids = runner.router.select_experts(
             hidden_states=normed, router_logits=logits, topk_indices_dtype=torch.int32
@@ -229,11 +229,7 @@ def _qwen3_next(stock: Any) -> Any:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.gb10_block is None:
             return stock(self, hidden_states, residual, positions, **kwargs)  # type: ignore[no-any-return]
-        if residual is None:
-            residual = hidden_states
-            hidden_states = self.input_layernorm(hidden_states)
-        else:
-            hidden_states, residual = self.input_layernorm(hidden_states, residual)
+        hidden_states, residual = norms.input_norm(self, hidden_states, residual)
         if self.layer_type == "linear_attention":
             hidden_states = self.linear_attn(hidden_states=hidden_states)
         else:
@@ -249,11 +245,7 @@ def _qwen3_moe(stock: Any) -> Any:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.gb10_block is None:
             return stock(self, positions, hidden_states, residual)  # type: ignore[no-any-return]
-        if residual is None:
-            residual = hidden_states
-            hidden_states = self.input_layernorm(hidden_states)
-        else:
-            hidden_states, residual = self.input_layernorm(hidden_states, residual)
+        hidden_states, residual = norms.input_norm(self, hidden_states, residual)
         hidden_states = self.self_attn(positions=positions, hidden_states=hidden_states)
         return _second_half(self.gb10_block, hidden_states, residual)
 
@@ -274,4 +266,5 @@ def install() -> None:
     )
     for kind, made in zip(DECODER_LAYERS, (_qwen3_next, _qwen3_moe), strict=True):
         setattr(kind, _ATTRIBUTE, None)
+        setattr(kind, norms.ATTRIBUTE, False)
         kind.forward = made(kind.forward)

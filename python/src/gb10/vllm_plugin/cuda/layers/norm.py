@@ -1,64 +1,80 @@
-"""Residual + RMSNorm for more tokens than the router's launch takes.
+"""Residual + RMSNorm before a layer's first half, for any number of tokens in one launch.
 
-In vLLM torch.compile fuses these into one kernel; inside an operator of our own nothing does.
+    vllm::gb10_add_norm(x, residual, weight, epsilon, plus_one) -> (normed, x + residual)
+
+torch.compile would fuse the same into a Triton kernel. That one is no programmatic launch: it begins when the
+experts have ended, and the projection after it, which could read its weights meanwhile, when it has.
 """
 
+from typing import Any
+
 import torch
-from vllm.triton_utils import tl, triton
+from vllm.model_executor.layers.layernorm import GemmaRMSNorm, RMSNorm
+from vllm.utils.torch_utils import direct_register_custom_op
 
-_MOST_COLUMNS = 16384
+from gb10.vllm_plugin.cuda import dispatch
 
+ATTRIBUTE = "gb10_norm"
+"""Of a decoder layer: whether our kernel does the norm before its first half."""
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _add_norm(  # type: ignore[no-untyped-def]  # Triton evaluates annotations
-    x,
-    residual,
-    weight,
-    normed,
-    residual_out,
-    columns,
-    epsilon,
-    plus_one: tl.constexpr,
-    block: tl.constexpr,
-):
-    """One program a row. As vLLM's own: the sum is normed before it is rounded."""
-    row = tl.program_id(0).to(tl.int64) * columns
-    index = tl.arange(0, block)
-    inside = index < columns
-    dtype = x.dtype.element_ty
-    left = tl.load(x + row + index, mask=inside, other=0.0).to(tl.float32)
-    right = tl.load(residual + row + index, mask=inside, other=0.0).to(tl.float32)
-    wide = left + right
-    tl.store(residual_out + row + index, wide.to(dtype), mask=inside)
-    scaled = wide * tl.rsqrt(tl.sum(wide * wide) / columns + epsilon)
-    factor = tl.load(weight + index, mask=inside, other=0.0).to(tl.float32)
-    value = scaled * (1.0 + factor) if plus_one else scaled.to(dtype).to(tl.float32) * factor
-    tl.store(normed + row + index, value.to(dtype), mask=inside)
+UNIT, MOST_COLUMNS = 8, 16384
+"""What ``gb10::add_norm`` takes: a multiple of, and at most, so many columns."""
 
 
 def add_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float, plus_one: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give ``(rmsnorm(x + residual) * weight, x + residual)``; with ``plus_one`` times ``1 + weight``.
+    """Our kernel, see ``gb10.kernels.add_norm``. x, residual: ``[M, H]``; both results are new."""
+    x, residual = x.contiguous(), residual.contiguous()
+    normed, total = torch.empty_like(x), torch.empty_like(x)
+    if x.shape[0]:
+        torch.ops.gb10.add_norm(x, residual, weight, epsilon, plus_one, normed, total)
+        dispatch.ran("norm", "add_norm", x.shape[0])
+    return normed, total
 
-    ``x`` and ``residual``: bfloat16 or float16 ``[M, H]``, contiguous, on one CUDA device, H at most 16384;
-    ``weight``: ``[H]``. Both results are new. Raises ValueError for a wider row.
-    """
-    rows, columns = x.shape
-    if columns > _MOST_COLUMNS:
-        raise ValueError(f"rows of {columns} values; at most {_MOST_COLUMNS}")
-    normed, residual_out = torch.empty_like(x), torch.empty_like(x)
-    block = triton.next_power_of_2(columns)
-    _add_norm[(rows,)](
-        x,
-        residual,
-        weight,
-        normed,
-        residual_out,
-        columns,
-        epsilon,
-        plus_one=plus_one,
-        block=block,
-        num_warps=min(max(block // 256, 1), 16),
+
+def _add_norm_fake(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float, plus_one: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(x), torch.empty_like(residual)
+
+
+def input_norm(
+    layer: Any, hidden_states: torch.Tensor, residual: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Residual and norm before the first half of a decoder layer; the first layer has no residual. Traced."""
+    norm = layer.input_layernorm
+    if residual is None:
+        return norm(hidden_states), hidden_states
+    if not layer.gb10_norm:
+        return norm(hidden_states, residual)  # type: ignore[no-any-return]
+    given = (norm.weight, norm.variance_epsilon, isinstance(norm, GemmaRMSNorm))
+    return torch.ops.vllm.gb10_add_norm(hidden_states, residual, *given)  # type: ignore[no-any-return]
+
+
+def fits(norm: Any) -> bool:
+    """Whether our kernel computes what a norm of vLLM does."""
+    return (
+        type(norm) in (GemmaRMSNorm, RMSNorm)
+        and getattr(norm, "variance_size_override", None) is None
+        and norm.weight.dtype in (torch.bfloat16, torch.float16)
+        and norm.weight.shape[0] % UNIT == 0
+        and norm.weight.shape[0] <= MOST_COLUMNS
     )
-    return normed, residual_out
+
+
+def prepare(layer: Any, name: str) -> str | None:
+    """Let a loaded decoder layer that has a Block use our norm before its first half; why not, or None."""
+    if layer.gb10_block is None:
+        return "their second half is vLLM's own"
+    if not fits(layer.input_layernorm):
+        return f"a {type(layer.input_layernorm).__name__} that is not like ours"
+    object.__setattr__(layer, ATTRIBUTE, True)
+    return None
+
+
+def install() -> None:
+    """Register the operator."""
+    direct_register_custom_op(
+        "gb10_add_norm", add_norm, fake_impl=_add_norm_fake, tags=(torch.Tag.needs_fixed_stride_order,)
+    )

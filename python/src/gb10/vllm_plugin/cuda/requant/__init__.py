@@ -101,6 +101,7 @@ def _may_convert(config: Any, layer: Any, name: str) -> bool:
 
 
 def _tell_after_loads() -> None:
+    import torch
     from vllm.distributed import get_pp_group, get_tp_group
     from vllm.model_executor.model_loader import BaseModelLoader
 
@@ -109,12 +110,7 @@ def _tell_after_loads() -> None:
     original = BaseModelLoader.load_model
 
     def load_model(self: Any, *given: Any, **named: Any) -> Any:
-        import torch
-
         model = original(self, *given, **named)
-        if torch.cuda.is_available():
-            # The kernels read weights while the kernel before them runs: all must be in memory.
-            torch.cuda.synchronize()
         ranks, load = get_tp_group(), report.end()
         loads: list[Load] = [load]
         if ranks.world_size > 1:

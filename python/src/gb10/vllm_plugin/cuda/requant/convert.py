@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from gb10 import fp8
+from gb10.kernels.nvfp4_search import nvfp4_search, takes
 from gb10.nvfp4 import BLOCK_SIZE, dequantize, global_scale_for, power_of_two, quantize_searched
 
 _AT_ONCE = 1 << 22
@@ -85,6 +86,10 @@ def to_nvfp4(weight: torch.Tensor) -> tuple[NvFp4, Error]:
     if not math.isfinite(largest):
         return NvFp4(codes, scales, torch.ones(1, device=weight.device)), Error(math.nan, math.nan)
     global_scale = power_of_two(global_scale_for(largest)).reshape(1).to(weight.device)
+    if takes(weight):
+        return NvFp4(codes, scales, global_scale), Error(
+            *nvfp4_search(weight, global_scale, codes, scales).sum(dim=0).tolist()
+        )
     sums = torch.zeros(2, dtype=torch.float64, device=weight.device)
     for piece in _pieces(weight):
         wide = weight[piece].float()

@@ -1,0 +1,123 @@
+"""Our plug-in for vLLM's HTTP server: the first canary, ``/health`` and ``/v1/gb10/routing``.
+
+vLLM calls `Endpoints.attach_router` when its routes are made, and `Endpoints.init_state` when the engine is
+up, before the server listens.
+"""
+
+import asyncio
+import logging
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from starlette.datastructures import State
+from vllm.platforms import current_platform
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from gb10.vllm_plugin import log
+from gb10.vllm_plugin.cuda.settings import CudaMode, Engine
+from gb10.vllm_plugin.refusal import refuse
+from gb10.vllm_plugin.server import settings
+from gb10.vllm_plugin.server.canary import Canary, Unasked
+from gb10.vllm_plugin.server.health import Health, watch
+
+logger = logging.getLogger("vllm.gb10")
+
+ROUTING = "/v1/gb10/routing"
+
+Report = Callable[[], Mapping[str, Any]]
+
+_report: Report | None = None
+
+
+def reporting(report: Report) -> None:
+    """Set what ``/v1/gb10/routing`` answers in this process. ``report`` may block; it gives JSON."""
+    global _report
+    _report = report
+
+
+class Endpoints:
+    """A plug-in as vllm.plugins.endpoint_plugins.interface describes it."""
+
+    name = "gb10"
+    required_tasks = None
+
+    def __init__(self) -> None:
+        self.health = Health()
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Stand for vLLM's ``/health``, which says no reason, and add what really runs."""
+        app.add_api_route("/health", self._health, methods=["GET"], response_class=Response)
+        app.add_api_route(ROUTING, _routing, methods=["GET"])
+
+    async def _health(self, request: Request) -> Response:
+        """Health check: 200, or 503 with the reason."""
+        client = request.app.state.engine_client
+        try:
+            if client is not None:
+                await client.check_health()
+        except EngineDeadError:
+            reason = self.health.reason or "vLLM's engine is dead"
+            return JSONResponse({"error": reason}, HTTPStatus.SERVICE_UNAVAILABLE)
+        return Response(status_code=HTTPStatus.OK)
+
+    async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
+        """Ask the first canary, and go on with it as long as the server runs.
+
+        Raises Refused, after the line that `gb10 serve` looks for, where the model answers no sense.
+        """
+        if engine_client is None:
+            return
+        self.health.guard(engine_client)
+        wanted, interval = settings.Canary.from_env(), settings.interval()
+        if wanted is settings.Canary.OFF:
+            return
+        config = engine_client.vllm_config
+        if config.load_config.load_format == "dummy":
+            wanted = settings.Canary.REPORT  # made up: there is nothing to judge
+        if (
+            "generate" not in await engine_client.get_supported_tasks()
+            or config.model_config.is_encoder_decoder
+        ):
+            logger.info("%sleft out: this model does not continue texts", log.CANARY)
+            return
+        canary = Canary(engine_client)
+        logger.info(log.ASKING)
+        try:
+            sung = await canary.sing()
+        except Unasked as error:
+            logger.warning("%sleft out: %s", log.CANARY, error)
+            return
+        if sung.fault is None:
+            logger.info("%s%s", log.CANARY, sung.words)
+        elif wanted is settings.Canary.REFUSE:
+            refuse(f"{sung.fault}; {_advice()}, and {settings.CANARY_NAME}=report serves all the same")
+        else:
+            logger.warning("%s%s", log.CANARY, sung.words)
+        if sung.fault is None and interval > 0:
+            found = self.health.fail if wanted is settings.Canary.REFUSE else _only_said
+            state.gb10_watch = asyncio.create_task(watch(engine_client, canary, interval, found))
+
+
+def _only_said(fault: str) -> None:
+    logger.warning("%s%s", log.CANARY, fault)
+
+
+def _advice() -> str:
+    """What a user can do about a model that answers no sense."""
+    ours = current_platform.is_cuda() and CudaMode.of_process().engine is Engine.GB10
+    checkpoint = "its weights or scales may be broken: check the checkpoint, or get it again"
+    if not ours:
+        return checkpoint
+    return (
+        "to find out which kernels do that, serve with --engine stock, then with GB10_ENGINE_PARTS set to "
+        f"one part after the other (docs/engine.md); if stock does the same, {checkpoint}"
+    )
+
+
+def _routing() -> Mapping[str, Any]:
+    """What was planned, what ran, and how they differ."""
+    return {} if _report is None else _report()

@@ -1,0 +1,1 @@
+"""A memory cgroup, and a process that takes the memory in it."""

@@ -1,0 +1,111 @@
+"""`serve-check` against a server that stands for `gb10 serve`: what it must see."""
+
+import json
+import socket
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_engine_bench_compilers import sleeper
+
+from gb10_lab.cli import main
+
+GB10 = textwrap.dedent(
+    '''
+    """Stands for `gb10`; FAULT says what is wrong with it."""
+    import http.server, json, os, signal, subprocess, sys, threading
+
+    fault = os.environ.get("FAULT", "")
+    if sys.argv[1] == "routing":
+        ran = {"operation": "nvfp4_moe", "kernel": "gb10 moe_decode", "tokens": 1}
+        print(json.dumps([{"log": "", "ran": [ran]}]))
+        sys.exit(0)
+    if fault == "ends":
+        print("gb10: error: no such model")
+        sys.exit(2)
+    if "GB10_SITE" in os.environ:
+        sys.exit("GB10_SITE is not a variable of gb10")
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        count = 0
+        def log_message(self, *_): pass
+        def answer(self, body):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode() if body else b"")
+        def do_GET(self):
+            self.answer({"data": [{"id": "m"}]} if "models" in self.path else None)
+        def do_POST(self):
+            Handler.count += 1
+            self.rfile.read(int(self.headers["Content-Length"]))
+            text = f" word {Handler.count if fault == 'changes' else 0}"
+            self.answer({"choices": [{"text": "" if fault == "empty" else text}]})
+
+    http.server.ThreadingHTTPServer.request_queue_size = 64
+    port = int(sys.argv[sys.argv.index("--port") + 1])
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    if fault == "compiles":
+        subprocess.run([os.environ["PTXAS"], "0.3"])
+    if fault == "leaves":
+        subprocess.Popen(["sleep", "60"], start_new_session=True)
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+    print("ready after 1 s: URL", flush=True)
+    if fault == "differs":
+        print("NVFP4 experts: the table says A, vLLM chose B", flush=True)
+    print("try it:", flush=True)
+    server.serve_forever()
+    sys.exit(3 if fault == "status" else 0)
+    '''
+)
+
+
+def _check(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str, *more: str
+) -> tuple[int, dict[str, Any]]:
+    package = folder / "python" / "gb10"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(GB10)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for name, value in {"FAULT": fault, "PYTHONPATH": str(folder / "python"), "GB10_SITE": "/site"}.items():
+        monkeypatch.setenv(name, value)
+    status = main(["serve-check", "m", "--out", str(folder), "--port", str(port), "--limit", "30", *more])
+    return status, json.loads((folder / "serve.json").read_text())
+
+
+def test_a_sound_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status, found = _check(tmp_path, monkeypatch, "", "--ran", "moe_decode", "--no-compiles")
+    assert (status, found["failures"]) == (0, [])
+    assert found["answer"] == " word 0"
+    assert found["together"] == {"requests": 24, "same as alone": 24}
+    assert found["stop"]["status"] == 0
+    assert found["stop"]["processes"] == 1
+    assert 0 < found["start"]["ready_seconds"] <= found["start"]["first_answer_seconds"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("ends", "it ended with status 2"),
+        ("changes", "the same request got"),
+        ("empty", "an empty answer"),
+        ("leaves", "processes live on: sleep"),
+        ("differs", "the routing table differs: NVFP4 experts"),
+        ("status", "SIGTERM: exit status 3"),
+        ("compiles", "compiled: {'ptxas': 1}"),
+    ],
+)
+def test_each_fault_is_seen(fault: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if fault == "compiles":
+        monkeypatch.setenv("PTXAS", sleeper(tmp_path, "ptxas"))
+    status, found = _check(tmp_path, monkeypatch, fault, "--no-compiles")
+    assert status == 1
+    assert said in " / ".join(found["failures"])
+
+
+def test_a_kernel_that_did_not_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    status, found = _check(tmp_path, monkeypatch, "", "--ran", "moe_decode", "gdn_decode")
+    assert (status, found["failures"]) == (1, ["gdn_decode did not run"])
