@@ -23,7 +23,7 @@ MOE = (Moe("small", "moe", 16, 4, 256, 128), Moe("small", "moe", 16, 4, 320, 192
 ROUTERS = ((256, 16, 4), (2304, 330, 7))
 """Hidden, experts, topk."""
 TOKENS = (1, 3, 16)
-MANY_TOKENS = (2, 40, 150)
+MANY_TOKENS = (2, 40, 300)
 GROUPED_LIMIT = 6e-3
 """``moe_grouped`` rounds what comes out of the activation, and each expert's part, to the dtype of x."""
 
