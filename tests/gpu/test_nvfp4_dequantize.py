@@ -52,11 +52,11 @@ def test_a_product_in_pieces(
 
 @pytest.mark.parametrize("biased", [False, True])
 def test_a_remembered_scale_is_rounded_once(biased: bool, device: Any, make_weight: Any) -> None:
-    """The result is the exact one to half a step of bfloat16."""
+    """The result is the exact one to half a step of bfloat16, at most 2**-8 of it."""
     weight = make_weight(512, 1024, scale_bytes=(0x20, 0x48))
     x = torch.randn(100, 1024, device=device).to(torch.bfloat16)
     bias = torch.randn(512, device=device).to(torch.bfloat16) if biased else None
     exact = x.double() @ weight.exact.T + (0 if bias is None else bias.double())
     dequant.remember(weight.global_scale)
     out = dequant.product(x, weight.packed, weight.scales, weight.global_scale, bias)
-    assert not ((out.double() - exact).abs() > exact.abs() * 2.0**-8 * 0.51 + 1e-2).any()
+    assert not ((out.double() - exact).abs() > exact.abs() * 2.0**-8 * 1.01 + 1e-2).any()
