@@ -30,8 +30,10 @@ cudaError_t launch_around(Arguments const& a, Plan const& p, Device const& devic
 }
 
 // Whether the GPU and the layer are such that warpgroups multiply.
-bool for_warpgroups(Arguments const& a, Device const& device, Number number, bool swizzled) {
-  return device.capability == 90 && number == Number::kBFloat16 && !swizzled && a.gated && a.activation == moe::Activation::kSwish;
+bool for_warpgroups(Arguments const& a, Plan const& p, Device const& device, Number number, bool swizzled) {
+  static_assert(kWarpgroupsFrom >= kSmallTile);  // the workspace has room for large tiles
+  return p.pairs > std::int64_t{kWarpgroupsFrom} * a.experts && device.capability == 90 && number == Number::kBFloat16 &&
+         !swizzled && a.gated && a.activation == moe::Activation::kSwish;
 }
 
 cudaError_t launch_warpgroups(Arguments const& a, Plan const& p, Device const& device, cudaStream_t stream) {
@@ -74,7 +76,7 @@ cudaError_t launch(Arguments const& a, Number number, bool swizzled, cudaStream_
   p.tile = tile_tokens(p.pairs, a.experts);
   p.chunks = chunks_of(p.pairs, a.experts, a.w2.k);
   p.at = workspace_of(a.tokens, a.topk, a.experts, a.w2.rows, a.w2.k, p.shared_intermediate);
-  if (p.tile == kLargeTile && for_warpgroups(a, device, number, swizzled)) {
+  if (for_warpgroups(a, p, device, number, swizzled)) {
     p.tile = kWideTile;
     p.by_warpgroups = true;
     return launch_warpgroups(a, p, device, stream);

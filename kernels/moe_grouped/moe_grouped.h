@@ -17,7 +17,7 @@
 // token does not depend on which tile it is in: two calls give the same bits.
 //
 // Two of them exist twice: multiply.cuh for every target (mma.sync), warpgroups.cuh for 9.0 (wgmma, 196 KB of shared memory a block),
-// where experts have more than 16 tokens on the average, x is bf16, scales are linear and the activation is a gated swish.
+// where experts have more than kWarpgroupsFrom tokens on the average, x is bf16, scales are linear and the activation is a gated swish.
 //
 // Needs: sm_80 or newer (cp.async, mma.sync with bf16), 99 KB of shared memory a block; on 9.0 code for sm_90a.
 #pragma once
@@ -37,6 +37,9 @@ inline constexpr int kSmallTile = 16, kLargeTile = 64, kWideTile = 176;
 constexpr int tile_tokens(std::int64_t pairs, std::int64_t experts) {
   return pairs <= kSmallTile * experts ? kSmallTile : kLargeTile;
 }
+
+// Warpgroups multiply where an expert has more tokens than that on the average: below, the others read the weights faster.
+inline constexpr int kWarpgroupsFrom = 64;
 
 inline constexpr int kMaxExperts = 8192;
 inline constexpr int kMaxWidth = 32768;   // of hidden and intermediate

@@ -31,9 +31,9 @@ namespace gb10::moe_grouped {
 inline constexpr int kGroup = 128;  // threads of a warpgroup
 inline constexpr int kItemThreads = 3 * kGroup;
 inline constexpr int kItemRows = 256;
-inline constexpr int kXPlaces = 4;  // of the ring of activations, 64 k each
-inline constexpr int kWPlaces = 3;  // of the ring of weights, 256 k each: whole lines of codes
-inline constexpr int kWindows = 4;  // of 64 k in a place of weights
+inline constexpr int kXPlaces = 4;           // of the ring of activations, 64 k each
+inline constexpr int kWPlaces = 3;           // of the ring of weights, 256 k each: whole lines of codes
+inline constexpr int kWindows = 4;           // of 64 k in a place of weights
 inline constexpr int kItems = kXPlaces + 2;  // that are known: one that is written, those of the ring, one that is made
 
 // A row of x is 128 bytes, its 16-byte pieces as b_of_swizzled wants them.
@@ -242,7 +242,7 @@ __device__ __forceinline__ void multiply_item(Arguments const& a, Item const& it
     for (int i = 0; i < 2; ++i) {
       int const row = row0 + group % 2 * 64 + i * 8;
       std::uint32_t const scale = scale_of<__nv_bfloat16>(place.scales[row * 16 + window * 4 + t]);
-      std::uint32_t(&to)[4] = w[group % 2][i];
+      std::uint32_t (&to)[4] = w[group % 2][i];
       operands8<__nv_bfloat16>(
           *reinterpret_cast<std::uint32_t const*>(place.codes + row * 128 + (window ^ (g & 3)) * 32 + t * 8 + group / 2 * 4), to);
 #pragma unroll
@@ -295,7 +295,6 @@ __device__ __forceinline__ void multiply_item(Arguments const& a, Item const& it
   if (row >= item.out_rows) return;
   moe::ActivationNumbers swish = a;
   swish.activation = moe::Activation::kSwish;  // for_warpgroups(): no other comes here
-  bool const plain = a.alpha == 1.0f && a.beta == 0.0f && a.limit == INFINITY;
 #pragma unroll
   for (int j = 0; j < kColumns / 8; ++j) {
 #pragma unroll
@@ -342,8 +341,7 @@ __device__ __forceinline__ void multiply_items(Arguments const& a, Shared& share
     ptx::wait_for_phase(shared.known + item_walk.place, item_walk.round);
     Item const& item = shared.items[item_walk.place];
     if (item.steps == 0) break;
-    with_columns(item.tokens,
-                 [&]<int kColumns>() { multiply_item<kColumns, kDown>(a, item, shared, x_walk, w_walk, half); });
+    with_columns(item.tokens, [&]<int kColumns>() { multiply_item<kColumns, kDown>(a, item, shared, x_walk, w_walk, half); });
   }
 }
 

@@ -15,13 +15,16 @@
 // in steps of all teams of the grid, so the grid reads one window of consecutive rows at a time. Each warp keeps kDepth tiles
 // (2.3 KB each) in flight in a ring in shared memory. Activations lie in shared memory once a block, as f16 (w4a16::staged).
 //
+// With few tokens (plan.h) a warp decodes its first tile before the activations are there, and each further one while the one before
+// it is multiplied: behind another kernel the weights arrive first, and what then takes the time is decoding them.
+//
 // Overlap with the kernel before (sm_90 and newer): weights and scales are read before wait_for_previous(), all else and every
 // write after it. So weights and scales must not be written by a kernel that may still run. A next kernel launched the same
 // way begins while this one runs, and what it may do then is read its weights. It writes (our x too, if it likes) only after
 // its own wait, which returns when this grid has ended and its writes can be seen. Since every block here waits, the end of a
 // grid also implies the end of all grids before it: a chain of such kernels is ordered link by link.
 //
-// Needs sm_80 or newer. Shared memory: 9.2 KB a warp, about 2.25 K bytes a token, and the sums of teams (plan.h).
+// Needs sm_80 or newer. Shared memory: 6.9 KB a warp, about 2.25 K bytes a token, and the sums of teams (plan.h).
 #pragma once
 
 #include <cstddef>

@@ -32,9 +32,9 @@ LARGEST, MEAN = 0.8, 0.06
 as they are, the stock CPU engine by weights rounded to bfloat16, and a near-tie of the router can flip."""
 
 TEXTS = (
-    "import",
-    "class Node:\n    def",
     "A block scale covers sixteen values of a row, and",
+    "class Node:\n    def",
+    "import",
     "import os\nimport sys\n\ndef main(argv):\n    parser = argparse.ArgumentParser()\n    parser.",
 )
 
@@ -90,7 +90,7 @@ def ours(
 ) -> Answers:
     jobs = {family: _job(model, prompts) for family, model in models.items()}
     jobs["drafts"] = _job(models["qwen3_next"], prompts, drafts=2)
-    # Three sequences of three tokens do not fit: the last one has fewer drafts.
+    # Three sequences of three tokens do not fit: the last one has fewer drafts, once all are in.
     few = {"max_num_batched_tokens": 8, "max_num_seqs": 3}
     jobs["drafts of unequal length"] = _job(models["qwen3_next"], prompts, drafts=2, **few)
     return _serve(jobs, tmp_path_factory.mktemp("ours"), GB10_TEST_INSTALL="reference.cpu_engine")

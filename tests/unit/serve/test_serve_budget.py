@@ -183,6 +183,22 @@ def test_what_a_share_means_is_said() -> None:
     assert not any("does not size" in note for note in notes)
 
 
+def test_sequences_that_find_no_room_are_told() -> None:
+    _, notes = gpu(90 * GIB, 112 * GIB, "--max-num-seqs", "8", "--gpu-memory-utilization", "0.88")
+    # 105.3 GiB less 92, at 3.75 GiB each.
+    assert any("the KV cache holds 3 sequences of 40960 tokens" in note for note in notes)
+    assert any("--max-num-seqs 8 would take 30.0 GiB: the others wait" in note for note in notes)
+    for argv in (["--max-num-seqs", "1"], []):
+        assert not any("sequences" in note for note in gpu(90 * GIB, 112 * GIB, *argv)[1])
+    held = ("--max-num-seqs", "8", "--max-model-len", "4096", "--kv-cache-memory-bytes", "1G")
+    for _, notes in (gpu(20 * GIB, 112 * GIB, *held), cpu(PACKED, 16 * GIB, *held)):
+        assert any(
+            "holds 2 sequences of 4096 tokens, --max-num-seqs 8 would take 3.0 GiB" in n for n in notes
+        )
+    _, notes = cpu(PACKED, 16 * GIB, "--max-num-seqs", "4")
+    assert not any("sequences" in note for note in notes)
+
+
 def test_what_the_watch_wants_is_kept_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A start that fills a cgroup of 8 GiB would be a server that takes no requests."""
     group = memory.Available(7 * GIB, "memory.max", 8 * GIB)

@@ -221,6 +221,17 @@ def _free_words(free: memory.Available, kept: int) -> str:
     return f"{text_size(free.size)} is free ({free.limit}){stays}"
 
 
+def _sequences(settings: Settings, shape: size.CacheShape, tokens: int, cache: int) -> list[str]:
+    """A note where a cache has no room for as many sequences of ``tokens`` tokens as the user asked for."""
+    asked, one = settings.max_num_seqs, shape.sequence(tokens)
+    if asked is None or settings.origins["max_num_seqs"] <= Origin.MACHINE or one * asked <= cache:
+        return []
+    return [
+        f"memory  the KV cache holds {cache // one} sequences of {tokens} tokens, "
+        f"{settings.said('max_num_seqs')} {asked} would take {text_size(one * asked)}: the others wait"
+    ]
+
+
 def _sizes_nothing(settings: Settings, then: str) -> list[str]:
     """A note where a given size of the KV cache takes the place of a share that the user gave."""
     cache = _CACHE_SPACE if settings.environment.get(_CACHE_SPACE) else settings.said("kv_cache_memory_bytes")
@@ -263,7 +274,11 @@ def on_cpu(
         if mode == "dequant" and packed.weights < weights and packed.total <= room.size:
             remedies = [f"set {routing.CPU_MODE_VARIABLE}=packed to keep the weights at 4 bit", remedies[0]]
         raise _refusal(checkpoint.name, need, room, remedies)
-    notes = _sizes_nothing(settings, "does not look at it")
+    held = cache if _given_cache(settings) is not None else room.size - weights - size.OVERHEAD
+    notes = [
+        *_sequences(settings, shape, tokens, held),
+        *_sizes_nothing(settings, "does not look at it"),
+    ]
     return [*notes, _note(need, room)] if weights else notes
 
 
@@ -318,6 +333,8 @@ def on_gpu(
             f"context what fits of the model's {longest} tokens, about {min(fits, longest)}: "
             f"{text_size(left)} is left for the KV cache (--max-model-len N)"
         )
+    held, tokens = left if cache is None else cache, asked if isinstance(asked, int) else min(fits, longest)
+    notes += _sequences(settings, shape, tokens, held) if weights else []
     return [*notes, _note(need, offer.room)] if weights else notes
 
 
