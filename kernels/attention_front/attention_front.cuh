@@ -110,7 +110,8 @@ __global__ void __launch_bounds__(32 * kWarps) front(__grid_constant__ Arguments
   ptx::wait_for_previous();
 
   int const columns = is_query ? unit * (p.gated ? 2 : 1) : p.heads * (p.gated ? 2 : 1) + unit - p.heads;
-  auto const* const from = static_cast<T const*>(p.qkv) + token * p.qkv_row + static_cast<std::int64_t>(columns) * kHeadSize + within;
+  auto const* const from =
+      static_cast<T const*>(p.qkv) + token * p.qkv_row + static_cast<std::int64_t>(columns) * kHeadSize + within;
   Vector<kVector> raw = *reinterpret_cast<Vector<kVector> const*>(from);
   std::int64_t const slot = !is_query && p.key_cache != nullptr && token < p.slot_count ? p.slots[token] : -1;
   float const* const scales = is_query ? p.q_scale : is_value ? p.v_scale : p.k_scale;

@@ -27,7 +27,7 @@ namespace gb10::attention_front {
 
 inline constexpr int kMaxTokens = 1 << 20;
 inline constexpr int kMaxHeads = 1024;     // of q and k and v together
-inline constexpr int kWarps = 4;         // of a block: each has one head of one token
+inline constexpr int kWarps = 4;           // of a block: each has one head of one token
 inline constexpr int kMaxHeadSize = 1024;  // of the gate
 
 struct Arguments {
@@ -41,10 +41,10 @@ struct Arguments {
   void* key_cache;                // null: no cache is written
   void* value_cache;
   std::int64_t const* slots;
-  float const* q_scale;      // null: query is of the dtype
-  float const* k_scale;      // null: the cache is of the dtype
+  float const* q_scale;  // null: query is of the dtype
+  float const* k_scale;  // null: the cache is of the dtype
   float const* v_scale;
-  std::int64_t qkv_row;      // strides, in elements
+  std::int64_t qkv_row;  // strides, in elements
   std::int64_t key_block, key_token, key_head, value_block, value_token, value_head;
   int position_token, position_row;  // strides, in words; row 0: one row of positions
   int height_section, width_section;
@@ -58,8 +58,8 @@ struct Arguments {
 cudaError_t launch(Arguments const& arguments, Number number, cudaStream_t stream);
 
 struct GateArguments {
-  void* out;          // [tokens, heads, head_size]
-  void const* gates;  // the same
+  void* out;               // [tokens, heads, head_size]
+  void const* gates;       // the same
   std::int64_t row, head;  // strides of the gates, in elements
   int tokens, heads, head_size;
 };

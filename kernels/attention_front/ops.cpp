@@ -12,12 +12,6 @@ using gb10::torch_op::Tensor;
 
 namespace front = gb10::attention_front;
 
-void check_begin(char const* op, char const* name, Tensor const& tensor, std::size_t alignment) {
-  gb10::torch_op::require(
-      reinterpret_cast<std::uintptr_t>(tensor.data_ptr()) % alignment == 0, op,
-      std::string(name) + " does not begin at a multiple of " + std::to_string(alignment) + " bytes; copy it first");
-}
-
 // Its last dimension is dense, all others are multiples of `unit` elements apart.
 void check_strides(char const* op, char const* name, Tensor const& tensor, std::int64_t unit) {
   std::int64_t const last = tensor.dim() - 1;
@@ -110,8 +104,7 @@ void attention_front(Tensor qkv, Tensor q_weight, Tensor k_weight, double epsilo
   if (key_cache) {
     check_shape(kOp, "key_cache", *key_cache, {-1, -1, kv_heads, head_size});
     check_shape(kOp, "value_cache", *value_cache, {key_cache->size(0), key_cache->size(1), kv_heads, head_size});
-    require(key_cache->size(0) >= 1 && key_cache->size(1) >= 1 &&
-                key_cache->size(0) <= std::numeric_limits<std::int32_t>::max() &&
+    require(key_cache->size(0) >= 1 && key_cache->size(1) >= 1 && key_cache->size(0) <= std::numeric_limits<std::int32_t>::max() &&
                 key_cache->size(1) <= std::numeric_limits<std::int32_t>::max(),
             kOp, "key_cache has shape " + shape_of(*key_cache) + "; it must have blocks, and these tokens");
     check_shape(kOp, "slots", *slots, {-1});
@@ -127,7 +120,8 @@ void attention_front(Tensor qkv, Tensor q_weight, Tensor k_weight, double epsilo
     check_strides(kOp, "value_cache", *value_cache, 8);
   }
   std::int64_t const words = positions.scalar_type() == ScalarType::Long ? 2 : 1;
-  std::int64_t const token_stride = words * positions.stride(several ? 1 : 0), row_stride = several ? words * positions.stride(0) : 0;
+  std::int64_t const token_stride = words * positions.stride(several ? 1 : 0),
+                     row_stride = several ? words * positions.stride(0) : 0;
   require(token_stride < (std::int64_t{1} << 31) && row_stride < (std::int64_t{1} << 30) && (!several || row_stride > 0), kOp,
           "positions has strides that are too large, or none; copy it first");
   for (Argument const& a : strided) {

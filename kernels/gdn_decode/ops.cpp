@@ -14,12 +14,6 @@ namespace gdn = gb10::gdn_decode;
 constexpr char kOp[] = "gdn_decode";
 constexpr std::int64_t kMaxStride = std::int64_t{1} << 30;  // in elements
 
-void check_begin(char const* name, Tensor const& tensor, std::size_t alignment) {
-  gb10::torch_op::require(
-      reinterpret_cast<std::uintptr_t>(tensor.data_ptr()) % alignment == 0, kOp,
-      std::string(name) + " does not begin at a multiple of " + std::to_string(alignment) + " bytes; copy it first");
-}
-
 void gdn_decode(Tensor mixed, Tensor conv_state, Tensor conv_weight, std::optional<Tensor> conv_bias, Tensor A_log, Tensor dt_bias,
                 Tensor state, Tensor norm_weight, double epsilon, Tensor slots, std::int64_t key_heads, std::int64_t value_heads,
                 bool interleaved, Tensor out, std::optional<Tensor> accepted, std::optional<Tensor> starts) {
@@ -99,7 +93,7 @@ void gdn_decode(Tensor mixed, Tensor conv_state, Tensor conv_weight, std::option
               channels * conv_state.stride(1) < kMaxStride && conv_state.size(2) * conv_state.stride(2) < kMaxStride,
           kOp, "a stride of mixed, conv_state, state or slots is too large; copy the tensor first");
   for (Argument const& a : strided) {
-    if (a.tensor) check_begin(a.name, *a.tensor, a.alignment);
+    if (a.tensor) check_begin(kOp, a.name, *a.tensor, a.alignment);
   }
   for (Argument const& a : contiguous) {
     if (a.tensor) check_layout(kOp, a.name, *a.tensor, a.alignment);

@@ -91,11 +91,16 @@ inline void check_shape(char const* op, char const* name, Tensor const& tensor, 
   if (!same) refuse(op, std::string(name) + " has shape " + shape_of(tensor) + "; it must be [" + text.str() + "]");
 }
 
-// Contiguous, and its first byte at a multiple of `alignment`.
-inline void check_layout(char const* op, char const* name, Tensor const& tensor, std::size_t alignment) {
-  require(tensor.is_contiguous(), op, std::string(name) + " is not contiguous; call .contiguous() first");
+// Its first byte is at a multiple of `alignment`.
+inline void check_begin(char const* op, char const* name, Tensor const& tensor, std::size_t alignment) {
   require(reinterpret_cast<std::uintptr_t>(tensor.data_ptr()) % alignment == 0, op,
           std::string(name) + " does not begin at a multiple of " + std::to_string(alignment) + " bytes; copy it first");
+}
+
+// The same, and contiguous.
+inline void check_layout(char const* op, char const* name, Tensor const& tensor, std::size_t alignment) {
+  require(tensor.is_contiguous(), op, std::string(name) + " is not contiguous; call .contiguous() first");
+  check_begin(op, name, tensor, alignment);
 }
 
 inline void check_device(char const* op, char const* name, Tensor const& tensor, Tensor const& like) {

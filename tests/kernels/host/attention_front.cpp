@@ -127,8 +127,8 @@ struct Problem {
         bool const is_query = head < c.heads;
         int const number = is_query ? head * (c.gated ? 2 : 1) : head + c.heads * (c.gated ? 1 : 0);
         expect_head(token, unit(token, number), is_query ? q_weight : k_weight, y, size);
-        T const* const is = is_query ? query.data() + (token * c.heads + head) * kSize
-                                     : key.data() + (token * c.kv_heads + head - c.heads) * kSize;
+        T const* const is =
+            is_query ? query.data() + (token * c.heads + head) * kSize : key.data() + (token * c.kv_heads + head - c.heads) * kSize;
         for (int i = 0; i < kSize; ++i) {
           // A norm that FP32 rounds the other way is a step of a product; then half a step more.
           right = right && std::abs(float(is[i]) - y[i]) <= 3.1 * step * std::abs(size[i]) + 1e-6;
@@ -173,7 +173,8 @@ struct Problem {
     });
     expect(bytes == wanted_bytes, "cache in 8 bits", kSize);
     bool same = true;
-    for (std::size_t i = 0; i < query.size(); ++i) same = same && query_bytes[i] == nearest_e4m3(float(query[i]) * (1.0f / q_scale));
+    for (std::size_t i = 0; i < query.size(); ++i)
+      same = same && query_bytes[i] == nearest_e4m3(float(query[i]) * (1.0f / q_scale));
     expect(same, "query in 8 bits", kSize);
 
     // A position that does not exist is the nearest; no cache is no cache.

@@ -26,7 +26,7 @@ SLOTS = (7, -1, 0, 11)
 """The second token is padding, and so is the last, which has none."""
 
 
-def _bare(kind: type, **attributes: Any) -> Any:
+def _bare(kind: Any, **attributes: Any) -> Any:
     """An object of this very class, without its construction."""
     made = kind.__new__(kind)
     torch.nn.Module.__init__(made)
