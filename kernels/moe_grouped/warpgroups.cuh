@@ -295,7 +295,7 @@ __device__ __forceinline__ void multiply_item(Arguments const& a, Item const& it
   if (row >= item.out_rows) return;
   moe::ActivationNumbers swish = a;
   swish.activation = moe::Activation::kSwish;  // for_warpgroups(): no other comes here
-  bool const plain = a.alpha == 1.0f && a.beta == 0.0f && a.limit == INFINITY;
+  [[maybe_unused]] bool const plain = a.alpha == 1.0f && a.beta == 0.0f && a.limit == INFINITY;
 #pragma unroll
   for (int j = 0; j < kColumns / 8; ++j) {
 #pragma unroll
