@@ -309,8 +309,12 @@ __device__ __forceinline__ void multiply_item(Arguments const& a, Item const& it
                                          word_of_floats<__nv_bfloat16>(second[0] * item.global, second[1] * item.global)};
       } else {
         float const gate = item.global * item.factors[token], up = item.global_up * item.factors[token];
-        *reinterpret_cast<std::uint32_t*>(to) = word_of_floats<__nv_bfloat16>(
-            moe::activate(swish, first[0] * gate, second[0] * up), moe::activate(swish, first[1] * gate, second[1] * up));
+        float v[2];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          v[i] = plain ? silu(first[i] * gate) * (second[i] * up) : moe::activate(swish, first[i] * gate, second[i] * up);
+        }
+        *reinterpret_cast<std::uint32_t*>(to) = word_of_floats<__nv_bfloat16>(v[0], v[1]);
       }
     }
   }
