@@ -2,9 +2,9 @@
 // swish.
 //
 // A block stays, and takes one item after the other: 256 rows of a weight (gate_up: of 128 channels gate and up) and a tile of at most
-// 192 tokens. Three warpgroups: one copies into a ring in shared memory, 64 k of codes, block scales and activations a step; each of the
-// other two multiplies 128 rows as two operands of 64. Weights are decoded into the registers that the instruction reads; while it
-// multiplies one operand the next one is decoded. Each weight is decoded once for a tile.
+// 176 tokens. Three warpgroups: one copies into two rings in shared memory, 64 k of activations a place and 256 k of weights, for a row
+// of codes is then a whole line. Each of the other two multiplies 128 rows as two operands of 64. Weights are decoded into the registers
+// that the instruction reads; while it multiplies one operand the next one is decoded. Each weight is decoded once for a tile.
 //
 // k in a step: thread t of four has the 16 k of block scale t, as two words of 8 codes. The instruction takes them in another order, in
 // which x and act lie in memory (in_windows).
