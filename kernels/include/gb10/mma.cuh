@@ -74,53 +74,20 @@ __device__ __forceinline__ void take_sums(float (&c)[kCount]) {
 #endif
 }
 
+// The numbers of the instruction's operands that are sums, for so many columns, and the operands.
+// clang-format off
 #define GB10_C16 "%0, %1, %2, %3, %4, %5, %6, %7"
-#define GB10_C32 \
-  GB10_C16       \
-      ", "       \
-      "%8, %9, %10, %11, %12, %13, %14, %15"
-#define GB10_C48 \
-  GB10_C32       \
-      ", "       \
-      "%16, %17, %18, %19, %20, %21, %22, %23"
-#define GB10_C64 \
-  GB10_C48       \
-      ", "       \
-      "%24, %25, %26, %27, %28, %29, %30, %31"
-#define GB10_C80 \
-  GB10_C64       \
-      ", "       \
-      "%32, %33, %34, %35, %36, %37, %38, %39"
-#define GB10_C96 \
-  GB10_C80       \
-      ", "       \
-      "%40, %41, %42, %43, %44, %45, %46, %47"
-#define GB10_C112 \
-  GB10_C96        \
-      ", "        \
-      "%48, %49, %50, %51, %52, %53, %54, %55"
-#define GB10_C128 \
-  GB10_C112       \
-      ", "        \
-      "%56, %57, %58, %59, %60, %61, %62, %63"
-#define GB10_C144 \
-  GB10_C128       \
-      ", "        \
-      "%64, %65, %66, %67, %68, %69, %70, %71"
-#define GB10_C160 \
-  GB10_C144       \
-      ", "        \
-      "%72, %73, %74, %75, %76, %77, %78, %79"
-#define GB10_C176 \
-  GB10_C160       \
-      ", "        \
-      "%80, %81, %82, %83, %84, %85, %86, %87"
-#define GB10_C192 \
-  GB10_C176       \
-      ", "        \
-      "%88, %89, %90, %91, %92, %93, %94, %95"
-#define GB10_V8(i) \
-  "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), "+f"(c[i + 7])
+#define GB10_C32 GB10_C16 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define GB10_C48 GB10_C32 ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define GB10_C64 GB10_C48 ", %24, %25, %26, %27, %28, %29, %30, %31"
+#define GB10_C80 GB10_C64 ", %32, %33, %34, %35, %36, %37, %38, %39"
+#define GB10_C96 GB10_C80 ", %40, %41, %42, %43, %44, %45, %46, %47"
+#define GB10_C112 GB10_C96 ", %48, %49, %50, %51, %52, %53, %54, %55"
+#define GB10_C128 GB10_C112 ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define GB10_C144 GB10_C128 ", %64, %65, %66, %67, %68, %69, %70, %71"
+#define GB10_C160 GB10_C144 ", %72, %73, %74, %75, %76, %77, %78, %79"
+#define GB10_C176 GB10_C160 ", %80, %81, %82, %83, %84, %85, %86, %87"
+#define GB10_V8(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), "+f"(c[i + 7])
 #define GB10_W16 GB10_V8(0)
 #define GB10_W32 GB10_W16, GB10_V8(8)
 #define GB10_W48 GB10_W32, GB10_V8(16)
@@ -132,7 +99,7 @@ __device__ __forceinline__ void take_sums(float (&c)[kCount]) {
 #define GB10_W144 GB10_W128, GB10_V8(64)
 #define GB10_W160 GB10_W144, GB10_V8(72)
 #define GB10_W176 GB10_W160, GB10_V8(80)
-#define GB10_W192 GB10_W176, GB10_V8(88)
+// clang-format on
 #define GB10_PRODUCT(N, A0, A1, A2, A3, B)                                                                                      \
   if constexpr (kColumns == N)                                                                                                  \
   asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" GB10_C##N "}, {%" #A0 ", %" #A1 ", %" #A2 ", %" #A3 \
@@ -144,7 +111,7 @@ __device__ __forceinline__ void take_sums(float (&c)[kCount]) {
 template <int kColumns>
 __device__ __forceinline__ void product_m64k16(float (&c)[kColumns / 2], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
                                                std::uint32_t a3, std::uint64_t b) {
-  static_assert(kColumns % 16 == 0 && kColumns >= 16 && kColumns <= 192);
+  static_assert(kColumns % 16 == 0 && kColumns >= 16 && kColumns <= 176);
 #if GB10_HW_WARPGROUPS
   GB10_PRODUCT(16, 8, 9, 10, 11, 12);
   GB10_PRODUCT(32, 16, 17, 18, 19, 20);
@@ -157,7 +124,6 @@ __device__ __forceinline__ void product_m64k16(float (&c)[kColumns / 2], std::ui
   GB10_PRODUCT(144, 72, 73, 74, 75, 76);
   GB10_PRODUCT(160, 80, 81, 82, 83, 84);
   GB10_PRODUCT(176, 88, 89, 90, 91, 92);
-  GB10_PRODUCT(192, 96, 97, 98, 99, 100);
 #endif
 }
 #undef GB10_C16
@@ -182,8 +148,6 @@ __device__ __forceinline__ void product_m64k16(float (&c)[kColumns / 2], std::ui
 #undef GB10_W160
 #undef GB10_C176
 #undef GB10_W176
-#undef GB10_C192
-#undef GB10_W192
 #undef GB10_V8
 #undef GB10_PRODUCT
 
