@@ -17,6 +17,17 @@ final: prev: {
       isolated = true;
     };
 
+    # The same for GPUs of 12.x, with FlashInfer's modules.
+    cuda-12x-env = final.gb10.environment {
+      name = "gb10-cuda-12x-env";
+      wheels = final.gb10.wheels.cuda;
+      extra = [
+        final.gb10.package
+        final.gb10.flashinfer
+      ];
+      isolated = true;
+    };
+
     # The CUDA wheels for aarch64 unpacked and patched on any machine: shows that they exist, apply and do not collide.
     # Nothing of it runs where it is built.
     cuda-aarch64-unpacked = final.gb10.environment {
@@ -37,7 +48,7 @@ final: prev: {
       ];
     };
 
-    inherit (import ../nix/apps/serve.nix { pkgs = final; }) serve serve-cuda;
+    inherit (import ../nix/apps/serve.nix { pkgs = final; }) serve serve-cuda serve-cuda-12x;
     lock = import ../nix/apps/lock.nix { pkgs = final; };
     formatter = import ../nix/apps/formatter.nix { pkgs = final; };
   };

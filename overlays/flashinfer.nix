@@ -5,5 +5,6 @@
 final: prev: {
   gb10 = prev.gb10 // {
     flashinfer = import ../nix/packages/flashinfer.nix { pkgs = final; };
+    flashinfer-checks = import ../nix/packages/flashinfer-checks.nix { pkgs = final; } final.gb10.flashinfer;
   };
 }

@@ -34,7 +34,7 @@ let
 in
 {
   gb10 = prev.gb10 // {
-    # Machine code for sm_90 and the 12.x family, with the FP4 instructions where the GPU has them.
+    # Machine code for sm_90a and the 12.x family, with the FP4 instructions where the GPU has them.
     kernels = kernels "hardware";
     # Machine code for generic sm_121: the software route, for comparison and for its check.
     kernels-software = kernels "software";

@@ -5,6 +5,7 @@
 
 #include "down.cuh"
 #include "gate_up.cuh"
+#include "gate_up_one.cuh"
 #include "gb10/launch.cuh"
 
 namespace gb10::moe_decode {
@@ -17,14 +18,25 @@ int fitting(int warps, Device const& device, Bytes&& bytes) {
   return warps;
 }
 
+// More than half of an SM's memory: with room for two blocks a GPU would put two on some SMs and none on others.
+std::size_t alone(Device const& device) {
+  return std::min(device.block_shared_bytes, device.sm_shared_bytes / 2 - kReservedShared + 128);
+}
+
+template <bool kSwizzled>
+cudaError_t launch_gate_up_one(Arguments const& a, OnePlan const& plan, Device const& device, cudaStream_t stream) {
+  cudaError_t const status = allow_shared(gate_up_one<kSwizzled>, device, cudaSharedmemCarveoutMaxShared);
+  if (status != cudaSuccess) return status;
+  std::size_t const bytes = std::max<std::size_t>(one_bytes(plan, kOneWarps), alone(device));
+  return launch_dependent(gate_up_one<kSwizzled>, dim3(device.sms), dim3(32 * kOneWarps), bytes, stream, a, plan);
+}
+
 template <bool kSwizzled>
 cudaError_t launch_gate_up(Arguments const& a, Sizes const& s, Device const& device, bool bfloat16, cudaStream_t stream) {
   // With little work the warps' own beginnings cost more than they bring (measured in a chain as a model runs it).
   int const most = s.pairs * s.channel_tiles < 32 * device.sms ? 12 : kGateUpWarps;
   int const warps = fitting(most, device, [&](int warps) { return gate_up_bytes(a, s, warps); });
-  // More than half of an SM's memory: with room for two blocks a GPU would put two on some SMs and none on others.
-  auto const alone = std::min(device.block_shared_bytes, device.sm_shared_bytes / 2 - kReservedShared + 128);
-  std::size_t const bytes = std::max<std::size_t>(gate_up_bytes(a, s, warps), alone);
+  std::size_t const bytes = std::max<std::size_t>(gate_up_bytes(a, s, warps), alone(device));
   return launch_dependent(gate_up<kSwizzled>, dim3(device.sms), dim3(32 * warps), bytes, stream, a, gate_up_plan(a, s, bfloat16));
 }
 
@@ -49,7 +61,12 @@ cudaError_t launch_tokens(Arguments const& a, Device const& device, bool bfloat1
   cudaError_t status = allow_shared(gate_up<kSwizzled>, device, cudaSharedmemCarveoutMaxShared);
   if (status == cudaSuccess) status = allow_shared(down<kSwizzled>, device, cudaSharedmemCarveoutMaxShared);
   Sizes const s = sizes_of(a);
-  if (status == cudaSuccess) status = launch_gate_up<kSwizzled>(a, s, device, bfloat16, stream);
+  OnePlan const one = one_plan(a, s, device.sms, bfloat16);
+  bool const takes = takes_one(a) && one_bytes(one, kOneWarps) <= static_cast<int>(device.block_shared_bytes);
+  if (status == cudaSuccess) {
+    status =
+        takes ? launch_gate_up_one<kSwizzled>(a, one, device, stream) : launch_gate_up<kSwizzled>(a, s, device, bfloat16, stream);
+  }
   if (status == cudaSuccess) status = launch_down<kSwizzled>(a, s, device, bfloat16, stream);
   return status;
 }

@@ -20,7 +20,7 @@
 // number of SMs decide: two runs give the same bits.
 //
 // Work: both launches first group the pairs by expert (entries.cuh), then stream the weights of all entries through rings in shared
-// memory (ring.cuh): gate_up.cuh, down.cuh.
+// memory (ring.cuh): gate_up.cuh, down.cuh. For one token gate_up needs no groups (gate_up_one.cuh).
 //
 // Overlap (9.0 and newer): the blocks of gate_up release the next launch only after their own wait, so when a block of down
 // runs, the kernels before gate_up have ended and their writes (ids, router weights, the shared multiplier) lie in L2, where

@@ -12,23 +12,28 @@ namespace {
 
 constexpr int kCombineThreads = 256;
 
-// group, the two launches that multiply, combine: next(kernel, blocks, threads, bytes of shared memory, arguments).
+// count, group, the two launches that multiply, combine: next(kernel, blocks, threads, bytes of shared memory, arguments).
 template <typename T, typename Multiply>
 cudaError_t launch_around(Arguments const& a, Plan const& p, Device const& device, cudaStream_t stream, Multiply&& multiply) {
-  cudaError_t status = allow_shared(group<T>, device);
+  cudaError_t status = allow_shared(count<T>, device);
+  if (status == cudaSuccess) status = allow_shared(group, device);
   auto const next = [&](auto kernel, int blocks, int threads, int bytes, auto... arguments) {
     if (status == cudaSuccess) status = launch_dependent(kernel, dim3(blocks), dim3(threads), bytes, stream, arguments...);
   };
   int const copiers = std::min(device.sms, divide_up(a.tokens * (a.w13.k / 8), kGroupThreads)), rows = a.w2.rows;
-  next(group<T>, 1 + copiers, kGroupThreads, group_bytes(a.experts, kGroupThreads), a, p);
+  int const bytes = group_bytes(a.experts);
+  next(count<T>, p.chunks + copiers, kGroupThreads, bytes, a, p);
+  if (p.chunks > 1) next(group, p.chunks, kGroupThreads, bytes, a, p);
   multiply(next);
   next(combine<T>, a.tokens, std::min(kCombineThreads, divide_up(rows / 8, 32) * 32), combine_bytes(a.topk), a, p);
   return status;
 }
 
 // Whether the GPU and the layer are such that warpgroups multiply.
-bool for_warpgroups(Arguments const& a, Device const& device, Number number, bool swizzled) {
-  return device.capability == 90 && number == Number::kBFloat16 && !swizzled && a.gated && a.activation == moe::Activation::kSwish;
+bool for_warpgroups(Arguments const& a, Plan const& p, Device const& device, Number number, bool swizzled) {
+  static_assert(kWarpgroupsFrom >= kSmallTile);  // the workspace has room for large tiles
+  return p.pairs > std::int64_t{kWarpgroupsFrom} * a.experts && device.capability == 90 && number == Number::kBFloat16 &&
+         !swizzled && a.gated && a.activation == moe::Activation::kSwish;
 }
 
 cudaError_t launch_warpgroups(Arguments const& a, Plan const& p, Device const& device, cudaStream_t stream) {
@@ -38,8 +43,9 @@ cudaError_t launch_warpgroups(Arguments const& a, Plan const& p, Device const& d
   int const up_tiles = divide_up(std::max(a.w2.k, p.shared_intermediate), rows_of_item(false));
   int const down_tiles = divide_up(a.w2.rows, rows_of_item(true));
   return launch_around<__nv_bfloat16>(a, p, device, stream, [&](auto&& next) {
-    next(multiply_by_warpgroups<false>, std::min(device.sms, p.at.tile_limit * up_tiles), kItemThreads, kItemBytes, a, p, up_tiles);
-    next(multiply_by_warpgroups<true>, std::min(device.sms, p.at.tile_limit * down_tiles), kItemThreads, kItemBytes, a, p,
+    next(multiply_by_warpgroups<false>, std::min(device.sms, p.at.tile_limit * up_tiles), kItemThreads, kSharedBytes, a, p,
+         up_tiles);
+    next(multiply_by_warpgroups<true>, std::min(device.sms, p.at.tile_limit * down_tiles), kItemThreads, kSharedBytes, a, p,
          down_tiles);
   });
 }
@@ -68,8 +74,9 @@ cudaError_t launch(Arguments const& a, Number number, bool swizzled, cudaStream_
   p.pairs = a.tokens * a.topk;
   p.shared_intermediate = a.shared_w2.codes ? a.shared_w2.k : 0;
   p.tile = tile_tokens(p.pairs, a.experts);
+  p.chunks = chunks_of(p.pairs, a.experts, a.w2.k);
   p.at = workspace_of(a.tokens, a.topk, a.experts, a.w2.rows, a.w2.k, p.shared_intermediate);
-  if (p.tile == kLargeTile && for_warpgroups(a, device, number, swizzled)) {
+  if (for_warpgroups(a, p, device, number, swizzled)) {
     p.tile = kWideTile;
     p.by_warpgroups = true;
     return launch_warpgroups(a, p, device, stream);

@@ -2,10 +2,11 @@
 // (moe_decode) and for prefill. Arguments, names and results are those of moe_decode.h; only the number of tokens has no limit
 // but that of the workspace, and the weights are multiplied in the type of x.
 //
-// Four launches:
-//   group    pairs (token, slot) by expert, and tiles of at most 16 or 64 tokens of one expert; x into the operands' order of k
-//   gate_up  act[pair] = activation(w13[e] . x[token]) of each tile, 128 channels a block
-//   down     parts[pair] = w2[e] . act[pair], 256 rows a block
+// Four launches, with many tokens five:
+//   count    pairs (token, slot) of each expert, some pairs a block; x into the operands' order of k; with few tokens all of group
+//   group    pairs by expert, and tiles of at most 16, 64 or 176 tokens of one expert
+//   gate_up  act[pair] = activation(w13[e] . x[token]) of each tile, 128 channels at a time
+//   down     parts[pair] = w2[e] . act[pair], 256 rows at a time
 //   combine  out[token] = sum over slots of weight * parts[pair], plus multiplier * the shared expert's part
 //
 // Each lets the next one begin when its last blocks run; the next one waits for its end before it reads.
@@ -15,7 +16,10 @@
 // Numbers: e2m1 * block scale is exact in bf16 and in f16; sums are FP32; act and parts are rounded to the type of x. The sum of a
 // token does not depend on which tile it is in: two calls give the same bits.
 //
-// Needs: sm_80 or newer (cp.async, mma.sync with bf16), 99 KB of shared memory a block.
+// Two of them exist twice: multiply.cuh for every target (mma.sync), warpgroups.cuh for 9.0 (wgmma, 196 KB of shared memory a block),
+// where experts have more than kWarpgroupsFrom tokens on the average, x is bf16, scales are linear and the activation is a gated swish.
+//
+// Needs: sm_80 or newer (cp.async, mma.sync with bf16), 99 KB of shared memory a block; on 9.0 code for sm_90a.
 #pragma once
 
 #include <cstdint>
@@ -28,11 +32,14 @@
 namespace gb10::moe_grouped {
 
 // The most tokens of a tile. Small ones have registers for more blocks at once, and few tokens an expert need no large ones.
-// Those of warpgroups are larger still: each weight is decoded once for a tile.
+// Those of warpgroups are larger still, for each weight is decoded once for a tile; the workspace has room for the smaller ones.
 inline constexpr int kSmallTile = 16, kLargeTile = 64, kWideTile = 176;
 constexpr int tile_tokens(std::int64_t pairs, std::int64_t experts) {
   return pairs <= kSmallTile * experts ? kSmallTile : kLargeTile;
 }
+
+// Warpgroups multiply where an expert has more tokens than that on the average: below, the others read the weights faster.
+inline constexpr int kWarpgroupsFrom = 64;
 
 inline constexpr int kMaxExperts = 8192;
 inline constexpr int kMaxWidth = 32768;   // of hidden and intermediate

@@ -1,4 +1,4 @@
-// The two launches of moe_grouped that multiply: a block has 256 rows of a weight and a tile of at most kTile tokens.
+// The two launches of moe_grouped that multiply, for every target: a block has 256 rows of a weight and a tile of at most kTile tokens.
 //
 // Each of its 4 warps has 64 rows, as 4 operands of 16 rows, and all tokens of the tile, as groups of 8. In a step of 128 k a thread
 // (g = lane / 4, t = lane % 4) has for each of its 8 rows the 32 codes of two block scales, k 32 t .. 32 t + 31. Codes, block scales

@@ -56,9 +56,7 @@ __device__ __forceinline__ uint4 in_order(uint4 v) {
 inline constexpr int kWindow = 64;
 
 // What lies at place `i` of a window.
-__device__ __forceinline__ constexpr int of_window(int i) {
-  return 16 * (i % 8 / 2) + 8 * (i / 32) + i / 8 % 4 + 4 * (i % 2);
-}
+__device__ __forceinline__ constexpr int of_window(int i) { return 16 * (i % 8 / 2) + 8 * (i / 32) + i / 8 % 4 + 4 * (i % 2); }
 
 // Half `h` of a window: of eights h, h + 2, h + 4, h + 6, as they come from memory, the pieces 4 h .. 4 h + 3.
 __device__ __forceinline__ void in_windows(uint4 (&v)[4]) {

@@ -12,6 +12,7 @@
 // Rows: each thread's sums are those of neighbouring rows of the result, so that its warp writes whole sectors.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "gb10/mma.cuh"
@@ -30,27 +31,48 @@ namespace gb10::moe_grouped {
 inline constexpr int kGroup = 128;  // threads of a warpgroup
 inline constexpr int kItemThreads = 3 * kGroup;
 inline constexpr int kItemRows = 256;
-inline constexpr int kPlaces = 6;    // of the ring
-inline constexpr int kUnderWay = 2;  // steps that are being copied while their places count as empty
+inline constexpr int kXPlaces = 4;           // of the ring of activations, 64 k each
+inline constexpr int kWPlaces = 3;           // of the ring of weights, 256 k each: whole lines of codes
+inline constexpr int kWindows = 4;           // of 64 k in a place of weights
+inline constexpr int kItems = kXPlaces + 2;  // that are known: one that is written, those of the ring, one that is made
 
-// A row of codes is 32 bytes, of scales 4, of x 128; the 16-byte pieces of x as b_of_swizzled wants them.
-struct alignas(1024) Place {
+// A row of x is 128 bytes, its 16-byte pieces as b_of_swizzled wants them.
+struct alignas(1024) XPlace {
   unsigned char x[kWideTile * 128];
-  unsigned char codes[kItemRows * 32];
-  unsigned char scales[kItemRows * 4];
+};
+
+// A row of codes is 128 bytes, its four windows exchanged so that 16 lanes read from all banks; of scales 16.
+struct alignas(128) WPlace {
+  unsigned char codes[kItemRows * 128];
+  unsigned char scales[kItemRows * 16];
+};
+
+// What those that multiply know of an item.
+struct Item {
+  int steps;  // 0: there are no more items
+  int first;  // row or channel of the result
+  int tokens;
+  int out_rows;
+  float global, global_up;   // of the scales
+  __nv_bfloat16* out;        // where rows of the result begin
+  int targets[kWideTile];    // the tokens' rows of the result
+  float factors[kWideTile];  // gate_up: multiply gate and up
 };
 
 // Shared memory, from a multiple of 1024 on.
-struct Item {
-  Place ring[kPlaces];
-  std::uint64_t full[kPlaces], empty[kPlaces];
-  int targets[2][2][kWideTile];  // of the two warpgroups, of two items: the rows of the result
+struct Shared {
+  XPlace x[kXPlaces];
+  WPlace w[kWPlaces];
+  std::uint64_t x_full[kXPlaces], x_empty[kXPlaces], w_full[kWPlaces], w_empty[kWPlaces], known[kItems];
+  Item items[kItems];
+  int next[2];
 };
-inline constexpr int kItemBytes = static_cast<int>(sizeof(Item)) + 1024;
+inline constexpr int kSharedBytes = static_cast<int>(sizeof(Shared)) + 1024;
 
 __host__ __device__ constexpr int rows_of_item(bool down) { return down ? kItemRows : kItemRows / 2; }  // of the result
 
-// Where a walk around the ring is.
+// Where a walk around a ring is.
+template <int kPlaces>
 struct Walk {
   int place = 0, round = 0;
 
@@ -82,11 +104,10 @@ struct Multiplied {
   __nv_bfloat16 const* x;  // the rows of the input
   __nv_bfloat16* out;      // and of the result
   int rows, k, global_columns, out_rows;
-  int first;  // row or channel of the result
 };
 
 template <bool kDown>
-__device__ __forceinline__ Multiplied multiplied(Arguments const& a, Plan const& p, Tile const& tile, int first) {
+__device__ __forceinline__ Multiplied multiplied(Arguments const& a, Plan const& p, Tile const& tile) {
   bool const shared_expert = tile.expert < 0;
   moe::Matrix const& matrix = shared_expert ? (kDown ? a.shared_w2 : a.shared_w13) : (kDown ? a.w2 : a.w13);
   int const e = max(tile.expert, 0);
@@ -98,7 +119,6 @@ __device__ __forceinline__ Multiplied multiplied(Arguments const& a, Plan const&
   m.global_columns = matrix.global_columns;
   m.rows = matrix.rows;
   m.k = matrix.k;
-  m.first = first;
   std::int64_t const shared_act = shared_expert ? static_cast<std::int64_t>(p.pairs) * a.w2.k : 0;
   __nv_bfloat16* const act = at<__nv_bfloat16>(a, p.at.act) + shared_act;
   __nv_bfloat16* const parts =
@@ -108,119 +128,139 @@ __device__ __forceinline__ Multiplied multiplied(Arguments const& a, Plan const&
   return m;
 }
 
-// Where an item begins: its tile and its first row or channel.
-struct Begin {
-  Tile tile;
-  int first;
-};
+// The warpgroup that copies. Blocks take the items in their order, whoever is free.
 template <bool kDown>
-__device__ __forceinline__ Begin begin_of(Arguments const& a, Plan const& p, int row_tiles, int item) {
-  return {at<Tile const>(a, p.at.tiles)[item / row_tiles], item % row_tiles * rows_of_item(kDown)};
-}
-
-// The items of a block, in their order: body(item, begin).
-template <bool kDown, typename Body>
-__device__ __forceinline__ void for_items(Arguments const& a, Plan const& p, int row_tiles, Body&& body) {
-  int const items = at<Tile const>(a, p.at.tiles)[p.at.tile_limit].first * row_tiles;
+__device__ __forceinline__ void copy_items(Arguments const& a, Plan const& p, int row_tiles, Shared& shared) {
+  int const thread = threadIdx.x % kGroup, piece = thread % 8, row0 = thread / 8;  // eight threads have a line
+  constexpr int kTokens = kWideTile / 16;
+  Tile* const tiles = at<Tile>(a, p.at.tiles);
+  Tile& counts = tiles[p.at.tile_limit];
+  int const items = counts.first * row_tiles;
+  Walk<kXPlaces> x_walk;
+  Walk<kWPlaces> w_walk;
+  Walk<kItems> item_walk;
+  // This item and the next one, whose tile is asked for while this one is copied.
+  auto const tile_of = [&](int number) { return tiles[number < items ? number / row_tiles : 0]; };
+  int number = blockIdx.x, next = number + gridDim.x;
+  Tile tile = tile_of(number);
 #pragma unroll 1
-  for (int item = blockIdx.x; item < items; item += gridDim.x) {
-    Begin const begin = begin_of<kDown>(a, p, row_tiles, item);
-    if (begin.first < (kDown ? a.w2.rows : begin.tile.expert < 0 ? p.shared_intermediate : a.w2.k)) body(item, begin);
+  for (int turn = 0;; turn ^= 1) {
+    int after_next = 0;
+    if (thread == 0) after_next = 2 * static_cast<int>(gridDim.x) + atomicAdd(kDown ? &counts.unused : &counts.count, 1);
+    Tile const next_tile = tile_of(next);
+    bool const there = number < items;
+    int const first = number % row_tiles * rows_of_item(kDown);
+    Multiplied const m = multiplied<kDown>(a, p, tile);
+    int const steps = there && first < m.out_rows ? m.k / kWindow : 0;
+    auto const copy_weights = [&](int step) {
+      ptx::wait_for_phase(shared.w_empty + w_walk.place, w_walk.round ^ 1);
+      WPlace& place = shared.w[w_walk.place];
+      int const windows = min(kWindows, steps - step), row_bytes = m.k / 2, scale_columns = m.k / 16;
+      bool const mine = piece < 2 * windows;
+      std::uint8_t const* const codes = m.codes + step * (kWindow / 2) + piece * 16;
+      unsigned char* const to = place.codes + row0 * 128 + (piece ^ (row0 % 4 * 2)) * 16;
+#pragma unroll 4
+      for (int i = 0; i < kItemRows / 16; ++i) {
+        int const row = weight_row<kDown>(a, m.rows, first, row0 + 16 * i);
+        if (mine) ptx::copy16(to + i * 16 * 128, codes + static_cast<std::int64_t>(max(row, 0)) * row_bytes, row >= 0);
+      }
+#pragma unroll
+      for (int i = 0; i < kItemRows / kGroup; ++i) {
+        int const row = weight_row<kDown>(a, m.rows, first, thread + kGroup * i);
+        std::uint8_t const* const from = m.scales + static_cast<std::int64_t>(max(row, 0)) * scale_columns + step * 4;
+        unsigned char* const scales = place.scales + (thread + kGroup * i) * 16;
+        if (scale_columns % 16 == 0) {
+          ptx::copy16(scales, from, row >= 0);
+        } else {
+          for (int j = 0; j < windows; ++j) ptx::copy4(scales + 4 * j, from + 4 * j, row >= 0);
+        }
+      }
+      ptx::arrive_when_copied(shared.w_full + w_walk.place);
+      w_walk.next();
+    };
+    if (steps > 0) copy_weights(0);
+    if (steps > 0 || !there) {
+      // The place of x that is empty now was that of an item whose end is so long ago that nobody reads what is overwritten here.
+      ptx::wait_for_phase(shared.x_empty + x_walk.place, x_walk.round ^ 1);
+      Item& item = shared.items[item_walk.place];
+      if (thread == 0) {
+        item.steps = steps, item.first = first, item.tokens = tile.count, item.out_rows = m.out_rows, item.out = m.out;
+        if (steps > 0) item.global = kUnscale * m.globals[0], item.global_up = kUnscale * m.globals[m.global_columns - 1];
+      }
+      int const x_pieces = m.k / 8;
+      std::uint32_t x_from[kTokens];  // in pieces of 16 bytes
+      if (there) {
+#pragma unroll
+        for (int i = 0; i < kTokens; ++i) {
+          int const token = row0 + 16 * i, row = tile.first + min(token, tile.count - 1);
+          int const pair = tile.expert < 0 ? row : at<int const>(a, p.at.pairs)[row];
+          x_from[i] = static_cast<std::uint32_t>(kDown || tile.expert < 0 ? row : pair / a.topk) * x_pieces + piece;
+          if (piece == 0) {
+            item.targets[token] = kDown ? pair : row;
+            if (!kDown) item.factors[token] = a.router_weight_on_input && tile.expert >= 0 ? a.weights[pair] : 1.0f;
+          }
+        }
+      }
+      ptx::arrive_at(shared.known + item_walk.place);
+      item_walk.next();
+      if (!there) break;
+#pragma unroll 1
+      for (int step = 0; step < steps; ++step) {
+        if (step % kWindows == 0 && step + kWindows < steps) copy_weights(step + kWindows);
+        ptx::wait_for_phase(shared.x_empty + x_walk.place, x_walk.round ^ 1);
+        uint4 const* const x = reinterpret_cast<uint4 const*>(m.x) + 8 * step;
+        unsigned char* const to = shared.x[x_walk.place].x + row0 * 128 + (piece ^ (row0 % 8)) * 16;
+#pragma unroll
+        for (int i = 0; i < kTokens; ++i) {
+          if (row0 + 16 * i < tile.count) ptx::copy16(to + i * 16 * 128, x + x_from[i], true);
+        }
+        ptx::arrive_when_copied(shared.x_full + x_walk.place);
+        x_walk.next();
+      }
+    }
+    if (thread == 0) shared.next[turn] = after_next;
+    ptx::barrier_wait(1, kGroup);
+    number = next, next = shared.next[turn], tile = next_tile;
   }
 }
 
-// The warpgroup that copies.
-template <bool kDown>
-__device__ __forceinline__ void copy_items(Arguments const& a, Plan const& p, int row_tiles, Item& item) {
-  int const thread = threadIdx.x % kGroup, x_piece = thread % 8, x_row = thread / 8, code_piece = thread % 2;
-  constexpr int kTokens = kWideTile / 16;
-  Walk walk, late;
-  int open = 0;
-  auto const show = [&]() {
-    ptx::show_to_products();
-    ptx::arrive_at(item.full + late.place);
-    late.next();
-  };
-  for_items<kDown>(a, p, row_tiles, [&](int, Begin const& begin) {
-    auto const& [tile, first] = begin;
-    Multiplied const m = multiplied<kDown>(a, p, tile, first);
-    int const steps = m.k / kWindow, x_pieces = m.k / 8, row_pieces = m.k / 32, scale_columns = m.k / 16;
-    int x_from[kTokens], codes_from[4], scales_from[2];  // in pieces of 16 bytes; scales: in bytes
-#pragma unroll
-    for (int i = 0; i < kTokens; ++i) {
-      int const token = min(x_row + 16 * i, tile.count - 1), row = tile.first + token;
-      x_from[i] = (kDown || tile.expert < 0 ? row : at<int const>(a, p.at.pairs)[row] / a.topk) * x_pieces + x_piece;
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      int const row = weight_row<kDown>(a, m.rows, first, thread / 2 + 64 * i);
-      codes_from[i] = row < 0 ? -1 : row * row_pieces + code_piece;
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      int const row = weight_row<kDown>(a, m.rows, first, thread + kGroup * i);
-      scales_from[i] = row < 0 ? -1 : row * scale_columns;
-    }
-#pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-      ptx::wait_for_phase(item.empty + walk.place, walk.round ^ 1);
-      Place& place = item.ring[walk.place];
-      walk.next();
-      uint4 const* const codes = reinterpret_cast<uint4 const*>(m.codes) + 2 * step;
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        ptx::copy16_of_line(place.codes + (thread / 2 + 64 * i) * 32 + code_piece * 16, codes + max(codes_from[i], 0),
-                            codes_from[i] >= 0);
-      }
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        ptx::copy4(place.scales + (thread + kGroup * i) * 4, m.scales + max(scales_from[i], 0) + 4 * step, scales_from[i] >= 0);
-      }
-      uint4 const* const x = reinterpret_cast<uint4 const*>(m.x) + 8 * step;
-      unsigned char* const to = place.x + x_row * 128 + (x_piece ^ (x_row % 8)) * 16;
-#pragma unroll
-      for (int i = 0; i < kTokens; ++i) {
-        if (x_row + 16 * i < tile.count) ptx::copy16(to + i * 16 * 128, x + x_from[i], true);
-      }
-      ptx::end_copies();
-      if (++open > kUnderWay) {
-        ptx::wait_for_copies<kUnderWay>();
-        show();
-        --open;
-      }
-    }
-  });
-  ptx::wait_for_copies<0>();
-  for (; open > 0; --open) show();
-}
+// x / (1 + exp(-x)), within a few units of the last place; NaN stays NaN.
+__device__ __forceinline__ float silu(float x) { return x * ptx::reciprocal(1.0f + ptx::power_of_2(-1.4426950408889634f * x)); }
 
-// A warpgroup that multiplies: `half` 0 or 1 of the rows of item `number`, for kColumns tokens or fewer.
+// A warpgroup that multiplies: `half` 0 or 1 of the rows of an item, for kColumns tokens or fewer.
 template <int kColumns, bool kDown>
-__device__ __forceinline__ void multiply_item(Arguments const& a, Plan const& p, int row_tiles, int number, int steps, Item& item,
-                                              Walk& walk, int half, int turn) {
+__device__ __forceinline__ void multiply_item(Arguments const& a, Item const& item, Shared& shared, Walk<kXPlaces>& x_walk,
+                                              Walk<kWPlaces>& w_walk, int half) {
   int const lane = threadIdx.x % 32, warp = threadIdx.x % kGroup / 32, g = lane >> 2, t = lane & 3;
-  int const row0 = half * 128 + warp * 16 + g;
+  int const row0 = half * 128 + warp * 16 + g, steps = item.steps;
   float c[2][kColumns / 2] = {};
 
-  // The operands of group `group` of a step: half of its k (16-byte halves of a window) of one of the two operands.
+  // The operands of group `group` of a window: half of its k (8 of the 16 that a thread has) of one of the two operands.
   std::uint32_t w[2][2][4];
-  auto const decode = [&](Place const& place, int group) {
+  auto const decode = [&](WPlace const& place, int window, int group) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       int const row = row0 + group % 2 * 64 + i * 8;
-      std::uint32_t const scale = scale_of<__nv_bfloat16>(place.scales[row * 4 + t]);
-      std::uint32_t(&to)[4] = w[group % 2][i];
-      operands8<__nv_bfloat16>(*reinterpret_cast<std::uint32_t const*>(place.codes + row * 32 + t * 8 + group / 2 * 4), to);
+      std::uint32_t const scale = scale_of<__nv_bfloat16>(place.scales[row * 16 + window * 4 + t]);
+      std::uint32_t (&to)[4] = w[group % 2][i];
+      operands8<__nv_bfloat16>(
+          *reinterpret_cast<std::uint32_t const*>(place.codes + row * 128 + (window ^ (g & 3)) * 32 + t * 8 + group / 2 * 4), to);
 #pragma unroll
       for (int j = 0; j < 4; ++j) to[j] = mul2<__nv_bfloat16>(to[j], scale);
     }
   };
-  ptx::wait_for_phase(item.full + walk.place, walk.round);
-  decode(item.ring[walk.place], 0);
+  auto const wait_for_x = [&]() {
+    ptx::wait_for_phase(shared.x_full + x_walk.place, x_walk.round);
+    ptx::show_to_products();
+  };
+  ptx::wait_for_phase(shared.w_full + w_walk.place, w_walk.round);
+  decode(shared.w[w_walk.place], 0, 0);
+  wait_for_x();
 #pragma unroll 1
   for (int step = 0; step < steps; ++step) {
-    int const now = walk.place;
-    std::uint64_t const b = b_of_swizzled(ptx::shared_address(item.ring[now].x));
+    int const x_now = x_walk.place, w_now = w_walk.place, window = step % kWindows;
+    bool const more = step + 1 < steps, last = window == kWindows - 1 || !more;
+    std::uint64_t const b = b_of_swizzled(ptx::shared_address(shared.x[x_now].x));
 #pragma unroll
     for (int group = 0; group < 4; ++group) {
       std::uint32_t const(&a0)[4] = w[group % 2][0];
@@ -233,48 +273,43 @@ __device__ __forceinline__ void multiply_item(Arguments const& a, Plan const& p,
       // The other operand's registers are free: the next group is decoded while this one is multiplied.
       wait_for_products<1>();
       if (group < 3) {
-        decode(item.ring[now], group + 1);
+        decode(shared.w[w_now], window, group + 1);
       } else {
-        walk.next();
-        bool const more = step + 1 < steps;
-        if (more) ptx::wait_for_phase(item.full + walk.place, walk.round);
-        decode(item.ring[more ? walk.place : now], 0);
+        x_walk.next();
+        if (last) w_walk.next();
+        if (last && more) ptx::wait_for_phase(shared.w_full + w_walk.place, w_walk.round);
+        decode(shared.w[more ? w_walk.place : w_now], last ? 0 : window + 1, 0);
+        if (more) wait_for_x();
       }
     }
     wait_for_products<0>();
-    if (lane == 0) ptx::arrive_at(item.empty + now);
+    if (lane == 0) {
+      ptx::arrive_at(shared.x_empty + x_now);
+      if (last) ptx::arrive_at(shared.w_empty + w_now);
+    }
   }
   take_sums(c[0]);
   take_sums(c[1]);
 
-  // What the results need is read only now: while products are under way there are no registers for it.
-  ptx::keep(number);
-  auto const [tile, begin] = begin_of<kDown>(a, p, row_tiles, number);
-  Multiplied const m = multiplied<kDown>(a, p, tile, begin);
-  int const* const targets = item.targets[half][turn];
-  float const global = kUnscale * m.globals[0], global_up = kUnscale * m.globals[m.global_columns - 1];
-  int const row = kDown ? m.first + half * 128 + warp * 32 + 4 * g : m.first + half * 64 + warp * 16 + 2 * g;
-  if (row >= m.out_rows) return;
+  int const row = kDown ? item.first + half * 128 + warp * 32 + 4 * g : item.first + half * 64 + warp * 16 + 2 * g;
+  if (row >= item.out_rows) return;
+  moe::ActivationNumbers swish = a;
+  swish.activation = moe::Activation::kSwish;  // for_warpgroups(): no other comes here
 #pragma unroll
   for (int j = 0; j < kColumns / 8; ++j) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       int const token = 8 * j + 2 * t + e;
-      if (token >= tile.count) continue;
+      if (token >= item.tokens) continue;
       float const first[2] = {c[0][4 * j + e], c[0][4 * j + 2 + e]}, second[2] = {c[1][4 * j + e], c[1][4 * j + 2 + e]};
+      __nv_bfloat16* const to = item.out + static_cast<std::int64_t>(item.targets[token]) * item.out_rows + row;
       if constexpr (kDown) {
-        uint2 const four{word_of_floats<__nv_bfloat16>(first[0] * global, first[1] * global),
-                         word_of_floats<__nv_bfloat16>(second[0] * global, second[1] * global)};
-        *reinterpret_cast<uint2*>(m.out + static_cast<std::int64_t>(targets[token]) * m.out_rows + row) = four;
+        *reinterpret_cast<uint2*>(to) = {word_of_floats<__nv_bfloat16>(first[0] * item.global, first[1] * item.global),
+                                         word_of_floats<__nv_bfloat16>(second[0] * item.global, second[1] * item.global)};
       } else {
-        int const place = tile.first + token;
-        float const factor = a.router_weight_on_input && tile.expert >= 0 ? a.weights[at<int const>(a, p.at.pairs)[place]] : 1.0f;
-        moe::ActivationNumbers swish = a;
-        swish.activation = moe::Activation::kSwish;  // for_warpgroups(): no other comes here
-        std::uint32_t const two =
-            word_of_floats<__nv_bfloat16>(moe::activate(swish, first[0] * global * factor, second[0] * global_up * factor),
-                                          moe::activate(swish, first[1] * global * factor, second[1] * global_up * factor));
-        *reinterpret_cast<std::uint32_t*>(m.out + static_cast<std::int64_t>(place) * m.out_rows + row) = two;
+        float const gate = item.global * item.factors[token], up = item.global_up * item.factors[token];
+        *reinterpret_cast<std::uint32_t*>(to) = word_of_floats<__nv_bfloat16>(
+            moe::activate(swish, first[0] * gate, second[0] * up), moe::activate(swish, first[1] * gate, second[1] * up));
       }
     }
   }
@@ -298,37 +333,32 @@ __device__ __forceinline__ void with_columns(int count, Body&& body) {
 
 // A warpgroup that multiplies.
 template <bool kDown>
-__device__ __forceinline__ void multiply_items(Arguments const& a, Plan const& p, int row_tiles, Item& item, int half) {
-  int const thread = threadIdx.x % kGroup;
-  Walk walk;
-  int turn = 0;
-  for_items<kDown>(a, p, row_tiles, [&](int number, Begin const& begin) {
-    Tile const& tile = begin.tile;
-    int const steps = (kDown ? tile.expert < 0 ? p.shared_intermediate : a.w2.k : a.w13.k) / kWindow;
-    if constexpr (kDown) {
-      for (int i = thread; i < tile.count; i += kGroup) {
-        int const row = tile.first + i;
-        item.targets[half][turn][i] = tile.expert < 0 ? row : at<int const>(a, p.at.pairs)[row];
-      }
-      // All have written, and nobody reads those of the item before the last.
-      if (half == 0) ptx::barrier_wait(1, kGroup);
-      else ptx::barrier_wait(2, kGroup);
-    }
-    with_columns(tile.count, [&]<int kColumns>() {
-      multiply_item<kColumns, kDown>(a, p, row_tiles, number, steps, item, walk, half, turn);
-    });
-    turn ^= 1;
-  });
+__device__ __forceinline__ void multiply_items(Arguments const& a, Shared& shared, int half) {
+  Walk<kXPlaces> x_walk;
+  Walk<kWPlaces> w_walk;
+#pragma unroll 1
+  for (Walk<kItems> item_walk;; item_walk.next()) {
+    ptx::wait_for_phase(shared.known + item_walk.place, item_walk.round);
+    Item const& item = shared.items[item_walk.place];
+    if (item.steps == 0) break;
+    with_columns(item.tokens, [&]<int kColumns>() { multiply_item<kColumns, kDown>(a, item, shared, x_walk, w_walk, half); });
+  }
 }
 
 template <bool kDown>
 __global__ void __launch_bounds__(kItemThreads, 1)
     multiply_by_warpgroups(__grid_constant__ Arguments const a, __grid_constant__ Plan const p, int const row_tiles) {
+#if defined(__CUDA_ARCH__) && !GB10_HW_WARPGROUPS
+  ptx::stop();  // launched on 9.0 alone
+#else
   std::uint32_t const address = ptx::shared_address(ptx::dynamic_shared());
-  Item& item = *reinterpret_cast<Item*>(ptx::dynamic_shared() + ((address + 1023) / 1024 * 1024 - address));
-  if (threadIdx.x < kPlaces) {
-    ptx::begin_phases(item.full + threadIdx.x, kGroup);
-    ptx::begin_phases(item.empty + threadIdx.x, 2 * kGroup / 32);
+  Shared& shared = *reinterpret_cast<Shared*>(ptx::dynamic_shared() + ((address + 1023) / 1024 * 1024 - address));
+  if (threadIdx.x == 0) {
+    for (std::uint64_t& barrier : shared.x_full) ptx::begin_phases(&barrier, kGroup);
+    for (std::uint64_t& barrier : shared.w_full) ptx::begin_phases(&barrier, kGroup);
+    for (std::uint64_t& barrier : shared.known) ptx::begin_phases(&barrier, kGroup);
+    for (std::uint64_t& barrier : shared.x_empty) ptx::begin_phases(&barrier, 2 * kGroup / 32);
+    for (std::uint64_t& barrier : shared.w_empty) ptx::begin_phases(&barrier, 2 * kGroup / 32);
   }
   __syncthreads();
   ptx::wait_for_previous();
@@ -336,11 +366,12 @@ __global__ void __launch_bounds__(kItemThreads, 1)
   int const group = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / kGroup, 0);
   if (group == 0) {
     ptx::fewer_registers<40>();
-    copy_items<kDown>(a, p, row_tiles, item);
+    copy_items<kDown>(a, p, row_tiles, shared);
   } else {
     ptx::more_registers<232>();
-    multiply_items<kDown>(a, p, row_tiles, item, group - 1);
+    multiply_items<kDown>(a, shared, group - 1);
   }
+#endif
 }
 
 }  // namespace gb10::moe_grouped

@@ -9,8 +9,7 @@ namespace gb10::nvfp4_dequantize {
 cudaError_t launch(Problem const& p, Number number, bool swizzled, cudaStream_t stream) {
   Device device{};
   if (cudaError_t const status = current_device(device); status != cudaSuccess) return status;
-  std::int64_t const pieces = static_cast<std::int64_t>(p.rows) * (p.k / kThreadK);
-  int const blocks = static_cast<int>(std::min<std::int64_t>((pieces + kThreads - 1) / kThreads, 16 * device.sms));
+  int const blocks = std::min(divide_up(p.rows, rows_at_once(p.k, kThreads)), 16 * device.sms);
   with_type(number, [&]<typename T>() {
     if (swizzled) dequantize<T, true><<<blocks, kThreads, 0, stream>>>(p);
     else dequantize<T, false><<<blocks, kThreads, 0, stream>>>(p);

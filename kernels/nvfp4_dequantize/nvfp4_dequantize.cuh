@@ -1,4 +1,4 @@
-// The kernel of nvfp4_dequantize: a thread makes the 32 numbers of two block scales.
+// The kernel of nvfp4_dequantize: a thread makes 8 numbers at a time.
 #pragma once
 
 #include <cstdint>
@@ -13,30 +13,35 @@
 namespace gb10::nvfp4_dequantize {
 
 inline constexpr int kThreads = 256;
-inline constexpr int kThreadK = 32;
+inline constexpr int kPieceK = 8;
+
+// Rows that the threads of a block have at a time, neighbours a piece of 8 each, so that a warp writes whole lines.
+__host__ __device__ constexpr int rows_at_once(int k, int threads) { return k / kPieceK < threads ? threads / (k / kPieceK) : 1; }
 
 template <typename T, bool kSwizzled>
 __global__ void __launch_bounds__(kThreads) dequantize(__grid_constant__ Problem const p) {
-  int const pieces = p.k / kThreadK;
-  std::int64_t const count = static_cast<std::int64_t>(p.rows) * pieces, step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
-  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
-    int const row = static_cast<int>(i / pieces), piece = static_cast<int>(i % pieces);
-    uint4 const codes = *reinterpret_cast<uint4 const*>(p.weight + i * (kThreadK / 2));
-    std::uint8_t const* const scales = p.scales + w4a16::scale_offset<kSwizzled>(row, piece / 2 * 4, p.k / 16) + piece % 2 * 2;
+  int const threads = blockDim.x, pieces = p.k / kPieceK, at_once = rows_at_once(p.k, threads);
+  int const first = at_once == 1 ? 0 : static_cast<int>(threadIdx.x) / pieces;
+  if (first >= at_once) return;
+  std::int64_t const step = static_cast<std::int64_t>(gridDim.x) * at_once;
+  for (std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * at_once + first; row < p.rows; row += step) {
+    std::uint32_t const* const codes = reinterpret_cast<std::uint32_t const*>(p.weight) + row * pieces;
+    uint4* const to = static_cast<uint4*>(p.out) + row * pieces;
     float const factor = p.factors ? p.factors[p.factor_rows == 1 ? 0 : row] : 1.0f;
-    uint4* const to = static_cast<uint4*>(p.out) + i * (kThreadK / 8);
-    std::uint32_t const words[4] = {codes.x, codes.y, codes.z, codes.w};
-#pragma unroll
-    for (int word = 0; word < 4; ++word) {
+#pragma unroll 2
+    for (int piece = static_cast<int>(threadIdx.x) - first * pieces; piece < pieces; piece += threads) {
+      int const column = piece / 2;
+      float const scale =
+          ue4m3::decode(p.scales[w4a16::scale_offset<kSwizzled>(static_cast<int>(row), column / 4 * 4, p.k / 16) + column % 4]) *
+          factor;
       std::uint32_t halves[4];
-      e2m1::decode8_f16(words[word], halves);
-      float const scale = ue4m3::decode(scales[word / 2]) * factor;
+      e2m1::decode8_f16(codes[piece], halves);
 #pragma unroll
       for (std::uint32_t& pair : halves) {
         float2 const two = floats_of<__half>(pair);
         pair = word_of_floats<T>(two.x * scale, two.y * scale);
       }
-      to[word] = {halves[0], halves[1], halves[2], halves[3]};
+      to[piece] = {halves[0], halves[1], halves[2], halves[3]};
     }
   }
 }

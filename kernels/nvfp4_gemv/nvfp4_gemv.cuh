@@ -15,13 +15,16 @@
 // in steps of all teams of the grid, so the grid reads one window of consecutive rows at a time. Each warp keeps kDepth tiles
 // (2.3 KB each) in flight in a ring in shared memory. Activations lie in shared memory once a block, as f16 (w4a16::staged).
 //
+// With few tokens (plan.h) a warp decodes its first tile before the activations are there, and each further one while the one before
+// it is multiplied: behind another kernel the weights arrive first, and what then takes the time is decoding them.
+//
 // Overlap with the kernel before (sm_90 and newer): weights and scales are read before wait_for_previous(), all else and every
 // write after it. So weights and scales must not be written by a kernel that may still run. A next kernel launched the same
 // way begins while this one runs, and what it may do then is read its weights. It writes (our x too, if it likes) only after
 // its own wait, which returns when this grid has ended and its writes can be seen. Since every block here waits, the end of a
 // grid also implies the end of all grids before it: a chain of such kernels is ordered link by link.
 //
-// Needs sm_80 or newer. Shared memory: 9.2 KB a warp, about 2.25 K bytes a token, and the sums of teams (plan.h).
+// Needs sm_80 or newer. Shared memory: 6.9 KB a warp, about 2.25 K bytes a token, and the sums of teams (plan.h).
 #pragma once
 
 #include <cstddef>
@@ -88,8 +91,8 @@ __device__ __forceinline__ void fetch(std::uint32_t place, Problem const& proble
 // kTokens tokens of kTiles tiles a warp are held in registers at a time, so that their loads are in flight together; a slice of
 // more tiles than kTiles reads x twice.
 template <typename T, int kTokens, int kTiles>
-__device__ __forceinline__ void copy_x(__half* shared, float* inverse, Problem const& problem, int slice, int slices, int team,
-                                       int teams, int lane) {
+__device__ __forceinline__ void copy_pieces(__half* shared, float* inverse, Problem const& problem, int slice, int slices, int team,
+                                            int teams, int lane) {
   int const tiles = k_tiles(problem.k), stride = x_stride(problem.k), step = slices * kTiles;
   __half* const to = shared + lane / 8 * w4a16::chunk_stride() + lane % 8 * 8;
   T const* const from = static_cast<T const*>(problem.x) + lane * 8;
@@ -139,6 +142,23 @@ __device__ __forceinline__ void copy_x(__half* shared, float* inverse, Problem c
   }
 }
 
+// The same with as many in registers as there is place for: with decoded weights beside them, four vectors, or two
+// where the assembler would spill.
+template <typename T, bool kBesideOperands>
+__device__ __forceinline__ void copy_x(__half* shared, float* inverse, Problem const& problem, int slice, int slices, int team,
+                                       int teams, int lane) {
+  int const tiles = k_tiles(problem.k);
+  if constexpr (kBesideOperands) {
+    copy_pieces<T, 1, kIsBFloat16<T> && !w4a16::kNaturalOrder ? 4 : 2>(shared, inverse, problem, slice, slices, team, teams, lane);
+  } else if (problem.tokens > 2 * teams && tiles <= 2 * slices) {
+    copy_pieces<T, 8, 2>(shared, inverse, problem, slice, slices, team, teams, lane);
+  } else if (problem.tokens > teams && tiles <= 4 * slices) {
+    copy_pieces<T, 2, 4>(shared, inverse, problem, slice, slices, team, teams, lane);
+  } else {
+    copy_pieces<T, 1, 8>(shared, inverse, problem, slice, slices, team, teams, lane);
+  }
+}
+
 template <typename T, int kGroups>
 __device__ __forceinline__ void store(Problem const& problem, float const (&c)[kGroups][4], float unscale, int row_tile, int g,
                                       int t) {
@@ -162,8 +182,9 @@ __device__ __forceinline__ void store(Problem const& problem, float const (&c)[k
   }
 }
 
-// Grid: any number of blocks. Block: (32 * slices, teams). kGroups: 1 for up to 8 tokens, 2 for up to 16.
-template <typename T, int kGroups, bool kSwizzled>
+// Grid: any number of blocks. Block: (32 * slices, teams). kGroups: 1 for up to 8 tokens, 2 for up to 16. kAhead, for few tokens: a
+// warp decodes its first tile before it waits for the activations.
+template <typename T, int kGroups, bool kSwizzled, bool kAhead>
 __global__ void __launch_bounds__(32 * kBlockWarps, kBlocksPerSm) gemv(Problem const problem) {
   auto* const rings = reinterpret_cast<w4a16::Place*>(ptx::dynamic_shared());
   int const lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -190,98 +211,112 @@ __global__ void __launch_bounds__(32 * kBlockWarps, kBlocksPerSm) gemv(Problem c
       rows = rows_at<kSwizzled>(problem, ahead.row_tile, lane);
     }
   };
-#pragma unroll
+#pragma unroll 1
   for (int d = 0; d < kDepth; ++d) prefetch(d);
   ptx::release_next();
-  ptx::wait_for_previous();
 
   __half* const x = reinterpret_cast<__half*>(rings + teams * slices * kDepth);
   int const stride = x_stride(problem.k);
-  float const unscale = w4a16::kUnscale * *problem.global_scale;
   float* const inverses = reinterpret_cast<float*>(x + problem.tokens * stride) + slice * kMaxTokens;
-  if (problem.tokens > 2 * teams && tiles <= slices) {
-    copy_x<T, 8, 1>(x, inverses, problem, slice, slices, team, teams, lane);
-  } else if (problem.tokens > teams && tiles <= 4 * slices) {
-    copy_x<T, 2, 4>(x, inverses, problem, slice, slices, team, teams, lane);
-  } else {
-    copy_x<T, 1, 8>(x, inverses, problem, slice, slices, team, teams, lane);
-  }
-  if (teams > 1) {
-    __syncthreads();
-  } else {
-    __syncwarp();  // with one team every warp reads only what it copied
-  }
   // Where this thread's operands lie, and what its sums are multiplied with.
   __half const* operand[kGroups];
-  float inverse[kGroups][2];
+  float inverse[kGroups][2], unscale;
+  auto const take_x = [&] {
+    ptx::wait_for_previous();
+    unscale = w4a16::kUnscale * *problem.global_scale;
+    copy_x<T, kAhead>(x, inverses, problem, slice, slices, team, teams, lane);
+    if (teams > 1) {
+      __syncthreads();
+    } else {
+      __syncwarp();  // with one team every warp reads only what it copied
+    }
 #pragma unroll
-  for (int group = 0; group < kGroups; ++group) {
-    operand[group] = x + min(8 * group + g, problem.tokens - 1) * stride + t * w4a16::chunk_stride();
+    for (int group = 0; group < kGroups; ++group) {
+      operand[group] = x + min(8 * group + g, problem.tokens - 1) * stride + t * w4a16::chunk_stride();
 #pragma unroll
-    for (int j = 0; j < 2; ++j) inverse[group][j] = inverses[min(8 * group + 2 * t + j, problem.tokens - 1)];
-  }
+      for (int j = 0; j < 2; ++j) inverse[group][j] = inverses[min(8 * group + 2 * t + j, problem.tokens - 1)];
+    }
+  };
+  if constexpr (!kAhead) take_x();
 
   float4* const sums = reinterpret_cast<float4*>(inverses + (slices - slice) * kMaxTokens) + team * slices * kGroups * 32;
   int const set_stride = teams * slices * kGroups * 32;
-  int turn = 0;  // the slice that adds up next, and the set of partial sums in use
+  int turn = 0;   // the slice that adds up next, and the set of partial sums in use
+  int place = 0;  // of the ring
   float c[kGroups][4] = {};
-  while (now.row_tile < last_row_tile) {
-#pragma unroll
-    for (int d = 0; d < kDepth; ++d) {
-      if (now.row_tile >= last_row_tile) break;
-      __half const* at[kGroups];
-#pragma unroll
-      for (int group = 0; group < kGroups; ++group) at[group] = operand[group] + now.k_tile * (4 * w4a16::chunk_stride());
-      w4a16::Tile tile;
-      ptx::wait_for_copies<kDepth - 1>();
-      __syncwarp();
-      w4a16::read(tile, ring[d], lane);
-      __syncwarp();
-      prefetch(d);
-      w4a16::multiply<kGroups>(c, tile, at);
-
-      now.k_tile += slices;
-      if (now.k_tile >= tiles) {
-#pragma unroll
-        for (int group = 0; group < kGroups; ++group) {
-#pragma unroll
-          for (int j = 0; j < 4; ++j) c[group][j] *= inverse[group][j % 2];
-        }
-        if (slices == 1) {
-          store<T, kGroups>(problem, c, unscale, now.row_tile, g, t);
-        } else {
-          float4* const mine = sums + turn * set_stride;
-#pragma unroll
-          for (int group = 0; group < kGroups; ++group) {
-            mine[(slice * kGroups + group) * 32 + lane] = {c[group][0], c[group][1], c[group][2], c[group][3]};
-          }
-          int const barrier = 1 + team * slices + turn;
-          if (turn != slice) {
-            ptx::barrier_arrive(barrier, 32 * slices);
-          } else {
-            ptx::barrier_wait(barrier, 32 * slices);
-#pragma unroll
-            for (int group = 0; group < kGroups; ++group) {
-              float4 sum = mine[group * 32 + lane];
-#pragma unroll
-              for (int other = 1; other < kBlockWarps; ++other) {
-                float4 const part = other < slices ? mine[(other * kGroups + group) * 32 + lane] : float4{};
-                sum = {sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w};
-              }
-              c[group][0] = sum.x, c[group][1] = sum.y, c[group][2] = sum.z, c[group][3] = sum.w;
-            }
-            store<T, kGroups>(problem, c, unscale, now.row_tile, g, t);
-          }
-          turn = turn + 1 == slices ? 0 : turn + 1;
-        }
-#pragma unroll
-        for (int group = 0; group < kGroups; ++group) {
-          c[group][0] = c[group][1] = c[group][2] = c[group][3] = 0.0f;
-        }
-        now.k_tile = slice;
-        now.row_tile += row_step;
-      }
+  w4a16::Tile tile;
+  auto const take_tile = [&] {
+    ptx::wait_for_copies<kDepth - 1>();
+    __syncwarp();
+    w4a16::read(tile, ring[place], lane);
+    __syncwarp();
+    prefetch(place);
+    place = place + 1 == kDepth ? 0 : place + 1;
+  };
+  w4a16::Operands operands;  // of the tile that is multiplied next
+  if constexpr (kAhead) {
+    if (now.row_tile < last_row_tile) {
+      take_tile();
+      w4a16::decode(operands, tile);
     }
+    take_x();
+  }
+  // Not unrolled: in a chain of kernels the way of the code from memory counts.
+#pragma unroll 1
+  while (now.row_tile < last_row_tile) {
+    __half const* at[kGroups];
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) at[group] = operand[group] + now.k_tile * (4 * w4a16::chunk_stride());
+    now.k_tile += slices;
+    bool const last_of_rows = now.k_tile >= tiles;
+    if constexpr (!kAhead) {
+      take_tile();
+      w4a16::multiply<kGroups>(c, tile, at);
+    } else if (last_of_rows && now.row_tile + row_step >= last_row_tile) {
+      w4a16::multiply<kGroups, false>(c, operands, tile, at);
+    } else {
+      take_tile();
+      w4a16::multiply<kGroups, true>(c, operands, tile, at);
+    }
+    if (!last_of_rows) continue;
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) c[group][j] *= inverse[group][j % 2];
+    }
+    if (slices == 1) {
+      store<T, kGroups>(problem, c, unscale, now.row_tile, g, t);
+    } else {
+      float4* const mine = sums + turn * set_stride;
+#pragma unroll
+      for (int group = 0; group < kGroups; ++group) {
+        mine[(slice * kGroups + group) * 32 + lane] = {c[group][0], c[group][1], c[group][2], c[group][3]};
+      }
+      int const barrier = 1 + team * slices + turn;
+      if (turn != slice) {
+        ptx::barrier_arrive(barrier, 32 * slices);
+      } else {
+        ptx::barrier_wait(barrier, 32 * slices);
+#pragma unroll
+        for (int group = 0; group < kGroups; ++group) {
+          float4 sum = mine[group * 32 + lane];
+#pragma unroll
+          for (int other = 1; other < kBlockWarps; ++other) {
+            float4 const part = other < slices ? mine[(other * kGroups + group) * 32 + lane] : float4{};
+            sum = {sum.x + part.x, sum.y + part.y, sum.z + part.z, sum.w + part.w};
+          }
+          c[group][0] = sum.x, c[group][1] = sum.y, c[group][2] = sum.z, c[group][3] = sum.w;
+        }
+        store<T, kGroups>(problem, c, unscale, now.row_tile, g, t);
+      }
+      turn = turn + 1 == problem.sets ? 0 : turn + 1;
+    }
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+      c[group][0] = c[group][1] = c[group][2] = c[group][3] = 0.0f;
+    }
+    now.k_tile = slice;
+    now.row_tile += row_step;
   }
 }
 

@@ -28,6 +28,7 @@ struct Problem {
   int tokens;
   int rows;  // N
   int k;
+  int sets;  // see Plan
 };
 
 struct Plan {
@@ -35,6 +36,7 @@ struct Plan {
   int slices;  // warps that share a tile of rows
   int teams;   // groups of `slices` warps in a block
   int blocks;
+  int sets;  // of partial sums: a tile of rows takes the next one, and one is free again after `slices` tiles
   std::size_t shared_bytes;
 };
 
@@ -42,43 +44,72 @@ struct Plan {
 constexpr int k_tiles(int k) { return divide_up(k, 256); }
 constexpr int row_tiles(int rows) { return divide_up(rows, 16); }
 
-// Activations, their powers of two, then `slices` sets of partial sums: one float4 a lane and group of 8 tokens.
-constexpr std::size_t shared_bytes(int tokens, std::size_t token_bytes, int slices, int teams) {
-  std::size_t const sums = slices == 1 ? 0 : std::size_t(slices) * slices * teams * (tokens > 8 ? 2 : 1) * 32 * 16;
+// Activations, their powers of two, then the sets of partial sums: one float4 a lane and group of 8 tokens.
+constexpr std::size_t shared_bytes(int tokens, std::size_t token_bytes, int slices, int teams, int sets) {
+  std::size_t const sums = slices == 1 ? 0 : std::size_t(sets) * slices * teams * (tokens > 8 ? 2 : 1) * 32 * 16;
   return std::size_t(slices) * teams * kDepth * kTileBytes + tokens * token_bytes + std::size_t{4} * kMaxTokens * slices + sums;
 }
 
-// The rule: as many tokens in a launch and as many warps in a block as fit shared memory, tokens first. Then, with two or more
-// tiles of rows for every warp, slices of about 8 tiles of k each (measured: docs/negative-results.md); else the cut whose last
-// warp is done first. A warp is done after its steps: one for each tile of 16 rows x 256 k, and one for a meeting of its team.
-// token_bytes: what one token takes in shared memory.
+// A cut into teams of `slices` warps: as many blocks as the GPU holds at once, and as many sets as a team has tiles of rows. No
+// blocks where one does not fit.
+inline Plan cut(int tokens, int rows, std::size_t token_bytes, int slices, int teams, Device const& device) {
+  Plan plan{tokens, slices, teams, 0, 0, 0};
+  int const todo = divide_up(row_tiles(rows), teams);
+  // More sets can leave place for fewer blocks, which want more sets.
+  for (int wanted = 1; wanted > plan.sets; wanted = std::min(slices, divide_up(todo, plan.blocks))) {
+    plan.sets = wanted;
+    plan.shared_bytes = shared_bytes(tokens, token_bytes, slices, teams, plan.sets);
+    int const fit = blocks_per_sm(device, plan.shared_bytes, kBlocksPerSm * kBlockWarps / (slices * teams));
+    plan.blocks = std::min(todo, device.sms * fit);
+    if (plan.blocks == 0) break;
+  }
+  return plan;
+}
+
+// About how many cycles a cut takes after the activations are there: the instructions of the fullest SM, or the tiles of one warp in
+// a row; and before them, the way of the activations into shared memory.
+inline std::int64_t cycles(Plan const& plan, int rows, int k, int sms) {
+  int const tiles = k_tiles(k), todo = row_tiles(rows), step = plan.blocks * plan.teams;
+  std::int64_t load = 0;  // tiles of rows of the SM that has block 0
+  for (int block = 0; block < plan.blocks; block += sms) {
+    for (int first = block * plan.teams; first < todo; first += step) load += std::min(plan.teams, todo - first);
+  }
+  bool const meets = plan.slices > 1, many = plan.tokens > 8;
+  std::int64_t const instructions = load * ((many ? 115 : 95) * tiles + (meets ? 15 * plan.slices : 0));
+  std::int64_t const in_a_row =
+      divide_up(todo, step) * std::int64_t{(many ? 800 : 700) * divide_up(tiles, plan.slices) + 250 * meets};
+  return std::max(instructions, in_a_row) + 100 * meets + std::int64_t{divide_up(plan.blocks, sms)} * plan.tokens * k / 16;
+}
+
+// Whether a warp decodes its first tile ahead of the activations: not where it takes the tokens one after the other then.
+constexpr bool decodes_ahead(int tokens, Plan const& plan) { return tokens <= 2 * plan.teams && tokens <= 8; }
+
+// The rule: as many tokens in a launch as fit shared memory. Then, with two or more tiles of rows for every warp of blocks of
+// kBlockWarps, or as many as fit, slices of about 8 tiles of k each (measured: docs/negative-results.md); else the cut of the fewest
+// cycles. token_bytes: what one token takes in shared memory.
 inline Plan choose(int tokens, int rows, int k, std::size_t token_bytes, Device const& device) {
-  Plan best{};
-  int best_steps = 0;
   int const tiles = k_tiles(k), todo = row_tiles(rows);
-  for (int launches = 1; best_steps == 0 && launches <= tokens; ++launches) {
+  for (int launches = 1; launches <= tokens; ++launches) {
     int const part = divide_up(tokens, launches);
-    for (int warps = kBlockWarps; best_steps == 0 && warps >= 1; warps /= 2) {
-      for (int slices = 1; slices <= std::min(warps, tiles); slices *= 2) {
-        int const most_teams = warps / slices;
-        std::size_t const bytes = shared_bytes(part, token_bytes, slices, most_teams);
-        int const resident = device.sms * blocks_per_sm(device, bytes, kBlocksPerSm * kBlockWarps / warps);
-        if (resident == 0) continue;
-        bool const many = todo >= 2 * resident * warps;
-        int const steps = divide_up(todo, resident * most_teams) * (divide_up(tiles, slices) + (slices > 1));
-        // With few tiles: smaller blocks, when large ones would leave SMs idle for more than a third of the time.
-        int teams = most_teams;
-        while (teams > divide_up(todo, resident) &&
-               10LL * divide_up(divide_up(todo, teams), device.sms) * teams * device.sms > 14LL * todo)
-          --teams;
-        if (best_steps == 0 || (many ? 8 * slices <= tiles : steps <= best_steps)) {
-          best_steps = steps;
-          best = {part, slices, teams, std::min(divide_up(todo, teams), resident), shared_bytes(part, token_bytes, slices, teams)};
-        }
+    Plan streaming{}, best{};
+    for (int warps = kBlockWarps; warps >= 1 && streaming.blocks == 0; --warps) {
+      for (int slices = 1; slices <= std::min(warps, tiles) && 8 * slices <= std::max(tiles, 8); slices *= 2) {
+        Plan const plan = cut(part, rows, token_bytes, slices, warps / slices, device);
+        if (plan.blocks != 0) streaming = plan;
       }
     }
+    if (streaming.blocks == 0) continue;
+    if (todo >= 2 * streaming.blocks * streaming.slices * streaming.teams) return streaming;
+    for (int slices = 1; slices <= std::min(kBlockWarps, tiles); slices *= 2) {
+      for (int teams = 1; teams * slices <= kBlockWarps; ++teams) {
+        Plan const plan = cut(part, rows, token_bytes, slices, teams, device);
+        if (plan.blocks == 0) continue;
+        if (best.blocks == 0 || cycles(plan, rows, k, device.sms) < cycles(best, rows, k, device.sms)) best = plan;
+      }
+    }
+    return best;
   }
-  return best;
+  return {};
 }
 
 }  // namespace gb10::nvfp4_gemv

@@ -10,7 +10,7 @@
 # of steps that failed.
 #   GB10_SITE     optional: a folder with a vLLM wheel unpacked, for PYTHONPATH; it gets patches/vllm where it lacks them
 #   GB10_COMMIT   optional: what is measured
-#   GB10_STEPS    optional: some of eager,graphs,graphs-vocabulary (the default), ours
+#   GB10_STEPS    optional: some of eager,graphs,graphs-vocabulary (the default), ours, ours-keep
 set -uo pipefail
 [ $# = 4 ] || { sed -n '4p' "$0" >&2 && exit 2; }
 mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
@@ -56,8 +56,12 @@ step() { # NAME SECONDS ARGUMENTS...
   rmdir "$out/$name" 2>/dev/null
 }
 
-GB10_ENGINE=gb10 VLLM_TRITON_FORCE_FIRST_CONFIG=1 step ours 140 --draft 2 --draft-vocabulary full --prompts 32 --tokens 96 \
-  --concurrency 5 --timed 2 --alone 4 --samples 0 --recorded lab/results/2026-11-25-h100-speculative-eager.json
+ours=(--draft 2 --draft-vocabulary full --prompts 32 --tokens 96 --concurrency 5 --timed 2 --alone 4 --samples 0 --expected)
+export VLLM_TRITON_FORCE_FIRST_CONFIG=1 GB10_ENGINE=gb10
+step ours 140 "${ours[@]}"
+# With the weights of the checkpoint the texts are nearly the recorded ones.
+GB10_DENSE=keep GB10_HEAD=keep step ours-keep 140 "${ours[@]}" --recorded lab/results/2026-11-25-h100-speculative-eager.json
+unset VLLM_TRITON_FORCE_FIRST_CONFIG
 # Four drafts first: their rates by position tell most of what fewer would.
 export GB10_ENGINE=stock
 VLLM_TRITON_FORCE_FIRST_CONFIG=1 step eager 420 --draft 4 2 1 3 --draft-vocabulary full 1/2 1/4 --prompts 32 --tokens 96 \

@@ -1,40 +1,49 @@
 # `nix run .#serve`: the command line with an environment, the demo model and the programs that it calls.
 #
 # The CPU half is part of it. The CUDA half (4 GB) is built when the program finds a GPU, from the derivation that this
-# flake names: a machine without a GPU never downloads it.
+# flake names: a machine without a GPU never downloads it. There are two: for GPUs of 12.x it has FlashInfer's modules,
+# which are compiled once; elsewhere they would be of no use.
 { pkgs }:
 
 let
   inherit (pkgs.gb10)
     cpu-env
+    cuda-12x-env
     cuda-env
     demo-model
     kernels
     ;
   isolated = import ./isolated.nix;
 
-  serve-cuda = pkgs.writeShellApplication {
-    name = "serve-cuda";
-    # Triton compiles its launchers with a C compiler.
-    runtimeInputs = [
-      pkgs.stdenv.cc
-      pkgs.util-linux
-    ];
-    text = ''
-      # shellcheck source=/dev/null
-      source ${./driver-libraries.sh}
-      export GB10_DEMO_MODEL=''${GB10_DEMO_MODEL:-${demo-model}}
-      export GB10_PROFILE=cuda
-      # Our kernels: without them the engine is vLLM's own.
-      export GB10_KERNELS=''${GB10_KERNELS:-${kernels}}
-      # No compiler at run time: a kernel that was not built ahead is an error, not an hour of nvcc.
-      export FLASHINFER_DISABLE_JIT=''${FLASHINFER_DISABLE_JIT:-1}
-      ${isolated cuda-env "gb10 serve"}
-    '';
-  };
+  serveCuda =
+    name: environment:
+    pkgs.writeShellApplication {
+      inherit name;
+      # Triton compiles its launchers with a C compiler.
+      runtimeInputs = [
+        pkgs.stdenv.cc
+        pkgs.util-linux
+      ];
+      text = ''
+        # shellcheck source=/dev/null
+        source ${./driver-libraries.sh}
+        export GB10_DEMO_MODEL=''${GB10_DEMO_MODEL:-${demo-model}}
+        export GB10_PROFILE=cuda
+        # Our kernels: without them the engine is vLLM's own.
+        export GB10_KERNELS=''${GB10_KERNELS:-${kernels}}
+        # No compiler at run time: a kernel that was not built ahead is an error, not an hour of nvcc.
+        export FLASHINFER_DISABLE_JIT=''${FLASHINFER_DISABLE_JIT:-1}
+        ${isolated environment "gb10 serve"}
+      '';
+    };
+  serve-cuda = serveCuda "serve-cuda" cuda-env;
+  serve-cuda-12x = serveCuda "serve-cuda-12x" cuda-12x-env;
+
+  # Where to build a program: its derivation, of which nothing is needed before.
+  later = package: "${builtins.unsafeDiscardOutputDependency package.drvPath}^out";
 in
 {
-  inherit serve-cuda;
+  inherit serve-cuda serve-cuda-12x;
 
   serve = pkgs.writeShellApplication {
     name = "serve";
@@ -53,10 +62,15 @@ in
           echo "gb10: error: $why, and fetching the CUDA half needs nix on PATH; add it, or set GB10_PROFILE=cpu" >&2
           exit 2
         }
-        echo "$why: the CUDA half is fetched and built once (about 4 GB); GB10_PROFILE=cpu serves on the CPU instead" >&2
-        cuda=$("$nix" --extra-experimental-features 'nix-command flakes' build --no-link --print-out-paths \
-          '${builtins.unsafeDiscardOutputDependency serve-cuda.drvPath}^out')
-        exec "$cuda/bin/serve-cuda" "$@"
+        half=serve-cuda drv='${later serve-cuda}' more=
+        capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u) || capability=
+        # Every GPU, or none: FlashInfer is on or off for all of them.
+        if [[ $capability =~ ^12\.[0-9]+($'\n'12\.[0-9]+)*$ ]]; then
+          half=serve-cuda-12x drv='${later serve-cuda-12x}' more=", and FlashInfer's kernels compiled"
+        fi
+        echo "$why: the CUDA half is fetched and built once (about 4 GB$more); GB10_PROFILE=cpu serves on the CPU instead" >&2
+        cuda=$("$nix" --extra-experimental-features 'nix-command flakes' build --no-link --print-out-paths "$drv")
+        exec "$cuda/bin/$half" "$@"
       fi
       export GB10_DEMO_MODEL=''${GB10_DEMO_MODEL:-${demo-model}}
       export GB10_PROFILE=$profile

@@ -45,7 +45,13 @@ let
     };
 in
 {
-  e2e-serve = e2e "serve" [ "test_death" "test_demo_model" "test_incomplete" "test_memory" "test_serve" ] [ ];
+  e2e-serve = e2e "serve" [
+    "test_confined"
+    "test_death"
+    "test_demo_model"
+    "test_incomplete"
+    "test_serve"
+  ] [ ];
   e2e-numerics = e2e "numerics" [
     "test_engine_layers"
     "test_fused_scales"

@@ -16,6 +16,7 @@ let
     vllm-fp4
     vllm-fp4-software
     ;
+  flashinferChecks = import ../packages/flashinfer-checks.nix { inherit pkgs; };
   # Also the command `gb10 sparse24`.
   sources =
     sets.plugin
@@ -32,7 +33,7 @@ in
   kernels = room {
     name = "kernels";
     tests = [ ../../tests/kernels ];
-    arguments = "-k 'not sparse24' --ignore tests/kernels/test_vllm_fp4_gemm.py --ignore tests/kernels/test_vllm_wheel_sass.py";
+    arguments = "-k 'not sparse24' --ignore tests/kernels/test_vllm_fp4_gemm.py --ignore tests/kernels/test_vllm_wheel_sass.py --ignore tests/kernels/test_flashinfer_modules.py";
     cuda = common ++ [
       ../../kernels/add_norm
       ../../kernels/attention_front
@@ -75,9 +76,21 @@ in
     };
   };
 
+  # The smallest of FlashInfer's modules; `nix build .#flashinfer-checks` looks at all of them.
+  flashinfer = flashinferChecks (pkgs.gb10.flashinfer.package [ pkgs.gb10.flashinfer.fp4-quantization ]);
+
   gpu = room {
     name = "gpu";
     tests = [ ../../tests/gpu ];
-    sources = sets.plugin ++ sets.gb10 [ "kernels" ] ++ [ ../../tests/reference ];
+    sources =
+      sets.plugin
+      ++ sets.gb10 [ "kernels" ]
+      ++ sets.lab-base
+      ++ sets.lab [
+        "kernel_bench"
+        "quality"
+        "speculative"
+      ]
+      ++ [ ../../tests/reference ];
   };
 }

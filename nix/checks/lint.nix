@@ -34,6 +34,10 @@ in
   ) "lab/src:python/src";
   lint-wheelhouse = python "lint-wheelhouse" "nix/wheelhouse" [ ../../nix/wheelhouse ] "nix/wheelhouse";
 
+  lint-flashinfer =
+    python "lint-flashinfer" "nix/flashinfer" [ ../../nix/flashinfer ]
+      "nix/flashinfer";
+
   # What the tests of several rooms share.
   lint-tests =
     python "lint-tests" "tests/conftest.py tests/lab/small_model.py tests/reference"

@@ -26,6 +26,12 @@ in
     ];
   };
 
+  flashinfer-build = room {
+    name = "flashinfer-build";
+    tests = [ ../../tests/nix/flashinfer ];
+    sources = [ ../../nix/flashinfer ];
+  };
+
   cpu-env-imports =
     pkgs.runCommand "gb10-check-cpu-env-imports" { nativeBuildInputs = [ pkgs.util-linux ]; }
       ''

@@ -44,6 +44,7 @@ in
       sets.plugin
       ++ sets.gb10 [ "machine" ]
       ++ [
+        ../../nix/flashinfer
         ../../patches
         ../../tests/reference
       ];

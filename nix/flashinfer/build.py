@@ -1,4 +1,4 @@
-"""Compile one group of modules.toml with FlashInfer's own generators: ``build.py LIST GROUP OUT``.
+"""Compile one group of modules.toml with FlashInfer's own generators: ``build.py GROUP.json OUT``.
 
 Which sources, flags and names a module has, FlashInfer says. Written are ``OUT/NAME/NAME.so``, as its
 loader wants them.
@@ -7,10 +7,10 @@ loader wants them.
 import importlib
 import importlib.util
 import itertools
+import json
 import os
 import shutil
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -66,8 +66,7 @@ def jobs(gibibytes: float, cores: int, total: float) -> int:
 
 def main() -> None:
     """Compile and install."""
-    listed, name, out = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-    group = tomllib.loads(listed.read_text())["groups"][name]
+    group, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
     cores = int(os.environ.get("NIX_BUILD_CORES") or 0) or os.cpu_count() or 1
     os.environ["MAX_JOBS"] = str(jobs(group["gibibytes"], cores, total))

@@ -5,11 +5,13 @@
   inherit (pkgs.gb10)
     corpus
     cpu-env
+    cuda-12x-env
     cuda-aarch64-unpacked
     cuda-env
     cuda-toolkit
     demo-model
     flashinfer
+    flashinfer-checks
     heldout
     kernels
     kernels-software
@@ -19,6 +21,7 @@
     quality
     serve
     serve-cuda
+    serve-cuda-12x
     speculative
     test-env
     vllm-fp4

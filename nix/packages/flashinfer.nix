@@ -4,8 +4,7 @@
 
 let
   inherit (pkgs.gb10) cuda-toolkit python wheels;
-  list = ../flashinfer/modules.toml;
-  inherit (builtins.fromTOML (builtins.readFile list)) groups target;
+  inherit (builtins.fromTOML (builtins.readFile ../flashinfer/modules.toml)) groups target;
   flashinfer = wheels.cuda.flashinfer-python;
 
   # What FlashInfer's build code imports, and ninja. torch is only asked for its ABI, which is that of CUDA's torch.
@@ -34,7 +33,7 @@ let
     inherit flashinfer;
   };
 
-  # A toolkit as FlashInfer expects one: headers of the CUDA libraries, and names to link by. nothing of them is copied
+  # A toolkit as FlashInfer expects one: headers of the CUDA libraries, and names to link by. Nothing of them is copied
   # into a module; what runs takes the libraries that torch has loaded.
   cuda-home =
     pkgs.runCommand "gb10-flashinfer-cuda-home"
@@ -60,7 +59,7 @@ let
       '';
 
   group =
-    name: _:
+    name: listed:
     pkgs.runCommand "gb10-flashinfer-${name}"
       {
         nativeBuildInputs = [
@@ -74,10 +73,15 @@ let
         # nvcc finds its parts beside its own real path.
         FLASHINFER_NVCC = "${cuda-toolkit}/bin/nvcc";
         FLASHINFER_CUDA_ARCH_LIST = target;
+        # A linker that keeps only what has a symbol would drop the driver's library, whose stand-in has none.
+        FLASHINFER_EXTRA_LDFLAGS = "-Wl,--no-as-needed -lcuda -Wl,--as-needed";
+        # Of the list, what it is made of: another group, or the routes that end here, make it not anew.
+        group = builtins.toJSON { inherit (listed) gibibytes modules; };
+        passAsFile = [ "group" ];
       }
       ''
         export HOME=$PWD FLASHINFER_WORKSPACE_BASE=$PWD PATH=${wheels.cpu.ninja}/bin:$PATH
-        python3 ${../flashinfer/build.py} ${list} ${name} "$out"
+        python3 ${../flashinfer/build.py} "$groupPath" "$out"
         find "$out" -name '*.so' -exec patchelf --remove-rpath {} +
       '';
   built = builtins.mapAttrs group groups;
@@ -93,7 +97,7 @@ let
         inherit target;
         inherit (python) sitePackages;
         passthru = {
-          inherit package;
+          inherit cuda-home package;
         }
         // built;
       }

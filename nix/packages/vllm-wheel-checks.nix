@@ -17,7 +17,7 @@ in
 import ../checks/room.nix { inherit pkgs; } {
   name = "vllm-wheel";
   tests = [ ../../tests/kernels/test_vllm_wheel_sass.py ];
-  sources = sets.machine-code;
+  sources = sets.machine-code ++ sets.gb10 [ "machine" ];
   variables = {
     GB10_CUDA_TOOLKIT = pkgs.gb10.cuda-toolkit;
     GB10_VLLM_WHEELS = pkgs.runCommand "gb10-vllm-wheels" { } ''

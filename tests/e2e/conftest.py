@@ -203,11 +203,14 @@ def serve_variables(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def start_serve(serve_variables: dict[str, str]) -> Iterator[Callable[..., Serve]]:
-    """A function that starts `gb10 serve` with arguments (in a folder) and waits until it is ready."""
+    """A function that starts `gb10 serve` with arguments (in a folder) and waits until it is ready.
+
+    Named ones are variables on top of the others.
+    """
     started: list[Serve] = []
 
-    def start(*arguments: str, folder: Path | None = None) -> Serve:
-        server = Serve(arguments, serve_variables, folder)
+    def start(*arguments: str, folder: Path | None = None, **variables: str) -> Serve:
+        server = Serve(arguments, serve_variables | variables, folder)
         started.append(server)
         server.wait_ready()
         return server

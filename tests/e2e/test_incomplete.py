@@ -400,3 +400,32 @@ def test_serve_refuses(name: str, demo_model: Path, serve_variables: dict[str, s
     assert last.startswith("gb10: error: the checkpoint "), done.stderr
     assert case.said is not None
     assert re.search(case.said, last), last
+
+
+def deaf(tensors: Tensors) -> None:
+    """No layer's attention brings anything, by scales that are honest numbers."""
+    for name, tensor in tensors.items():
+        if name.endswith(("self_attn.o_proj.weight_scale", "linear_attn.out_proj.weight_scale")):
+            tensors[name] = torch.zeros_like(tensor.view(torch.uint8)).view(tensor.dtype)
+        elif name.endswith(("self_attn.o_proj.weight", "linear_attn.out_proj.weight")):
+            tensors[name] = torch.zeros_like(tensor)
+
+
+def test_the_canary_refuses(demo_model: Path, serve_variables: dict[str, str], tmp_path: Path) -> None:
+    """A model that loads and computes numbers, and does not listen to what it is told."""
+    folder = write_variant(demo_model, tmp_path / "model", Case(deaf, None))
+    done = subprocess.run(
+        [*command(), str(folder), "--port", str(free_port())],
+        env=serve_variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    said = (
+        "gb10: error: the model gives the same answer, bit by bit, to different texts; its weights or scales"
+    )
+    assert last.startswith(said), done.stderr
+    assert "ready after" not in done.stdout

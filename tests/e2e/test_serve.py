@@ -13,6 +13,7 @@ import shutil
 import signal
 import statistics
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -26,6 +27,8 @@ from conftest import Serve, command, descendants, still_alive
 
 pytest.importorskip("openai", reason="the openai client is not installed")
 import openai
+import torch
+from safetensors import safe_open
 from tokenizers import Tokenizer
 
 STOP_LIMIT = 10.0
@@ -40,8 +43,11 @@ Start = Callable[..., Serve]
 
 @pytest.fixture(scope="module")
 def plain(start_serve: Start) -> Serve:
-    """The demo model without MTP. Trained on code only, it may fill JSON with white space for ever."""
-    return start_serve("--structured-outputs-config", COMPACT_JSON)
+    """The demo model without MTP. Trained on code only, it may fill JSON with white space for ever.
+
+    Its canary comes every 2 s, or rather when a hundredth of the time allows it.
+    """
+    return start_serve("--structured-outputs-config", COMPACT_JSON, GB10_CANARY_INTERVAL="2")
 
 
 @pytest.fixture(scope="module")
@@ -329,6 +335,77 @@ def test_port_in_use_is_refused(plain: Serve, serve_variables: dict[str, str]) -
 
 def test_open_address_without_a_key_is_refused(serve_variables: dict[str, str]) -> None:
     assert "add --api-key KEY" in refused(run_again(serve_variables, "--host", "0.0.0.0"))
+
+
+def fetched(serve: Serve, path: str) -> tuple[int, bytes]:
+    """The HTTP status and the body of what a server answers, without a key."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{serve.port}{path}", timeout=60) as answer:
+            return int(answer.status), answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_what_really_runs(plain: Serve, serve_variables: dict[str, str]) -> None:
+    """/v1/gb10/routing and `gb10 routing --live` say the same, and what the start printed."""
+    status, body = fetched(plain, "/v1/gb10/routing")
+    answer = json.loads(body)
+    assert status == 200
+    assert (answer["vllm"], answer["target"]) == ("0.32.0", "CPU, NVFP4 mode dequant")
+    assert {"operation": "nvfp4_linear", "kernel": "DequantLinearKernel", "tokens": None} in answer["ran"]
+    assert {row["operation"] for row in answer["planned"]} >= {"nvfp4_linear", "nvfp4_moe", "lm_head"}
+    assert answer["differences"] == []
+    found = re.match(r"14 tokens in [\d.]+ s, decode and prefill differ by ([\d.]+): ", answer["canary"])
+    assert found is not None, answer["canary"]
+    print(answer["canary"])
+    assert float(found[1]) < 0.1
+    done = subprocess.run(
+        [sys.executable, "-m", "gb10", "routing", "--live", "--json"],
+        env=os.environ | {"XDG_STATE_HOME": serve_variables["XDG_STATE_HOME"]},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    servers = json.loads(done.stdout)
+    assert answer in [{name: part for name, part in server.items() if name != "log"} for server in servers]
+
+
+def overwrite(pids: set[int], old: bytes, new: bytes) -> int:
+    """Write ``new`` over ``old`` in the memory of these processes; the number of places."""
+    count = 0
+    for pid in pids:
+        with contextlib.suppress(OSError), Path(f"/proc/{pid}/mem").open("r+b", buffering=0) as memory:
+            for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+                if (found := re.match(r"(\w+)-(\w+) rw", line)) is None:
+                    continue
+                begin, end = (int(text, 16) for text in found.groups())
+                with contextlib.suppress(OSError, OverflowError):
+                    memory.seek(begin)
+                    data, at = memory.read(end - begin), -1
+                    while (at := data.find(old, at + 1)) >= 0:
+                        memory.seek(begin + at)
+                        count += memory.write(new) == len(new)
+    return count
+
+
+def test_health_turns_red_when_the_model_breaks(plain: Serve, demo_model: Path) -> None:
+    """The norm before the head becomes NaN in memory: vLLM's processes live on, and answer noise."""
+    assert fetched(plain, "/health") == (200, b"")
+    with safe_open(demo_model / "model.safetensors", "pt") as tensors:
+        norm = tensors.get_tensor("model.norm.weight").view(torch.uint8).numpy().tobytes()
+    assert overwrite(descendants(plain.process.pid) - {plain.process.pid}, norm, b"\xff" * len(norm)) > 0
+    deadline = time.monotonic() + 120
+    while (answer := fetched(plain, "/health"))[0] == 200:
+        assert time.monotonic() < deadline, "no canary has found it"
+        time.sleep(0.5)
+    assert answer[0] == 503
+    assert json.loads(answer[1]) == {"error": "the model's answer is not a number (nan)"}
+    assert fetched(plain, "/ping")[0] == 503
+    assert json.loads(fetched(plain, "/v1/gb10/routing")[1])["unhealthy"] == json.loads(answer[1])["error"]
+    while "unhealthy: the model's answer is not a number (nan) (/health" not in plain.text:
+        assert time.monotonic() < deadline, plain.text
+        time.sleep(0.1)
 
 
 def segments(pids: set[int]) -> set[Path]:

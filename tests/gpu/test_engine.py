@@ -26,6 +26,9 @@ pytest.importorskip("vllm", reason="vLLM is not installed")
 
 from reference.engines import serve_tokens
 
+from gb10_lab.speculative.acceptance import Counters
+from gb10_lab.speculative.exactness import Drafter
+
 pytestmark = pytest.mark.skipif("GB10_DEMO_MODEL" not in os.environ, reason="GB10_DEMO_MODEL is not set")
 
 OPEN = math.log(0.75)
@@ -40,8 +43,8 @@ SAME = 0.08
 """The same between two engines of one format: rounding alone, as for `keep`."""
 
 ACCEPTED = 0.05
-"""Difference of the share of drafts that are accepted. Of about 500 drafts a share has a standard error of
-0.02, and the two engines draft for nearly the same texts."""
+"""Difference of the share of drafts that are accepted from float32's on the same text: near-ties of the draft
+head, of which noise has many. Texts differ more: 0.45 and 0.40 were seen of the stock engine and ours."""
 
 NEW = 24
 DRAFTS = 2
@@ -54,6 +57,17 @@ BACKENDS = {"linear": "linear", "moe": "experts"}
 ALL = ("dense", "head", "linear", "experts", "router", "gdn")
 
 Answer = dict[str, Any]
+
+
+def _text(length: int, number: int) -> list[int]:
+    return [
+        (number * 997 + place * (31 + number) + place * place * 7) % 5900 + 100 for place in range(length)
+    ]
+
+
+TOGETHER = [_text(1 + 15 * number, number) for number in range(20)]
+ALONE = [_text(length, 40 + length) for length in (1, 7, 40)]
+"""Prompts that run at the same time, and one after the other."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +110,8 @@ class Engine:
         """Run it once, through the file ``answer``."""
         job = {
             "engine": self.arguments(),
-            "prompts": [_text(1 + 15 * number, number) for number in range(20)],
-            "alone": [_text(length, 40 + length) for length in (1, 7, 40)],
+            "prompts": TOGETHER,
+            "alone": ALONE,
             "max_tokens": NEW,
         }
         variables = {"TORCH_COMPILE_DISABLE": "0" if self.compiled else "1"}
@@ -126,13 +140,6 @@ PARTS = {
 }
 COMPILED = Engine(ALL, "fp8", compiled=True)
 DRAFTED = Engine(ALL, "fp8", DRAFTS)
-STOCK_DRAFTED = Engine(drafts=DRAFTS, stock=True)
-
-
-def _text(length: int, number: int) -> list[int]:
-    return [
-        (number * 997 + place * (31 + number) + place * place * 7) % 5900 + 100 for place in range(length)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -189,12 +196,15 @@ def test_all_compiled(engines: Collection[Engine], served: Callable[[Engine], An
     _check(served(ours), served(stock), NEAR[ours.dense])
 
 
-@pytest.mark.parametrize("engines", [(FULL, DRAFTED, STOCK_DRAFTED)], ids=["fp8"])
+@pytest.mark.parametrize("engines", [(FULL, DRAFTED)], ids=["fp8"])
 def test_drafts(engines: Collection[Engine], served: Callable[[Engine], Answer]) -> None:
-    """With MTP drafts: the tokens of the engine without them, and as many accepted as with the stock one."""
-    serial, ours, stock = (served(engine) for engine in engines)
+    """With MTP drafts: the tokens of the engine without them, and as many accepted as float32 accepts."""
+    serial, ours = (served(engine) for engine in engines)
     _check(ours, serial, SAME)
-    shares = [accepted / proposed for proposed, accepted in (ours["drafts"], stock["drafts"])]
-    for name, each, share in zip(("ours", "stock"), (ours, stock), shares, strict=True):
-        print(f"{name}: {each['drafts'][1]:.0f} of {each['drafts'][0]:.0f} drafts accepted ({share:.3f})")
-    assert abs(shares[0] - shares[1]) < ACCEPTED
+    drafter, exact = Drafter(Path(os.environ["GB10_DEMO_MODEL"])), Counters()
+    for prompt, one in zip((*TOGETHER, *ALONE), ours["prompts"], strict=True):
+        exact = exact.plus(drafter.accepted((*prompt, *one["tokens"]), len(prompt), DRAFTS))
+    proposed, accepted = ours["drafts"]
+    share, expected = accepted / proposed, sum(exact.accepted) / (exact.drafts * DRAFTS)
+    print(f"{accepted:.0f} of {proposed:.0f} drafts accepted: {share:.3f}; float32: {expected:.3f}")
+    assert abs(share - expected) < ACCEPTED

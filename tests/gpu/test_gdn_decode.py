@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,6 +11,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from gb10.kernels.gdn_decode import gdn_decode  # noqa: E402
+from gb10_lab.kernel_bench.gdn import split  # noqa: E402
+from gb10_lab.kernel_bench.shapes import Gdn  # noqa: E402
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 OUT_LIMIT = {BF16: 4e-3, F16: 6e-4}
@@ -20,44 +21,18 @@ STATE_LIMIT = {BF16: 2.5e-3, F16: 4e-4, F32: 2e-3}
 EPSILON = 1e-6
 
 
-@dataclass(frozen=True)
-class Shape:
-    name: str
-    key_heads: int
-    value_heads: int
-    key_size: int
-    value_size: int
-    interleaved: bool
-
-    @property
-    def keys(self) -> int:
-        return self.key_heads * self.key_size
-
-    @property
-    def values(self) -> int:
-        return self.value_heads * self.value_size
-
-    @property
-    def channels(self) -> int:
-        return 2 * self.keys + self.values
-
-    @property
-    def columns(self) -> int:
-        return self.channels + self.values + 2 * self.value_heads
-
-
-QWEN3_NEXT = Shape("qwen3-next", 16, 32, 128, 128, True)
+QWEN3_NEXT = Gdn("qwen3-next", "gdn", 16, 32, 128, 128, interleaved=True)
 SHAPES = [
     QWEN3_NEXT,
-    Shape("qwen3.5-35b-a3b", 16, 32, 128, 128, False),
-    Shape("qwen3.5-27b", 16, 48, 128, 128, False),
-    Shape("qwen3.5-122b-a10b", 16, 64, 128, 128, False),
-    Shape("testbed", 2, 4, 64, 64, True),
-    Shape("tp8", 2, 4, 128, 128, True),
-    Shape("narrow keys", 3, 3, 64, 128, False),
-    Shape("narrow values", 2, 16, 128, 64, True),
+    Gdn("qwen3.5-35b-a3b", "gdn", 16, 32, 128, 128, interleaved=False),
+    Gdn("qwen3.5-27b", "gdn", 16, 48, 128, 128, interleaved=False),
+    Gdn("qwen3.5-122b-a10b", "gdn", 16, 64, 128, 128, interleaved=False),
+    Gdn("testbed", "gdn", 2, 4, 64, 64, interleaved=True),
+    Gdn("tp8", "gdn", 2, 4, 128, 128, interleaved=True),
+    Gdn("narrow keys", "gdn", 3, 3, 64, 128, interleaved=False),
+    Gdn("narrow values", "gdn", 2, 16, 128, 64, interleaved=True),
 ]
-ids = [shape.name for shape in SHAPES]
+ids = [shape.model for shape in SHAPES]
 
 
 class Layer:
@@ -65,7 +40,7 @@ class Layer:
 
     def __init__(
         self,
-        shape: Shape,
+        shape: Gdn,
         device: Any,
         *,
         dtype: Any = BF16,
@@ -115,20 +90,6 @@ class Layer:
             **options,
         )
 
-    def split(self, mixed: Any) -> tuple[Any, Any, Any, Any]:
-        """The channels q, k, v next to each other, z, b and a."""
-        s, n = self.shape, mixed.shape[0]
-        mixed = mixed[:, : s.columns]
-        if not s.interleaved:
-            qkv, z, b, a = mixed.split([s.channels, s.values, s.value_heads, s.value_heads], dim=1)
-            return qkv, z, b, a
-        r = s.value_heads // s.key_heads
-        qkvz, ba = mixed.split([s.channels + s.values, 2 * s.value_heads], dim=1)
-        sizes = [s.key_size, s.key_size, r * s.value_size, r * s.value_size]
-        q, k, v, z = (part.flatten(1) for part in qkvz.view(n, s.key_heads, -1).split(sizes, dim=2))
-        b, a = (part.flatten(1) for part in ba.view(n, s.key_heads, 2 * r).chunk(2, dim=2))
-        return torch.cat([q, k, v], dim=1), z, b, a
-
     def expected(
         self,
         mixed: Any,
@@ -148,7 +109,7 @@ class Layer:
         group = s.value_heads // s.key_heads
         out = torch.zeros(mixed.shape[0], s.values, dtype=torch.float64, device=mixed.device)
         states, convs = self.state.double(), self.conv_state.clone()
-        channels, z, b, a = self.split(mixed)
+        channels, z, b, a = split(self.shape, mixed)
         real = range(1, self.state.shape[0])
         for n, row in enumerate(slots.tolist()):
             start = 0 if accepted is None else min(max(int(accepted[n]) - 1, 0), steps - 1)
@@ -253,7 +214,7 @@ def check(layer: Layer, before: Layer, out: Any, wanted: tuple[Any, Any, Any], s
 @pytest.mark.parametrize("state", [BF16, F32], ids=["state-bf16", "state-f32"])
 @pytest.mark.parametrize("shape", SHAPES, ids=ids)
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 8, 16])
-def test_one_token(n: int, shape: Shape, state: Any, device: Any, poisoned: Any, near: Any) -> None:
+def test_one_token(n: int, shape: Gdn, state: Any, device: Any, poisoned: Any, near: Any) -> None:
     layer = Layer(shape, device, state=state)
     before = layer.clone()
     slots, mixed = slots_of(layer, n), layer.mixed(n, beyond=6)
@@ -267,7 +228,7 @@ def test_one_token(n: int, shape: Shape, state: Any, device: Any, poisoned: Any,
 @pytest.mark.parametrize("shape", SHAPES[:6], ids=ids[:6])
 @pytest.mark.parametrize(("n", "steps"), [(1, 2), (1, 5), (2, 3), (4, 4), (4, 8)])
 def test_verifying_drafts(
-    n: int, steps: int, shape: Shape, state: Any, device: Any, poisoned: Any, near: Any
+    n: int, steps: int, shape: Gdn, state: Any, device: Any, poisoned: Any, near: Any
 ) -> None:
     layer = Layer(shape, device, state=state, taps=steps + 3)
     before = layer.clone()
@@ -290,7 +251,7 @@ def starts_of(counts: list[int], device: Any) -> Any:
 @pytest.mark.parametrize("shape", SHAPES[:6], ids=ids[:6])
 @pytest.mark.parametrize("counts", RAGGED, ids=str)
 def test_drafts_of_unequal_length(
-    counts: list[int], shape: Shape, state: Any, device: Any, poisoned: Any, near: Any
+    counts: list[int], shape: Gdn, state: Any, device: Any, poisoned: Any, near: Any
 ) -> None:
     """Up to as many tokens as there are slots, none too; the rows after them are padding, and NaN."""
     steps = max(*counts, 3)
@@ -559,7 +520,7 @@ def stock() -> Any:
     ids=str,
 )
 def test_against_vllm(
-    counts: list[int], steps: int, shape: Shape, state: Any, device: Any, stock: Any, relative_l2: Any
+    counts: list[int], steps: int, shape: Gdn, state: Any, device: Any, stock: Any, relative_l2: Any
 ) -> None:
     """Output and state near vLLM's, the convolution's inputs equal, bit for bit.
 
@@ -576,7 +537,7 @@ def test_against_vllm(
     else:
         out = layer.call(mixed, slots, bias=False, accepted=accepted, starts=starts)
 
-    qkv, z, b, a = (part.contiguous() for part in layer.split(mixed))
+    qkv, z, b, a = (part.contiguous() for part in split(layer.shape, mixed))
     gates = {"A_log": layer.A_log, "a": a, "b": b, "dt_bias": layer.dt_bias}
     if steps == 1:
         y = convolve(

@@ -79,3 +79,20 @@ def test_all_tokens_to_one_expert(device: Any, make_weight: Any, near: Any) -> N
     weights = torch.rand(201, 2, device=device)
     out = moe_grouped(x, *layer.arguments(), ids, weights)
     assert near(out, layer.expected(x, ids, weights), LIMIT[out.dtype])
+
+
+@pytest.mark.parametrize("inner", [192, 512])
+def test_experts_with_one_token_to_four_tiles(
+    inner: int, device: Any, make_weight: Any, poisoned: Any, near: Any
+) -> None:
+    """Each width of a tile of 9.0's warpgroups, full and one token beyond; rows that end within an item."""
+    counts = [0, 1, 15, 16, 17, 48, 49, 97, 113, 144, 145, 160, 161, 176, 177, 353, 529]
+    layer = Layer(make_weight, device, experts=len(counts), hidden=320, inner=inner, shared=64)
+    ids = torch.arange(len(counts), device=device).repeat_interleave(torch.tensor(counts, device=device))
+    m = ids.numel()
+    ids = ids[torch.randperm(m, device=device)].int()[:, None].contiguous()
+    x = torch.randn(m, 320, device=device).to(BF16)
+    weights = torch.rand(m, 1, device=device)
+    out = poisoned(m, 320)
+    moe_grouped(x, *layer.arguments(), ids, weights, shared=layer.shared_expert(), out=out)
+    assert near(out, layer.expected(x, ids, weights), LIMIT[BF16])

@@ -76,7 +76,7 @@ def architectures(toolkit: Path, library: Path) -> tuple[set[str], set[str]]:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    ("route", "targets"), [("hardware", {"sm_90", "sm_120f"}), ("software", {"sm_121"})], ids=list(ROUTES)
+    ("route", "targets"), [("hardware", {"sm_90a", "sm_120f"}), ("software", {"sm_121"})], ids=list(ROUTES)
 )
 def test_the_code_is_for_the_gpus_of_its_route(
     name: str, route: str, targets: set[str], toolkit: Path

@@ -233,6 +233,8 @@ def test_machine_code(machine_code: dict[str, list[str]]) -> None:
         assert not [line for line in code if re.search(r"\b(LDL|STL)\b", line)], name
         wide = [i for i, line in enumerate(code) if "LDGSTS.E.BYPASS.LTC128B.128" in line]
         assert len(wide) == 8, name  # four at the start, four in the loop
+        if "11gate_up_one" in name:
+            assert min(wide) > max(i for i, line in enumerate(code) if "ACQBULK" in line), name
         if "4down" in name:
             # One of the two waits is that of a block without any expert.
             waits = [i for i, line in enumerate(code) if "ACQBULK" in line]

@@ -6,6 +6,7 @@ What it checks of its arguments is what moe_decode does, by the same code: test_
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,26 @@ def test_machine_code(machine_code: dict[str, list[str]]) -> None:
         assert [line for line in code if "LDGSTS.E" in line and ".128" in line], name
         local = [line for line in code if re.search(r"\b(LDL|STL)\b", line)]
         assert len(local) <= 160, name  # of tens of thousands
+
+
+def test_machine_code_of_warpgroups(machine_code: dict[str, list[str]]) -> None:
+    """On 9.0 each width has its products, two groups of them under way; nothing for other targets.
+
+    Where it lacks registers ptxas lets products wait for each other: then no wait leaves a group under way.
+    """
+    kernels = {name: code for name, code in machine_code.items() if "multiply_by_warpgroups" in name}
+    assert kernels
+    for name, code in kernels.items():
+        products = [line for line in code if "HGMMA.64x" in line]
+        if not name.startswith("sm_90"):
+            assert not products, name
+            continue
+        widths = [width for line in products for width in re.findall(r"HGMMA\.64x(\d+)x16\.F32\.BF16", line)]
+        assert Counter(map(int, widths)) == dict.fromkeys(range(16, 177, 16), 2 * 2 * 2), name
+        waits = [line for line in code if re.search(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x1\b", line)]
+        assert len(waits) == 2 * 2 * len(set(widths)), name
+        local = [line for line in code if re.search(r"\b(LDL|STL)\b", line)]
+        assert len(local) <= 80, name  # of the warpgroup that copies
 
 
 @pytest.mark.parametrize("decodes", [False, True])

@@ -116,25 +116,26 @@ def test_fake_tensors_pass_and_give_the_shape(good: Arguments) -> None:
 
 
 def test_machine_code(machine_code: dict[str, list[str]]) -> None:
-    """Wide copies of weights, all of the first tiles before the wait, no local memory, matrix instructions.
+    """Wide copies of weights, the first tiles before the wait, no local memory, matrix instructions.
 
-    E2M1 is decoded by the instruction where the target has it.
+    E2M1 is decoded by the instruction where the target has it. Where the first tile is decoded ahead of the
+    activations, that stands before the wait for them; the others are decoded while the one before is
+    multiplied, and the last one has no next.
     """
     kernels = {name: code for name, code in machine_code.items() if "nvfp4_gemv4gemv" in name}
-    assert len(kernels) % 8 == 0 and kernels
+    assert len(kernels) % 12 == 0 and kernels
     for name, code in kernels.items():
-        wide = [i for i, line in enumerate(code) if "LDGSTS.E" in line and ".128" in line]
+        groups, ahead = "Li2E" in name, re.search(r"Lb[01]ELb1EEE", name) is not None
         wait = next(i for i, line in enumerate(code) if "ACQBULK" in line)
-        assert len([i for i in wide if i < wait]) == 4 * DEPTH and len(wide) == 8 * DEPTH, name
+        wide = [i for i, line in enumerate(code) if "LDGSTS.E" in line and ".128" in line]
+        assert len(wide) == (12 if ahead else 8) and sum(i < wait for i in wide) == (8 if ahead else 4), name
         assert not [line for line in code if re.search(r"\b(LDL|STL)\b", line)], name
-        groups = 2 if "Li2E" in name else 1
-        assert len([line for line in code if "HMMA.16816.F32" in line]) == DEPTH * 16 * groups, name
+        matrix = [i for i, line in enumerate(code) if "HMMA.16816.F32" in line]
+        assert len(matrix) == 16 * (1 + groups + ahead) and min(matrix) > wait, name
+        scaled = [i for i, line in enumerate(code) if "HMUL2" in line]
+        assert len(scaled) >= 64 and (sum(i < wait for i in scaled) >= 64) == ahead, name
         decoded = [line for line in code if "E2M1.UNPACK_B" in line]
-        assert len(decoded) == (DEPTH * 64 if name.startswith("sm_120") else 0), name
-
-
-DEPTH = 3
-"""``kDepth`` of plan.h: the loop is unrolled that often."""
+        assert len(decoded) == (64 * (1 + ahead) if name.startswith("sm_120") else 0), name
 
 
 @pytest.mark.parametrize("decodes", [False, True])

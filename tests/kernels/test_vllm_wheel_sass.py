@@ -13,6 +13,8 @@ import pytest
 from cubins import Cubin, cubins_of, needs_toolkit
 from libraries import folder
 
+from gb10.machine.flashinfer import targets
+
 pytestmark = needs_toolkit
 
 LIBRARY = "_C_stable_libtorch.abi3.so"
@@ -99,3 +101,23 @@ def test_a_kernel_of_another_target_is_empty_here(cubins: dict[str, list[Cubin]]
 def test_grouped_fp8_is_still_lacking(cubins: dict[str, list[Cubin]]) -> None:
     """When this fails, vLLM has it: FP8 experts on 12.x can leave Triton."""
     assert {system: _kernels(held, LACKING) for system, held in cubins.items()} == {key: [] for key in cubins}
+
+
+@pytest.mark.parametrize("library", ["_C_stable_libtorch.abi3.so", "_moe_C_stable_libtorch.abi3.so"])
+def test_the_libraries_of_the_default_routes_have_code_for_12_1(library: str) -> None:
+    """Activations, norms, caches, sampling, routing: what is not CUTLASS, by library."""
+    assert _systems()
+    for system in _systems():
+        held = targets(folder("GB10_VLLM_WHEELS") / system / library)
+        assert {name.replace("sm", "sm_") for name in held} & RUNS_ON_12_1, system
+
+
+def test_flash_attention_2_is_ptx_for_12_x() -> None:
+    """Code for 8.0, and PTX, which a GB10's driver compiles at the first start and keeps.
+
+    Its source is in no package. When this fails, the routing table's words for it on 12.x can go.
+    """
+    assert _systems()
+    for system in _systems():
+        library = folder("GB10_VLLM_WHEELS") / system / "vllm_flash_attn" / "_vllm_fa2_C.abi3.so"
+        assert targets(library) == {"sm80", "compute80"}, system

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import shutil
 import subprocess
 import sys
@@ -212,6 +213,16 @@ def test_our_modules_are_never_loaded_elsewhere(
     assert not spec.is_aot
     with pytest.raises(flashinfer.core.MissingJITCacheError):
         spec.build_and_load()
+
+
+@pytest.mark.parametrize("capability", ["12.1", "12.0"])
+def test_what_is_asked_for_is_what_the_list_makes(capability: str) -> None:
+    """Both ways: nothing that vLLM's calls want is missing, nothing is compiled that none of them wants."""
+    command = [sys.executable, str(Path(__file__).with_name("flashinfer_requests.py")), capability]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert sorted(found["asked"]) == sorted(found["made"])
+    assert len(found["asked"]) > 60
 
 
 @needs_modules

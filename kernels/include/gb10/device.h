@@ -40,8 +40,7 @@ inline cudaError_t current_device(Device& device) {
     ask(major, cudaDevAttrComputeCapabilityMajor);
     ask(minor, cudaDevAttrComputeCapabilityMinor);
     if (status != cudaSuccess) return status;
-    known[index] = {sms, static_cast<std::size_t>(block_shared), static_cast<std::size_t>(sm_shared), index,
-                    10 * major + minor};
+    known[index] = {sms, static_cast<std::size_t>(block_shared), static_cast<std::size_t>(sm_shared), index, 10 * major + minor};
   }
   device = known[index];
   return cudaSuccess;

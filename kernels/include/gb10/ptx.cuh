@@ -143,6 +143,10 @@ __device__ __forceinline__ void begin_phases(std::uint64_t* barrier, int count) 
 __device__ __forceinline__ void arrive_at(std::uint64_t* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
+// The arrival is that of the copies of this thread so far: when they are there.
+__device__ __forceinline__ void arrive_when_copied(std::uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
 __device__ __forceinline__ void wait_for_phase(std::uint64_t* barrier, int parity) {
   asm volatile(
       "{\n"
@@ -155,7 +159,7 @@ __device__ __forceinline__ void wait_for_phase(std::uint64_t* barrier, int parit
       : "memory");
 }
 
-// What this thread wrote to shared memory, its finished copies too, will be seen by matrix instructions that read there.
+// What this thread has seen in shared memory, others' copies too, its matrix instructions see when they read there.
 __device__ __forceinline__ void show_to_products() {
 #if GB10_HW_WARPGROUPS
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

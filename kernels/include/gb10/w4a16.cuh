@@ -169,42 +169,77 @@ __device__ __forceinline__ uint4 staged(uint4 v, float scale) {
   return in_k_order(v);
 }
 
-// c[i] += tile * x[i] for groups of 8 tokens; the weights are decoded once. x[i]: this thread's first number in shared memory,
-// that is the chunk of this tile that belongs to t, of token g of group i. With one group the sum is kept in two parts, so that
-// the matrix instructions wait less for each other.
+// The operands of one word of 8 codes of both rows, weights times block scales.
+__device__ __forceinline__ void weights8(Tile const& tile, int word, std::uint32_t (&out)[2][4]) {
+  int const block = word / 2, lane = word % 4;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    uint4 const& quad = tile.codes[i][word / 4];
+    std::uint32_t const scale = spread(scale_pair(tile.scales[i], block / 2), block % 2);
+    operands8(lane == 0 ? quad.x : lane == 1 ? quad.y : lane == 2 ? quad.z : quad.w, out[i]);
+#pragma unroll
+    for (int p = 0; p < 4; ++p) out[i][p] = mul2<__half>(out[i][p], scale);
+  }
+}
+
+// All words of a tile: ahead of the activations, in 64 registers.
+struct Operands {
+  std::uint32_t words[8][2][4];
+};
+__device__ __forceinline__ void decode(Operands& out, Tile const& tile) {
+#pragma unroll
+  for (int word = 0; word < 8; ++word) weights8(tile, word, out.words[word]);
+}
+
+// Adds two matrix instructions: of a word of 8 codes, for groups of 8 tokens. x[i]: this thread's first number in shared memory, that
+// is the chunk of this tile that belongs to t, of token g of group i. second: see multiply().
 template <int kGroups>
-__device__ __forceinline__ void multiply(float (&c)[kGroups][4], Tile const& tile, __half const* const (&x)[kGroups]) {
+__device__ __forceinline__ void multiply_word(float (&c)[kGroups][4], float (&second)[kGroups][4], std::uint32_t const (&a)[2][4],
+                                              __half const* const (&x)[kGroups], int word) {
+#pragma unroll
+  for (int i = 0; i < kGroups; ++i) {
+    uint4 const b = *reinterpret_cast<uint4 const*>(x[i] + 8 * word);
+    mma_m16n8k16<__half>(c[i], a[0][0], a[1][0], a[0][1], a[1][1], b.x, b.y);
+    mma_m16n8k16<__half>(kGroups == 1 ? second[i] : c[i], a[0][2], a[1][2], a[0][3], a[1][3], b.z, b.w);
+  }
+}
+
+// c[i] += weights * x[i] for groups of 8 tokens, a word at a time: weights(word, a) gives its operands, then(word) comes after. With
+// one group the sum is kept in two parts, so that the matrix instructions wait less for each other.
+template <int kGroups, typename Weights, typename Then>
+__device__ __forceinline__ void multiply_words(float (&c)[kGroups][4], __half const* const (&x)[kGroups], Weights&& weights,
+                                               Then&& then) {
   float second[kGroups][4] = {};
 #pragma unroll
-  for (int block = 0; block < 4; ++block) {
-    std::uint32_t const scale[2] = {spread(scale_pair(tile.scales[0], block / 2), block % 2),
-                                    spread(scale_pair(tile.scales[1], block / 2), block % 2)};
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      int const word = 2 * block + half;
-      uint4 const& quad0 = tile.codes[0][word / 4];
-      uint4 const& quad1 = tile.codes[1][word / 4];
-      int const lane = word % 4;
-      std::uint32_t a0[4], a1[4];
-      operands8(lane == 0 ? quad0.x : lane == 1 ? quad0.y : lane == 2 ? quad0.z : quad0.w, a0);
-      operands8(lane == 0 ? quad1.x : lane == 1 ? quad1.y : lane == 2 ? quad1.z : quad1.w, a1);
-#pragma unroll
-      for (int p = 0; p < 4; ++p) {
-        a0[p] = mul2<__half>(a0[p], scale[0]);
-        a1[p] = mul2<__half>(a1[p], scale[1]);
-      }
-#pragma unroll
-      for (int i = 0; i < kGroups; ++i) {
-        uint4 const b = *reinterpret_cast<uint4 const*>(x[i] + 8 * word);
-        mma_m16n8k16<__half>(c[i], a0[0], a1[0], a0[1], a1[1], b.x, b.y);
-        mma_m16n8k16<__half>(kGroups == 1 ? second[i] : c[i], a0[2], a1[2], a0[3], a1[3], b.z, b.w);
-      }
-    }
+  for (int word = 0; word < 8; ++word) {
+    std::uint32_t a[2][4];
+    weights(word, a);
+    multiply_word<kGroups>(c, second, a, x, word);
+    then(word);
   }
   if constexpr (kGroups == 1) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) c[0][j] += second[0][j];
   }
+}
+
+// The weights are decoded once.
+template <int kGroups>
+__device__ __forceinline__ void multiply(float (&c)[kGroups][4], Tile const& tile, __half const* const (&x)[kGroups]) {
+  multiply_words<kGroups>(c, x, [&](int word, std::uint32_t (&a)[2][4]) { weights8(tile, word, a); }, [](int) {});
+}
+
+// The same with operands, in which the next tile's take their place, if there is one.
+template <int kGroups, bool kNext>
+__device__ __forceinline__ void multiply(float (&c)[kGroups][4], Operands& operands, Tile const& next,
+                                         __half const* const (&x)[kGroups]) {
+  auto const take = [&](int word, std::uint32_t (&a)[2][4]) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) a[i / 4][i % 4] = operands.words[word][i / 4][i % 4];
+  };
+  multiply_words<kGroups>(c, x, take, [&](int word) {
+    if constexpr (kNext) weights8(next, word, operands.words[word]);
+  });
 }
 
 // The same for one group of 8 tokens.

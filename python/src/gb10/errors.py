@@ -8,7 +8,7 @@ EXIT_FAILED = 1
 
 
 EXIT_MEMORY = 75
-"""Exit status when the server was ended before memory ran out: EX_TEMPFAIL of sysexits.h, "try again later"."""
+"""Exit status when the server was ended before memory ran out: EX_TEMPFAIL of sysexits.h, "try again"."""
 
 
 class UserError(Exception):

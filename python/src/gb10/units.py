@@ -35,7 +35,7 @@ def parse_bytes(text: str) -> int:
         return parse_whole(text)
     power = _LETTERS.index(match[2].lower()) + 1
     whole, _, part = match[1].partition(".")
-    number = int(whole + part) * (1000 if match[2].islower() else 1024) ** power // 10 ** len(part)
+    number: int = int(whole + part) * (1000 if match[2].islower() else 1024) ** power // 10 ** len(part)
     if number > _LARGEST:
         raise ValueError(f"{text!r} is too large")
     return number

@@ -3,6 +3,7 @@
 
 #include "moe_decode/down.cuh"
 #include "moe_decode/gate_up.cuh"
+#include "moe_decode/gate_up_one.cuh"
 
 namespace {
 
@@ -14,7 +15,7 @@ using host::moe::Named;
 
 // The relative L2 error.
 template <typename T>
-double error(Case const& c) {
+double error(Case const& c, bool one) {
   return host::moe::error<T>(c, [&](gb10::moe::Layer const& layer, auto&& memory) {
     Arguments a{};
     static_cast<gb10::moe::Layer&>(a) = layer;
@@ -27,7 +28,13 @@ double error(Case const& c) {
     auto const first = c.swizzled ? gate_up<true> : gate_up<false>;
     auto const second = c.swizzled ? down<true> : down<false>;
     unsigned const threads = 32 * c.warps;
-    host::run({unsigned(c.blocks), 1, 1}, {threads, 1, 1}, gate_up_bytes(a, sizes, c.warps), [&] { first(a, first_plan); });
+    if (one && takes_one(a)) {
+      OnePlan const plan = one_plan(a, sizes, c.blocks, bfloat16);
+      auto const kernel = c.swizzled ? gate_up_one<true> : gate_up_one<false>;
+      host::run({unsigned(c.blocks), 1, 1}, {threads, 1, 1}, one_bytes(plan, c.warps), [&] { kernel(a, plan); });
+    } else {
+      host::run({unsigned(c.blocks), 1, 1}, {threads, 1, 1}, gate_up_bytes(a, sizes, c.warps), [&] { first(a, first_plan); });
+    }
     host::run({unsigned(std::min(c.blocks, c.hidden / 16)), 1, 1}, {threads, 1, 1},
               down_bytes(a, sizes, c.warps, columns), [&] { second(a, second_plan); });
   });
@@ -35,7 +42,9 @@ double error(Case const& c) {
 
 template <typename T>
 void check(char const* type, char const* name, Case const& c) {
-  host::moe::judge(type, name, c, error<T>(c), std::is_same_v<T, __half> ? 1e-3 : 2e-3);
+  for (bool one : {false, true}) {
+    if (!one || c.tokens == 1) host::moe::judge(type, name, c, error<T>(c, one), std::is_same_v<T, __half> ? 1e-3 : 2e-3);
+  }
 }
 
 void both(char const* name, Case const& c) {
@@ -47,6 +56,15 @@ void both(char const* name, Case const& c) {
 
 int main() {
   both("one token", {.tokens = 1, .topk = 2, .experts = 3, .hidden = 256, .intermediate = 64, .shared = 0, .kind = Ids::kDistinct});
+  both("one token, map, equal ids",
+       {.tokens = 1, .topk = 7, .experts = 4, .hidden = 576, .intermediate = 192, .shared = 64, .wide = true, .map = true, .globals = 2, .warps = 5});
+  both("one token, up first, swizzled",
+       {.tokens = 1, .topk = 3, .experts = 5, .hidden = 1344, .intermediate = 64, .shared = 320, .swizzled = true, .globals = 2, .up_first = true, .warps = 3, .blocks = 2});
+  both("one token, no ids", {.tokens = 1, .topk = 3, .experts = 2, .hidden = 64, .intermediate = 64, .shared = 64, .kind = Ids::kNone});
+  both("one token, nothing", {.tokens = 1, .topk = 3, .experts = 2, .hidden = 64, .intermediate = 64, .shared = 0, .kind = Ids::kNone});
+  both("one token, one warp", {.tokens = 1, .topk = 4, .experts = 6, .hidden = 320, .intermediate = 64, .shared = 64, .warps = 1, .blocks = 1});
+  both("one infinite token", {.tokens = 1, .topk = 2, .experts = 2, .hidden = 320, .intermediate = 64, .shared = 64, .kind = Ids::kDistinct, .infinite = 0});
+  both("one token, a limit", {.tokens = 1, .topk = 4, .experts = 9, .hidden = 256, .intermediate = 128, .shared = 0, .kind = Ids::kDistinct, .activation = Activation::kSwigluStep, .limit = 0.2f, .warps = 6});
   both("half tiles", {.tokens = 3, .topk = 3, .experts = 4, .hidden = 320, .intermediate = 64, .shared = 128});
   both("swizzled", {.tokens = 2, .topk = 3, .experts = 3, .hidden = 192, .intermediate = 320, .shared = 64, .swizzled = true, .warps = 3});
   both("int64, map, up first, two globals",

@@ -1,8 +1,13 @@
 """`serve-check` against a server that stands for `gb10 serve`: what it must see."""
 
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +29,9 @@ GB10 = textwrap.dedent(
     if fault == "ends":
         print("gb10: error: no such model")
         sys.exit(2)
+    if fault == "hangs":
+        open(os.environ["HANGS"], "w").write(str(os.getpid()))
+        signal.pause()
     if "GB10_SITE" in os.environ:
         sys.exit("GB10_SITE is not a variable of gb10")
 
@@ -60,13 +68,17 @@ GB10 = textwrap.dedent(
 )
 
 
-def _check(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str, *more: str
-) -> tuple[int, dict[str, Any]]:
-    package = folder / "python" / "gb10"
+def _write(folder: Path) -> None:
+    package = folder / "gb10"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "__main__.py").write_text(GB10)
+
+
+def _check(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fault: str, *more: str
+) -> tuple[int, dict[str, Any]]:
+    _write(folder / "python")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -109,3 +121,26 @@ def test_each_fault_is_seen(fault: str, said: str, tmp_path: Path, monkeypatch: 
 def test_a_kernel_that_did_not_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     status, found = _check(tmp_path, monkeypatch, "", "--ran", "moe_decode", "gdn_decode")
     assert (status, found["failures"]) == (1, ["gdn_decode did not run"])
+
+
+def test_a_time_limit_around_it_leaves_no_server(tmp_path: Path) -> None:
+    """As `timeout` does, which ends this command alone: the server has a session of its own."""
+    _write(tmp_path / "python")
+    program = f"""
+import os, sys
+from gb10_lab.cli import main
+import gb10_lab.engine_bench.serve_check
+os.environ["PYTHONPATH"] = {str(tmp_path / "python")!r}
+sys.exit(main(sys.argv[1:]))
+"""
+    mark = tmp_path / "hangs"
+    words = ["serve-check", "m", "--out", str(tmp_path), "--port", "1", "--limit", "60"]
+    environ = os.environ | {"FAULT": "hangs", "HANGS": str(mark)}
+    check = subprocess.Popen([sys.executable, "-c", program, *words], env=environ)
+    while not (mark.exists() and mark.read_text()):
+        assert check.poll() is None
+        time.sleep(0.05)
+    server = int(mark.read_text())
+    check.send_signal(signal.SIGTERM)
+    assert check.wait(20) == 1
+    assert not Path(f"/proc/{server}").exists()

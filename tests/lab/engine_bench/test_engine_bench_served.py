@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from gb10_lab.cli import main
 from gb10_lab.engine_bench import served, session
 from gb10_lab.engine_bench.configurations import CONFIGURATIONS
 from gb10_lab.engine_bench.served import compare, row_of
+from gb10_lab.quality.evaluate import one_thread
 from gb10_lab.quality.figures import Figures
+from gb10_lab.quality.text import sample
 from gb10_lab.quality.variants import REFERENCE
 from gb10_lab.testbed import checkpoint
+from gb10_lab.text.tokenizer import read_tokenizer
 
 GATE = {"rows": dict.fromkeys(("shipped", "fp8-dense-head", "nvfp4-dense-head", "nvfp4-dense-head-search"))}
 FIGURES = Figures(7.5, 0.1, 0.0, 0.0, 0.92, 0.001, 0.0280, 0.0001, 0)
@@ -56,32 +60,79 @@ def test_without_a_row_nothing_is_judged() -> None:
 class _Engine:
     """Stands for an engine: the BF16 model itself, with wrong logits of what comes in pieces."""
 
+    wrong = 0.0
+
     def __init__(self, *_: Any) -> None:
         self.model = checkpoint.load(Path(os.environ["GB10_TESTBED"]))
 
     @torch.inference_mode()
     def prompt_logits(self, ids: list[int], piece: int) -> torch.Tensor:
         logits = self.model.logits(self.model(torch.tensor([ids[:-1]])))[0]
-        logits[:, ::2] += 1.0 if piece else 0.0
+        logits[:, ::2] += self.wrong if piece else 0.1
         return logits
 
 
-@pytest.mark.parametrize(("windows", "limit", "status"), [(1, "inf", 0), (2, "0", 1)])
-def test_a_served_model_is_measured(
-    windows: int, limit: str, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """A command line that measures two short windows; the gate's figures are those of the engine above."""
     monkeypatch.setattr(session, "Session", _Engine)
     monkeypatch.setattr(session, "prepare", lambda _: None)
     monkeypatch.setattr(served, "_TELL_AFTER", 1)
-    testbed = os.environ["GB10_TESTBED"]
-    names = ["--model", testbed, "--testbed", testbed, "--held-out", os.environ["GB10_HELDOUT"]]
-    words = ["quality-served", "--config", "ours-fp8", *names, "--out", str(tmp_path)]
-    # Of a part of the text the gate says nothing, so nothing but the time can be wrong.
-    assert main([*words, "--windows", str(windows), "--limit", limit]) == status
-    found = json.loads((tmp_path / "quality-ours-fp8.json").read_text())
-    assert found["windows"] == {"measured": 1, "wanted": windows}
-    assert found["served"]["one piece"]["kl"] == pytest.approx(0.0, abs=1e-9)
-    assert found["served"]["pieces of 16"]["kl"] > 0.05
+    whole, testbed, held_out = (
+        Path(os.environ["GB10_TESTBED"]),
+        tmp_path / "testbed",
+        os.environ["GB10_HELDOUT"],
+    )
+    testbed.mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (testbed / name).symlink_to(whole / name)
+    recorded = json.loads((whole / "expectation.json").read_text())
+    recorded |= {"tokens": 128, "window": 64}
+    tokenizer = read_tokenizer(testbed / "tokenizer.json")
+    text = sample(Path(held_out), tokenizer, tokens=128, window=64, seed=recorded["seed"])
+    recorded["text_sha256"] = text.sha256
+    (testbed / "expectation.json").write_text(json.dumps(recorded))
+    names = [
+        "--model",
+        str(testbed),
+        "--testbed",
+        str(testbed),
+        "--held-out",
+        held_out,
+        "--out",
+        str(tmp_path),
+    ]
+    with one_thread():
+        yield ["quality-served", "--config", "ours-fp8", *names]
+
+
+def _record(folder: Path) -> Any:
+    return json.loads((folder / "quality-ours-fp8.json").read_text())
+
+
+def test_a_served_model_is_held_against_the_gate(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_Engine, "wrong", 0.1)
+    assert main(words) == 1, "the gate's figures are of another text"
+    found = _record(tmp_path)
+    assert "perplexity" in found["gate"]["reference"]
+    assert found["windows"] == {"measured": 2, "wanted": 2}
+    file = tmp_path / "testbed/expectation.json"
+    recorded = json.loads(file.read_text())
+    recorded["rows"]["bf16"]["perplexity"] = float(found["gate"]["reference"].split()[5])
+    recorded["rows"]["fp8-dense-head"]["kl"] = found["served"]["one piece"]["kl"] * 1.05
+    file.write_text(json.dumps(recorded))
+    assert main(words) == 0
+    assert _record(tmp_path)["gate"]["reference"] == "as recorded"
+    monkeypatch.setattr(_Engine, "wrong", 0.2)
+    assert main(words) == 1, "pieces are far off"
+    assert _record(tmp_path)["served"]["pieces of 16"]["kl"] > 3 * found["served"]["one piece"]["kl"]
+
+
+def test_no_window_begins_after_the_limit(words: list[str], tmp_path: Path) -> None:
+    assert main([*words, "--limit", "0"]) == 1
+    assert _record(tmp_path)["windows"] == {"measured": 1, "wanted": 2}
 
 
 def test_the_bf16_model_must_be_the_gates() -> None:

@@ -1,5 +1,6 @@
 """Log-probabilities against float32."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ from small_model import make_model, make_tokens
 from gb10_lab.speculative import report
 from gb10_lab.speculative.acceptance import Counters
 from gb10_lab.speculative.equality import Comparison
-from gb10_lab.speculative.exactness import Error, Errors, Float32, Scored
+from gb10_lab.speculative.exactness import Drafter, Error, Errors, Float32, Scored
 from gb10_lab.speculative.measure import Results, Row
-from gb10_lab.testbed import checkpoint
+from gb10_lab.testbed import checkpoint, mtp
 
 PROMPT = 7
 
@@ -61,3 +62,39 @@ def test_the_table_has_both_kinds_of_tokens() -> None:
         report.content(Results([row], []), 0.3, [])["rows"][0]["float32_errors_nats"]["prompts"]["rms"]
         == 0.02
     )
+
+
+@torch.inference_mode()
+def test_drafts_of_a_text_are_those_of_its_prefixes(folder: Path) -> None:
+    model = checkpoint.load(folder)
+
+    def guess(ids: list[int], anchor: int, step: int) -> int:
+        """The token after ``ids[: anchor + step + 1]``, as a draft of that step; nothing later is known."""
+        known = torch.tensor([[*ids[: anchor + step + 1], *[0] * 32]])
+        states = mtp.unroll(model, known, model(known), step)
+        return int(model.logits(states[step - 1])[0, anchor].argmax())
+
+    ids, anchor, accepted, steps = make_tokens(1, PROMPT + 1)[0].tolist(), PROMPT - 1, [0, 0], 0
+    for took in (2, 0, 1, 2, 1, 0, 0, 2, 1):
+        for step in range(took):
+            ids.append(guess(ids, anchor, step + 1))
+            accepted[step] += 1
+        # The target's own token, which is not what would be drafted.
+        ids.append((guess(ids, anchor, took + 1) + 1) % 300 if took < 2 else 7)
+        steps, anchor = steps + 1, anchor + took + 1
+    # The last step must have all the tokens that it may reach; it accepts none.
+    end = [(guess(ids, anchor, 1) + 1) % 300, 7]
+    found = Drafter(folder).accepted([*ids, *end], PROMPT, 2)
+    assert found == Counters(steps + 1, tuple(accepted))
+    assert found.accepted == (6, 3)
+    assert Counters(3, (2, 1)).plus(Counters(1, (1, 0))) == Counters(4, (3, 1))
+    assert Counters().plus(Counters(1, (1, 0))) == Counters(1, (1, 0))
+
+
+def test_a_length_that_float32_does_not_accept_is_told() -> None:
+    right = Row(2, "full", None, Counters(1000, (800, 650)), Comparison(1, 9, ()), 1.0)
+    near, far = Counters(1000, (790, 640)), Counters(1000, (780, 620))
+    for expected, lines in ((near, []), (far, ["2 drafts: accepted length 2.450, float32 2.400"])):
+        results = Results([replace(right, expected=expected)], [])
+        assert report.inexact_lengths(results) == lines
+        assert f"length {expected.length:.3f}" in report.table(results, 0.3)

@@ -1,4 +1,4 @@
-"""When memory counts as short: made-up limits, pressure and time; the files of /proc and /sys are made here."""
+"""When memory counts as short: made-up limits, pressure and time; files of /proc and /sys are made here."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,9 +33,9 @@ class Clock:
 @pytest.mark.parametrize(
     ("total", "shed", "stop"),
     [
-        (DGX_SPARK, DGX_SPARK // 32, DGX_SPARK // 64),
+        (DGX_SPARK, DGX_SPARK // 40, DGX_SPARK // 40 // 2),
         (1024 * GIB, 4 * GIB, 2 * GIB),
-        (24 * GIB, 768 * MIB, 384 * MIB),
+        (20 * GIB, 512 * MIB, 256 * MIB),
         (4 * GIB, 256 * MIB, 128 * MIB),
         (400 * MIB, 100 * MIB, 50 * MIB),
     ],
@@ -65,14 +65,15 @@ def levels(made: Watch, gauge: Fixed, free: Sequence[int]) -> list[int]:
 
 
 def test_free_memory_sheds_then_stops() -> None:
-    gauge = Fixed(128 * GIB)
+    gauge = Fixed(160 * GIB)
     made = Watch(Limits(), [gauge])
     calm, shed, stop, lost = Watch.CALM, Watch.SHED, Watch.STOP, Watch.LOST
-    # 4 GiB and 2 GiB; a quarter more than the first ends it.
-    seen = levels(made, gauge, [9 * GIB, 4 * GIB, 4 * GIB - 1, 4 * GIB, 5 * GIB - 1, 5 * GIB, 5 * GIB - 1])
+    # 4 GiB and 2 GiB; an eighth more than the first ends it.
+    more = 4 * GIB + 512 * MIB
+    seen = levels(made, gauge, [9 * GIB, 4 * GIB, 4 * GIB - 1, 4 * GIB, more - 1, more, more - 1])
     assert seen == [calm, calm, shed, shed, shed, calm, calm]
     assert levels(made, gauge, [2 * GIB, 2 * GIB - 1, GIB, GIB - 1]) == [shed, stop, stop, lost]
-    assert made.words == "1024 MiB of 128.0 GiB is free (MemAvailable; GB10_MEMORY_STOP: 2.0 GiB)"
+    assert made.words == "1024 MiB of 160.0 GiB is free (MemAvailable; GB10_MEMORY_STOP: 2.0 GiB)"
 
 
 def test_each_limit_has_its_own_levels() -> None:
@@ -97,7 +98,7 @@ def test_levels_that_are_off() -> None:
 
 def test_it_looks_again_before_memory_can_be_gone() -> None:
     """8 GiB a second is what one core writes."""
-    gauge = Fixed(128 * GIB)
+    gauge = Fixed(160 * GIB)
     made = Watch(Limits(), [gauge])
     pauses = []
     for gauge.free in (100 * GIB, 6 * GIB, 4 * GIB + 1, 3 * GIB, GIB):
@@ -131,7 +132,8 @@ def test_stalls_shed_at_once_and_stop_when_they_last(tmp_path: Path) -> None:
     clock.now += 30
     assert made.look() == Watch.STOP
     assert made.words == (
-        f"all processes waited for memory in 80 % of the last 10 s, for 30 s ({file}; GB10_MEMORY_PRESSURE: 60)"
+        f"all processes waited for memory in 80 % of the last 10 s, for 30 s ({file}; "
+        "GB10_MEMORY_PRESSURE: 60)"
     )
     assert Watch(Limits(None, None, "off"), [], [Pressure(str(file))], clock).look() == Watch.CALM
     assert Watch(Limits(), [], [Pressure(str(tmp_path / "gone"))], clock).look() == Watch.CALM

@@ -219,3 +219,33 @@ def test_a_first_dispatch_that_was_not_foretold_is_a_line(
 def test_a_quantised_head_of_the_checkpoint_is_an_nvfp4_linear_layer() -> None:
     head = table(Target((9, 0), parts=tuple(EnginePart)), [Part("lm_head", "w4a16", "nvfp4_linear")])
     assert compare(head, ENGINE_LOG + RAN.format("nvfp4_linear", "nvfp4_gemv", 1)) == []
+
+
+BARS = (
+    "Capturing CUDA graphs (PIECEWISE):   0%|          | 0/51 [00:00<?, ?it/s]",
+    "Capturing CUDA graphs (PIECEWISE):   2%|▏         | 1/51 [00:00<00:08,  6.15it/s]",
+    "Loading safetensors checkpoint shards:   0% Completed | 0/1 [00:00<?, ?it/s]",
+)
+LOGGED = (
+    "(EngineCore pid=1927) INFO 11-27 04:11:06 [dispatch.py:62] "
+    "gb10: first dispatch: gdn_decode ran gdn_decode with 512 tokens"
+)
+
+
+@pytest.mark.parametrize("before", [BARS[0], "\r".join(BARS[:2]), BARS[2], BARS[0] + BARS[1]])
+def test_a_line_behind_a_progress_bar_counts(before: str) -> None:
+    """Bars have no line end: what is logged while one stands there follows it."""
+    log = started() + before + LOGGED + "\n"
+    assert [one.kernel for one in routing.live(log) if one.operation == "gdn_decode"] == ["gb10 gdn_decode"]
+
+
+@pytest.mark.parametrize(
+    "quoted",
+    [
+        'INFO:     127.0.0.1:5 - "GET /' + BARS[1] + LOGGED,
+        "(APIServer pid=1) INFO 11-27 04:11:06 [a.py:1] prompt: x: " + BARS[1] + LOGGED,
+        "  asked: 5%|x| 1/2 [x] " + LOGGED,
+    ],
+)
+def test_what_a_client_sent_is_no_progress_bar(quoted: str) -> None:
+    assert not [one for one in routing.live(started() + quoted + "\n") if one.operation == "gdn_decode"]

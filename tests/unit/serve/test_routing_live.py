@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from gb10 import cli
+from gb10 import __version__, cli, routing
+from gb10.routing import Target
 from gb10.serve.environment import log_folder
+from gb10.serve.own_log import OwnLog
 from gb10.serve.scratch import open_log, running_logs
+from gb10.vllm_plugin.cuda.settings import Part
 
 LOG = (
     "INFO [core.py:133] Initializing a V1 LLM engine (v0.32.0) with config: model='/m', "
@@ -51,6 +54,74 @@ def test_what_ran_in_a_running_server(folder: Path, capsys: pytest.CaptureFixtur
     assert server["log"] == str(path)
     assert {"operation": "nvfp4_moe", "kernel": "gb10 moe_grouped", "tokens": 8192} in server["ran"]
     assert {"operation": "kv_cache", "kernel": "bfloat16", "tokens": None} in server["ran"]
+    assert (server["engine"], server["planned"], server["differences"]) == (
+        "engine gb10, dense fp8, head fp8",
+        [],
+        [],
+    )
+
+
+SELF_TEST = (
+    "45 comparisons in 0.9 s, 0 failed; the one nearest to its limit: gdn_decode of 2 tokens, layer 0: error "
+    "0.0021, limit 0.01"
+)
+
+
+def test_all_that_a_log_says_of_a_server() -> None:
+    """The plan, what ran, what differs, the self-test and the canary; not what a client made vLLM quote."""
+    rows = routing.table(Target((9, 0), parts=tuple(Part)), ("nvfp4_moe", "attention", "kv_cache"))
+    planned = routing.plan(Target((9, 0)), rows)
+    prefix = "(APIServer pid=7) INFO 11-27 03:32:06 [x.py:1] "
+    log = [
+        routing.serving(planned, "0.32.0"),
+        *LOG.splitlines(),
+        f"{prefix}gb10: self-test: {SELF_TEST}",
+        f"{prefix}gb10: canary: 14 tokens in 0.3 s: the model answers",
+        f"{prefix}Received request gb10: unhealthy: no: gb10: first dispatch: dense ran x with 1 tokens",
+        f"{prefix}gb10: unhealthy: the model's answer is not a number (nan)",
+    ]
+    found = routing.report(line + "\n" for line in log)
+    assert (found.gb10, found.vllm, found.target) == (__version__, "0.32.0", str(Target((9, 0))))
+    assert found.engine == "engine gb10, dense fp8, head fp8"
+    assert list(found.planned) == rows
+    assert [one.operation for one in found.ran] == [
+        "nvfp4_moe",
+        "router",
+        "nvfp4_moe",
+        "attention",
+        "kv_cache",
+    ]
+    assert found.differences == ["router: vLLM ran, the table has no such row"]
+    assert found.self_test == {
+        "comparisons": 45,
+        "failed": 0,
+        "seconds": 0.9,
+        "nearest": SELF_TEST.partition("limit: ")[2],
+    }
+    assert found.canary == "14 tokens in 0.3 s: the model answers"
+    assert found.unhealthy == "the model's answer is not a number (nan)"
+    assert "unhealthy         the model's answer is not a number (nan)" in found.lines
+    assert "differs           router: vLLM ran, the table has no such row" in found.lines
+    assert json.loads(json.dumps(found.as_json()))["planned"][0]["operation"] == "nvfp4_moe"
+
+
+def test_an_empty_log_says_nothing() -> None:
+    assert routing.report([]).as_json() == routing.Report(planned=[], ran=[]).as_json()
+    assert routing.report([]).lines == ["nothing has run yet, or the log does not say it"]
+
+
+def test_the_servers_own_log_is_read_as_it_grows(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    own = OwnLog(path)
+    assert own.report()["ran"] == []
+    path.write_text(LOG + "gb10: canary: half a l")
+    first = own.report()
+    assert [one["kernel"] for one in first["ran"]][:2] == ["gb10 moe_grouped", "vLLM"]
+    assert first["canary"] is None
+    with path.open("a") as file:
+        file.write("ine\n")
+    path.write_text("x" * (path.stat().st_size - 1) + "\n")
+    assert own.report() == first
 
 
 def test_a_server_that_ended_is_not_live(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

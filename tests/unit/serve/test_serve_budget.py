@@ -72,14 +72,14 @@ def test_the_share_is_what_is_free_and_needed(weights: int, free: int, least: fl
     # What vLLM computes (request_memory) fits, and leaves the host its part.
     asked = math.ceil(TOTAL * share)
     assert weights * GIB + 2 * GIB < asked <= free * GIB - TOTAL // 20
-    assert any(f"{free}.0 GiB is free (MemAvailable)" in note and "6.0 GiB stays" in note for note in notes)
+    assert any(f"{free}.0 GiB is free (MemAvailable)" in note and "6.4 GiB stays" in note for note in notes)
 
 
 def test_a_context_that_cannot_fit_is_left_to_vllm_and_said() -> None:
     settings, notes = gpu(100 * GIB, 112 * GIB)
     assert settings.max_model_len == "auto"
     assert any(
-        "what fits of the model's 40960 tokens, about 40960: 3.9 GiB is left" in note for note in notes
+        "what fits of the model's 40960 tokens, about 39045: 3.6 GiB is left" in note for note in notes
     )
     settings, notes = gpu(80 * GIB, 112 * GIB)
     assert settings.max_model_len is None
@@ -91,10 +91,10 @@ def test_a_context_that_cannot_fit_is_left_to_vllm_and_said() -> None:
         (
             108,
             112,
-            r"m needs about 110\.4 GiB \(weights 108\.0 GiB, KV cache 384 MiB, vLLM 2\.0 GiB\) and 105\.9 "
-            r"GiB of 119\.7 GiB unified memory can be had: 112\.0 GiB is free \(MemAvailable\), 6\.0 GiB",
+            r"m needs about 110\.4 GiB \(weights 108\.0 GiB, KV cache 384 MiB, vLLM 2\.0 GiB\) and 105\.6 "
+            r"GiB of 119\.7 GiB unified memory can be had: 112\.0 GiB is free \(MemAvailable\), 6\.4 GiB",
         ),
-        (20, 25, r"18\.9 GiB of 119\.7 GiB unified memory can be had: 25\.0 GiB is free"),
+        (20, 25, r"18\.6 GiB of 119\.7 GiB unified memory can be had: 25\.0 GiB is free"),
         (0, 6, r"needs about 2\.4 GiB"),
     ],
 )
@@ -113,7 +113,7 @@ def test_what_cannot_fit_is_refused_with_its_arithmetic(weights: int, free: int,
             20,
             60,
             r"--gpu-memory-utilization 0\.9 of 119\.7 GiB is 107\.7 GiB, and 60\.0 GiB is free "
-            r"\(MemAvailable\); give at most 0\.451",
+            r"\(MemAvailable\); give at most 0\.448",
         ),
         ([], {"GPU_MEMORY_UTIL": "0.9"}, 20, 60, r"GPU_MEMORY_UTIL 0\.9 of 119\.7 GiB"),
         (
@@ -131,8 +131,8 @@ def test_what_cannot_fit_is_refused_with_its_arithmetic(weights: int, free: int,
             r"needs about 102\.4 GiB .* and --gpu-memory-utilization 0\.8 of 119\.7 GiB is 95\.8 GiB; "
             r"give at least 0\.856",
         ),
-        (["--max-model-len", "40k"], {}, 101, 112, r"--max-model-len 32\d\d\d would fit"),
-        ([], {"MAX_MODEL_LEN": "40k"}, 101, 112, r"MAX_MODEL_LEN 32\d\d\d would fit"),
+        (["--max-model-len", "40k"], {}, 101, 112, r"--max-model-len 28\d\d\d would fit"),
+        ([], {"MAX_MODEL_LEN": "40k"}, 101, 112, r"MAX_MODEL_LEN 28\d\d\d would fit"),
         (["--kv-cache-memory-bytes", "20G"], {}, 90, 112, r"KV cache 20\.0 GiB"),
     ],
 )
@@ -151,16 +151,16 @@ def test_what_the_user_gives_is_judged_and_named(
 
 
 def test_a_share_that_leaves_the_host_too_little_is_said() -> None:
-    settings, notes = gpu(20 * GIB, 112 * GIB, "--gpu-memory-utilization", "0.91")
-    assert settings.gpu_memory_utilization == 0.91
+    settings, notes = gpu(20 * GIB, 112 * GIB, "--gpu-memory-utilization", "0.89")
+    assert settings.gpu_memory_utilization == 0.89
     assert any(
-        "leaves 3.1 GiB for the host" in note and "less than 3.7 GiB requests" in note for note in notes
+        "leaves 5.5 GiB for the host" in note and "less than 3.0 GiB requests" in note for note in notes
     )
 
 
 def test_a_share_that_leaves_less_than_the_watch_wants_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     message = (
-        r"112\.0 GiB is free \(MemAvailable\), of which 1\.9 GiB must stay so \(GB10_MEMORY_STOP\); give at"
+        r"112\.0 GiB is free \(MemAvailable\), 4\.5 GiB of it for vLLM's processes and GB10_MEMORY_STOP; give"
     )
     with pytest.raises(UserError, match=message):
         gpu(20 * GIB, 112 * GIB, "--gpu-memory-utilization", "0.93")
@@ -183,6 +183,22 @@ def test_what_a_share_means_is_said() -> None:
     assert not any("does not size" in note for note in notes)
 
 
+def test_sequences_that_find_no_room_are_told() -> None:
+    _, notes = gpu(90 * GIB, 112 * GIB, "--max-num-seqs", "8", "--gpu-memory-utilization", "0.88")
+    # 105.3 GiB less 92, at 3.75 GiB each.
+    assert any("the KV cache holds 3 sequences of 40960 tokens" in note for note in notes)
+    assert any("--max-num-seqs 8 would take 30.0 GiB: the others wait" in note for note in notes)
+    for argv in (["--max-num-seqs", "1"], []):
+        assert not any("sequences" in note for note in gpu(90 * GIB, 112 * GIB, *argv)[1])
+    held = ("--max-num-seqs", "8", "--max-model-len", "4096", "--kv-cache-memory-bytes", "1G")
+    for _, notes in (gpu(20 * GIB, 112 * GIB, *held), cpu(PACKED, 16 * GIB, *held)):
+        assert any(
+            "holds 2 sequences of 4096 tokens, --max-num-seqs 8 would take 3.0 GiB" in n for n in notes
+        )
+    _, notes = cpu(PACKED, 16 * GIB, "--max-num-seqs", "4")
+    assert not any("sequences" in note for note in notes)
+
+
 def test_what_the_watch_wants_is_kept_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A start that fills a cgroup of 8 GiB would be a server that takes no requests."""
     group = memory.Available(7 * GIB, "memory.max", 8 * GIB)
@@ -193,10 +209,10 @@ def test_what_the_watch_wants_is_kept_on_the_cpu(monkeypatch: pytest.MonkeyPatch
         budget.on_cpu(settings, found, routing.Target(None, dtype="bfloat16"), 4096, group)
         return settings
 
-    assert start().kv_cache_memory_bytes == GIB - 256 * MIB
+    assert start().kv_cache_memory_bytes == GIB - 288 * MIB
     monkeypatch.setenv("GB10_MEMORY_SHED", "900M")
     with pytest.raises(
-        UserError, match=r"7\.0 GiB is free \(memory\.max\), 900 MiB of it stays so \(GB10_MEMORY_S"
+        UserError, match=r"7\.0 GiB is free \(memory\.max\), 1012 MiB of it stays so \(an eighth more than"
     ):
         start()
     monkeypatch.setenv("GB10_MEMORY_SHED", "off")

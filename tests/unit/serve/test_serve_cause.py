@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gb10.machine import memory
-from gb10.serve.cause import last_error, last_line, violent_death
+from gb10.serve.cause import last_error, last_line, memory_short, violent_death
 from gb10.vllm_plugin.log import after
 from gb10.vllm_plugin.refusal import PREFIX
 
@@ -26,6 +26,23 @@ def test_last_error_is_the_cause_not_its_consequence() -> None:
         API + "Application shutdown complete.",
     ]
     assert last_error(lines) == "ValueError: KV cache is too small"
+
+
+def test_a_kernel_that_was_not_built_ahead_is_told_with_what_to_do() -> None:
+    """The words are FlashInfer 0.7.0's, whose last line names neither the kernel nor a remedy here."""
+    lines = [
+        CORE + "Traceback (most recent call last):",
+        CORE + '  File "core.py", line 290, in build_and_load',
+        CORE
+        + "flashinfer.jit.core.MissingJITCacheError: JIT compilation is disabled via FLASHINFER_DISABLE_JIT "
+        "environment variable, but the required module is not found in the JIT cache. Please add the missing "
+        "module to the JIT cache build configuration.",
+        "RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+    ]
+    told = last_error(lines)
+    assert told is not None
+    assert told.startswith("FlashInfer wants a kernel that was not built ahead")
+    assert "VLLM_HAS_FLASHINFER_CUBIN=0" in told and "--attention-backend TRITON_ATTN" in told
 
 
 @pytest.mark.parametrize(
@@ -173,6 +190,17 @@ def test_the_first_killed_process_is_named(tmp_path: Path, free: pytest.MonkeyPa
     assert str(death(tmp_path, core)).endswith("for want of memory on this machine")
     free.setattr(memory, "oom_kills", lambda: memory.Kills(1, 1))
     assert str(death(tmp_path, core)).endswith("for want of memory in this memory cgroup")
+
+
+def test_an_end_for_want_of_memory_is_no_violent_death(tmp_path: Path) -> None:
+    """What is killed after it is the keeper's own work; its figures are what is told."""
+    end: dict[str, object] = {"memory": "1 MiB is free"}
+    killed = {"pid": 2, "name": "VllmWorker-0", "code": -9}
+    assert death(tmp_path, end, killed) is None
+    assert memory_short(tmp_path / "deaths") == "1 MiB is free"
+    death(tmp_path, killed)
+    assert memory_short(tmp_path / "deaths") is None
+    assert memory_short(tmp_path / "none") is None
 
 
 def test_what_vllm_ended_itself_is_no_cause(tmp_path: Path) -> None:

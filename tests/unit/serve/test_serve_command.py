@@ -332,7 +332,7 @@ def test_memory_is_refused_before_vllm(plan: Plan, monkeypatch: pytest.MonkeyPat
 def test_memory_of_unified_gpu_is_that_of_the_machine(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     """64 of 120 GiB are free; test_serve_budget.py has the arithmetic."""
     found = plan([], [GB10])
-    assert value(found, "--gpu-memory-utilization") == "0.483"
+    assert value(found, "--gpu-memory-utilization") == "0.48"
     assert any("unified memory" in note for note in found.notes)
     monkeypatch.setattr(memory, "available", lambda: memory.Available(GIB, "MemAvailable"))
     with pytest.raises(UserError, match=r"1\.0 GiB is free \(MemAvailable\)"):
@@ -345,7 +345,7 @@ def test_gpu_defaults(plan: Plan) -> None:
         found.arguments
     )
     assert "VLLM_WORKER_MULTIPROC_METHOD" not in found.environment
-    assert value(plan(["--gpu-memory-util", "0.5"], [GB10], name="m"), "--gpu-memory-utilization") == "0.5"
+    assert value(plan(["--gpu-memory-util", "0.4"], [GB10], name="m"), "--gpu-memory-utilization") == "0.4"
 
 
 def test_discrete_gpu_that_is_too_small(plan: Plan) -> None:
@@ -455,9 +455,9 @@ def test_engine_and_formats_reach_vllms_processes(
 @pytest.mark.parametrize(
     ("argv", "parts"),
     [
-        (["--route", "nvfp4_moe=marlin"], "dense,head,linear,gdn"),
-        (["--moe-backend", "marlin"], "dense,head,linear,gdn"),
-        (["--linear-backend", "cutlass"], "dense,head,experts,router,gdn"),
+        (["--route", "nvfp4_moe=marlin"], "dense,head,linear,gdn,attention"),
+        (["--moe-backend", "marlin"], "dense,head,linear,gdn,attention"),
+        (["--linear-backend", "cutlass"], "dense,head,experts,router,norm,gdn,attention"),
         (["--route", "gdn_prefill=triton"], None),
         (["--moe-backend", "auto", "--linear-backend=auto"], None),
     ],

@@ -25,14 +25,14 @@ STOP_LIMIT = 10.0
 """Seconds that the end may take; SIGTERM to a server that answers may use up its grace of 6 s."""
 
 DRIVER = """
-import os, sys
+import json, os, sys
 from pathlib import Path
 from gb10.errors import UserError
 from gb10.machine.watch import Limits
 from gb10.serve.progress import Progress
 from gb10.serve.supervise import Server
 port, logs, limits, *command = sys.argv[1:]
-server = Server(command, dict(os.environ), Path(logs), limits=Limits(*limits.split()))
+server = Server(command, dict(os.environ), Path(logs), limits=Limits(*json.loads(limits)))
 print("keeper", server._process.pid, flush=True)
 try:
     server.handle_signals()
@@ -59,14 +59,14 @@ def alive(pid: int) -> bool:
 class Run:
     """A driver that serves the stand-in, which stays at a stage.
 
-    ``limits``: words for `gb10.machine.watch.Limits`; ``enter`` is run in the driver before it starts.
+    ``limits``: those of `gb10.machine.watch.Limits`; ``enter`` is run in the driver before it starts.
     """
 
     def __init__(
         self,
         folder: Path,
         stage: str,
-        limits: Sequence[str] = (),
+        limits: Sequence[int | str | None] = (),
         enter: Callable[[], None] | None = None,
     ) -> None:
         with socket.socket() as probe:
@@ -78,7 +78,7 @@ class Run:
         self.temporary = folder / "tmp"
         self.temporary.mkdir()
         stand_in = [sys.executable, str(Path(__file__).with_name("stand_in.py")), str(self.port), stage]
-        driver = [sys.executable, "-c", DRIVER, str(self.port), str(folder / "logs"), " ".join(limits)]
+        driver = [sys.executable, "-c", DRIVER, str(self.port), str(folder / "logs"), json.dumps(limits)]
         self.process = subprocess.Popen(
             [*driver, *stand_in, str(self.notes)],
             preexec_fn=enter,

@@ -215,18 +215,21 @@ def walk() -> None:
     from vllm.tasks import SupportedTask
 
     from gb10.serve import launch
+    from gb10.vllm_plugin import patches
 
     tasks = tuple(name for part in get_args(SupportedTask) for name in (get_args(part) or (part,)))
     arguments = launch.prepare(
         ["--model", "m", "--middleware", "test_serve_guard.OwnMiddleware"], configure=False
     )
     launch.guarded(arguments.arguments, [KEY], metrics=False)
+    patches.apply("app")
     app = build_app(arguments.arguments, tasks, MagicMock())
     found = sorted(set(places(app.routes)))
     paths = {path for _, _, path in found}
     known = {"/invocations", "/tokenize", "/detokenize", "/load", "/scale_elastic_ep", "/generative_scoring"}
     known |= {
         "/kv_event_sources",
+        "/v1/gb10/routing",
         "/v1/completions",
         "/metrics",
         "/openapi.json",

@@ -1,7 +1,8 @@
 """`gb10 serve` in a real memory cgroup of which another process takes the rest: it sheds, then ends in time.
 
-The server is stand_in.py; tests/e2e/test_memory.py does the same with vLLM. Where no cgroup can be made (no root, a
-sandbox) these tests are skipped; those of tests/unit/machine look at the same code with files made there.
+The server is stand_in.py; tests/e2e/test_confined.py does the same with vLLM. Where no cgroup can be made (no
+root, a sandbox) these tests are skipped; those of tests/unit/machine look at the same code with files made
+there.
 """
 
 import contextlib
@@ -47,7 +48,7 @@ Start = Callable[..., Run]
 def start(group: Cgroup, tmp_path: Path) -> Iterator[Start]:
     made: list[Run] = []
 
-    def run(stage: str, *limits: str) -> Run:
+    def run(stage: str, *limits: int | str | None) -> Run:
         made.append(Run(tmp_path, stage, limits, group.enter))
         made[-1].reach()
         return made[-1]
@@ -98,6 +99,7 @@ def test_memory_that_comes_back(group: Cgroup, neighbour: Neighbour, start: Star
     seen = board(made)
     neighbour.take((group.free - 80 * MIB) // MIB)
     wait_for(lambda: seen.full)
+    wait_for(lambda: any(line.startswith("memory is short: ") for line in made.lines))
     neighbour.end()
     wait_for(lambda: not seen.full)
     wait_for(lambda: "memory is no longer short" in made.lines)

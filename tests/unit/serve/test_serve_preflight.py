@@ -132,7 +132,7 @@ def test_a_signal_ends_the_waiting(start: Start) -> None:
 def test_keys_go_through_the_socket(start: Start) -> None:
     server, engine = start(VERDICT)
     with socket.socket() as listener:
-        engine.serve(("a", "b"), listener, metrics=False)
+        engine.serve(("a", "b"), listener, metrics=False, planned={"planned": []})
     server._process.wait(20)
     assert "serves with ['a', 'b']\n" in server.log_path.read_text()
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gb10.errors import ServerFailed, UserError
+from gb10.errors import MemoryShort, ServerFailed, UserError
+from gb10.machine.watch import Board
 from gb10.serve.progress import Progress
 from gb10.serve.supervise import Server, family
 
@@ -84,6 +85,17 @@ def start(logs: Path) -> Iterator[Start]:
         server.stop()
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+def test_a_start_that_leaves_too_little_memory(start: Start) -> None:
+    """As vLLM answers then: not with a token."""
+    port = free_port()
+    server = start(API, "broken", str(port))
+    Board(str(server._scratch.path / "memory"), write=True).write("1 MiB is free")
+    with pytest.raises(
+        MemoryShort, match="vLLM is loaded and takes no requests: 1 MiB is free; free memory, or"
+    ):
+        server.wait_ready(f"http://127.0.0.1:{port}", None, Progress())
 
 
 def test_its_temporary_files_go_with_it(start: Start) -> None:
@@ -257,6 +269,19 @@ def test_a_refusal_in_the_log_is_bad_input(start: Start) -> None:
         server.wait_ready("http://127.0.0.1:9", None, Progress())
     assert str(caught.value) == "lm_head is not there"
     assert caught.value.exit_code == 2
+
+
+def test_a_server_that_turns_red_says_so(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    server = start("""
+        print("(APIServer pid=7) ERROR 11-22 14:36:19 [x.py:1] gb10: unhealthy: not a number", flush=True)
+        print("(APIServer pid=7) INFO 11-22 14:36:19 [x.py:1] asked: gb10: unhealthy: no", flush=True)
+        import time; time.sleep(1)
+        raise ValueError("that is all")
+    """)
+    with pytest.raises(ServerFailed, match="that is all"):
+        server.wait()
+    said = capsys.readouterr().out
+    assert said == "unhealthy: not a number (/health says so; a restart is needed)\n"
 
 
 def test_an_error_of_a_dying_server_is_not_the_cause(start: Start) -> None:

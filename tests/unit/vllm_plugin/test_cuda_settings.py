@@ -60,6 +60,8 @@ def test_a_part_that_is_off_is_off_in_the_mode() -> None:
     mode = CudaMode.from_env(None, {"GB10_ENGINE_PARTS": "gdn"})
     assert [part for part in Part if mode.has(part)] == [Part.GDN]
     assert not any(map(STOCK.has, Part))
+    needed = CudaMode.from_env(None, {"GB10_ENGINE_PARTS": "norm,experts"})
+    assert [part for part in Part if needed.has(part)] == [Part.EXPERTS], "norm needs router"
     off = "dense, head, linear, experts, router, norm, attention"
     assert mode.line(None) == f"engine gb10, dense keep, head keep, without {off}"
     assert STOCK.line(UNFIT) == f"engine stock: {UNFIT}"

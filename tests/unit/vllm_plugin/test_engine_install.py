@@ -181,7 +181,8 @@ BaseModelLoader.load_model = load
 def process_weights_after_loading(model, model_config, target_device):
     calls.append("vLLM's own")
 base_loader.process_weights_after_loading = process_weights_after_loading
-vllm.distributed.get_tensor_model_parallel_rank = lambda: 0
+alone = SimpleNamespace(world_size=1, rank_in_group=0)
+vllm.distributed.get_tp_group = vllm.distributed.get_pp_group = lambda: alone
 patches.apply("engine")
 from gb10.vllm_plugin.cuda import install, selftest
 from gb10.vllm_plugin.cuda.experts import select

@@ -98,7 +98,7 @@ def _front(cached: torch.dtype, *, writes: bool = True, gated: bool = True) -> F
     norm = SimpleNamespace(weight=_random(64).to(BF16) * 0.1, variance_epsilon=1e-6)
     angles = torch.arange(40)[:, None] * torch.rand(8)
     cos_sin = torch.cat((angles.cos(), angles.sin()), dim=1).to(BF16)
-    return Front(attention, norm, norm, True, cos_sin, (0, 0), gated, writes)
+    return Front(attention, norm, norm, True, cos_sin, (0, 0), gated, writes, 3 * 64)
 
 
 @pytest.fixture

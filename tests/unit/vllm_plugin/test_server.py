@@ -69,7 +69,8 @@ class Engine:
         await asyncio.sleep(self.waits)
         text = list(prompt["prompt_token_ids"])
         self.asked.append((text, parameters))
-        tokens, numbers = [], []
+        tokens: list[int] = []
+        numbers: list[dict[int, Any]] = []
         for place in range(parameters.max_tokens):
             found = self.model([*text, *tokens], place > 0)
             likely = sorted(found.items(), key=lambda one: -one[1])[: max(parameters.logprobs, 1)]
@@ -153,7 +154,8 @@ def test_no_room_at_all() -> None:
 
 def test_what_vllm_may_not_say() -> None:
     """--max-logprobs 0: the token's own number alone; --logprobs-mode: no probabilities."""
-    assert sing(Engine(max_logprobs=0)).fault is None
+    alone = sing(Engine(max_logprobs=0))
+    assert (alone.fault, alone.apart) == (None, None)
     assert "not a number" in str(sing(Engine(nothing, max_logprobs=0)).fault)
     assert sing(Engine(max_logprobs=-1)).fault is None
     found = sing(Engine(logprobs_mode="raw_logits"))

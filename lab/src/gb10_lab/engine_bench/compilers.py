@@ -97,8 +97,11 @@ def watched(mark: str, environ: Mapping[str, str] = os.environ) -> Iterator[Comp
         while not stop.wait(_POLL):
             now = set(processes())
             for pid in now - settled:
-                if (called := name(pid)) in NAMES and marked(pid, mark):
+                called = name(pid)
+                if called in NAMES and marked(pid, mark):
                     seen[pid] = called
+                elif called:
+                    seen.pop(pid, None)
             # Twice each: what has just been forked still has its parent's name.
             settled, once = {pid for pid in now if pid in settled or pid in once}, now
 

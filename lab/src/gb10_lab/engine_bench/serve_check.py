@@ -68,19 +68,22 @@ def run(
     mark = uuid.uuid4().hex
     environ = {key: value for key, value in os.environ.items() if key not in _OWN} | {_MARK: mark}
     before = set(_SHARED.iterdir())
+    # A time limit around this must not leave the server behind: it would keep the GPU's memory.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_FAILED))
     with (
         (out / f"{name}.log").open("w", encoding="utf-8") as log,
         compilers.watched(f"{_MARK}={mark}") as compiled,
     ):
         words = [model, "--port", str(port), *split(serve)]
         server = _Server(words, environ, f"{_MARK}={mark}", log)
-        try:
-            content["start"] = {"ready_seconds": server.ready(limit)}
-            _ask(f"http://127.0.0.1:{port}", server, content)
-        except _Wrong as wrong:
-            failures.append(str(wrong))
-        failures += _live(environ, ran or [], content)
-        content["stop"] = server.stop(signal.SIGTERM)
+        with contextlib.closing(server):
+            try:
+                content["start"] = {"ready_seconds": server.ready(limit)}
+                _ask(f"http://127.0.0.1:{port}", server, content)
+            except _Wrong as wrong:
+                failures.append(str(wrong))
+            failures += _live(environ, ran or [], content)
+            content["stop"] = server.stop(signal.SIGTERM)
     content["compiled"] = compiled.content()
     content["lines"] = server.lines
     failures += _left(server, content["stop"], before, port)
@@ -155,13 +158,17 @@ class _Server:
             status: int | str = self._process.wait(STOP_LIMIT)
         except subprocess.TimeoutExpired:
             status = f"none after {STOP_LIMIT:.0f} s"
-        seconds, left = round(time.monotonic() - began, 2), self._family()
-        names = sorted(map(compilers.name, left))
-        for pid in left:
+        seconds, names = round(time.monotonic() - began, 2), sorted(map(compilers.name, self._family()))
+        self.close()
+        return {"processes": ran, "status": status, "seconds": seconds, "left": names}
+
+    def close(self) -> None:
+        """End what is left of it at once."""
+        for pid in self._family():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        self._process.wait()
         self._reader.join(5)
-        return {"processes": ran, "status": status, "seconds": seconds, "left": names}
 
     def _family(self) -> set[int]:
         """The processes that came of it."""

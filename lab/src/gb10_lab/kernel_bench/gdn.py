@@ -66,7 +66,8 @@ def slots_of(sequences: int, device: torch.device) -> torch.Tensor:
 
 
 def split(shape: Gdn, mixed: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The channels (all q, k, v), z, b and a of the outputs of the projections."""
+    """The channels (all q, k, v), z, b and a of the outputs of the projections; columns may follow those."""
+    mixed = mixed[:, : shape.columns]
     if not shape.interleaved:
         return tuple(mixed.split([shape.channels, shape.values, shape.value_heads, shape.value_heads], dim=1))
     ratio = shape.value_heads // shape.key_heads

@@ -24,7 +24,7 @@ MOE = (Moe("small", "moe", 16, 4, 256, 128), Moe("small", "moe", 16, 4, 320, 192
 ROUTERS = ((256, 16, 4), (2304, 330, 7))
 """Hidden, experts, topk."""
 TOKENS = (1, 3, 16)
-MANY_TOKENS = (2, 40, 150)
+MANY_TOKENS = (2, 40, 300)
 NORM_LIMIT = 4e-3
 """A norm without "+ 1" rounds before the weight and after."""
 GROUPED_LIMIT = 6e-3

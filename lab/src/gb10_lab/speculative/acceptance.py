@@ -36,6 +36,11 @@ class Counters:
         accepted = tuple(now - then for now, then in zip(self.accepted, earlier, strict=True))
         return Counters(self.drafts - before.drafts, accepted)
 
+    def plus(self, more: Counters) -> Counters:
+        """Both together."""
+        pairs = zip(self.accepted or (0,) * len(more.accepted), more.accepted, strict=True)
+        return Counters(self.drafts + more.drafts, tuple(one + other for one, other in pairs))
+
     @property
     def rates(self) -> list[float]:
         """The part of the drafts of each position that was accepted; only then do later ones count."""

@@ -1,4 +1,4 @@
-"""How far an engine's log-probabilities are from those of the same weights in float32."""
+"""How far an engine is from the same weights in float32: its log-probabilities, and the drafts it accepts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 
 from gb10_lab.quality.evaluate import one_thread
 from gb10_lab.quality.variants import dequantised
-from gb10_lab.testbed import checkpoint
+from gb10_lab.speculative.acceptance import Counters
+from gb10_lab.testbed import checkpoint, mtp
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,41 @@ class Errors:
 
     prompts: Error
     completions: Error
+
+
+class Drafter:
+    """The model of a checkpoint with its draft head, in float32.
+
+    Another engine may draft for another text, and how many drafts are accepted differs more from text to text
+    than by what an engine may get wrong. This says what of one text must have been accepted.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raises UserError for a folder that is no testbed model."""
+        self._device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+        tensors = dequantised(checkpoint.read_tensors(folder))
+        model = checkpoint.from_tensors(checkpoint.read_architecture(folder), tensors)
+        self._model = model.to(self._device)
+
+    @torch.inference_mode()
+    def accepted(self, ids: Sequence[int], prompt: int, drafts: int) -> Counters:
+        """What greedy decoding accepts of so many drafts a step. The first ``prompt`` ids are the prompt.
+
+        Steps at the end whose drafts the text does not reach are left out.
+        """
+        # Causal: what follows the text changes nothing, and the head wants room for all its anchors.
+        tokens = torch.tensor([[*ids, *[0] * (drafts + mtp.ALIGNMENT)]], device=self._device)
+        states = mtp.unroll(self._model, tokens, self._model(tokens), drafts)
+        guesses = [self._model.logits(state)[0].argmax(-1).tolist() for state in states]
+        steps, accepted, anchor = 0, [0] * drafts, prompt - 1
+        while anchor + drafts + 1 < len(ids):
+            took = 0
+            while took < drafts and guesses[took][anchor] == ids[anchor + took + 2]:
+                accepted[took] += 1
+                took += 1
+            steps += 1
+            anchor += took + 1
+        return Counters(steps, tuple(accepted))
 
 
 class Float32:

@@ -13,7 +13,7 @@ from gb10_lab.speculative import distribution
 from gb10_lab.speculative.acceptance import Counters
 from gb10_lab.speculative.engine import Engine, Settings
 from gb10_lab.speculative.equality import Comparison, Completion, compare
-from gb10_lab.speculative.exactness import Errors, Float32
+from gb10_lab.speculative.exactness import Drafter, Errors, Float32
 from gb10_lab.speculative.prompts import Prompt
 
 FULL = "full"
@@ -43,6 +43,8 @@ class Plan:
     """Samples for each distribution test; 0 leaves it out."""
     float32: bool = False
     """Whether to compare log-probabilities with those of the same weights in float32."""
+    expected: bool = False
+    """Whether to say how many drafts float32 accepts on the same text."""
     limit: float = math.inf
     """Seconds after which nothing more is begun."""
 
@@ -61,6 +63,8 @@ class Row:
     """Tokens per second of one request alone."""
     errors: Errors | None = None
     """Against float32."""
+    expected: Counters | None = None
+    """What float32 accepts on the same text."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ def measure(settings: Settings, plan: Plan, prompts: Sequence[Prompt]) -> Result
     sampled = [prompt[-SAMPLED_PROMPT:] for prompt in ids[:2]]
     results = Results([], [])
     float32 = Float32(settings.model) if plan.float32 else None
+    drafter = Drafter(settings.model) if plan.expected else None
     clock = _Clock(plan.limit, results.skipped)
     with clock.told("no drafts: start"):
         engine = Engine(settings, 0)
@@ -135,7 +140,7 @@ def measure(settings: Settings, plan: Plan, prompts: Sequence[Prompt]) -> Result
                     with clock.told(what):
                         if not settings.graphs:
                             engine.restrict(vocabulary)
-                        row = _row(engine, reference, ids, plan, draft, name, vocabulary)
+                        row = _row(engine, reference, ids, plan, draft, name, vocabulary, drafter)
                         errors = None if vocabulary else _errors(float32, engine, ids, plan)
                         results.rows.append(replace(row, errors=errors))
                     if plan.samples and draft == max(plan.draft) and not clock.late(f"{what}, samples"):
@@ -155,13 +160,20 @@ def _row(
     draft: int,
     name: str,
     vocabulary: tuple[int, ...] | None,
+    drafter: Drafter | None,
 ) -> Row:
     before = engine.counters()
     completions, _ = engine.greedy(ids, plan.tokens)
     counters = engine.counters().since(before)
     speed = _speed(engine, ids, plan)
     size = None if vocabulary is None else len(vocabulary)
-    return Row(draft, name, size, counters, compare(reference, completions), speed)
+    expected = None
+    if drafter is not None and vocabulary is None:
+        expected = Counters()
+        for prompt, tokens in zip(ids, completions, strict=True):
+            expected = expected.plus(drafter.accepted((*prompt, *tokens), len(prompt), draft))
+    found = compare(reference, completions)
+    return Row(draft, name, size, counters, found, speed, expected=expected)
 
 
 def _errors(

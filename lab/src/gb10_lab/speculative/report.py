@@ -11,6 +11,7 @@ from typing import Any
 from gb10.errors import UserError
 from gb10.files import read_json
 from gb10_lab.speculative import distribution
+from gb10_lab.speculative.acceptance import Counters
 from gb10_lab.speculative.equality import TOP
 from gb10_lab.speculative.measure import FULL, Results, Row
 from gb10_lab.speculative.prompts import Prompt
@@ -20,7 +21,10 @@ _LISTED = 12
 
 
 LENGTH = 0.1
-"""By how much an accepted length may differ from a recorded one: four standard errors of 1240 steps."""
+"""By how much an accepted length may differ from a recorded one of nearly the same text."""
+
+EXACT_LENGTH = 0.04
+"""By how much it may differ from what float32 accepts on the same text: near-ties of the draft head."""
 
 
 def read_lengths(file: Path) -> dict[tuple[int, str], float]:
@@ -53,6 +57,15 @@ def other_lengths(results: Results, recorded: Mapping[tuple[int, str], float]) -
     return lines
 
 
+def inexact_lengths(results: Results) -> list[str]:
+    """A line for each setting whose accepted length is not what float32 accepts on the same text."""
+    return [
+        f"{row.draft} drafts: accepted length {row.counters.length:.3f}, float32 {row.expected.length:.3f}"
+        for row in results.rows
+        if row.expected is not None and not abs(row.counters.length - row.expected.length) <= EXACT_LENGTH
+    ]
+
+
 def table(results: Results, bound: float) -> str:
     """The text for the terminal: at most 80 columns."""
     base = results.rows[0].speed
@@ -69,6 +82,11 @@ def table(results: Results, bound: float) -> str:
             f"{row.draft:>6}  {_vocabulary(row):<10} {rates:<{len(positions)}} {row.counters.length:7.2f} "
             f"{row.speed:7.1f} {row.speed / base:6.2f} {equal:>3} of {row.comparison.prompts}"
         )
+    lines += [
+        f"{row.draft:>6}  on its text float32 accepts {_rates(row.expected)}"
+        for row in results.rows
+        if row.expected is not None
+    ]
     lines += ["", *_divergences(results.rows, bound)]
     lines += _errors(results.rows)
     if results.sampling:
@@ -80,6 +98,10 @@ def table(results: Results, bound: float) -> str:
     if results.skipped:
         lines += ["", "left out by the time limit:", *(f"  {what}" for what in results.skipped)]
     return "\n".join(lines)
+
+
+def _rates(counters: Counters) -> str:
+    return f"{' '.join(f'{rate:.3f}' for rate in counters.rates)}, length {counters.length:.3f}"
 
 
 def _vocabulary(row: Row) -> str:
@@ -169,6 +191,8 @@ def content(results: Results, bound: float, prompts: Sequence[Prompt]) -> dict[s
                 "compared_prompts": row.comparison.prompts,
                 "compared_tokens": row.comparison.tokens,
                 "divergences": [dataclasses.asdict(entry) for entry in row.comparison.divergences],
+                "float32_accepts": row.expected
+                and {"steps": row.expected.drafts, "length": row.expected.length},
                 "float32_errors_nats": row.errors and dataclasses.asdict(row.errors),
             }
             for row in results.rows

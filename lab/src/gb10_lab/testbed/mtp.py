@@ -12,13 +12,13 @@ from torch.nn import functional
 
 from gb10_lab.testbed.model import Model, Site, linear, rotary_tables
 
-_ALIGNMENT = 16
+ALIGNMENT = 16
 """The number of anchors is a multiple of this: fused attention wants its masks so."""
 
 
 def anchors(length: int, steps: int) -> int:
     """Give the number of anchors of a sequence: each has the tokens that `steps` steps need."""
-    return max(0, (length - steps) // _ALIGNMENT * _ALIGNMENT)
+    return max(0, (length - steps) // ALIGNMENT * ALIGNMENT)
 
 
 def unroll(

@@ -16,7 +16,7 @@ MACHINE = "MemAvailable"
 
 WORKING_CACHE = 256 << 20
 """Bytes of a cgroup's page cache that do not count as free: the libraries that its processes run, and what
-they read just now. (vLLM's CPU engine has 210 MiB of files mapped.)"""
+they read just now. (Measured: vLLM's CPU engine maps 143 MiB of files.)"""
 
 _MOST = 1 << 15
 """Bytes that are read of a file; memory.stat of cgroup v2 has about 2 KiB."""

@@ -12,7 +12,7 @@ from gb10.units import text_size
 
 @dataclass(frozen=True)
 class Available:
-    """Free memory and what limits it ("MemAvailable", or the path of a cgroup); ``total``: what that allows."""
+    """Free memory, what limits it ("MemAvailable", or the path of a cgroup), and what that allows in all."""
 
     size: int
     limit: str
@@ -60,11 +60,11 @@ def available(proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> Available
 def unified(free: Available, device: int | None, proc: Path = Path("/proc")) -> Available:
     """What a GPU that shares the CPU's memory may have: the lesser of ``free`` and what CUDA can give.
 
-    ``free`` is `available`'s, ``device`` what cudaMemGetInfo calls free. That counts neither the page cache nor
-    anything else that the kernel would reclaim for an allocation ("the amount of memory on the device that is
-    free according to the OS", cuMemGetInfo; vllm #35313 has 75 of 142 GiB so). So what is reclaimable comes on
-    top: MemAvailable less MemFree. What the driver keeps of MemFree for itself (a GB10's 121 GiB were 102 to
-    CUDA) stays off.
+    ``free`` is `available`'s, ``device`` what cudaMemGetInfo calls free: "the amount of memory on the device
+    that is free according to the OS" (cuMemGetInfo). That leaves out the page cache and all that the kernel
+    would reclaim for an allocation (vllm #35313: 75 of 142 GiB were left). So what can be reclaimed comes
+    on top: MemAvailable less MemFree. What the driver keeps of MemFree for itself (a GB10's 121 GiB were 102
+    to CUDA) stays off.
     """
     have, unused = _meminfo(proc, b"MemAvailable"), _meminfo(proc, b"MemFree")
     if device is None or have is None or unused is None:

@@ -46,18 +46,18 @@ _CALM, _FULL = b"\0", b"\1"
 
 
 def default_shed(total: int) -> int:
-    """Bytes below which requests are refused: 1/32 of ``total``, from 256 MiB to 4 GiB; 3.7 GiB on a GB10.
+    """Bytes below which requests are refused: 1/40 of ``total``, from 256 MiB to 4 GiB; 3.0 GiB on a GB10.
 
-    Above that is what the budget leaves to the host (`gb10.serve.budget.host_reserve`: 6 GiB), so a server
-    that got what it planned with comes here only when others grow. No more than a quarter of a small cgroup.
+    The budget (`gb10.serve.budget`) leaves more than that, so a server that got what it planned with comes
+    here only when others grow. No more than a quarter of a small cgroup.
     """
-    return min(max(total // 32, 256 * MIB), 4 * GIB, total // 4)
+    return min(max(total // 40, 256 * MIB), 4 * GIB, total // 4)
 
 
 def default_stop(total: int) -> int:
-    """Bytes below which vLLM is ended: half of `default_shed`; 1.9 GiB on a GB10.
+    """Bytes below which vLLM is ended: half of `default_shed`; 1.5 GiB on a GB10.
 
-    One core fills that in a quarter of a second, and the watch looks again within 20 ms there.
+    One core fills that in 0.19 s, and the watch looks again within 20 ms there.
     """
     return default_shed(total) // 2
 
@@ -114,6 +114,11 @@ class Limits:
         if self._shed is not None:
             return self._shed and max(self._shed, self.stop(total))
         return max(default_shed(total), self.stop(total))
+
+    def calm(self, total: int) -> int:
+        """Free bytes of ``total`` from which requests are taken again: an eighth more than `shed`."""
+        shed = self.shed(total)
+        return shed + shed // 8
 
     def stop(self, total: int) -> int:
         """Free bytes of ``total`` below which vLLM is ended."""
@@ -173,7 +178,7 @@ class Watch:
         return cls(limits, gauges(), pressures() if limits.pressure else ())
 
     def look(self) -> int:
-        """Look at all limits; the level. It falls from SHED where a quarter more than that is free."""
+        """Look at all limits; the level. It falls from SHED at `Limits.calm`."""
         before, self.level, left = self.level, self.CALM, float(_FILL)
         for gauge in self._gauges:
             if (found := gauge.read()) is None:
@@ -181,7 +186,7 @@ class Watch:
             free, total = found
             shed, stop = self._limits.shed(total), self._limits.stop(total)
             level = self.CALM
-            if free < shed or (before >= self.SHED and free < shed + shed // 4):
+            if free < (self._limits.calm(total) if before >= self.SHED else shed):
                 level = self.SHED
             if free < stop:
                 level = self.LOST if free < stop // 2 else self.STOP

@@ -85,7 +85,7 @@ def parse_overrides(texts: Iterable[str], target: Target, experts: int | None = 
     )
 
 
-_PARTS = {"nvfp4_linear": (Part.LINEAR,), "nvfp4_moe": (Part.EXPERTS, Part.ROUTER)}
+_PARTS = {"nvfp4_linear": (Part.LINEAR,), "nvfp4_moe": (Part.EXPERTS, Part.ROUTER, Part.NORM)}
 
 
 def leave_to_vllm(target: Target, operations: Collection[str]) -> Target:

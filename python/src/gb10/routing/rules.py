@@ -297,7 +297,7 @@ _ATTENTION = (
     Rule(SM12X & FI & FP8_KV, "FLASHINFER", VLLM, _XQA, "flashinfer"),
     Rule(SM80_121 & FI & FP8_KV, "FLASHINFER", VLLM, "FlashAttention 2 has no FP8 KV cache", "flashinfer"),
     Rule(SM80_121 & FP8_KV, "TRITON_ATTN", VLLM, "FP8 KV cache; FlashAttention 2 has none", "triton_attn"),
-    Rule(SM12X, "FLASH_ATTN", VLLM, "FlashAttention 2, 16 bit KV cache only", "flash_attn"),
+    Rule(SM12X, "FLASH_ATTN", VLLM, "FlashAttention 2, 16 bit only; PTX, compiled once", "flash_attn"),
     Rule(SM80_121, "FLASH_ATTN", VLLM, "FlashAttention 2 or 4, 16 bit KV cache", "flash_attn"),
     Rule(GPU, "TRITON_ATTN", VLLM, "FlashAttention and FlashInfer need 8.0"),
 )

@@ -40,6 +40,9 @@ CPU_SEQUENCES = 32
 CONVERSION = 256 * MIB
 """What a matrix's conversion takes beside it and the result (tests/gpu/test_requant.py holds it to that)."""
 
+_PROCESSES = 3 * GIB
+"""What vLLM's processes take of unified memory before it looks at what is free."""
+
 _CACHE_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 _PLAIN_CACHES = (None, "auto", "bfloat16", "float16", "half")
 """Values of ``--kv-cache-dtype`` whose sizes are known here; an FP8 one is seen by its route."""
@@ -49,9 +52,9 @@ _SHARE_FIELD = "gpu_memory_utilization"
 
 
 def host_reserve(total: int) -> int:
-    """What stays free of unified memory: a twentieth, at least 1 GiB. On a GB10 that is 6 GiB.
+    """What vLLM must leave of all memory: a twentieth, at least 1 GiB. On a GB10 that is 6 GiB.
 
-    It holds what the processes of vLLM take before it looks at what is free (about 3 GiB), and the system.
+    It holds what the processes of vLLM take before it looks at what is free, and the system.
     """
     return max(total // 20, GIB)
 
@@ -188,16 +191,22 @@ def _share(part: float, total: int, rounded: Callable[[float], int] = math.floor
 
 
 def _asked(
-    settings: Settings, share: float, total: int, free: memory.Available, reserve: int, stop: int = 0
+    settings: Settings,
+    share: float,
+    total: int,
+    free: memory.Available,
+    reserve: int,
+    kept: Room | None = None,
 ) -> Room:
     """What vLLM asks for with the user's share of ``total``. Raises UserError when that is not free.
 
-    ``reserve`` is what will not be free any more when vLLM looks; with less than ``stop`` left, the watch would
-    end the server (`gb10.machine.watch`).
+    ``reserve`` is what will not be free any more when vLLM looks; with less than ``kept`` left, the watch
+    (`gb10.machine.watch`) would end the server.
     """
+    kept = kept or Room(0, "")
     asked, said = math.ceil(total * share), settings.said(_SHARE_FIELD)
-    if asked > free.size - stop:
-        why = f", of which {text_size(stop)} must stay so ({STOP})" if stop and asked <= free.size else ""
+    if asked > free.size - kept.size:
+        why = f", {text_size(kept.size)} of it for {kept.words}" if asked <= free.size else ""
         raise UserError(
             f"not enough memory: {said} {share:g} of {text_size(total)} is {text_size(asked)}, and "
             f"{text_size(free.size)} is free ({free.limit}){why}; "
@@ -207,9 +216,20 @@ def _asked(
 
 
 def _free_words(free: memory.Available, kept: int) -> str:
-    """What is free, and that a server with less than ``kept`` of it takes no requests."""
-    stays = f", {text_size(kept)} of it stays so ({SHED})" if kept else ""
+    """What is free, and that a server with less than ``kept`` of it may take no requests."""
+    stays = f", {text_size(kept)} of it stays so (an eighth more than {SHED})" if kept else ""
     return f"{text_size(free.size)} is free ({free.limit}){stays}"
+
+
+def _sequences(settings: Settings, shape: size.CacheShape, tokens: int, cache: int) -> list[str]:
+    """A note where a cache has no room for as many sequences of ``tokens`` tokens as the user asked for."""
+    asked, one = settings.max_num_seqs, shape.sequence(tokens)
+    if asked is None or settings.origins["max_num_seqs"] <= Origin.MACHINE or one * asked <= cache:
+        return []
+    return [
+        f"memory  the KV cache holds {cache // one} sequences of {tokens} tokens, "
+        f"{settings.said('max_num_seqs')} {asked} would take {text_size(one * asked)}: the others wait"
+    ]
 
 
 def _sizes_nothing(settings: Settings, then: str) -> list[str]:
@@ -234,11 +254,13 @@ def on_cpu(
     cache, share = _given_cache(settings), settings.gpu_memory_utilization
     if cache is not None:
         _check_context(settings, shape, tokens, cache)
-    kept = settings.limits.shed(free.total)
+    kept = settings.limits.calm(free.total)
     room = Room(free.size - kept, _free_words(free, kept))
     if cache is None and share is not None:
         total = memory.total()
-        room = _asked(settings, share, total, free, host_reserve(total), settings.limits.stop(free.total))
+        room = _asked(
+            settings, share, total, free, host_reserve(total), Room(settings.limits.stop(free.total), STOP)
+        )
         cache = size.kv_cache_bytes(shape, tokens, 1, 0)
     elif cache is None:
         sequences = min(settings.max_num_seqs or CPU_SEQUENCES, CPU_SEQUENCES)
@@ -252,7 +274,11 @@ def on_cpu(
         if mode == "dequant" and packed.weights < weights and packed.total <= room.size:
             remedies = [f"set {routing.CPU_MODE_VARIABLE}=packed to keep the weights at 4 bit", remedies[0]]
         raise _refusal(checkpoint.name, need, room, remedies)
-    notes = _sizes_nothing(settings, "does not look at it")
+    held = cache if _given_cache(settings) is not None else room.size - weights - size.OVERHEAD
+    notes = [
+        *_sequences(settings, shape, tokens, held),
+        *_sizes_nothing(settings, "does not look at it"),
+    ]
     return [*notes, _note(need, room)] if weights else notes
 
 
@@ -294,7 +320,8 @@ def on_gpu(
     fits = shape.tokens(left)
     if need.total > offer.room.size:
         remedies = [*_less_context(settings, checkpoint), *offer.remedies]
-        if isinstance(asked, int) and cache is None and LEAST_CONTEXT <= fits < asked and need.layer <= left:
+        shorter = isinstance(asked, int) and cache is None and LEAST_CONTEXT <= fits < asked
+        if shorter and need.layer <= left:
             remedies = [f"{settings.said('max_model_len')} {fits} would fit", *remedies]
         raise _refusal(checkpoint.name, need, offer.room, remedies)
     notes = [*offer.notes, *_sizes_nothing(settings, "compares it with what is free, no more")]
@@ -306,6 +333,8 @@ def on_gpu(
             f"context what fits of the model's {longest} tokens, about {min(fits, longest)}: "
             f"{text_size(left)} is left for the KV cache (--max-model-len N)"
         )
+    held, tokens = left if cache is None else cache, asked if isinstance(asked, int) else min(fits, longest)
+    notes += _sequences(settings, shape, tokens, held) if weights else []
     return [*notes, _note(need, offer.room)] if weights else notes
 
 
@@ -321,7 +350,7 @@ class _Offer:
 def _unified(settings: Settings, gpu: Gpu, free: memory.Available, need: Need, whole: int) -> _Offer:
     """The share of memory that the CPU uses as well; ``whole`` is the KV cache that holds the context."""
     total = gpu.memory or memory.total()
-    reserve = max(host_reserve(total), settings.limits.shed(total))
+    reserve = max(host_reserve(total), _PROCESSES + settings.limits.calm(total))
     most = _share(free.size - reserve, total)
     share, said = settings.gpu_memory_utilization, settings.said(_SHARE_FIELD)
     remedies = ["use a smaller model", "free memory"]
@@ -335,13 +364,15 @@ def _unified(settings: Settings, gpu: Gpu, free: memory.Available, need: Need, w
             f"free ({free.limit}), {text_size(reserve)} stays for the host"
         )
         return _Offer(Room(room, words), [f"memory  {said} {share:g}: {words} (GPU_MEMORY_UTIL)"], remedies)
-    given = _asked(settings, share, total, free, reserve, settings.limits.stop(total))
+    stop = settings.limits.stop(total)
+    kept = Room(_PROCESSES + stop, f"vLLM's processes and {STOP}") if stop else None
+    given = _asked(settings, share, total, free, reserve, kept)
     enough = _share(need.total, total, math.ceil)
     if given.size < need.total and enough <= most:
         remedies.insert(0, f"give at least {enough:g}")
     notes = [
-        f"memory  {given.words}: all that vLLM takes on the GPU, weights, KV cache and work, out of the memory "
-        f"that the CPU uses too; {text_size(free.size)} of that is free ({free.limit})"
+        f"memory  {given.words}: all that vLLM takes on the GPU, weights, KV cache and work, out of the "
+        f"memory that the CPU uses too; {text_size(free.size)} of that is free ({free.limit})"
     ]
     if share > most:
         notes.append(

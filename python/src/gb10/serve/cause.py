@@ -23,6 +23,14 @@ _PLACE = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<fun
 _TRACE = re.compile(r'^\s*(Traceback|File ")')
 _COMPILER = re.compile(r"\bfatal error: (?P<text>.+)")
 _COMPILER_HINT = "; install what it names (Python.h: Python's headers), or add --enforce-eager"
+_NOT_AHEAD = "MissingJITCacheError"
+_AHEAD = (
+    "FlashInfer wants a kernel that was not built ahead, and with FLASHINFER_DISABLE_JIT none is compiled at "
+    "a start; set VLLM_HAS_FLASHINFER_CUBIN=0 to do without FlashInfer, or choose another backend for the "
+    "operation (attention: --attention-backend TRITON_ATTN)"
+)
+"""FlashInfer names neither the kernel nor what to do."""
+
 _NO_HEADER = re.compile(r"Can't find Python\.h in \S+")
 """What torch.compile warns of, long before it fails."""
 
@@ -108,6 +116,8 @@ def last_error(lines: Iterable[str]) -> str | None:
         waiting = _PYDANTIC_LINES - 1 if "validation error" in text else int(more)
     if header is not None and found is not None and found.startswith("InductorError"):
         found = f"torch.compile: {header[0]}{_COMPILER_HINT} ({found})"
+    if found is not None and found.startswith(_NOT_AHEAD):
+        return _AHEAD
     chosen = compiler or found or consequence
     return None if chosen is None else _short(chosen)
 

@@ -281,8 +281,8 @@ def serve(prepared: Prepared, keys: Sequence[str], *, metrics: bool, planned: Ma
 def guarded(arguments: Namespace, keys: Sequence[str], *, metrics: bool) -> None:
     """Put `guard.Guard` around the application that vLLM builds of ``arguments``, as outermost middleware.
 
-    It stands for vLLM's own check; without ``keys`` there is none. Behind it comes `shed.Shed`, where a keeper
-    looks at memory.
+    It stands for vLLM's own check; without ``keys`` there is none. Behind it comes `shed.Shed`, where a
+    keeper looks at memory.
     """
     arguments.api_key = None
     if os.environ.get(watch.ENV_NAME):

@@ -287,7 +287,7 @@ class Settings:
         "",
         SHED,
         LEVEL,
-        shown="1/32 of memory, 256 MiB to 4 GiB",
+        shown="1/40 of memory, 256 MiB to 4 GiB",
         help="with less free memory new requests get 503; `off`",
     )
     memory_stop: int | str | None = setting(

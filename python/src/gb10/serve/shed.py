@@ -27,8 +27,9 @@ _TRY_LATER = 1013
 
 def _harmless(scope: Message) -> bool:
     """Whether a request may pass while memory is short. ``scope`` is ASGI's."""
-    if scope["type"] != "http":
-        return scope["type"] == "lifespan"
+    kind: str = scope["type"]
+    if kind != "http":
+        return kind == "lifespan"
     path = route_path(scope)
     return scope["method"] in _ASKING or path in _FREEING or path.endswith("/cancel")
 

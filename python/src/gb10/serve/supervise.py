@@ -67,9 +67,9 @@ class Server:
     """vLLM in a session of its own with ``environment``, its log in a file in ``logs`` (None: no folder).
 
     It inherits the files ``pass_fds``. Between it and us stands `gb10.serve.keeper`, which ends all that is
-    left when either side is gone, and looks at memory (``limits``: the defaults without). ``stop`` ends it; it
-    is safe to call twice. ``stopping`` is set once a signal asked for the end. Raises UserError when there is
-    no room for its files.
+    left when either side is gone, and looks at memory (``limits``: the defaults without). ``stop`` ends it;
+    it is safe to call twice. ``stopping`` is set once a signal asked for the end. Raises UserError when there
+    is no room for its files.
     """
 
     def __init__(
@@ -170,10 +170,7 @@ class Server:
         if self.refused is not None and not self._ready:
             return UserError(self.refused)
         if (short := cause.memory_short(self._deaths)) is not None:
-            return MemoryShort(
-                f"vLLM was ended while {doing}, before memory ran out: {short}; free memory, or let vLLM have "
-                f"less (--gpu-memory-utilization, --kv-cache-memory-bytes) [full log: {self.log_path}]"
-            )
+            return self._short(f"vLLM was ended while {doing}, before memory ran out: {short}")
         lines = [*self._tail, self._partial.decode(errors="replace")]
         status = self.exit_code
         death = cause.violent_death(self._deaths, self._killed_before)
@@ -189,6 +186,12 @@ class Server:
             # So it ends after a SIGTERM, and that was not ours.
             reason = f"{reason}; perhaps somebody sent it SIGTERM" if status == 0 else reason
         return self._failed(f"vLLM ended while {doing} (exit status {status}): {reason}")
+
+    def _short(self, text: str) -> MemoryShort:
+        return MemoryShort(
+            f"{text}; free memory, or let vLLM have less (--gpu-memory-utilization, --kv-cache-memory-bytes) "
+            f"[full log: {self.log_path}]"
+        )
 
     def _failed(self, text: str) -> ServerFailed:
         return ServerFailed(f"{text} [full log: {self.log_path}]")
@@ -229,6 +232,8 @@ class Server:
 
     def _error(self, probe: Probe) -> UserError:
         """What a wrong answer means: the cause is in the log if vLLM is about to end."""
+        if self._board.full:
+            return self._short(f"vLLM is loaded and takes no requests: {self._board.words}")
         deadline = time.monotonic() + (_DEATH_WAIT if probe.dying else 0.0)
         while time.monotonic() < deadline and self.stopping is None:
             if self.exit_code is not None:

@@ -16,13 +16,18 @@ CANARY = "gb10: canary: "
 UNHEALTHY = "gb10: unhealthy: "
 """Begins why ``/health`` is red from now on (`gb10.vllm_plugin.server.health`)."""
 
+_BAR = r"([\w ()]+: +\d+%(\|[^|]*\|| Completed \|) *\d+/\d+ \[[^\]]*\])*"
+"""Progress bars (tqdm's): the next line of the log follows without a line end. No client begins a line."""
+
 _PREFIX = re.compile(
-    r"^(\((?P<who>[\w-]+) pid=\d+\)\s*)?((INFO|WARNING|ERROR|DEBUG|CRITICAL) ([\d-]+ [\d:]+ )?\[[^\]]+\]\s*)?"
+    rf"^{_BAR}"
+    r"(\((?P<who>[\w-]+) pid=\d+\)\s*)?"
+    r"((INFO|WARNING|ERROR|DEBUG|CRITICAL) ([\d-]+ [\d:]+ )?\[[^\]]+\]\s*)?"
 )
 
 
 def bare(line: str) -> str:
-    """A line without what vLLM's logger and its processes put in front, and without its end."""
+    """A line without what vLLM's logger, processes and progress bars put in front, and without its end."""
     return _PREFIX.sub("", line.rstrip("\n"))
 
 

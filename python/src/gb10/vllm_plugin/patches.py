@@ -302,6 +302,26 @@ Remove when: vLLM refuses a parameter that was not written whole, quantised mode
         ),
     ),
     Patch(
+        "load",
+        "gb10.vllm_plugin.unified",
+        """
+Symptom: on unified memory (GB10) a KV cache that does not fit: the host wedges. Or, after minutes of loading,
+  "Error in memory profiling. Initial free memory ..., current free memory ...".
+Evidence: MemorySnapshot.measure takes MemAvailable for free there: without the cgroup's limit, without what
+  the driver keeps of it (121 GiB are 102 to CUDA), and memory that others free while vLLM loads counts as its
+  own: determine_available_memory (v1/worker/gpu_worker.py) subtracts two such readings.
+Upstream: https://github.com/vllm-project/vllm/issues/56824, https://github.com/vllm-project/vllm/issues/35313
+  (cudaMemGetInfo alone, mended by MemAvailable)
+Test: tests/unit/vllm_plugin/test_unified.py
+Remove when: vLLM counts its own memory on unified memory, and looks at cgroups.
+""",
+        (
+            Need("vllm.utils.mem_utils", "MemorySnapshot.measure", "self"),
+            Need("vllm.utils.mem_utils", "release_device_memory_under_pressure", "device"),
+            Need("vllm.platforms.interface", "Platform.is_integrated_gpu", "device_id"),
+        ),
+    ),
+    Patch(
         "draft",
         "gb10.vllm_plugin.draft.model",
         """
@@ -340,7 +360,7 @@ Symptom: a server whose model answers NaN, or one token for ever, is ready, and 
 Evidence: AsyncLLM.check_health looks at the engine's process alone. load_endpoint_plugins takes entry points
   that VLLM_PLUGINS names, and that list decides on all other plug-ins of the user's as well.
 Upstream: not reported as far as known.
-Test: tests/unit/vllm_plugin/test_server.py, tests/unit/serve/test_serve_guard.py, tests/e2e/test_health.py
+Test: tests/unit/vllm_plugin/test_server.py, tests/unit/serve/test_serve_guard.py, tests/e2e/test_serve.py
 Remove when: vLLM looks at what its model answers, and takes endpoint plug-ins from who starts the server.
 """,
         (

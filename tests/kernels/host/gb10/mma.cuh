@@ -26,7 +26,8 @@ void wait_for_products() {
 template <int kCount>
 void take_sums(float (&)[kCount]) {}
 template <int kColumns>
-void product_m64k16(float (&c)[kColumns / 2], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2, std::uint32_t a3, std::uint64_t b) {
+void product_m64k16(float (&c)[kColumns / 2], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2, std::uint32_t a3,
+                    std::uint64_t b) {
   host::product(c, kColumns, {a0, a1, a2, a3}, b);
 }
 

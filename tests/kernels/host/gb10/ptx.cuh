@@ -53,6 +53,11 @@ inline void barrier_arrive(int number, int threads) { host::arrive(number, threa
 inline void barrier_wait(int number, int threads) { host::meet(number, threads); }
 inline void begin_phases(std::uint64_t* barrier, int count) { host::begin_phases(barrier, count); }
 inline void arrive_at(std::uint64_t* barrier) { host::arrive_at_phase(barrier); }
+inline void arrive_when_copied(std::uint64_t* barrier) {
+  host::end_copies();
+  host::wait_for_copies(0);
+  host::arrive_at_phase(barrier);
+}
 inline void wait_for_phase(std::uint64_t* barrier, int parity) { host::wait_for_phase(barrier, parity); }
 inline void show_to_products() {}
 template <int kCount>

@@ -38,7 +38,7 @@ def take_over(model: torch.nn.Module, mode: CudaMode) -> None:
         ("attention", Part.ATTENTION, attention.LAYERS, attention.prepare),
     ]
     for title, part, classes, prepare in kinds:
-        if not mode.has(part) or (part is Part.NORM and not mode.has(Part.ROUTER)):
+        if not mode.has(part):
             continue
         layers = [(name, module) for name, module in model.named_modules() if isinstance(module, classes)]
         found = Counter(prepare(module, name) for name, module in layers)

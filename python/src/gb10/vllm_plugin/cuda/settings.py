@@ -165,7 +165,9 @@ def _parts(environ: Mapping[str, str]) -> frozenset[Part]:
     wrong = [word for word in words if word not in set(Part) | {"none"}]
     if wrong:
         raise UserError(f"{PARTS_NAME}={text!r}: {wrong[0]!r} is none of: {', '.join(Part)}, none")
-    return frozenset(Part(word) for word in words if word != "none")
+    found = frozenset(Part(word) for word in words if word != "none")
+    # Our decoder layer's forward has both.
+    return found if Part.ROUTER in found else found - {Part.NORM}
 
 
 def without_code(capability: tuple[int, int] | None) -> str | None:

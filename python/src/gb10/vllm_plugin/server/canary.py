@@ -127,7 +127,7 @@ class Canary:
         # In a very short context the same is left of both.
         alike = 2 if prompts[0] != prompts[1] else 0
         answers = Answers(written[:alike], written[alike:], again, self._ends, self._probabilities)
-        known = self._probabilities and again
+        known = self._probabilities and again and self._top > 1
         return Sung(
             judge.fault(answers, tokens),
             sum(map(len, answers.all)),

@@ -73,7 +73,7 @@ def fault(answers: Answers, tokens: int) -> str | None:
         return "the model gives the same answer, bit by bit, to different texts"
     if answers.probabilities and (token := _stuck(written, answers.ends)) is not None:
         return f"the model writes token {token} after every text, whatever it says"
-    if answers.probabilities and answers.again:
+    if answers.probabilities and answers.again and _several(answers.all):
         distance = min(apart(*pair) for pair in answers.again)
         if distance > APART:
             return (

@@ -10,7 +10,6 @@ for vLLM: it splits piecewise graphs, and is captured where the backend is.
 mypy sees vLLM's classes as Any.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -41,8 +40,7 @@ from vllm.v1.attention.backend import AttentionType
 
 from gb10.vllm_plugin.cuda import dispatch
 from gb10.vllm_plugin.cuda.layers.norm import fits
-
-logger = logging.getLogger("vllm.gb10")
+from gb10.vllm_plugin.cuda.settings import warn_once
 
 LAYERS = (Qwen3NextAttention, Qwen3MoeAttention)
 HEAD_SIZES = (64, 128, 256)
@@ -80,10 +78,8 @@ class Front:
     writes: bool
     """Whether our kernel writes the cache."""
 
-    @property
-    def columns(self) -> int:
-        """Of the output."""
-        return int(self.attention.num_heads * self.attention.head_size)
+    columns: int
+    """Of the output."""
 
     def __call__(self, qkv: torch.Tensor, positions: torch.Tensor, out: torch.Tensor) -> None:
         """qkv: ``[M, columns of the projection]``; out: ``[M, heads * head size]``, written whole."""
@@ -202,7 +198,7 @@ def refusal(layer: Any) -> str | None:
         (attention.attn_backend.forward_includes_kv_cache_update, "a backend that writes the cache itself"),
         (attention.head_size not in HEAD_SIZES, f"heads of {attention.head_size}"),
         (attention.head_size_v != attention.head_size, "values of another size"),
-        (layer.dual_chunk_attention_config is not None, "dual chunks"),
+        (bool(layer.dual_chunk_attention_config), "dual chunks"),
         (not all(map(fits, norms)) or type(norms[0]) is not type(norms[1]), "other norms"),
         (dtype not in (torch.bfloat16, torch.float16), f"{dtype}"),
         (type(rope) not in ROPES, f"a {type(rope).__name__}"),
@@ -234,16 +230,13 @@ def prepare(layer: Any, name: str) -> str | None:
         sections=(sections[1], sections[2]) if sections else (0, 0),
         gated=bool(getattr(layer, "attn_output_gate", False)),
         writes=_writes(layer.attn),
+        columns=layer.attn.num_heads * layer.attn.head_size,
     )
     object.__setattr__(layer, _ATTRIBUTE, front)
     object.__setattr__(layer.attn, _ATTRIBUTE, front)
     if not front.writes:
-        logger.info(
-            "gb10: %s: vLLM writes the KV cache (%s, %s)",
-            name,
-            layer.attn.attn_backend.get_name(),
-            layer.attn.kv_cache_dtype,
-        )
+        backend, dtype = layer.attn.attn_backend.get_name(), layer.attn.kv_cache_dtype
+        warn_once(f"gb10: attention: vLLM itself writes the KV cache ({backend}, {dtype})")
     return None
 
 
