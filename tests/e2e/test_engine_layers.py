@@ -148,5 +148,6 @@ def test_drafts_are_verified_by_the_same_operator(name: str, ours: Answers) -> N
     """Drafted output is that of the serial engine."""
     proposed, accepted = ours[name]["drafts"]
     assert 0 < accepted <= proposed
-    assert bool(ours[name]["lengths"]) == (name == DRAFTS[1])
+    # The last step of a sequence may have fewer drafts in any case.
+    assert name != DRAFTS[1] or ours[name]["lengths"]
     _same_but_for_near_ties(ours[name], ours["qwen3_next"])
