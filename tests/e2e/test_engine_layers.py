@@ -33,8 +33,8 @@ as they are, the stock CPU engine by weights rounded to bfloat16, and a near-tie
 
 TEXTS = (
     "A block scale covers sixteen values of a row, and",
-    "class Node:\n    def",
     "import",
+    "class Node:\n    def",
     "import os\nimport sys\n\ndef main(argv):\n    parser = argparse.ArgumentParser()\n    parser.",
 )
 
@@ -90,8 +90,8 @@ def ours(
 ) -> Answers:
     jobs = {family: _job(model, prompts) for family, model in models.items()}
     jobs["drafts"] = _job(models["qwen3_next"], prompts, drafts=2)
-    # Three sequences of three tokens do not fit: the last one has fewer drafts, once all are in.
-    few = {"max_num_batched_tokens": 8, "max_num_seqs": 3}
+    # Two sequences of three tokens do not fit: the last one has fewer drafts.
+    few = {"max_num_batched_tokens": 5, "max_num_seqs": 3}
     jobs["drafts of unequal length"] = _job(models["qwen3_next"], prompts, drafts=2, **few)
     return _serve(jobs, tmp_path_factory.mktemp("ours"), GB10_TEST_INSTALL="reference.cpu_engine")
 
@@ -148,4 +148,6 @@ def test_drafts_are_verified_by_the_same_operator(name: str, ours: Answers) -> N
     """Drafted output is that of the serial engine."""
     proposed, accepted = ours[name]["drafts"]
     assert 0 < accepted <= proposed
+    # The last step of a sequence may have fewer drafts in any case.
+    assert name != DRAFTS[1] or ours[name]["lengths"]
     _same_but_for_near_ties(ours[name], ours["qwen3_next"])

@@ -64,6 +64,10 @@ SCHEMAS = {
 }
 
 
+lengths: set[tuple[int, ...]] = set()
+"""How many tokens sequences had in one call of gdn_decode, where that differed."""
+
+
 class Library:
     """What stands in for the kernels' library; drop it, and they are gone."""
 
@@ -418,6 +422,8 @@ def gdn_decode(
         raise RuntimeError(f"mixed has {mixed.shape[0]} rows for {len(places)} sequences of {steps}")
     if begins[0] != 0 or len(counts) != len(places) or not all(0 <= count <= steps for count in counts):
         raise RuntimeError(f"starts are {begins} for {len(places)} sequences of at most {steps}")
+    if len(set(counts)) > 1:
+        lengths.add(tuple(counts))
     q, k, v, z, b, a = _split(mixed, key_heads, value_heads, dk, dv, interleaved)
     channels = torch.cat((q, k, v), dim=1)
     group = value_heads // key_heads

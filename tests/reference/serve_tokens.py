@@ -9,6 +9,7 @@ Writes to the file named by its one argument, for each job:
 GB10_TEST_INSTALL names modules whose `install` is called first.
 With drafts the answer has "drafts": [number proposed, number accepted]. "dispatched" is the record of our
 engine: [operation, kernel, tokens of the first run] each; with tensor parallelism a list of them, by rank.
+"lengths", on stand-ins for the kernels: what sequences had to verify in one call, where that differed.
 """
 
 import gc
@@ -45,6 +46,9 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
     from gb10.vllm_plugin.cuda import dispatch
 
     dispatch._seen.clear()
+    stand_ins = sys.modules.get("reference.cpu_operators")
+    if stand_ins is not None:
+        stand_ins.lengths.clear()
     drafts = "speculative_config" in job["engine"]
     ranks = job["engine"].get("tensor_parallel_size", 1)
     more = {"worker_extension_cls": "reference.ranks.Rank"} if ranks > 1 else {}
@@ -69,6 +73,8 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
         answer["dispatched"] = engine.llm_engine.collective_rpc("gb10_dispatched")
     else:
         answer["dispatched"] = [list(vars(one).values()) for one in dispatch.record()]
+    if stand_ins is not None:
+        answer["lengths"] = sorted(stand_ins.lengths)
     # The next job's engine starts like the first.
     engine.llm_engine.engine_core.shutdown()
     del engine
