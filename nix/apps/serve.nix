@@ -1,8 +1,8 @@
 # `nix run .#serve`: the command line with an environment, the demo model and the programs that it calls.
 #
 # The CPU half is part of it. The CUDA half (4 GB) is built when the program finds a GPU, from the derivation that this
-# flake names: a machine without a GPU never downloads it. There are two: for GPUs of 12.x it has FlashInfer's modules,
-# which are compiled once; elsewhere they would be of no use.
+# flake names: a machine without a GPU never downloads it. `serve-cuda-12x` is that half with FlashInfer's modules for
+# GPUs of 12.x; they take long to compile, so nothing builds it that was not asked to.
 { pkgs }:
 
 let
@@ -62,15 +62,9 @@ in
           echo "gb10: error: $why, and fetching the CUDA half needs nix on PATH; add it, or set GB10_PROFILE=cpu" >&2
           exit 2
         }
-        half=serve-cuda drv='${later serve-cuda}' more=
-        capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u) || capability=
-        # Every GPU, or none: FlashInfer is on or off for all of them.
-        if [[ $capability =~ ^12\.[0-9]+($'\n'12\.[0-9]+)*$ ]]; then
-          half=serve-cuda-12x drv='${later serve-cuda-12x}' more=", and FlashInfer's kernels compiled"
-        fi
-        echo "$why: the CUDA half is fetched and built once (about 4 GB$more); GB10_PROFILE=cpu serves on the CPU instead" >&2
-        cuda=$("$nix" --extra-experimental-features 'nix-command flakes' build --no-link --print-out-paths "$drv")
-        exec "$cuda/bin/$half" "$@"
+        echo "$why: the CUDA half is fetched and built once (about 4 GB); GB10_PROFILE=cpu serves on the CPU instead" >&2
+        cuda=$("$nix" --extra-experimental-features 'nix-command flakes' build --no-link --print-out-paths '${later serve-cuda}')
+        exec "$cuda/bin/serve-cuda" "$@"
       fi
       export GB10_DEMO_MODEL=''${GB10_DEMO_MODEL:-${demo-model}}
       export GB10_PROFILE=$profile

@@ -550,3 +550,15 @@ def test_vllm_knows_every_backend_that_route_accepts() -> None:
         "--moe-backend",
     }
     assert all(f'"{option}"' in arguments for option in options)
+
+
+def test_an_option_of_vllm_stands_in_its_row() -> None:
+    given = {"--attention-backend": "TRITON_ATTN", "--gdn-prefill-backend": "auto"}
+    overrides = routing.with_options(routing.Overrides(), given.get, Target((9, 0)))
+    assert (overrides.backends, overrides.options) == (
+        {"attention": "triton_attn"},
+        {"attention": "--attention-backend"},
+    )
+    by_route = routing.parse_overrides(["attention=flash_attn"], Target((9, 0)))
+    assert routing.with_options(by_route, given.get, Target((9, 0))).backends == {"attention": "flash_attn"}
+    assert not routing.with_options(routing.Overrides(), given.get, Target(None)).backends

@@ -507,6 +507,8 @@ def test_gdn_falls_back_to_triton_without_flashinfer(plan: Plan) -> None:
     assert "--gdn-prefill-backend" not in plan([], [GB10], config=GDN, name="with").arguments
     given = plan(["--gdn-prefill-backend", "flashinfer"], [GB10], flashinfer=False, config=GDN, name="given")
     assert value(given, "--gdn-prefill-backend") == "flashinfer"
+    row = {row.operation: row for row in given.rows}["gdn_prefill"]
+    assert (row.backend, row.whose, row.reason) == ("flashinfer", "yours", "set by --gdn-prefill-backend")
 
 
 def test_table_shows_what_the_model_has(plan: Plan) -> None:

@@ -9,6 +9,7 @@ from gb10.routing.overrides import (
     check_moe_backend,
     leave_to_vllm,
     parse_overrides,
+    with_options,
 )
 from gb10.routing.parts import parts_of
 from gb10.routing.render import render
@@ -58,4 +59,5 @@ __all__ = [
     "route",
     "serving",
     "table",
+    "with_options",
 ]

@@ -1,6 +1,6 @@
 """``--route OPERATION=BACKEND``: what it becomes for vLLM, and what is refused."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gb10.errors import UserError
@@ -15,11 +15,15 @@ B12X_EXPERT_LIMIT = 512
 
 @dataclass(frozen=True)
 class Overrides:
-    """What ``--route`` arguments become: vLLM arguments, variables, and the rows they change."""
+    """What ``--route`` arguments become: vLLM arguments, variables, and the rows they change.
+
+    ``options``: the operations whose backend an option of vLLM's names instead, with that option.
+    """
 
     arguments: tuple[str, ...] = ()
     variables: Mapping[str, str] = field(default_factory=dict)
     backends: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def cpu_mode(self) -> str | None:
@@ -85,6 +89,23 @@ def parse_overrides(texts: Iterable[str], target: Target, experts: int | None = 
     )
 
 
+_BY_OPTION = {"attention": "--attention-backend", "gdn_prefill": "--gdn-prefill-backend"}
+
+
+def with_options(overrides: Overrides, value: Callable[[str], str | None], target: Target) -> Overrides:
+    """``overrides`` and the backends that the user chose by an option of vLLM's; ``value`` gives an option's value.
+
+    Words that no row knows (``auto``, a backend that a platform adds) change nothing.
+    """
+    found = {name: (value(option) or "").lower() for name, option in _BY_OPTION.items()}
+    found = {name: word for name, word in found.items() if word in BY_NAME[name].choices_on(target)}
+    return replace(
+        overrides,
+        backends={**found, **overrides.backends},
+        options={name: _BY_OPTION[name] for name in found if name not in overrides.backends},
+    )
+
+
 _PARTS = {"nvfp4_linear": (Part.LINEAR,), "nvfp4_moe": (Part.EXPERTS, Part.ROUTER, Part.NORM)}
 
 
@@ -101,12 +122,18 @@ def apply_overrides(rows: Sequence[Route], overrides: Overrides) -> list[Route]:
     """
     changed: dict[tuple[str, str, int], Route] = {}
     for row in rows:
-        backend = overrides.backends.get(row.like or row.operation)
+        changes = row.like or row.operation
+        backend = overrides.backends.get(changes)
         if backend is None or row.backend == f"gb10 {backend}":
             changed[row.operation, row.variant, row.batch[0]] = row
         else:
             # One backend for every batch: its ranges join.
             changed[row.operation, row.variant, 1] = replace(
-                row, batch=(1, None), backend=backend, whose="yours", reason="set by --route", forces=()
+                row,
+                batch=(1, None),
+                backend=backend,
+                whose="yours",
+                reason=f"set by {overrides.options.get(changes, '--route')}",
+                forces=(),
             )
     return list(changed.values())

@@ -240,13 +240,14 @@ def _without_chosen(settings: Settings, target: routing.Target, backends: Collec
 def _route(
     settings: Settings, checkpoint: Checkpoint, formats: Formats, target: routing.Target
 ) -> tuple[routing.Target, list[routing.Route]]:
-    """The target and the table with what --route changes, and the backends that follow."""
+    """The target and the table with what --route and vLLM's options change, and the backends that follow."""
     overrides = routing.parse_overrides(settings.routes, target, checkpoint.experts)
     target = replace(target, cpu_mode=overrides.cpu_mode or target.cpu_mode)
     target = _without_chosen(settings, target, overrides.backends)
     drafts = settings.passed_on.has("--speculative-config")
     parts = routing.parts_of(checkpoint, formats, drafts=drafts)
-    rows = routing.apply_overrides(routing.table(target, parts), overrides)
+    seen = routing.with_options(overrides, settings.passed_on.value, target)
+    rows = routing.apply_overrides(routing.table(target, parts), seen)
     for row in rows:
         if row.backend == routing.UNSUPPORTED:
             raise UserError(f"{checkpoint.name} cannot be served on this machine: {row.reason}")
