@@ -380,7 +380,7 @@ def test_capability_spellings(text: str, capability: routing.Capability | None) 
     assert parse_capability(text) == capability
 
 
-@pytest.mark.parametrize("text", ["", "x.1", "sm_", "١٢.١", "12.²", "1_2.1", "+12.1", " 12.1"])
+@pytest.mark.parametrize("text", ["", "x.1", "12", "1.2", "sm_", "١٢.١", "12.²", "1_2.1", "+12.1", " 12.1"])
 def test_no_capability(text: str) -> None:
     with pytest.raises(UserError, match="is neither cpu nor a compute capability"):
         parse_capability(text)

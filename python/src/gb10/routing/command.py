@@ -22,6 +22,9 @@ from gb10.vllm_plugin.cpu.mode import Mode
 from gb10.vllm_plugin.cuda import settings
 from gb10.vllm_plugin.cuda.settings import Engine, Format
 
+_LEAST_MAJOR = 5
+"""CUDA 13 knows no older GPU, so a shorter number has lost its point: "12"."""
+
 
 def parse_capability(text: str) -> routing.Capability | None:
     """``cpu`` as None, ``12.1`` and ``sm_121`` as (12, 1). Raises UserError for anything else."""
@@ -32,11 +35,14 @@ def parse_capability(text: str) -> routing.Capability | None:
         digits = text.lower().removeprefix("sm_").removesuffix("a").removesuffix("f")
         major, minor = digits[:-1], digits[-1:]
     try:
-        return parse_whole(major), parse_whole(minor)
+        capability = parse_whole(major), parse_whole(minor)
+        if capability[0] < _LEAST_MAJOR:
+            raise ValueError(text)
     except ValueError:
         raise UserError(
             f"--capability {text!r} is neither cpu nor a compute capability such as 12.1"
         ) from None
+    return capability
 
 
 def _live(*, as_json: bool) -> int:

@@ -93,7 +93,7 @@ _BY_OPTION = {"attention": "--attention-backend", "gdn_prefill": "--gdn-prefill-
 
 
 def with_options(overrides: Overrides, value: Callable[[str], str | None], target: Target) -> Overrides:
-    """``overrides`` and the backends that the user chose by an option of vLLM's; ``value`` gives an option's value.
+    """``overrides`` and the backends chosen by options of vLLM; ``value`` gives what an option was given.
 
     Words that no row knows (``auto``, a backend that a platform adds) change nothing.
     """
