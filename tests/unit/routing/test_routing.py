@@ -210,7 +210,7 @@ def test_two_formats_of_one_operation_are_two_rows() -> None:
 
 
 def test_gpu_that_is_too_old_is_refused() -> None:
-    with pytest.raises(UserError, match=r"no NVFP4 kernels for compute capability 6\.1"):
+    with pytest.raises(UserError, match=r"no NVFP4 kernels are known for compute capability 6\.1"):
         table(Target((6, 1)))
 
 
