@@ -5,6 +5,7 @@ digits of all scripts as well, which nobody means who writes a setting. A small 
 and a capital one in 1024s, as in vLLM: 32k is 32000, 32K is 32768.
 """
 
+import math
 import re
 
 MIB = 1 << 20
@@ -22,10 +23,13 @@ def parse_whole(text: str) -> int:
 
 
 def parse_decimal(text: str) -> float:
-    """A number of 0 or more: 0.75, .5, 1, 1e-1. Raises ValueError otherwise."""
+    """A finite number of 0 or more: 0.75, .5, 1, 1e-1. Raises ValueError otherwise, for 1e999 too."""
     if not re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text):
         raise ValueError(f"{text!r} is not a number")
-    return float(text)
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text!r} is too large")
+    return number
 
 
 def parse_bytes(text: str) -> int:

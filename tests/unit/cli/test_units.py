@@ -56,8 +56,6 @@ def test_malformed(text: str) -> None:
 @pytest.mark.parametrize("text", NO_NUMBERS)
 def test_digits_are_ascii_and_alone(text: str) -> None:
     for parse in (parse_whole, parse_bytes, parse_count, parse_decimal):
-        if parse is parse_decimal and text == "9" * 5000:
-            continue
         with pytest.raises(ValueError):
             parse(text)
     with pytest.raises(Exception, match="is not a whole number of 0 or more"):
@@ -77,7 +75,9 @@ def test_decimals(text: str, number: float) -> None:
     assert parse_decimal(text) == number
 
 
-@pytest.mark.parametrize("text", ["nan", "inf", "0_1.5", "٠.٥", " 0.5", "+0.5", "0.5\n", ".", "0x1", "0.５"])
+@pytest.mark.parametrize(
+    "text", ["nan", "inf", "0_1.5", "٠.٥", " 0.5", "+0.5", "0.5\n", ".", "0x1", "0.５", "1e9999"]
+)
 def test_no_decimals(text: str) -> None:
     with pytest.raises(ValueError):
         parse_decimal(text)

@@ -45,6 +45,9 @@ class Engine:
         self.resting = self.dead = False
         self.refuses: Exception | None = None
         self.waits = 0.0
+        self.hangs = False
+        self.steps: list[Any] = []
+        self.output_processor = SimpleNamespace(update_scheduler_stats=self.steps.append)
         given: dict[str, Any] = {
             "max_logprobs": 20,
             "logprobs_mode": "raw_logprobs",
@@ -66,6 +69,7 @@ class Engine:
             raise EngineDeadError
         if self.refuses is not None:
             raise self.refuses
+        await self.turn()
         await asyncio.sleep(self.waits)
         text = list(prompt["prompt_token_ids"])
         self.asked.append((text, parameters))
@@ -88,7 +92,13 @@ class Engine:
     def get_num_unfinished_requests(self) -> int:
         return self.busy
 
+    async def turn(self) -> None:
+        """As long as the engine hangs, nothing comes back from it."""
+        if self.hangs:
+            await asyncio.Event().wait()
+
     async def is_paused(self) -> bool:
+        await self.turn()
         return self.resting
 
     async def is_sleeping(self) -> bool:
@@ -226,7 +236,8 @@ def test_what_is_not_refused(
     engine = Engine(nothing)
     engine.vllm_config.load_config.load_format = load_format
     made = start(engine)
-    assert not made.watches and made.health.reason is None  # type: ignore[attr-defined]
+    # That it still answers is watched all the same.
+    assert made.watches == (asked > 0) and made.health.reason is None  # type: ignore[attr-defined]
     assert len(engine.asked) >= asked
     assert ("is not a number" in said.text) == (asked > 0)
 
@@ -239,7 +250,7 @@ def test_models_that_continue_no_texts(
 ) -> None:
     engine = Engine(**config)
     engine.tasks = tasks
-    start(engine)
+    assert start(engine).watches  # type: ignore[attr-defined]
     assert engine.asked == [] and "canary: left out: this model does not" in said.text
 
 
@@ -249,17 +260,47 @@ def test_no_more_canaries(said: pytest.LogCaptureFixture, monkeypatch: pytest.Mo
     monkeypatch.setenv(settings.INTERVAL_NAME, "soon")
     with pytest.raises(Exception, match="GB10_CANARY_INTERVAL='soon' is not a number of seconds"):
         start(Engine())
+    monkeypatch.setenv(settings.INTERVAL_NAME, "1e9999")
+    with pytest.raises(Exception, match="GB10_CANARY_INTERVAL='1e9999' is not a number of seconds"):
+        start(Engine())
     monkeypatch.setenv(settings.CANARY_NAME, "yes")
     with pytest.raises(Exception, match="GB10_CANARY='yes' is none of: refuse, report, off"):
         start(Engine())
 
 
-def watched(engine: Engine, then: Callable[[], Awaitable[None]], interval: float = 0.002) -> list[str]:
+def test_a_canary_that_vllm_refuses_leaves_the_watch(said: pytest.LogCaptureFixture) -> None:
+    engine = Engine()
+    engine.refuses = VLLMValidationError("no such thing")
+    assert start(engine).watches  # type: ignore[attr-defined]
+    assert "canary: left out: VLLMValidationError: no such thing" in said.text
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_the_first_canary_has_a_limit(
+    said: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
+    monkeypatch.setattr(endpoints, "FIRST_LIMIT", 0.2 if hangs else 30)
+    engine = Engine()
+    engine.hangs = hangs
+    if not hangs:
+        assert start(engine).health.reason is None
+        return
+    with pytest.raises(Refused):
+        start(engine)
+    assert "gb10: refused: no answer within 0 s to the first requests" in said.text
+    assert "hangs, or this machine is too slow" in said.text
+    monkeypatch.setenv(settings.CANARY_NAME, "report")
+    assert start(engine).watches  # type: ignore[attr-defined]
+
+
+def watched(
+    engine: Engine, then: Callable[[], Awaitable[None]], interval: float = 0.002, sings: bool = True
+) -> list[str]:
     """What a watch has found when ``then`` is over."""
 
     async def run() -> list[str]:
         found: list[str] = []
-        task = asyncio.create_task(watch(engine, Canary(engine), interval, found.append))
+        task = asyncio.create_task(watch(engine, Canary(engine) if sings else None, interval, found.append))
         await then()
         assert not task.done() or task.exception() is None
         task.cancel()
@@ -343,16 +384,98 @@ def test_a_canary_takes_a_hundredth_of_the_time() -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "LIMIT", 0.02)
+    monkeypatch.setattr(health, "LIMIT", 0.2)
     engine = Engine()
     engine.waits = 60
 
     async def then() -> None:
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.8)
 
     assert watched(engine, then) == ["no answer within 0 s to a request of a few tokens"]
     engine.resting = True
     assert watched(engine, then) == []
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("sings", [True, False])
+@pytest.mark.parametrize("busy", [0, 1])
+def test_an_engine_that_hangs(monkeypatch: pytest.MonkeyPatch, busy: int, sings: bool) -> None:
+    """Not even whether it rests comes back: idle or for ever busy, with canaries or without."""
+    monkeypatch.setattr(health, "LIMIT", 0.3)
+    monkeypatch.setattr(health, "BUSY_LIMIT", 0.4)
+    engine = Engine()
+    engine.busy = busy
+
+    async def then() -> None:
+        await asyncio.sleep(0.1)
+        engine.hangs = True
+        await asyncio.sleep(1)
+
+    (said,) = watched(engine, then, sings=sings)
+    assert "given nothing for 0 s" in said or "to a request" in said
+
+    async def lives() -> None:
+        engine.hangs = False
+        await asyncio.sleep(1)
+
+    assert watched(engine, lives, sings=sings) == []
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("steps", [True, False])
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_busy_engine_is_well_as_long_as_it_steps(
+    monkeypatch: pytest.MonkeyPatch, steps: bool, answers: bool
+) -> None:
+    """A canary behind a long queue, and a question behind a long step, wait while others get tokens."""
+    monkeypatch.setattr(health, "BUSY_LIMIT", 0.4)
+    engine = Engine()
+    engine.busy = 7
+    engine.waits = 60
+    engine.hangs = not answers
+
+    async def then() -> None:
+        for number in range(60):
+            await asyncio.sleep(0.02)
+            if steps:
+                engine.output_processor.update_scheduler_stats(number)
+
+    said = watched(engine, then)
+    assert len(said) == (not steps)
+    assert engine.steps == (list(range(60)) if steps else [])
+
+
+def test_vllm_tells_of_each_step() -> None:
+    """Its own output handler, with what an engine sends after a step that brought no token."""
+    from vllm.v1.engine import EngineCoreOutputs
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.output_processor import OutputProcessor
+
+    async def run() -> list[bool]:
+        sent: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
+        client: Any = SimpleNamespace(
+            output_handler=None,
+            engine_core=SimpleNamespace(get_output_async=sent.get),
+            output_processor=OutputProcessor(None, log_stats=False),
+            log_stats=False,
+            logger_manager=None,
+            renderer=SimpleNamespace(mm_processor_cache=None),
+        )
+        AsyncLLM._run_output_handler(client)
+        life = health.Life(client)
+        found = []
+        for steps in (True, False):
+            asked = asyncio.create_task(life.within(0.5, asyncio.sleep(60)))
+            for _ in range(15):
+                await asyncio.sleep(0.1)
+                if steps:
+                    sent.put_nowait(EngineCoreOutputs())
+            found.append(asked.done() and isinstance(asked.exception(), TimeoutError))
+            asked.cancel()
+        client.output_handler.cancel()
+        return found
+
+    assert asyncio.run(run()) == [False, True]
 
 
 @pytest.mark.usefixtures("quick")

@@ -28,6 +28,9 @@ logger = logging.getLogger("vllm.gb10")
 
 ROUTING = "/v1/gb10/routing"
 
+FIRST_LIMIT = 900.0
+"""Seconds for the first canary: kernels may still be compiled for it."""
+
 Report = Callable[[], Mapping[str, Any]]
 
 _report: Report | None = None
@@ -67,7 +70,8 @@ class Endpoints:
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Ask the first canary, and go on with it as long as the server runs.
 
-        Raises Refused, after the line that `gb10 serve` looks for, where the model answers no sense.
+        Raises Refused, after the line that `gb10 serve` looks for, where the model answers no sense
+        or nothing in time.
         """
         if engine_client is None:
             return
@@ -75,46 +79,59 @@ class Endpoints:
         wanted, interval = settings.Canary.from_env(), settings.interval()
         if wanted is settings.Canary.OFF:
             return
-        config = engine_client.vllm_config
-        if config.load_config.load_format == "dummy":
+        if engine_client.vllm_config.load_config.load_format == "dummy":
             wanted = settings.Canary.REPORT  # made up: there is nothing to judge
-        if (
-            "generate" not in await engine_client.get_supported_tasks()
-            or config.model_config.is_encoder_decoder
-        ):
-            logger.info("%sleft out: this model does not continue texts", log.CANARY)
-            return
-        canary = Canary(engine_client)
-        logger.info(log.ASKING)
-        try:
-            sung = await canary.sing()
-        except Unasked as error:
-            logger.warning("%sleft out: %s", log.CANARY, error)
-            return
-        if sung.fault is None:
-            logger.info("%s%s", log.CANARY, sung.words)
-        elif wanted is settings.Canary.REFUSE:
-            refuse(f"{sung.fault}; {_advice()}, and {settings.CANARY_NAME}=report serves all the same")
-        else:
-            logger.warning("%s%s", log.CANARY, sung.words)
-        if sung.fault is None and interval > 0:
+        canary = await _first(engine_client, wanted)
+        if interval > 0:
             found = self.health.fail if wanted is settings.Canary.REFUSE else _only_said
             state.gb10_watch = asyncio.create_task(watch(engine_client, canary, interval, found))
+
+
+async def _first(client: Any, wanted: settings.Canary) -> Canary | None:
+    """Ask the first canary. The one for later, None where further ones say nothing new.
+
+    Raises Refused where the model answers no sense, or nothing in time, and that is not only to be reported.
+    """
+    model = client.vllm_config.model_config
+    if "generate" not in await client.get_supported_tasks() or model.is_encoder_decoder:
+        logger.info("%sleft out: this model does not continue texts", log.CANARY)
+        return None
+    canary = Canary(client)
+    logger.info(log.ASKING)
+    try:
+        async with asyncio.timeout(FIRST_LIMIT):
+            sung = await canary.sing()
+    except Unasked as error:
+        # It may be taken later, when there is room.
+        logger.warning("%sleft out: %s", log.CANARY, error)
+        return canary
+    except TimeoutError:
+        cause = "vLLM's engine hangs, or this machine is too slow for the model"
+        fault = words = f"no answer within {FIRST_LIMIT:.0f} s to the first requests of a few tokens"
+    else:
+        if sung.fault is None:
+            logger.info("%s%s", log.CANARY, sung.words)
+            return canary
+        cause = "its weights or scales may be broken: check the checkpoint, or get it again"
+        fault, words = sung.fault, sung.words
+    if wanted is settings.Canary.REFUSE:
+        refuse(f"{fault}; {_advice(cause)}, and {settings.CANARY_NAME}=report serves all the same")
+    logger.warning("%s%s", log.CANARY, words)
+    return None
 
 
 def _only_said(fault: str) -> None:
     logger.warning("%s%s", log.CANARY, fault)
 
 
-def _advice() -> str:
-    """What a user can do about a model that answers no sense."""
+def _advice(cause: str) -> str:
+    """What a user can do about a model that answers no sense, or nothing. ``cause``: where no kernel is."""
     ours = current_platform.is_cuda() and CudaMode.of_process().engine is Engine.GB10
-    checkpoint = "its weights or scales may be broken: check the checkpoint, or get it again"
     if not ours:
-        return checkpoint
+        return cause
     return (
         "to find out which kernels do that, serve with --engine stock, then with GB10_ENGINE_PARTS set to "
-        f"one part after the other (docs/engine.md); if stock does the same, {checkpoint}"
+        f"one part after the other (docs/engine.md); if stock does the same, {cause}"
     )
 
 

@@ -1,28 +1,39 @@
-"""Whether a server is well: its engine lives, and its model passed the last canary.
+"""Whether a server is well: its engine lives and gives answers, and its model passed the last canary.
 
 The canary is asked when the server has nothing to do, and after `OVERDUE` times its interval even if it has.
-It never takes more than a hundredth of the time. What it finds is final: a model that has once answered no
-sense is not to be trusted, and a server that was found ill stays ill until it is started anew.
+It never takes more than a hundredth of the time. Each interval the engine has to say whether it rests: one
+that hangs does not. What is found is final: a model that has once answered no sense is not to be trusted, and
+a server that was found ill stays ill until it is started anew.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from gb10.vllm_plugin import log
 from gb10.vllm_plugin.cuda.settings import warn_once
-from gb10.vllm_plugin.server.canary import Canary, Sung, Unasked
+from gb10.vllm_plugin.server.canary import Canary, Unasked
 
 logger = logging.getLogger("vllm.gb10")
+
+Answered = TypeVar("Answered")
 
 OVERDUE = 10
 """Intervals after which a canary is asked of a busy server, too: a few tokens beside all others."""
 
 LIMIT = 300.0
-"""Seconds in which a server that had nothing to do must have answered a canary."""
+"""Seconds without a sign of life of an engine that had nothing to do and was asked something."""
+
+BUSY_LIMIT = 600.0
+"""The same of one that works. What it is asked waits for the step that runs, and a canary for the requests
+before it; but each step is a sign of life."""
+
+_AGAIN = 5
+"""After a canary without an answer, such a part of its limit is left to say that the engine rests."""
 
 _SHARE = 100
 """A canary's own time, this many times, is the least pause before the next."""
@@ -52,41 +63,75 @@ class Health:
         client.check_health = check_health
 
 
-async def watch(client: Any, canary: Canary, interval: float, found: Callable[[str], None]) -> None:
+class Life:
+    """When an engine last gave something: tokens, or the numbers of a step. ``client`` is vLLM's AsyncLLM."""
+
+    def __init__(self, client: Any) -> None:
+        self._last = time.monotonic()
+        processor = client.output_processor
+        # vLLM's output handler calls it once for whatever the engine sends of its steps.
+        told: Callable[[Any], None] = processor.update_scheduler_stats
+
+        def update_scheduler_stats(stats: Any) -> None:
+            self._last = time.monotonic()
+            told(stats)
+
+        processor.update_scheduler_stats = update_scheduler_stats
+
+    async def within(self, limit: float, asked: Coroutine[Any, Any, Answered]) -> Answered:
+        """What ``asked`` brings. Raises TimeoutError when the engine has given nothing at all for so long.
+
+        ``limit`` is in seconds, from now at the earliest. It does not wait for the end of what it gives up.
+        """
+        self._last = time.monotonic()
+        task = asyncio.ensure_future(asked)
+        try:
+            while (left := self._last + limit - time.monotonic()) > 0:
+                await asyncio.wait({task}, timeout=left)
+                if task.done():
+                    return task.result()
+            raise TimeoutError
+        finally:
+            task.cancel()
+
+
+async def watch(client: Any, canary: Canary | None, interval: float, found: Callable[[str], None]) -> None:
     """Ask again and again; ``found`` is told what is wrong, once: then this ends. So it does with the engine.
 
-    ``interval`` is in seconds.
+    ``interval`` is in seconds. Without a canary the engine alone is asked: whether it still answers.
     """
-    pause, skipped = interval, 0
+    life = Life(client)
+    skipped, next_canary = 0, 0.0
     while True:
-        await asyncio.sleep(pause)
+        await asyncio.sleep(interval)
+        busy = client.get_num_unfinished_requests() > 0
+        limit = BUSY_LIMIT if busy else LIMIT
         try:
-            busy = client.get_num_unfinished_requests() > 0
-            if (busy and skipped + 1 < OVERDUE) or await _rests(client):
+            if await life.within(limit, _rests(client)) or canary is None or time.monotonic() < next_canary:
+                continue
+            if busy and skipped + 1 < OVERDUE:
                 skipped += 1
                 continue
             skipped = 0
             try:
-                sung = await _sung(canary, limit=None if busy else LIMIT)
+                sung = await life.within(limit, canary.sing())
             except TimeoutError:
-                if not await _rests(client):
-                    found(f"no answer within {LIMIT:.0f} s to a request of a few tokens")
+                if not await life.within(limit / _AGAIN, _rests(client)):
+                    found(f"no answer within {limit:.0f} s to a request of a few tokens")
                     return
                 continue
             except Unasked as error:
                 warn_once(f"gb10: a canary was left out: {error}")
                 continue
+        except TimeoutError:
+            found(f"vLLM's engine hangs: it has given nothing for {limit:.0f} s, though it was asked")
+            return
         except EngineDeadError:
             return
         if sung.fault is not None:
             found(sung.fault)
             return
-        pause = max(interval, _SHARE * sung.seconds)
-
-
-async def _sung(canary: Canary, limit: float | None) -> Sung:
-    async with asyncio.timeout(limit):
-        return await canary.sing()
+        next_canary = time.monotonic() + _SHARE * sung.seconds
 
 
 async def _rests(client: Any) -> bool:
