@@ -82,28 +82,28 @@ class Endpoints:
             "generate" not in await engine_client.get_supported_tasks()
             or config.model_config.is_encoder_decoder
         ):
-            logger.info("%sleft out: this model does not continue texts", log.CANARY)
+            logger.info("%sleft out: this model does not continue texts", log.ours(log.CANARY))
             return
         canary = Canary(engine_client)
         logger.info(log.ASKING)
         try:
             sung = await canary.sing()
         except Unasked as error:
-            logger.warning("%sleft out: %s", log.CANARY, error)
+            logger.warning("%sleft out: %s", log.ours(log.CANARY), error)
             return
         if sung.fault is None:
-            logger.info("%s%s", log.CANARY, sung.words)
+            logger.info("%s%s", log.ours(log.CANARY), sung.words)
         elif wanted is settings.Canary.REFUSE:
             refuse(f"{sung.fault}; {_advice()}, and {settings.CANARY_NAME}=report serves all the same")
         else:
-            logger.warning("%s%s", log.CANARY, sung.words)
+            logger.warning("%s%s", log.ours(log.CANARY), sung.words)
         if sung.fault is None and interval > 0:
             found = self.health.fail if wanted is settings.Canary.REFUSE else _only_said
             state.gb10_watch = asyncio.create_task(watch(engine_client, canary, interval, found))
 
 
 def _only_said(fault: str) -> None:
-    logger.warning("%s%s", log.CANARY, fault)
+    logger.warning("%s%s", log.ours(log.CANARY), fault)
 
 
 def _advice() -> str:
