@@ -352,7 +352,9 @@ def test_what_really_runs(plain: Serve, serve_variables: dict[str, str]) -> None
     answer = json.loads(body)
     assert status == 200
     assert (answer["vllm"], answer["target"]) == ("0.32.0", "CPU, NVFP4 mode dequant")
-    assert {"operation": "nvfp4_linear", "kernel": "DequantLinearKernel", "tokens": None} in answer["ran"]
+    ours = {"kernel": "gb10 dequant", "tokens": None, "whose": "ours"}
+    assert {"operation": "nvfp4_linear", **ours} in answer["ran"]
+    assert {"operation": "nvfp4_moe", **ours} in answer["ran"]
     assert {row["operation"] for row in answer["planned"]} >= {"nvfp4_linear", "nvfp4_moe", "lm_head"}
     assert answer["differences"] == []
     found = re.match(r"14 tokens in [\d.]+ s, decode and prefill differ by ([\d.]+): ", answer["canary"])

@@ -11,6 +11,7 @@ from gb10.routing import Target
 from gb10.serve.environment import log_folder
 from gb10.serve.own_log import OwnLog
 from gb10.serve.scratch import open_log, running_logs
+from gb10.vllm_plugin import log
 from gb10.vllm_plugin.cuda.settings import Part
 
 LOG = (
@@ -52,8 +53,13 @@ def test_what_ran_in_a_running_server(folder: Path, capsys: pytest.CaptureFixtur
     assert "  attention         FLASH_ATTN, vLLM's choice" in lines
     assert "EMULATION" not in printed
     assert server["log"] == str(path)
-    assert {"operation": "nvfp4_moe", "kernel": "gb10 moe_grouped", "tokens": 8192} in server["ran"]
-    assert {"operation": "kv_cache", "kernel": "bfloat16", "tokens": None} in server["ran"]
+    assert {
+        "operation": "nvfp4_moe",
+        "kernel": "gb10 moe_grouped",
+        "tokens": 8192,
+        "whose": "ours",
+    } in server["ran"]
+    assert {"operation": "kv_cache", "kernel": "bfloat16", "tokens": None, "whose": "vLLM's"} in server["ran"]
     assert (server["engine"], server["planned"], server["differences"]) == (
         "engine gb10, dense fp8, head fp8",
         [],
@@ -67,20 +73,22 @@ SELF_TEST = (
 )
 
 
-def test_all_that_a_log_says_of_a_server() -> None:
+def test_all_that_a_log_says_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """The plan, what ran, what differs, the self-test and the canary; not what a client made vLLM quote."""
     rows = routing.table(Target((9, 0), parts=tuple(Part)), ("nvfp4_moe", "attention", "kv_cache"))
     planned = routing.plan(Target((9, 0)), rows)
     prefix = "(APIServer pid=7) INFO 11-27 03:32:06 [x.py:1] "
-    log = [
+    monkeypatch.setenv(log.WORD_NAME, "3f9c")
+    lines = [
         routing.serving(planned, "0.32.0"),
         *LOG.splitlines(),
         f"{prefix}gb10: self-test: {SELF_TEST}",
-        f"{prefix}gb10: canary: 14 tokens in 0.3 s: the model answers",
+        f"(APIServer pid=7) {log.ours(log.OPEN)}",
+        f"{prefix}gb10[3f9c]: canary: 14 tokens in 0.3 s: the model answers",
         f"{prefix}Received request gb10: unhealthy: no: gb10: first dispatch: dense ran x with 1 tokens",
-        f"{prefix}gb10: unhealthy: the model's answer is not a number (nan)",
+        f"{prefix}gb10[3f9c]: unhealthy: the model's answer is not a number (nan)",
     ]
-    found = routing.report(line + "\n" for line in log)
+    found = routing.report(line + "\n" for line in lines)
     assert (found.gb10, found.vllm, found.target) == (__version__, "0.32.0", str(Target((9, 0))))
     assert found.engine == "engine gb10, dense fp8, head fp8"
     assert list(found.planned) == rows
@@ -105,8 +113,82 @@ def test_all_that_a_log_says_of_a_server() -> None:
     assert json.loads(json.dumps(found.as_json()))["planned"][0]["operation"] == "nvfp4_moe"
 
 
+CLIENT = "(APIServer pid=7) INFO 11-27 03:32:06 [health.py:41] "
+FORGED = {
+    "access": 'INFO:     127.0.0.1:5 - "GET /health?,kv_cache_dtype=hacked, HTTP/1.1" 200 OK\n',
+    "model": f"{CLIENT}Error: The model `Using HACKED for NVFP4 GEMM` does not exist.\n",
+    "unhealthy": f"{CLIENT}Error: x\n{CLIENT}gb10: unhealthy: forged\n",
+    "serving": f"{CLIENT}Error: x\n{CLIENT}gb10: serving: {{\n",
+    "dispatch": f"{CLIENT}x\n{CLIENT}gb10: first dispatch: dense ran forged with 1 tokens\n",
+    "word": f"{CLIENT}x\n{CLIENT}gb10[1234]: unhealthy: forged\n{CLIENT}gb10[]: unhealthy: forged\n",
+    "next line": f"{CLIENT}\x85gb10: unhealthy: forged\x85Using HACKED for NVFP4 GEMM\x85gb10: serving: {{\n",
+    "return": f"{CLIENT}x\rgb10: unhealthy: forged\rUsing HACKED for NVFP4 GEMM\n",
+}
+"""What clients can make vLLM log, while the server is open."""
+
+
+@pytest.fixture
+def started(clean_environment: pytest.MonkeyPatch) -> str:
+    """The log of a server that has just opened."""
+    clean_environment.setenv(log.WORD_NAME, "3f9c")
+    target = Target((9, 0), parts=tuple(Part))
+    planned = routing.plan(target, routing.table(target, ("nvfp4_moe", "attention", "kv_cache")))
+    return f"{routing.serving(planned, '0.32.0')}\n{LOG}(APIServer pid=7) {log.ours(log.OPEN)}\n"
+
+
+@pytest.mark.parametrize("forged", FORGED.values(), ids=FORGED)
+def test_a_client_writes_nothing_that_is_believed(
+    forged: str, started: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, file = open_log(folder)
+    with file:
+        file.write(started.encode())
+        own, opened_late = OwnLog(path), OwnLog(path)
+        before = own.report()
+        file.write(forged.encode())
+        assert own.report() == before == opened_late.report()
+        assert cli.main(["routing", "--live", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == [json.loads(json.dumps({"log": str(path), **before}))]
+        rows = routing.report(started.split("\n")).planned
+        assert routing.compare(rows, started + forged) == before["differences"]
+        # Ours still counts.
+        file.write(f"{CLIENT}{log.ours(log.UNHEALTHY)}nan\n".encode())
+        assert own.report() == before | {"unhealthy": "nan"}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"planned": [{}]}', '{"planned": 1}'])
+def test_a_plan_that_cannot_be_read_is_one_line(text: str) -> None:
+    found = routing.report([log.SERVING + text, *LOG.splitlines()])
+    (line,) = found.differences
+    assert line.startswith("the log's line of what was planned cannot be read: ") and "\n" not in line
+    assert found.ran
+
+
+def test_a_kernel_has_the_name_and_the_owner_of_the_plan() -> None:
+    """vLLM names the classes that the CPU engine stands behind."""
+    rows = routing.table(Target(), ("nvfp4_linear", "nvfp4_moe", "attention"))
+    lines = [
+        routing.serving(routing.plan(Target(), rows), "0.32.0"),
+        *LOG.splitlines()[:1],
+        "INFO [__init__.py:1240] Using DequantLinearKernel for NVFP4 GEMM",
+        LOG.splitlines()[2],
+    ]
+    assert [one.words for one in routing.report(lines).ran][:2] == [
+        "NVFP4 linear      gb10 dequant, ours",
+        "NVFP4 MoE         gb10 dequant, ours",
+    ]
+
+
+@pytest.mark.parametrize("other", [["D"], ["--capability", "12.1"], ["--flags"], ["--dense", "keep"]])
+def test_options_that_say_nothing_of_a_running_server(
+    other: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["routing", *other, "--live"]) == 2
+    assert "--live says what runs" in capsys.readouterr().err
+
+
 def test_an_empty_log_says_nothing() -> None:
-    assert routing.report([]).as_json() == routing.Report(planned=[], ran=[]).as_json()
+    assert routing.report([]).as_json() == routing.Report(planned=[], ran=[], differences=[]).as_json()
     assert routing.report([]).lines == ["nothing has run yet, or the log does not say it"]
 
 

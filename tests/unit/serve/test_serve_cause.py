@@ -154,10 +154,16 @@ def test_an_exception_of_cpp_is_an_error() -> None:
 
 
 def test_refusal() -> None:
-    refusal = partial(after, PREFIX)
-    assert refusal(CORE + "gb10: refused: norm.weight is not there\n") == "norm.weight is not there"
-    assert refusal("gb10: refused: x") == "x"
-    assert refusal(CORE + "the log says gb10: refused: x") is None
+    refusal = partial(after, PREFIX, word="3f9c")
+    assert refusal(CORE + "gb10[3f9c]: refused: norm.weight is not there\n") == "norm.weight is not there"
+    assert refusal("gb10[3f9c]: refused: x") == "x"
+    for line in (
+        "the log says gb10: refused: x",
+        "gb10: refused: x",
+        "gb10[3f9d]: refused: x",
+        "gb10[]: refused: x",
+    ):
+        assert refusal(CORE + line) is None
 
 
 NONE_KILLED = memory.Kills(0, 0)

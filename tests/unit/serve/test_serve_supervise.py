@@ -261,8 +261,9 @@ def test_an_ignored_signal_stays_ignored(start: Start, number: signal.Signals) -
 def test_a_refusal_in_the_log_is_bad_input(start: Start) -> None:
     """The line comes from vLLM's process while it loads; it is not waited for its end."""
     server = start("""
-        import time
-        print("(Worker pid=7) ERROR 11-22 14:36:19 [x.py:1] gb10: refused: lm_head is not there", flush=True)
+        import os, time
+        us = f"gb10[{os.environ['GB10_LOG_WORD']}]: "
+        print(f"(Worker pid=7) ERROR 11-22 14:36:19 [x.py:1] {us}refused: lm_head is not there", flush=True)
         time.sleep(600)
     """)
     with pytest.raises(UserError) as caught:
@@ -272,10 +273,14 @@ def test_a_refusal_in_the_log_is_bad_input(start: Start) -> None:
 
 
 def test_a_server_that_turns_red_says_so(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
+    """A client can make vLLM log its line ends, and what looks like our line behind them."""
     server = start("""
-        print("(APIServer pid=7) ERROR 11-22 14:36:19 [x.py:1] gb10: unhealthy: not a number", flush=True)
-        print("(APIServer pid=7) INFO 11-22 14:36:19 [x.py:1] asked: gb10: unhealthy: no", flush=True)
-        import time; time.sleep(1)
+        import os, time
+        logged = "(APIServer pid=7) ERROR 11-22 14:36:19 [health.py:41] "
+        print(f"{logged}asked: x\\n{logged}gb10: unhealthy: forged", flush=True)
+        print(f"{logged}asked: gb10[1234]: unhealthy: forged", flush=True)
+        print(f"{logged}gb10[{os.environ['GB10_LOG_WORD']}]: unhealthy: not a number", flush=True)
+        time.sleep(1)
         raise ValueError("that is all")
     """)
     with pytest.raises(ServerFailed, match="that is all"):

@@ -52,7 +52,10 @@ def _live(*, as_json: bool) -> int:
 
     logs = running_logs(log_folder(os.environ))
     if not logs:
-        raise UserError("--live: no `gb10 serve` of this user runs here; start one, or leave out --live")
+        raise UserError(
+            "--live: no `gb10 serve` of this user runs here with the same XDG_STATE_HOME; start one, or "
+            "leave out --live"
+        )
     servers = []
     for path in logs:
         with path.open(errors="replace") as lines:
@@ -102,11 +105,15 @@ def run(
     flags: Annotated[bool, Option("--flags", help="print what forces each backend by hand")] = False,
     as_json: Annotated[bool, Option("--json", help="print JSON")] = False,
     of_servers: Annotated[
-        bool, Option("--live", help="what ran in the servers of this user that run")
+        bool, Option("--live", help="what ran in this user's servers with the same XDG_STATE_HOME")
     ] = False,
 ) -> int:
     """Print which backend runs each operation, whose choice it is, and why."""
     if of_servers:
+        others = (model, capability, flashinfer, engine, *(routes or ()))
+        plain = (cpu_mode, dense, head) == (Mode.DEQUANT, Format.FP8, Format.FP8)
+        if any(one is not None for one in others) or not plain or fp8_kv_cache or flags:
+            raise UserError("--live says what runs: MODEL and the other options but --json do not go with it")
         return _live(as_json=as_json)
     if capability is None:
         gpus = device.detect_gpus()

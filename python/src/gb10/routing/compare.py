@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from gb10.routing.rules import BY_NAME, OPEN, OURS
+from gb10.routing.rules import BY_NAME, OPEN, OURS, VLLM
 from gb10.routing.table import Route
 from gb10.vllm_plugin.cuda import dispatch
 from gb10.vllm_plugin.cuda.dispatch import Dispatch
-from gb10.vllm_plugin.log import bare
+from gb10.vllm_plugin.log import Reader, split
 
 _NAME = "gb10: "
 
@@ -36,12 +36,12 @@ _SILENT = ("attention", "sampling", "gdn_prefill", "kv_cache")
 _TELLS = re.compile("|".join([_STARTED, *_SAYS.values()]))
 
 
-def told(lines: Iterable[str]) -> Iterator[str]:
-    """The lines of a log that say what runs, without their prefixes.
+def told(lines: Iterable[str], reader: Reader | None = None) -> Iterator[str]:
+    """The lines of a log that say what runs, without their prefixes; what clients sent is none of them.
 
-    Ours begin with our name: one that quotes a client is none.
+    ``reader``: of a log whose earlier lines were told before. What was told can be told again.
     """
-    for line in map(bare, lines):
+    for line in (reader or Reader()).lines(lines):
         if line.startswith(_NAME) or _TELLS.search(line):
             yield line
 
@@ -125,25 +125,41 @@ class Ran:
     operation: str
     kernel: str
     tokens: int | None = None
+    whose: str = VLLM
+    """Whose choice it is, as the table has it."""
 
     @property
     def words(self) -> str:
         """One line for people."""
         title = BY_NAME[self.operation].title if self.operation in BY_NAME else self.operation
-        first = "vLLM's choice" if self.tokens is None else f"first with {self.tokens} tokens"
+        named = "vLLM's choice" if self.whose == VLLM else self.whose
+        first = named if self.tokens is None else f"first with {self.tokens} tokens"
         return f"{title:<18}{self.kernel}, {first}"
 
 
-def live(log: str) -> list[Ran]:
-    """What ran in a server with this log: first dispatches of our engine, then what vLLM says it chose."""
-    log = "\n".join(told(log.splitlines()))
+def _named(operation: str, found: str, rows: Sequence[Route]) -> Ran:
+    """What vLLM says it chose; by the name of the planned row that means the same, if there is one."""
+    of = [row for row in rows if (row.like or row.operation) == operation and row.backend != OPEN]
+    row = next((row for row in of if _same(row, found)), None)
+    return Ran(operation, found) if row is None else Ran(operation, row.backend, whose=row.whose)
+
+
+def live(log: str, rows: Sequence[Route] = ()) -> list[Ran]:
+    """What ran in a server with this log: first dispatches of our engine, then what vLLM says it chose.
+
+    ``rows``: what was planned.
+    """
+    log = "\n".join(told(split(log)))
     found = [
-        Ran(one.operation, f"gb10 {one.kernel}" if one.ours else one.kernel, one.tokens) for one in _ran(log)
+        Ran(one.operation, f"gb10 {one.kernel}", one.tokens, OURS)
+        if one.ours
+        else Ran(one.operation, one.kernel, one.tokens)
+        for one in _ran(log)
     ]
     seen = {one.operation for one in found}
     said = {name: _kv_cache(log) if name == "kv_cache" else _found(name, log) for name in _SAYS}
     return found + [
-        Ran(name, kernel) for name, kernels in said.items() if name not in seen for kernel in kernels
+        _named(name, kernel, rows) for name, kernels in said.items() if name not in seen for kernel in kernels
     ]
 
 
@@ -153,7 +169,7 @@ def compare(rows: Sequence[Route], log: str) -> list[str]:
     ``log`` is the log of a server that is ready. The last kind: rows of which the table said that vLLM would
     choose. An empty list means that all is as the table said, or that the log says nothing.
     """
-    log = "\n".join(told(log.splitlines()))
+    log = "\n".join(told(split(log)))
     if _STARTED not in log:
         return []
     lines = []

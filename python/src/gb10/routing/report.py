@@ -13,7 +13,7 @@ from gb10 import __version__
 from gb10.routing.compare import Ran, compare, live, told
 from gb10.routing.rules import Target
 from gb10.routing.table import Route
-from gb10.vllm_plugin.log import CANARY, SELF_TEST, SERVING, UNHEALTHY, after
+from gb10.vllm_plugin.log import CANARY, SELF_TEST, SERVING, UNHEALTHY, ours
 
 _ENGINE = re.compile(r"gb10: (engine (?:gb10|stock)\b.*)")
 """`gb10.vllm_plugin.cuda.settings.CudaMode.line`."""
@@ -32,7 +32,7 @@ def plan(target: Target, rows: Sequence[Route]) -> dict[str, Any]:
 
 def serving(planned: Mapping[str, Any], vllm: str) -> str:
     """The line of the log that says what a server is about to run; ``vllm`` is that one's version."""
-    return SERVING + json.dumps({"vllm": vllm, **planned})
+    return ours(SERVING + json.dumps({"vllm": vllm, **planned}))
 
 
 @dataclass(frozen=True)
@@ -80,11 +80,7 @@ def _words(found: Mapping[str, Any]) -> str:
 def report(lines: Iterable[str]) -> Report:
     """What the lines of a server's log say."""
     log = list(told(lines))
-    said: dict[str, Any] = json.loads(_last(log, SERVING) or "{}")
-    rows = [
-        Route(**{**row, "batch": tuple(row["batch"]), "forces": tuple(row["forces"])})
-        for row in said.pop("planned", ())
-    ]
+    said, rows, trouble = _planned(_last(log, SERVING))
     tested = [found for line in log if (found := _SELF_TEST.fullmatch(line))]
     engines = [found[1] for line in log if (found := _ENGINE.match(line))]
     text = "\n".join(log)
@@ -92,16 +88,29 @@ def report(lines: Iterable[str]) -> Report:
         **said,
         engine=engines[-1] if engines else None,
         planned=rows,
-        ran=live(text),
-        differences=compare(rows, text) if rows else (),
+        ran=live(text, rows),
+        differences=[*trouble, *(compare(rows, text) if rows else ())],
         self_test=_numbers(tested[-1]) if tested else None,
         canary=_last(log, CANARY),
         unhealthy=_last(log, UNHEALTHY),
     )
 
 
+def _planned(text: str | None) -> tuple[dict[str, Any], list[Route], list[str]]:
+    """Versions and target, the planned rows, and what is wrong with the line that says them."""
+    try:
+        said = json.loads(text or "{}")
+        rows = [
+            Route(**{**row, "batch": tuple(row["batch"]), "forces": tuple(row["forces"])})
+            for row in said.get("planned", ())
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return {}, [], [f"the log's line of what was planned cannot be read: {' '.join(str(error).split())}"]
+    return {name: said.get(name) for name in ("gb10", "vllm", "target")}, rows, []
+
+
 def _last(log: Sequence[str], prefix: str) -> str | None:
-    said = [text for line in log if (text := after(prefix, line)) is not None]
+    said = [line.removeprefix(prefix).strip() for line in log if line.startswith(prefix)]
     return said[-1] if said else None
 
 

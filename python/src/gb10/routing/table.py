@@ -85,7 +85,9 @@ def _batches(part: Part, target: Target) -> Iterator[Route]:
         try:
             found = _route(part, target, batch)
         except LookupError:
-            raise UserError(f"no NVFP4 kernels are known for {target}; GPUs of 7.5 to 12.1 have some") from None
+            raise UserError(
+                f"no NVFP4 kernels are known for {target}; GPUs of 7.5 to 12.1 have some"
+            ) from None
         end = found.batch[1]
         yield replace(found, batch=(batch, end))
         batch = None if end is None else end + 1

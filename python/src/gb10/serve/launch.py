@@ -51,7 +51,7 @@ from gb10.serve import guard, shed, validation
 from gb10.serve.own_log import OwnLog
 from gb10.serve.preflight import Verdict
 from gb10.serve.words import one_line
-from gb10.vllm_plugin import patches
+from gb10.vllm_plugin import log, patches
 from gb10.vllm_plugin.load_proof import rehearsal
 from gb10.vllm_plugin.server import endpoints
 
@@ -302,6 +302,7 @@ async def _serve(prepared: Prepared) -> None:
     signal.signal(signal.SIGTERM, interrupt)
     address, listening = setup_server(prepared.arguments, reuse_port=False)
     async with build_async_engine_client_from_engine_args(prepared.engine, usage_context=_CONTEXT) as client:
+        print(log.ours(log.OPEN), flush=True)  # the engine has said what it chose
         end = await build_and_serve(client, address, listening, prepared.arguments)
     try:
         await end

@@ -6,6 +6,7 @@ from typing import Any
 
 from gb10 import routing
 from gb10.routing.compare import told
+from gb10.vllm_plugin.log import Reader, split
 
 _STANDARD_OUTPUT = Path("/proc/self/fd/1")
 """`gb10 serve` gives vLLM's processes a file there; opened anew it is read from its beginning."""
@@ -18,6 +19,7 @@ class OwnLog:
         self._path = path
         self._lock = threading.Lock()
         self._offset = 0
+        self._reader = Reader()
         self._told: list[str] = []
 
     def report(self) -> dict[str, Any]:
@@ -29,5 +31,5 @@ class OwnLog:
                     data = file.read()
                 whole = data[: data.rfind(b"\n") + 1]
                 self._offset += len(whole)
-                self._told += told(whole.decode(errors="replace").splitlines())
+                self._told += told(split(whole.decode(errors="replace")), self._reader)
             return routing.report(self._told).as_json()

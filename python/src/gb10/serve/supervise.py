@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from gb10.serve import cause, keeper, progress
 from gb10.serve.readiness import Probe
 from gb10.serve.scratch import Scratch, clear_left_overs, open_log
 from gb10.vllm_plugin import lifeline, refusal
-from gb10.vllm_plugin.log import UNHEALTHY, after
+from gb10.vllm_plugin.log import UNHEALTHY, WORD_NAME, after
 
 TERM_GRACE = 6.0
 """Seconds that vLLM gets after SIGTERM before it is killed. Killing takes well under a second more."""
@@ -89,6 +90,7 @@ class Server:
         self.refused: str | None = None
         """What vLLM's log says against the model, if it does (`gb10.vllm_plugin.refusal`)."""
         self._verbose = verbose
+        self._word = secrets.token_hex(8)
         self._tail: deque[str] = deque(maxlen=_TAIL)
         self._partial = b""
         self._offset = 0
@@ -107,6 +109,7 @@ class Server:
                 **self._scratch.variables(environment),
                 "PYTHONUNBUFFERED": "1",
                 lifeline.ENV_NAME: str(self._deaths),
+                WORD_NAME: self._word,
                 watch.ENV_NAME: str(self._scratch.path / watch.BOARD),
             }
             self._board = watch.Board(variables[watch.ENV_NAME], write=True)
@@ -159,7 +162,7 @@ class Server:
             for raw in whole:
                 line = raw.decode(errors="replace")
                 self._tail.append(line)
-                self.refused = self.refused or after(refusal.PREFIX, line)
+                self.refused = self.refused or after(refusal.PREFIX, line, self._word)
                 if self._verbose:
                     progress.write(f"{line}\n")
                 yield line
@@ -250,7 +253,7 @@ class Server:
         """
         while self.stopping is None:
             for line in self.new_lines():
-                if (reason := after(UNHEALTHY, line)) is not None:
+                if (reason := after(UNHEALTHY, line, self._word)) is not None:
                     progress.write(f"unhealthy: {reason} (/health says so; a restart is needed)\n")
             self._tell()
             try:

@@ -1,6 +1,21 @@
-"""Lines of vLLM's log, as `gb10 serve` and others read them. Light: no torch, no vLLM."""
+"""Lines of vLLM's log, as `gb10 serve` and others read them. Light: no torch, no vLLM.
 
+vLLM logs what clients send, with line ends and all. So what we write of a server begins with a word that is
+new with each start and that no client sees (`ours`), and what vLLM says of itself counts until the server
+opens (`OPEN`): before that no client was heard (`Reader`).
+"""
+
+import os
 import re
+from collections.abc import Iterable, Iterator
+
+WORD_NAME = "GB10_LOG_WORD"
+"""The variable with that word, for the processes of vLLM (`gb10.serve.supervise.Server`)."""
+
+_NAME = "gb10: "
+
+OPEN = "gb10: the server opens"
+"""Written when the engine is up, and before a client is heard."""
 
 SERVING = "gb10: serving: "
 """Begins the line with the versions and the plan of the server, in JSON (`gb10.routing.report`)."""
@@ -26,15 +41,55 @@ _PREFIX = re.compile(
 )
 
 
+_MARK = re.compile(r"gb10\[(\w+)\]: ")
+
+
 def bare(line: str) -> str:
     """A line without what vLLM's logger, processes and progress bars put in front, and without its end."""
     return _PREFIX.sub("", line.rstrip("\n"))
 
 
-def after(prefix: str, line: str) -> str | None:
-    """What a line of ours says after ``prefix``, None for any other line.
+def split(text: str) -> list[str]:
+    """The lines of a log. Progress bars go back to the begin of theirs; no other character ends one."""
+    return re.split(r"[\r\n]", text)
 
-    It has to begin with it: a line that quotes what a client sent says nothing.
+
+def _mark(word: str) -> str:
+    return f"gb10[{word}]: "
+
+
+def ours(text: str) -> str:
+    """A line that begins with ``gb10: ``, with this start's word in it; as it is where there is none."""
+    word = os.environ.get(WORD_NAME)
+    return _mark(word) + text.removeprefix(_NAME) if word else text
+
+
+def after(prefix: str, line: str, word: str) -> str | None:
+    """What a line that we wrote with ``word`` (`ours`) says after ``prefix``, None for any other line."""
+    _, _, said = line.partition(_mark(word))
+    wanted = prefix.removeprefix(_NAME)
+    return said.removeprefix(wanted).strip() if said.startswith(wanted) else None
+
+
+class Reader:
+    """Reads a log from its beginning on, and believes what no client can have written.
+
+    The word is that of the first line with one: the line `SERVING`, long before the server opens. It is
+    enough that it stands somewhere in a line: several processes write into the log.
     """
-    text = bare(line)
-    return text.removeprefix(prefix).strip() if text.startswith(prefix) else None
+
+    def __init__(self) -> None:
+        self._word: str | None = None
+        self._open = False
+
+    def lines(self, lines: Iterable[str]) -> Iterator[str]:
+        """The lines that follow and count, without their prefixes; ours begin with ``gb10: ``, wordless."""
+        for line in map(bare, lines):
+            if self._word is None and (found := _MARK.search(line)) is not None:
+                self._word = found[1]
+            said = "" if self._word is None else line.partition(_mark(self._word))[2]
+            if said:
+                self._open = self._open or (_NAME + said).startswith(OPEN)
+                yield _NAME + said
+            elif not self._open:
+                yield line

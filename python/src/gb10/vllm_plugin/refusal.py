@@ -4,6 +4,7 @@ import logging
 from typing import NoReturn
 
 from gb10.errors import UserError
+from gb10.vllm_plugin.log import ours
 
 PREFIX = "gb10: refused: "
 """What follows in that line of vLLM's log is the message for the user; the program ends with status 2."""
@@ -18,5 +19,5 @@ class Refused(UserError):
 
 def refuse(message: str) -> NoReturn:
     """Write the line that `gb10 serve` looks for, and raise Refused."""
-    logger.error("%s%s", PREFIX, message)
+    logger.error("%s%s", ours(PREFIX), message)
     raise Refused(f"{PREFIX}{message}")

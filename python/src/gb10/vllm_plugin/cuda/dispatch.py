@@ -8,6 +8,8 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from gb10.vllm_plugin.log import ours
+
 logger = logging.getLogger("vllm.gb10")
 
 PREFIX = "gb10: first dispatch: "
@@ -59,7 +61,7 @@ def ran(operation: str, kernel: str, tokens: int) -> None:
     key = (operation, kernel)
     if key not in _seen and not _silent:
         _seen[key] = Dispatch(operation, kernel, tokens)
-        logger.info("%s", _seen[key].line)
+        logger.info("%s", ours(_seen[key].line))
 
 
 def record() -> tuple[Dispatch, ...]:

@@ -94,7 +94,7 @@ async def _first(client: Any, wanted: settings.Canary) -> Canary | None:
     """
     model = client.vllm_config.model_config
     if "generate" not in await client.get_supported_tasks() or model.is_encoder_decoder:
-        logger.info("%sleft out: this model does not continue texts", log.CANARY)
+        logger.info("%sleft out: this model does not continue texts", log.ours(log.CANARY))
         return None
     canary = Canary(client)
     logger.info(log.ASKING)
@@ -103,25 +103,25 @@ async def _first(client: Any, wanted: settings.Canary) -> Canary | None:
             sung = await canary.sing()
     except Unasked as error:
         # It may be taken later, when there is room.
-        logger.warning("%sleft out: %s", log.CANARY, error)
+        logger.warning("%sleft out: %s", log.ours(log.CANARY), error)
         return canary
     except TimeoutError:
         cause = "vLLM's engine hangs, or this machine is too slow for the model"
         fault = words = f"no answer within {FIRST_LIMIT:.0f} s to the first requests of a few tokens"
     else:
         if sung.fault is None:
-            logger.info("%s%s", log.CANARY, sung.words)
+            logger.info("%s%s", log.ours(log.CANARY), sung.words)
             return canary
         cause = "its weights or scales may be broken: check the checkpoint, or get it again"
         fault, words = sung.fault, sung.words
     if wanted is settings.Canary.REFUSE:
         refuse(f"{fault}; {_advice(cause)}, and {settings.CANARY_NAME}=report serves all the same")
-    logger.warning("%s%s", log.CANARY, words)
+    logger.warning("%s%s", log.ours(log.CANARY), words)
     return None
 
 
 def _only_said(fault: str) -> None:
-    logger.warning("%s%s", log.CANARY, fault)
+    logger.warning("%s%s", log.ours(log.CANARY), fault)
 
 
 def _advice(cause: str) -> str:

@@ -49,7 +49,7 @@ class Health:
         """Turn red, once and for all."""
         if self.reason is None:
             self.reason = reason
-            logger.error("%s%s", log.UNHEALTHY, reason)
+            logger.error("%s%s", log.ours(log.UNHEALTHY), reason)
 
     def guard(self, client: Any) -> None:
         """Let ``client.check_health``, which all of vLLM's routes ask, fail while the server is ill."""
