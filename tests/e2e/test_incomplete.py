@@ -374,6 +374,20 @@ def test_load(said: dict[str, tuple[str | None, str | None]], name: str) -> None
         assert re.search(case.said, load), load
 
 
+def _refused(folder: Path, variables: dict[str, str]) -> tuple[str, subprocess.CompletedProcess[str]]:
+    """The last line of a `gb10 serve` that refuses a checkpoint with status 2, and all of it."""
+    done = subprocess.run(
+        [*command(), str(folder), "--port", str(free_port())],
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    return done.stderr.strip().splitlines()[-1], done
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -387,16 +401,7 @@ def test_load(said: dict[str, tuple[str | None, str | None]], name: str) -> None
 def test_serve_refuses(name: str, demo_model: Path, serve_variables: dict[str, str], tmp_path: Path) -> None:
     """One line and status 2, whether the headers show it or the values at the load."""
     case = CASES[name]
-    done = subprocess.run(
-        [*command(), str(write_variant(demo_model, tmp_path / "model", case)), "--port", str(free_port())],
-        env=serve_variables,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 2, done.stdout + done.stderr
-    last = done.stderr.strip().splitlines()[-1]
+    last, done = _refused(write_variant(demo_model, tmp_path / "model", case), serve_variables)
     assert last.startswith("gb10: error: the checkpoint "), done.stderr
     assert case.said is not None
     assert re.search(case.said, last), last
@@ -414,18 +419,9 @@ def deaf(tensors: Tensors) -> None:
 def test_the_canary_refuses(demo_model: Path, serve_variables: dict[str, str], tmp_path: Path) -> None:
     """A model that loads and computes numbers, and does not listen to what it is told."""
     folder = write_variant(demo_model, tmp_path / "model", Case(deaf, None))
-    done = subprocess.run(
-        [*command(), str(folder), "--port", str(free_port())],
-        env=serve_variables,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 2, done.stdout + done.stderr
-    last = done.stderr.strip().splitlines()[-1]
     said = (
         "gb10: error: the model gives the same answer, bit by bit, to different texts; its weights or scales"
     )
+    last, done = _refused(folder, serve_variables)
     assert last.startswith(said), done.stderr
     assert "ready after" not in done.stdout
