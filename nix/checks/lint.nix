@@ -65,10 +65,12 @@ in
         lint "shell"
           [
             ../../.ci
+            ../../.envrc
             ../../nixw
             ../../lab/gpu
             ../../nix/apps/driver-libraries.sh
             ../../nix/debian
+            ../../nix/shell-hook.sh
             ../../nix/wheelhouse/patch-elf.sh
             ../../tests/nix/derivations
             ../../tests/nix/fresh-machine
