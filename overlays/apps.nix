@@ -35,7 +35,7 @@ final: prev: {
     # Nothing of it runs where it is built.
     cuda-aarch64-unpacked = final.gb10.environment {
       name = "gb10-cuda-aarch64-unpacked";
-      description = "The CUDA wheels for aarch64, unpacked and patched on any machine";
+      description = "CUDA wheels for aarch64, unpacked and patched on any machine";
       wheels = final.gb10.wheelhouse.wheelsOf {
         profile = "cuda";
         system = "aarch64-linux";

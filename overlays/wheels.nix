@@ -88,7 +88,7 @@ in
     # The wheels of `tools` alone: a check puts the sources that it reads on PYTHONPATH.
     test-env = final.gb10.environment {
       name = "gb10-test-env";
-      description = "The tools of the tests, with vLLM for the CPU";
+      description = "Tools of the tests, with vLLM for the CPU";
       wheels = final.gb10.wheels.tools;
     };
   };

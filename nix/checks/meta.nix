@@ -13,6 +13,7 @@ let
     filter
     isList
     map
+    match
     tryEval
     ;
   inherit (pkgs) lib;
@@ -46,7 +47,13 @@ let
     { meta, ... }:
     map (what: "${name}: ${what}") (
       filter (what: what != null) [
-        (if meta.description or "" == "" then "no description" else null)
+        # nixpkgs' manual: no article first, no full stop last.
+        (
+          if match "(A |An |The ).*|.*[.]|" (meta.description or "") != null then
+            "no description, or not as nixpkgs wants it"
+          else
+            null
+        )
         (if toList (meta.license or [ ]) == [ ] then "no licence" else null)
         (if all (system: elem system (meta.platforms or [ ])) systems then null else "platforms lack a system")
         (if meta.sourceProvenance or [ ] == [ ] then "no sourceProvenance" else null)

@@ -46,7 +46,7 @@ pkgs.runCommand "gb10-check-${name}"
       ];
       passthru = { inherit source; };
       meta = import ../packages/meta.nix { inherit pkgs; } {
-        description = "The report of the tests of ${name}";
+        description = "Report of the tests of ${name}";
       };
     }
     // variables

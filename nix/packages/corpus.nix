@@ -60,7 +60,7 @@ rec {
   # heldout.jsonl, and heldout.json: its packages.
   heldout = make {
     name = "gb10-heldout";
-    description = "The text that the testbed model is measured on: Python sources of a dozen projects";
+    description = "Text that the testbed model is measured on: Python sources of a dozen projects";
     profile = "heldout";
     file = "heldout.jsonl";
   };
@@ -68,7 +68,7 @@ rec {
   # corpus.jsonl.xz, and corpus.json: its packages.
   corpus = make {
     name = "gb10-corpus";
-    description = "The text that the testbed model is trained on: Python sources of about a hundred projects";
+    description = "Text that the testbed model is trained on: Python sources of about a hundred projects";
     profile = "corpus";
     file = "corpus.jsonl.xz";
     heldOut = "${heldout}/heldout.jsonl";

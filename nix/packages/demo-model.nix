@@ -53,7 +53,7 @@ pkgs.runCommand "gb10-demo-model"
     PYTHONDONTWRITEBYTECODE = true;
     passthru = { inherit source; };
     meta = import ./meta.nix { inherit pkgs; } {
-      description = "A language model of 13.7 M parameters in NVFP4, trained on Python sources for demonstrations";
+      description = "Language model of 13.7 M parameters in NVFP4, trained on Python sources for demonstrations";
     };
   }
   ''

@@ -51,7 +51,7 @@ let
     pkgs.runCommand "gb10-flashinfer-cuda-home"
       {
         nativeBuildInputs = [ pkgs.stdenv.cc ];
-        meta = meta { description = "A CUDA toolkit as FlashInfer's build expects one, of links"; };
+        meta = meta { description = "CUDA toolkit as FlashInfer's build expects one, of links"; };
         libraries = map (name: "${wheels.cuda.${name}}/${python.sitePackages}/nvidia/cu13") [
           "nvidia-cublas"
           "nvidia-cuda-nvrtc"
@@ -91,7 +91,7 @@ let
         # Of the list, what it is made of: another group, or the routes that end here, make it not anew.
         group = builtins.toJSON { inherit (listed) gibibytes modules; };
         passAsFile = [ "group" ];
-        meta = meta { description = "A group of FlashInfer's modules: ${name}"; };
+        meta = meta { description = "Group of FlashInfer's modules: ${name}"; };
       }
       ''
         export HOME=$PWD FLASHINFER_WORKSPACE_BASE=$PWD PATH=${wheels.cpu.ninja}/bin:$PATH

@@ -42,5 +42,5 @@ pkgs.stdenv.mkDerivation {
     mkdir -p "$out"
     cp -r csrc "$out/"
   '';
-  meta = import ./meta.nix { inherit pkgs; } { description = "The CUDA sources of vLLM, patched"; };
+  meta = import ./meta.nix { inherit pkgs; } { description = "CUDA sources of vLLM, patched"; };
 }

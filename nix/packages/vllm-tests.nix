@@ -4,7 +4,7 @@
 pkgs.runCommand "vllm-upstream-tests"
   {
     meta = import ./meta.nix { inherit pkgs; } {
-      description = "The tests of vLLM's source distribution";
+      description = "Tests of vLLM's source distribution";
     };
   }
   ''

@@ -63,7 +63,7 @@ pkgs.stdenv.mkDerivation {
       ""
   );
   meta = {
-    description = "The wheel ${wheel.file}, unpacked";
+    description = "Wheel ${wheel.file}, unpacked";
     license = licences;
     sourceProvenance = [
       (
