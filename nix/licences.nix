@@ -7,6 +7,7 @@ let
     concatMap
     elem
     filter
+    foldl'
     fromTOML
     isString
     readFile
@@ -43,6 +44,7 @@ let
     ) (filter (part: isString part && part != "") (split " AND | OR | WITH |[()]" expression));
 
   isFree = licence: licence.free or true;
+  unique = foldl' (done: item: if elem item done then done else done ++ [ item ]) [ ];
 in
 {
   # What a wheel of a profile on a system has. Empty where the table has no line: the check `licences` names those.
@@ -52,11 +54,13 @@ in
       profile,
       system,
     }:
-    concatMap named (if table.wheels ? ${name} then [ table.wheels.${name} ] else [ ])
-    ++ map (more: lib.licenses.${more.licence}) (
-      filter (
-        more: more.name == name && elem profile more.profiles && elem system more.systems
-      ) table.also
+    unique (
+      concatMap named (if table.wheels ? ${name} then [ table.wheels.${name} ] else [ ])
+      ++ map (more: lib.licenses.${more.licence}) (
+        filter (
+          more: more.name == name && elem profile more.profiles && elem system more.systems
+        ) table.also
+      )
     );
 
   # What `allowUnfreePredicate` has to let pass for the CUDA half: wheels that are not free in some profile, on some
