@@ -1,7 +1,7 @@
 # mkDerivation and what follows from it, on the build root.
 {
   system,
-  rootId,
+  root,
   runtime,
 }:
 
@@ -33,7 +33,8 @@ let
           ];
           # `nix develop` and the builder read "$stdenv/setup".
           stdenv = ./.;
-          debianRoot = rootId;
+          # What the sandbox shows as /usr.
+          debianRoot = root;
         }
       );
     in
