@@ -11,6 +11,9 @@ readonly root_packages=(
   bash coreutils findutils grep sed gawk tar gzip xz-utils bzip2 unzip patch diffutils file make
   gcc g++ libc6-dev libnuma1 patchelf python3 python3-pip util-linux libc-bin curl
 )
+# What from-root.nix makes packages of that run after the build, and no build needs: Python's headers (Triton compiles against
+# them), RDMA (NCCL opens it by name).
+readonly run_time_packages=(libpython3-dev libibverbs1 ibverbs-providers)
 
 # The machine's Debian archive, in $mirror: what its own apt uses, or NIXW_MIRROR.
 find_mirror() {
@@ -124,7 +127,7 @@ provide_debian_base() {
   local root=$cache/root id paths
   [ -z "$unpacked" ] || may_sandbox ||
     say "namespaces are closed here (a container?): the flake can be shown, but builds will fail; for Docker and Podman use --privileged"
-  unpack "$root_suite" "$root" "${root_packages[@]}"
+  unpack "$root_suite" "$root" "${root_packages[@]}" "${run_time_packages[@]}"
   id=$(sha256sum "$root/packages" | cut -c 1-16)
   base_dir=$cache/base-$id
   if ! diff -rq --exclude=packages --exclude=flake.lock "$here/nix/debian" "$base_dir" >/dev/null 2>&1; then
