@@ -21,7 +21,7 @@ locked_packages() {
   local system=$1 log=$cache/apt/root-$1.log wanted uris mirror keyring security apt
   root_state "$system"
   update_lists "$log" "$root_suite"
-  wanted=$("${apt[@]}" install -y --print-uris "${root_packages[@]}" 2>>"$log" | sed -n "s/^'[^']*' \([^_ ]*\)_\([^_ ]*\)_[^_ ]*\.deb .*/\1=\2/p" | sed 's/%3a/:/g') || wanted=''
+  wanted=$("${apt[@]}" install -y --print-uris "${asked_packages[@]}" 2>>"$log" | sed -n "s/^'[^']*' \([^_ ]*\)_\([^_ ]*\)_[^_ ]*\.deb .*/\1=\2/p" | sed 's/%3a/:/g') || wanted=''
   # `download` says every SHA-256; `install` leaves some out.
   # shellcheck disable=SC2086
   [ -n "$wanted" ] && uris=$("${apt[@]}" download --print-uris $wanted 2>>"$log") || {
@@ -38,7 +38,7 @@ locked_packages() {
 # print_lock HASH…: packages.lock, with the hash of each system's unpacked root.
 print_lock() {
   local system comma=,
-  printf '{\n  "suite": "%s",\n  "asked": "%s",\n  "systems": {\n' "$root_suite" "${root_packages[*]}"
+  printf '{\n  "suite": "%s",\n  "asked": "%s",\n  "systems": {\n' "$root_suite" "${asked_packages[*]}"
   for system in "${lock_systems[@]}"; do
     [ "$system" != "${lock_systems[-1]}" ] || comma=''
     printf '    "%s": {\n      "narHash": "%s",\n      "packages": [\n' "$system" "$1"

@@ -12,6 +12,10 @@ readonly root_packages=(
   bash coreutils findutils grep sed gawk tar gzip xz-utils bzip2 unzip patch diffutils file make
   gcc g++ libc6-dev libnuma1 patchelf python3 python3-pip util-linux libc-bin curl
 )
+# What from-root.nix makes packages of that run after the build, and no build needs: Python's headers (Triton compiles against
+# them), RDMA (NCCL opens it by name).
+readonly run_time_packages=(libpython3-dev libibverbs1 ibverbs-providers)
+readonly asked_packages=("${root_packages[@]}" "${run_time_packages[@]}")
 readonly root_lock=$here/nix/debian/packages.lock
 readonly lock_command='./nixw run .#lock -- debian'
 
@@ -250,7 +254,7 @@ unpack_root() {
 provide_root() {
   local system=$1 link path added
   [ -s "$root_lock" ] || die "there is no nix/debian/packages.lock; write it: $lock_command"
-  grep -q -x -F "  \"asked\": \"${root_packages[*]}\"," "$root_lock" ||
+  grep -q -x -F "  \"asked\": \"${asked_packages[*]}\"," "$root_lock" ||
     die "nix/debian/packages.lock is not of the packages that nix/debian/root.sh asks for; write it anew: $lock_command"
   link=$cache/roots/$system-$(sha256sum <"$root_lock" | cut -c 1-16)
   path=$(readlink "$link" 2>/dev/null) || path=''
