@@ -1,7 +1,7 @@
 # mkDerivation and what follows from it, on the build root.
 {
   system,
-  rootId,
+  root,
   runtime,
   # What is wrong with a package's `meta` here: an error, or null.
   checkMeta,
@@ -35,7 +35,8 @@ let
           ];
           # `nix develop` and the builder read "$stdenv/setup".
           stdenv = ./.;
-          debianRoot = rootId;
+          # What the sandbox shows as /usr.
+          debianRoot = root;
         }
       );
       package =
