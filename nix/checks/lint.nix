@@ -68,7 +68,6 @@ in
             ../../.envrc
             ../../nixw
             ../../lab/gpu
-            ../../nix/apps/driver-libraries.sh
             ../../nix/debian
             ../../nix/shell-hook.sh
             ../../nix/wheelhouse/patch-elf.sh

@@ -89,9 +89,9 @@ let
       is = what: fact: if fact then [ ] else [ "${system}: ${what}" ];
     in
     concatMap (wheel: lacks wheel.name false wheel) wheels
-    ++ is "the CPU half needs what is not free, beside torch" (evaluates cpu.gb10.cpu-env)
+    ++ is "serve needs what is not free, beside torch" (evaluates cpu.gb10.serve)
     ++ is "quality needs what is not free, beside torch" (evaluates cpu.gb10.quality)
-    ++ is "the CPU half is free, or is not" (evaluates none.gb10.cpu-env == (system != "x86_64-linux"))
+    ++ is "the CPU half is free, or is not" (evaluates none.gb10.serve == (system != "x86_64-linux"))
     ++ is "NVIDIA's wheels are let pass unasked" (!evaluates cpu.gb10.cuda-env)
     ++ is "NVIDIA's compiler is let pass unasked" (!evaluates cpu.gb10.kernels)
     ++ is "serve-cuda needs more than `lib.unfree`" (evaluates cuda.gb10.serve-cuda)
