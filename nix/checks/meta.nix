@@ -61,10 +61,10 @@ let
       ]
     );
 
-  # The base with other settings.
+  # The base with other settings. The stand-in has no name for where it lies.
   baseWith =
     system: config:
-    import pkgs.path {
+    import (pkgs.path or ../debian) {
       inherit system config;
       overlays = [ (import ../../overlays { inherit lib; }).default ];
     };
