@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from nixw_machine import NIX, REVISION, Machine, write_package
+from nixw_machine import NIX, REVISION, SYSTEMS, Machine, write_package
 
 DAY = 24 * 60 * 60
 BAD_INPUT = 2
@@ -245,7 +245,7 @@ def test_only_packages_that_the_store_lacks_are_fetched(with_nix: Machine) -> No
     (with_nix.fake / "debs/root-x86_64-linux/base_1.0~b1_amd64.deb").unlink()
     result = with_nix.run("build", NIXW_BASE="debian")
     assert result.stdout == "nix ran\n", result.stderr
-    assert "fetching 1 packages of Debian bookworm" in result.stderr
+    assert "fetching 1 of 2 packages of Debian bookworm" in result.stderr
     assert package.exists()
     assert with_nix.root.exists()
 
@@ -267,6 +267,9 @@ def test_a_version_that_the_archive_lost_is_one_line_and_the_lock_can_be_written
     changes = "x86_64-linux: base 1.0~b1 -> 1.1\nx86_64-linux: python 1:2.0 -> 1:2.1\n"
     assert (checked.returncode, checked.stdout) == (1, changes)
     assert lock.read_text() == before
+    assert with_nix.apt_calls()[-2:] == [f"update root-{system}" for system in SYSTEMS], (
+        "no package is fetched"
+    )
     written = with_nix.run("run", ".#lock", "--", "debian")
     assert written.returncode == 0, written.stderr
     assert written.stdout == f"{changes}wrote nix/debian/packages.lock; review it like flake.lock\n"
