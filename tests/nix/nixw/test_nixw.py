@@ -406,11 +406,12 @@ def test_a_daemon_that_does_not_trust_this_user_is_told(with_nix: Machine, info:
     assert with_nix.run("build", NIXW_BASE="nixpkgs").stdout == "nix ran\n"
 
 
-def test_pip_variables_do_not_reach_a_daemon(with_nix: Machine) -> None:
+@pytest.mark.parametrize("base", ["nixpkgs", "debian"])
+def test_pip_variables_do_not_reach_a_daemon(with_nix: Machine, base: str) -> None:
     (with_nix.fake / "info").write_text('{"trusted":true,"url":"daemon"}')
-    result = with_nix.run("build", NIXW_BASE="debian", PIP_INDEX_URL="https://index.invalid/simple")
+    result = with_nix.run("build", NIXW_BASE=base, PIP_INDEX_URL="https://index.invalid/simple")
     assert "PIP_* variables" in result.stderr
-    assert "PIP_* variables" not in with_nix.run("build", NIXW_BASE="debian").stderr
+    assert "PIP_* variables" not in with_nix.run("build", NIXW_BASE=base).stderr
 
 
 # --------------------------------------------------------------------------------------- what reaches nix
