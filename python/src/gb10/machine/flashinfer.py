@@ -172,7 +172,7 @@ def usable(*, ready: bool) -> bool:
 
 
 def sums() -> bool:
-    """Whether vLLM 0.32.0 may leave a sum over tensor parallel ranks to FlashInfer (flashinfer_all_reduce.py).
+    """Whether vLLM 0.32.0 may leave sums over ranks to FlashInfer (its flashinfer_all_reduce.py).
 
     That kernel is in no list of ready-made ones: FlashInfer compiles it at the first sum. vLLM asks neither
     for a compiler nor for FLASHINFER_DISABLE_JIT before, so that the first step of a start would fail.
