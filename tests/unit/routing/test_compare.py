@@ -183,6 +183,18 @@ def test_our_engine_as_foretold_says_nothing() -> None:
     assert compare(OURS, ran(*FIRST) + EXPERTS.format("EMULATION")) == []
 
 
+def test_a_matrix_whose_shape_a_kernel_does_not_take_runs_beside_it() -> None:
+    """A few rows of a small model: W8A8 wants a multiple of 16. Beside, not instead."""
+    beside = ("dense", "dequantised_fp8", 8192)
+    assert compare(OURS, ran(beside, *FIRST)) == []
+    alone = [beside, *(one for one in FIRST if one[0] != "dense")]
+    assert compare(OURS, ran(*alone)) == [
+        "16 bit linear: the table says gb10 fp8_gemv and gb10 scaled_mm_fp8, and nothing of it has run"
+    ]
+    elsewhere = [*FIRST, ("nvfp4_linear", "dequantised_fp8", 8192)]
+    assert len(compare(OURS, ran(*elsewhere))) == 1
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [

@@ -91,13 +91,14 @@ def _first_dispatches(rows: Sequence[Route], log: str) -> list[str]:
         of = [row for row in rows if one.operation in (row.operation, row.like)]
         title = BY_NAME[one.operation].title if one.operation in BY_NAME else one.operation
         fitting = [row for row in of if _within(one.tokens, row)]
-        right = [row for row in fitting if _plain(row.backend) == _plain(one.kernel)]
+        right = [row for row in fitting if _plain(one.kernel) in map(_plain, (row.backend, row.besides))]
         if not of:
             lines.append(f"{title}: {one.kernel} ran, the table has no such row")
         elif not right:
             said = _join(row.backend for row in fitting)
             lines.append(f"{title}: the table says {said} for {one.tokens} tokens, {one.kernel} ran")
-    seen = {one.operation for one in found}
+    beside = {_plain(row.besides) for row in rows if row.besides}
+    seen = {one.operation for one in found if _plain(one.kernel) not in beside}
     unseen = [row for row in rows if _ours(row) and not seen & {row.operation, row.like}]
     for name in dict.fromkeys(row.operation for row in unseen):
         said = _join(row.backend for row in unseen if row.operation == name)

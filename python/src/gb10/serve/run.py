@@ -105,6 +105,8 @@ def _plan(
     ready = flashinfer.fits([gpu.capability for gpu in gpus])
     if ready:
         settings.export(Origin.MACHINE, **{flashinfer.CUBIN_VARIABLE: "1"})
+    if gpus and (settings.tensor_parallel_size or 1) > 1 and not flashinfer.sums():
+        settings.export(Origin.MACHINE, **{flashinfer.ALL_REDUCE_VARIABLE: "0"})
     usable = flashinfer.usable(ready=ready)
     return command.build(settings, found, gpus, flashinfer=usable, demo=demo, free=free, formats=known)
 
