@@ -365,6 +365,12 @@ class Settings:
         return Limits(shed, stop, self.memory_pressure)
 
     @property
+    def level(self) -> str | None:
+        """The variable in which the user said how much memory must be free; None where nobody did."""
+        given = ((self.memory_shed, SHED), (self.memory_stop, STOP))
+        return next((name for level, name in given if isinstance(level, int)), None)
+
+    @property
     def secrets(self) -> list[str]:
         """Values that nobody else may read, as they stand in the command line."""
         given = zip(self.passed_on.names, self.passed_on.groups, strict=True)
