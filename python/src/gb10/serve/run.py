@@ -78,6 +78,7 @@ def _plan(
         raise UserError(
             "vLLM is not installed in this Python; use `nix run .#serve`, or add it to the environment"
         )
+    environment.check_registered()
     gpus = _gpus(settings.profile)
     demo = settings.model is None
     if demo and gpus:
