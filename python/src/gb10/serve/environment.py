@@ -116,7 +116,7 @@ def check_registered() -> None:
     if not any((one.name, one.value) == (_PLUGIN, _REGISTER) for one in entry_points(group=_PLUGINS)):
         raise UserError(
             f"vLLM does not see gb10's plug-in: {Path(gb10.__file__).parent} is no part of an installed "
-            f"package (entry point {_PLUGINS}); use `nix run .#serve`, or install gb10 into this Python with pip"
+            f"package (entry point {_PLUGINS}); use `nix run .#serve`, or install gb10 here with pip"
         )
 
 
