@@ -22,11 +22,8 @@ from gb10.errors import UserError
 from gb10.files import irregular
 from gb10.routing import CPU_MODE_VARIABLE, CPU_MODES
 from gb10.serve.settings import EXTRA_ARGS, ROWS
-from gb10.vllm_plugin.cuda.settings import PARTS_NAME, SELF_TEST_NAME
 
 _ELSEWHERE = (
-    PARTS_NAME,
-    SELF_TEST_NAME,
     "GB10_HELDOUT",
     "GB10_KERNELS",
     "GB10_KERNELS_SPARSE24",
