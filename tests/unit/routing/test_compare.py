@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gb10 import routing
-from gb10.routing import Part, Target, compare, table
+from gb10.routing import Part, Route, Target, table, told
 from gb10.vllm_plugin.cuda.settings import Format
 from gb10.vllm_plugin.cuda.settings import Part as EnginePart
 
@@ -35,6 +35,10 @@ SPARK_LOG = (
     + ATTENTION.format("FLASH_ATTN")
     + GDN.format("Triton/FLA")
 )
+
+
+def compare(rows: Sequence[Route], log: str) -> list[str]:
+    return routing.compare(rows, told(log))
 
 
 def test_a_start_as_foretold_says_nothing() -> None:
@@ -248,7 +252,9 @@ LOGGED = (
 def test_a_line_behind_a_progress_bar_counts(before: str) -> None:
     """Bars have no line end: what is logged while one stands there follows it."""
     log = started() + before + LOGGED + "\n"
-    assert [one.kernel for one in routing.live(log) if one.operation == "gdn_decode"] == ["gb10 gdn_decode"]
+    assert [one.kernel for one in routing.live(told(log)) if one.operation == "gdn_decode"] == [
+        "gb10 gdn_decode"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -260,4 +266,4 @@ def test_a_line_behind_a_progress_bar_counts(before: str) -> None:
     ],
 )
 def test_what_a_client_sent_is_no_progress_bar(quoted: str) -> None:
-    assert not [one for one in routing.live(started() + quoted + "\n") if one.operation == "gdn_decode"]
+    assert not [one for one in routing.live(told(started() + quoted + "\n")) if one.operation == "gdn_decode"]

@@ -78,6 +78,7 @@ def _plan(
         raise UserError(
             "vLLM is not installed in this Python; use `nix run .#serve`, or add it to the environment"
         )
+    environment.check_registered()
     gpus = _gpus(settings.profile)
     demo = settings.model is None
     if demo and gpus:
@@ -309,7 +310,8 @@ def _serve(server: Server, engine: Engine, plan: command.Plan, progress: Progres
     if name is not None:
         name = name or settings.served_model_name or plan.checkpoint.name
         write(f"ready after {progress.seconds:.0f} s: {url}/v1  (model name: {name})\n")
-        for difference in routing.compare(plan.rows, server.log_path.read_text(errors="replace")):
+        log = routing.told(server.log_path.read_text(errors="replace"))
+        for difference in routing.compare(plan.rows, log):
             write(f"{difference}\n")
         key = _key_word(settings.api_keys, os.environ)
         where = f" (put the API key for {KEY_PLACE})" if key == KEY_PLACE else ""
