@@ -100,6 +100,7 @@ let
         inherit (python) sitePackages;
         passthru = {
           inherit cuda-home package;
+          groups = built;
         }
         // built;
       }
