@@ -289,6 +289,8 @@ def table(rows: Sequence[Row]) -> str:
         if row.files:
             shown = ", ".join(row.files[:5])
             words += f" in {len(row.files)}: {shown}{', …' if len(row.files) > 5 else ''}"
+        if row.first_seconds is not None:
+            words += f", built first in {row.first_seconds} s"
         if row.note:
             words += f" ({row.note})"
         lines.append(f"{row.name:{width}}  {row.seconds:7.1f}  {words}")
@@ -377,13 +379,7 @@ def main(words: Sequence[str]) -> int:
 
     if asked.list:
         for each in everything:
-            why = (
-                "long: --all, or by name"
-                if each.path in long
-                else ""
-                if each.path in built
-                else "not built yet"
-            )
+            why = "long" if each.path in long else "not built yet" if each.path in unbuilt else ""
             mark = "+" if each in rows else "-"
             print(f"{mark} {each.name}{f'  ({why})' if why else ''}")
         print(f"{len(rows)} of {len(everything)} would be rebuilt")
@@ -391,7 +387,8 @@ def main(words: Sequence[str]) -> int:
 
     done: list[Row] = []
     interrupted = False
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    for asked_to_end in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(asked_to_end, signal.default_int_handler)
     try:
         for number, each in enumerate(rows, 1):
             print(f"[{number}/{len(rows)}] {each.name}", file=sys.stderr, flush=True)
