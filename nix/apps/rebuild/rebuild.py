@@ -87,14 +87,18 @@ class Nix:
 
     def run(self, *arguments: str) -> tuple[int, str, str]:
         """Status, output and errors."""
-        with subprocess.Popen(
-            [*self.command, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        ) as process:
+        try:
+            process = subprocess.Popen(
+                [*self.command, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+            )
+        except OSError as gone:  # it was there when this began
+            return 127, "", f"{self.command[0]}: {gone.strerror}"
+        with process:
             try:
                 out, error = process.communicate()
             except KeyboardInterrupt:
