@@ -78,7 +78,7 @@ let
             url = "https://sample.invalid/";
             sha256 = builtins.hashString "sha256" "";
           };
-          shell = pkgs.mkShell { };
+          shell = pkgs.mkShell { name = "sample"; };
           pip = pkgs.python3Packages.pip;
         };
       in
