@@ -86,6 +86,7 @@ let
 
   flake = pkgs.writeText "gb10-rebuild.json" (
     builtins.toJSON {
+      inherit (pkgs.stdenv.hostPlatform) system;
       # A check and a package of one name: the package.
       outputs = checks // packages;
       inherit results long base;

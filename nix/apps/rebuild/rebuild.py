@@ -38,6 +38,7 @@ class Derivation:
 
     path: str
     name: str
+    system: str
     outputs: tuple[str, ...]
     inputs: tuple[str, ...]
     fetch: bool
@@ -56,6 +57,7 @@ class Exempt:
 class Flake:
     """What the flake says of itself (rebuild.nix): derivations by their output's name, and three kinds."""
 
+    system: str
     outputs: dict[str, str]
     results: frozenset[str]
     long: frozenset[str]
@@ -132,6 +134,7 @@ def derivations_of(answer: dict[str, Any]) -> dict[str, Derivation]:
         found[whole(path)] = Derivation(
             path=whole(path),
             name=value["name"],
+            system=value["system"],
             outputs=tuple(whole(output["path"]) for output in outputs if "path" in output),
             inputs=tuple(whole(name) for name in inputs),
             fetch=any("hash" in output for output in outputs),
@@ -362,7 +365,11 @@ def main(words: Sequence[str]) -> int:
         refuse(f"--json {asked.json}: there is no folder {asked.json.absolute().parent}")
     given = json.loads(asked.flake.read_text())
     flake = Flake(
-        given["outputs"], frozenset(given["results"]), frozenset(given["long"]), tuple(given["base"])
+        system=given["system"],
+        outputs=given["outputs"],
+        results=frozenset(given["results"]),
+        long=frozenset(given["long"]),
+        base=tuple(given["base"]),
     )
     exempt = read_exceptions(asked.exceptions)
     nix = Nix()
@@ -372,9 +379,11 @@ def main(words: Sequence[str]) -> int:
     everything = ours(derivations, flake)
     valid = valid_paths(nix, sorted({path for each in everything for path in each.outputs}))
     built = {each.path for each in everything if valid.issuperset(each.outputs)}
-    # Long: what is marked, and what is made of something marked that the store lacks.
+    # Long: what is marked, what is emulated, and what is made of such things that the store lacks.
     unbuilt = {each.path for each in everything} - built
-    long = set() if asked.all or asked.names else set(flake.long)
+    long: set[str] = set()
+    if not asked.all and not asked.names:
+        long = {*flake.long, *(each.path for each in everything if each.system != flake.system)}
     missing = long & unbuilt
     long |= {path for path in unbuilt if closure(derivations, [path]) & missing}
     rows, left_out = chosen(asked.names, everything, flake, long | (unbuilt if asked.built else set()))

@@ -56,7 +56,7 @@ class Store:
         self.derivations: dict[str, Any] = {}
         self.other: dict[str, str] = {}
         self.broken: list[str] = []
-        self.flake: dict[str, Any] = {"outputs": {}, "results": [], "long": [], "base": []}
+        self.flake: dict[str, Any] = {"system": "here", "outputs": {}, "results": [], "long": [], "base": []}
         self.exceptions = ""
         self.nix = folder / "nix"
         self.nix.write_text(NIX.format(python=sys.executable, folder=str(folder)))
@@ -71,6 +71,7 @@ class Store:
         out = {"path": str(self.folder / name)} | ({"hash": "00", "hashAlgo": "sha256"} if fetch else {})
         self.derivations[path] = {
             "name": name,
+            "system": "here",
             "outputs": {"out": out},
             "inputDrvs": {str(self.folder / f"{each}.drv"): {} for each in inputs},
         }
@@ -189,6 +190,15 @@ def test_long_ones_only_by_name_or_all(store: Store) -> None:
     assert store.rebuilt()[4:] == ["long", "made-of-it", "short"]
 
 
+def test_what_is_emulated_is_long(store: Store) -> None:
+    store.derivations[store.add("elsewhere")]["system"] = "there"
+    store.add("here")
+    assert store.run() == 0
+    assert store.rebuilt() == ["here"]
+    assert store.run("--all") == 0
+    assert store.rebuilt()[1:] == ["elsewhere", "here"]
+
+
 def test_names_are_outputs_or_patterns(store: Store) -> None:
     store.add("torch-2.0")
     store.add("torchvision-1.0")
@@ -303,6 +313,7 @@ def test_newer_nix_says_it_in_another_form() -> None:
         "derivations": {
             "aaa-one.drv": {
                 "name": "one",
+                "system": "here",
                 "outputs": {"out": {"path": "bbb-one"}},
                 "inputs": {"srcs": ["ccc-script"], "drvs": {"ddd-two.drv": {"outputs": ["out"]}}},
             }
