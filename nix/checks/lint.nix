@@ -67,9 +67,11 @@ in
         lint "shell"
           [
             ../../.ci
+            ../../.envrc
             ../../nixw
             ../../lab/gpu
             ../../nix/debian
+            ../../nix/shell-hook.sh
             ../../nix/wheelhouse/patch-elf.sh
             ../../tests/nix/derivations
             ../../tests/nix/fresh-machine

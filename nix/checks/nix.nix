@@ -48,6 +48,12 @@ in
     ];
   };
 
+  shells = room {
+    name = "shells";
+    tests = [ ../../tests/nix/shells ];
+    sources = [ ../../nix/shell-hook.sh ];
+  };
+
   flashinfer-build = room {
     name = "flashinfer-build";
     tests = [ ../../tests/nix/flashinfer ];

@@ -6,6 +6,7 @@ let
 in
 import ./python-package.nix { inherit pkgs; } {
   pname = "gb10-lab";
+  description = "Trains the testbed model and measures quality, drafts and kernels (the Python package)";
   src = toSource {
     root = ../../lab;
     fileset = unions [

@@ -6,6 +6,7 @@ let
 in
 import ./python-package.nix { inherit pkgs; } {
   pname = "gb10-library";
+  description = "What the laboratory takes of gb10 (the Python package)";
   commands = false;
   src = toSource {
     root = ../../python;

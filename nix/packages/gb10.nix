@@ -6,6 +6,7 @@ let
 in
 import ./python-package.nix { inherit pkgs; } {
   pname = "gb10";
+  description = "Serves NVFP4 language models with vLLM (the Python package)";
   src = toSource {
     root = ../../python;
     fileset = unions [

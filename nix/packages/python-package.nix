@@ -4,6 +4,7 @@
 {
   pname,
   src,
+  description,
   # Without: a part of the package, whose command would lack what it calls.
   commands ? true,
 }:
@@ -30,4 +31,5 @@ pkgs.stdenv.mkDerivation {
     ${if commands then "" else "sed -i '/^\\[console_scripts\\]/,/^$/d' \"$site\"/*.dist-info/entry_points.txt"}
     python3 -m compileall -q --invalidation-mode unchecked-hash "$site"
   '';
+  meta = import ./meta.nix { inherit pkgs; } { inherit description; };
 }

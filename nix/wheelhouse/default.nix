@@ -4,7 +4,10 @@
   # The folder of the locks: pylock.PROFILE-SYSTEM-TAG.toml.
   locks,
   python,
-  # Wheel name -> { patches, postInstall }: what the overlays change of upstream's wheels.
+  # { name, profile, system } -> the licences of a wheel.
+  licencesOf,
+  # Wheel name -> { patches, postInstall, only }: what the overlays change of upstream's wheels. `only` has the same for
+  # one profile: only.PROFILE.
   changes ? { },
 }:
 
@@ -13,6 +16,7 @@ let
   tagOf = pythonVersion: "cp" + builtins.replaceStrings [ "." ] [ "" ] pythonVersion;
   fetchWheel = import ./fetch.nix { inherit pkgs; };
   unpackWheel = import ./unpack.nix { inherit pkgs python; };
+  changeOf = profile: change: change // change.only.${profile} or { };
 
   # The wheels of a profile on one system. Only this lock is read.
   entriesOf =
@@ -60,7 +64,11 @@ let
               inherit wheel;
               inherit (python) pythonVersion;
             };
-            change = changes.${wheel.name} or { };
+            licences = licencesOf {
+              inherit (wheel) name;
+              inherit profile system;
+            };
+            change = changeOf profile (changes.${wheel.name} or { });
           };
         })
         (entriesOf {

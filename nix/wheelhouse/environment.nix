@@ -12,6 +12,8 @@
   allowedDuplicates ? [ ],
   # Whether the commands in bin ignore the user's PYTHONPATH. Its python3 is the user's own, who decides.
   isolated ? false,
+  # Its description, and what else it says of itself.
+  meta ? { },
 }:
 
 pkgs.runCommand name
@@ -27,7 +29,10 @@ pkgs.runCommand name
       inherit python;
       inherit (python) sitePackages;
     };
-    meta.mainProgram = "python3";
+    meta = {
+      mainProgram = "python3";
+    }
+    // meta;
   }
   ''
     python3 ${./environment.py} "$planPath" "$out"

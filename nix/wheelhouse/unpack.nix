@@ -7,6 +7,7 @@
   # false: files of another architecture, which are unpacked and never run.
   native ? true,
   change ? { },
+  licences,
 }:
 
 pkgs.stdenv.mkDerivation {
@@ -61,4 +62,21 @@ pkgs.stdenv.mkDerivation {
     else
       ""
   );
+  meta = {
+    description = "Wheel ${wheel.file}, unpacked";
+    license = licences;
+    sourceProvenance = [
+      (
+        if pkgs.lib.hasSuffix "-any.whl" wheel.file then
+          pkgs.lib.sourceTypes.fromSource
+        else
+          pkgs.lib.sourceTypes.binaryNativeCode
+      )
+    ];
+    # Those of the other system are unpacked too, and never run.
+    platforms = [
+      "x86_64-linux"
+      "aarch64-linux"
+    ];
+  };
 }
