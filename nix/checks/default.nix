@@ -12,6 +12,7 @@ let
     ./upstream.nix
     ./e2e.nix
     ./nix.nix
+    ./closed.nix
     ./lint.nix
   ];
 in

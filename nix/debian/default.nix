@@ -28,6 +28,7 @@ let
         (import ./stdenv {
           inherit system rootId;
           runtime = final.debianRuntime;
+          compiler = final.debianCompiler;
         })
         stdenv
         runCommand

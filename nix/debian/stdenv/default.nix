@@ -3,6 +3,7 @@
   system,
   rootId,
   runtime,
+  compiler,
 }:
 
 let
@@ -60,8 +61,8 @@ in
     hostPlatform = {
       inherit system;
     };
-    # A compiler is in the build root alone; what needs one at run time takes the machine's.
-    cc = runtime // {
+    # For what needs a compiler at run time. Builds have the build root's.
+    cc = compiler // {
       cc.lib = runtime;
       bintools.dynamicLinker = "${runtime}/lib/${
         {
