@@ -21,7 +21,13 @@
     {
       inherit overlays;
       packages = forAllSystems (pkgs: import ./nix/packages { inherit pkgs; });
-      apps = forAllSystems (pkgs: import ./nix/apps { inherit pkgs; });
+      apps = forAllSystems (
+        pkgs:
+        import ./nix/apps {
+          inherit pkgs;
+          aarch64 = pkgsFor.aarch64-linux;
+        }
+      );
       devShells = forAllSystems (pkgs: import ./nix/shells.nix { inherit pkgs; });
       checks = forAllSystems (pkgs: import ./nix/checks { inherit pkgs; });
       formatter = forAllSystems (pkgs: pkgs.gb10.formatter);

@@ -1,7 +1,7 @@
 # mkDerivation and what follows from it, on the build root.
 {
   system,
-  rootId,
+  root,
   runtime,
   compiler,
 }:
@@ -34,7 +34,8 @@ let
           ];
           # `nix develop` and the builder read "$stdenv/setup".
           stdenv = ./.;
-          debianRoot = rootId;
+          # What the sandbox shows as /usr.
+          debianRoot = root;
         }
       );
     in
