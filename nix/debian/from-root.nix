@@ -13,12 +13,12 @@ let
         # x86_64 has it in lib64, aarch64 in lib.
         loader=$(find /lib64/ /lib/ -maxdepth 1 -name 'ld-linux-*.so.*' -print -quit)
         cp -L "$loader" "$out/lib/''${loader##*/}"
-        close_loader "$out"/lib/ld-linux-*
         copy_libraries "$out/lib" /usr/bin/python3.11 /usr/bin/bash /usr/bin/lscpu /usr/lib/python3.11/lib-dynload/*.so
         copy_named_libraries "$out/lib" libstdc++.so.6 libgcc_s.so.1 libz.so.1 libnuma.so.1 libgomp.so.1 libatomic.so.1 \
           libdl.so.2 libpthread.so.0 librt.so.1 libutil.so.1 libresolv.so.2 libm.so.6 libnss_files.so.2 libnss_dns.so.2
         # glibc has it on x86_64 alone.
         if find_library libmvec.so.1 >/dev/null; then copy_named_libraries "$out/lib" libmvec.so.1; fi
+        close_c_library "$out/lib"
         set_library_paths "$out/lib"
       '';
 

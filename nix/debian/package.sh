@@ -61,24 +61,33 @@ set_library_paths() {
   done
 }
 
-# close_loader FILE: a loader that looks for no library in the machine's folders, reads no list of them and preloads none of
-# the machine's: nixpkgs' loader looks in its own folder. Where it would look is a name below /proc or /sys, where nobody can
-# make a file; the strings keep their length.
-close_loader() {
-  local file=$1 folder named
-  for folder in "/usr/lib/$triple/" "/lib/$triple/" /usr/lib/ /lib/ /etc/ld.so.cache /etc/ld.so.preload; do
-    case $folder in
-      /lib/) named=/sys/ ;;
-      */) named=/proc/$(printf '%*s' "$((${#folder} - 7))" '' | tr ' ' 0)/ ;;
-      *) named=/proc/0$(printf '%s' "${folder#/etc/}" | tail -c "$((${#folder} - 7))") ;;
-    esac
-    [ "${#named}" -eq "${#folder}" ]
-    LC_ALL=C sed -i "s,$folder\\x00,$named\\x00,g" "$file"
+# nowhere PATH: a name of the same length where nobody can make a file.
+nowhere() {
+  case $1 in
+    /lib/) echo /sys/ ;;
+    */) printf '/proc/%0*d/\n' "$((${#1} - 7))" 0 ;;
+    *) printf '/proc/%0*d\n' "$((${#1} - 6))" 0 ;;
+  esac
+}
+
+# close_c_library FOLDER: the loader in FOLDER looks for no library in the machine's folders, reads no list of them and
+# preloads none of the machine's, and the C library takes no converters from there. nixpkgs' look in folders of their own; what
+# a file says can be replaced only at the same length, so here it is a place where nothing is.
+close_c_library() {
+  local loader path places
+  loader=$(ls "$1"/ld-linux-*)
+  for path in "/usr/lib/$triple/" "/lib/$triple/" /usr/lib/ /lib/ /etc/ld.so.cache /etc/ld.so.preload; do
+    LC_ALL=C sed -i "s,$path\\x00,$(nowhere "$path")\\x00,g" "$loader"
   done
-  # It says itself where it looks.
-  folder=$("$file" --help | sed -n 's/^ *\(\/.*\) (system search path)$/\1/p; s/^ *(libraries located via \(.*\))$/\1/p')
-  if [ "$(wc -l <<<"$folder")" -ne 5 ] || grep -v -E '^/(proc/0|sys$)' <<<"$folder" || LC_ALL=C grep -q -a -P "(/lib/($triple/)?|/etc/ld\.so\.preload)\x00" "$file"; then
-    echo "the loader looks for libraries in: $folder" >&2
+  path=/usr/lib/$triple/gconv
+  LC_ALL=C sed -i "s,$path,$(nowhere "$path"),g" "$1/libc.so.6"
+
+  # The loader says itself where it looks.
+  places=$("$loader" --help | sed -n 's/^ *\(\/.*\) (system search path)$/\1/p; s/^ *(libraries located via \(.*\))$/\1/p')
+  if [ "$(wc -l <<<"$places")" -ne 5 ] || grep -v -E '^/(proc/0+|sys)$' <<<"$places" ||
+    LC_ALL=C grep -a -o -P "(/lib/($triple/)?|/etc/ld\.so\.preload)\x00" "$loader" ||
+    LC_ALL=C grep -a -o "$path" "$1/libc.so.6"; then
+    echo "the C library still looks in the machine's folders" >&2
     return 1
   fi
 }
