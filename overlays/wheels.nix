@@ -6,8 +6,10 @@ let
 in
 {
   gb10 = prev.gb10 or { } // {
-    # vLLM's wheels are qualified on 3.12. The Debian base has 3.11, for which CPU torch can be had without an index.
-    python = final.python312 or final.python311;
+    # One version on both bases: all that was tested ran on 3.11, which Debian 12 has. nixpkgs is expected to drop it about
+    # 2027-02 (Python itself ends it in 2027-10): then this becomes the version that the Debian base has by that time. The
+    # lock has the wheels for 3.12 too, and vLLM's own tests use that; none of ours did.
+    python = final.python311;
 
     # What manylinux wheels expect of the system beyond glibc.
     wheelLibraries = [

@@ -67,7 +67,6 @@ in
             ../../.ci
             ../../nixw
             ../../lab/gpu
-            ../../nix/apps/driver-libraries.sh
             ../../nix/debian
             ../../nix/wheelhouse/patch-elf.sh
             ../../tests/nix/derivations

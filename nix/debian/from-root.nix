@@ -118,7 +118,7 @@ in
   # lscpu, which vLLM's CPU platform asks for the cores.
   util-linux = programs "util-linux" [ "lscpu" ];
 
-  # The interpreter of all environments; `python312` where a base has it.
+  # The interpreter of all environments.
   python311 = python;
   # For fetches, which run inside builds only: the build root's pip.
   python3Packages.pip = final.runCommand "pip" { } ''

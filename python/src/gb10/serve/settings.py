@@ -272,7 +272,20 @@ class Settings:
         f"{INTERVAL:g}",
         help="seconds between further ones while the server has nothing else to do; 0: none",
     )
-    profile: str | None = setting("", "GB10_PROFILE", shown="by GPU", help="`cpu` or `cuda`")
+    profile: str | None = setting(
+        "",
+        "GB10_PROFILE",
+        shown="that of the build",
+        help="`cpu`: serve on the CPU though the machine has an NVIDIA GPU; `cuda`: only with the CUDA build",
+    )
+    device_wait: float = setting(
+        "",
+        "GB10_DEVICE_WAIT",
+        SECONDS,
+        60.0,
+        "60",
+        help="seconds to wait for the driver of an NVIDIA GPU that the machine has, as while it boots",
+    )
     demo_model: str | None = setting(
         "", "GB10_DEMO_MODEL", shown="the built one", help="demo checkpoint folder"
     )
