@@ -1,4 +1,4 @@
-# `nix run .#lock`: writes python/locks/ of the checkout that it is called in.
+# `nix run .#lock`: writes python/locks/ of the checkout that it is called in; with `debian`, nix/debian/packages.lock.
 { pkgs }:
 
 let
@@ -10,7 +10,15 @@ in
 pkgs.writeShellApplication {
   name = "lock";
   runtimeInputs = [ environment ];
+  # Debian's packages come through apt, and their lock must be writable where no build root can be had: nixw does it.
   text = ''
+    if [ "''${1:-}" = debian ]; then
+      if [ ! -x nixw ]; then
+        echo "lock: error: no nixw here; call this in the folder of the checkout" >&2
+        exit 2
+      fi
+      exec ./nixw run .#lock -- "$@"
+    fi
     unset PYTHONHOME PYTHONSTARTUP
     PYTHONPATH=${../wheelhouse/lock} exec python3 -P -s -m gb10_lock "$@"
   '';
