@@ -34,6 +34,8 @@ in
   ) "lab/src:python/src";
   lint-wheelhouse = python "lint-wheelhouse" "nix/wheelhouse" [ ../../nix/wheelhouse ] "nix/wheelhouse";
 
+  lint-emulated = python "lint-emulated" "nix/emulated" [ ../../nix/emulated ] "nix/emulated";
+
   lint-flashinfer =
     python "lint-flashinfer" "nix/flashinfer" [ ../../nix/flashinfer ]
       "nix/flashinfer";
@@ -71,6 +73,7 @@ in
             ../../nix/debian
             ../../nix/wheelhouse/patch-elf.sh
             ../../tests/nix/derivations
+            ../../tests/nix/emulation
             ../../tests/nix/fresh-machine
           ]
           ''
