@@ -36,6 +36,8 @@ in
 
   lint-rebuild = python "lint-rebuild" "nix/apps/rebuild" [ ../../nix/apps/rebuild ] "nix/apps/rebuild";
 
+  lint-emulated = python "lint-emulated" "nix/emulated" [ ../../nix/emulated ] "nix/emulated";
+
   lint-flashinfer =
     python "lint-flashinfer" "nix/flashinfer" [ ../../nix/flashinfer ]
       "nix/flashinfer";
@@ -74,6 +76,7 @@ in
             ../../nix/shell-hook.sh
             ../../nix/wheelhouse/patch-elf.sh
             ../../tests/nix/derivations
+            ../../tests/nix/emulation
             ../../tests/nix/fresh-machine
             ../../tests/nix/rebuild/control
           ]

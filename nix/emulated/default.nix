@@ -63,5 +63,7 @@ rec {
   aarch64-mirrored-env = environment (toolsOf stand-in.changes // { inherit (stand-in) torch stubs; });
   emulated-mirrored = app "emulated-mirrored" aarch64-mirrored-env;
 
+  # For builds by hand.
+  wheels = toolsOf changes;
   inherit stand-in;
 }
