@@ -27,7 +27,13 @@
       lib = { inherit unfree; };
       packages = forAllSystems (pkgs: import ./nix/packages { inherit pkgs; });
       legacyPackages = forAllSystems (pkgs: import ./nix/packages/internal.nix { inherit pkgs; });
-      apps = forAllSystems (pkgs: import ./nix/apps { inherit pkgs; });
+      apps = forAllSystems (
+        pkgs:
+        import ./nix/apps {
+          inherit pkgs;
+          aarch64 = pkgsFor.aarch64-linux;
+        }
+      );
       devShells = forAllSystems (pkgs: import ./nix/shells.nix { inherit pkgs; });
       checks = forAllSystems (pkgs: import ./nix/checks { inherit pkgs; });
       formatter = forAllSystems (pkgs: pkgs.gb10.formatter);

@@ -66,6 +66,7 @@ final: prev: {
 
     inherit (import ../nix/apps/serve.nix { pkgs = final; }) serve serve-cuda serve-cuda-12x;
     lock = import ../nix/apps/lock.nix { pkgs = final; };
+    rebuild = import ../nix/apps/rebuild.nix { pkgs = final; };
     formatter = import ../nix/apps/formatter.nix { pkgs = final; };
   };
 }

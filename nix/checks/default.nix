@@ -13,6 +13,7 @@ let
     ./e2e.nix
     ./meta.nix
     ./nix.nix
+    ./closed.nix
     ./lint.nix
   ];
 in

@@ -60,6 +60,16 @@ in
     sources = [ ../../nix/flashinfer ];
   };
 
+  # The rebuild with a Nix that answers as it is told, and what .ci/run makes of Nix's answers.
+  rebuild = room {
+    name = "rebuild";
+    tests = [ ../../tests/nix/rebuild ];
+    sources = [
+      ../../.ci
+      ../../nix/apps/rebuild
+    ];
+  };
+
   cpu-env-imports =
     pkgs.runCommand "gb10-check-cpu-env-imports" { nativeBuildInputs = [ pkgs.util-linux ]; }
       ''

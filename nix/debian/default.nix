@@ -24,6 +24,7 @@ let
           inherit system root;
           runtime = final.debianRuntime;
           checkMeta = import ./check-meta.nix { inherit config system; };
+          compiler = final.debianCompiler;
         })
         stdenv
         runCommand

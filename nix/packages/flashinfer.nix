@@ -86,6 +86,8 @@ let
         # nvcc finds its parts beside its own real path.
         FLASHINFER_NVCC = "${cuda-toolkit}/bin/nvcc";
         FLASHINFER_CUDA_ARCH_LIST = target;
+        # As in kernels/Makefile, so that no process id is in an object. nvcc itself reads this variable.
+        NVCC_APPEND_FLAGS = "-objtemp";
         # A linker that keeps only what has a symbol would drop the driver's library, whose stand-in has none.
         FLASHINFER_EXTRA_LDFLAGS = "-Wl,--no-as-needed -lcuda -Wl,--as-needed";
         # Of the list, what it is made of: another group, or the routes that end here, make it not anew.
@@ -115,6 +117,7 @@ let
         };
         passthru = {
           inherit cuda-home package;
+          groups = built;
         }
         // built;
       }

@@ -4,6 +4,8 @@
 {
   pname,
   src,
+  # Its pyproject.toml, beside `src`: a source in the store cannot be read by an evaluation that writes nothing.
+  pyproject,
   description,
   # Without: a part of the package, whose command would lack what it calls.
   commands ? true,
@@ -14,7 +16,7 @@ let
 in
 pkgs.stdenv.mkDerivation {
   inherit pname src;
-  version = (builtins.fromTOML (builtins.readFile "${src}/pyproject.toml")).project.version;
+  version = (builtins.fromTOML (builtins.readFile pyproject)).project.version;
   nativeBuildInputs = [
     python
     pkgs.unzip

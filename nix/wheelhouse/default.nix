@@ -1,6 +1,8 @@
 # python/locks/ -> derivations: one that fetches and one that unpacks each wheel, one environment per profile.
 {
   pkgs,
+  # Where the wheels run. `pkgs` unpacks, patches and byte-compiles them; no file of theirs runs there.
+  target ? pkgs,
   # The folder of the locks: pylock.PROFILE-SYSTEM-TAG.toml.
   locks,
   python,
@@ -17,6 +19,8 @@ let
   fetchWheel = import ./fetch.nix { inherit pkgs; };
   unpackWheel = import ./unpack.nix { inherit pkgs python; };
   changeOf = profile: change: change // change.only.${profile} or { };
+  # Wheels for any system hold no machine code: unpacked, they are the same for all.
+  isAny = file: pkgs.lib.removeSuffix "-any.whl" file != file;
 
   # The wheels of a profile on one system. Only this lock is read.
   entriesOf =
@@ -48,11 +52,11 @@ let
   wheelsOf =
     {
       profile,
-      system ? pkgs.stdenv.hostPlatform.system,
+      system ? target.stdenv.hostPlatform.system,
       changes ? defaultChanges,
     }:
     let
-      native = system == pkgs.stdenv.hostPlatform.system;
+      native = system == target.stdenv.hostPlatform.system;
     in
     builtins.listToAttrs (
       map
@@ -60,6 +64,7 @@ let
           inherit (wheel) name;
           value = unpackWheel {
             inherit wheel native;
+            target = if isAny wheel.file then pkgs else target;
             src = fetchWheel {
               inherit wheel;
               inherit (python) pythonVersion;
@@ -90,5 +95,5 @@ in
   inherit wheelsOf filesOf;
 
   # An environment: a virtual environment's layout whose site-packages link to the wheels' files.
-  mkEnvironment = import ./environment.nix { inherit pkgs python; };
+  mkEnvironment = import ./environment.nix { inherit pkgs python target; };
 }

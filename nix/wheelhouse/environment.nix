@@ -2,6 +2,7 @@
 {
   pkgs,
   python,
+  target,
 }:
 
 {
@@ -16,18 +17,22 @@
   meta ? { },
 }:
 
+let
+  # What its commands run with; `python` lays it out.
+  interpreter = target.gb10.python;
+in
 pkgs.runCommand name
   {
     nativeBuildInputs = [ python ];
     plan = builtins.toJSON {
       packages = map (package: "${package}") packages;
       inherit allowedDuplicates isolated;
-      inherit (python) sitePackages interpreter pythonVersion;
+      inherit (interpreter) sitePackages interpreter pythonVersion;
     };
     passAsFile = [ "plan" ];
     passthru = {
-      inherit python;
-      inherit (python) sitePackages;
+      python = interpreter;
+      inherit (interpreter) sitePackages;
     };
     meta = {
       mainProgram = "python3";

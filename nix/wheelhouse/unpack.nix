@@ -3,8 +3,10 @@
 
 {
   wheel,
+  # Where its machine code runs.
+  target,
   src,
-  # false: files of another architecture, which are unpacked and never run.
+  # false: machine code of another system than `target`, which gets no loader and never runs.
   native ? true,
   change ? { },
   licences,
@@ -57,7 +59,7 @@ pkgs.stdenv.mkDerivation {
     if native then
       ''
         source ${./patch-elf.sh}
-        patch_elf_files "$out" ${pkgs.stdenv.cc.bintools.dynamicLinker} ${pkgs.lib.makeLibraryPath pkgs.gb10.wheelLibraries}
+        patch_elf_files "$out" ${target.stdenv.cc.bintools.dynamicLinker} ${pkgs.lib.makeLibraryPath target.gb10.wheelLibraries}
       ''
     else
       ""

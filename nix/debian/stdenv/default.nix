@@ -5,6 +5,7 @@
   runtime,
   # What is wrong with a package's `meta` here: an error, or null.
   checkMeta,
+  compiler,
 }:
 
 let
@@ -71,8 +72,8 @@ in
     hostPlatform = {
       inherit system;
     };
-    # A compiler is in the build root alone; what needs one at run time takes the machine's.
-    cc = runtime // {
+    # For what needs a compiler at run time. Builds have the build root's.
+    cc = compiler // {
       cc.lib = runtime;
       bintools.dynamicLinker = "${runtime}/lib/${
         {

@@ -80,7 +80,7 @@ while [ "$#" -gt 0 ]; do
 done
 folder=$(dirname "$conf")
 suite=$(basename "$folder")
-echo "$word $suite" >>"$FAKE/apt"
+case " $* " in *" --print-uris "*) ;; *) echo "$word $suite" >>"$FAKE/apt" ;; esac
 cp "$conf" "$FAKE/apt.conf"
 cp "$folder/sources.list" "$FAKE/sources.list"
 if [ "$word" = update ]; then
@@ -136,6 +136,7 @@ case $1 in
 esac
 """
 
+EMULATORS = ("qemu-aarch64", "qemu-m68k")
 SYSTEMS = {"x86_64-linux": "amd64", "aarch64-linux": "arm64"}
 # The build root's packages, by name and version as apt names their files, and their files.
 ROOT = {
@@ -148,7 +149,21 @@ ROOT = {
     "python_1%3a2.0": {"usr/bin/python3": "exit 0\n"},
 }
 
-UNSHARE = 'exit "$FAKE_UNSHARE_STATUS"'
+# Nothing is closed in by it; what nixw starts through emulate.sh is started without QEMU.
+UNSHARE = """
+if [ "$FAKE_UNSHARE_STATUS" = 0 ]; then
+  while [ "$#" -gt 0 ]; do
+    case $1 in
+      */emulate.sh)
+        [ -x "$2" ] && echo "$2" >"$FAKE/emulator"
+        shift 2
+        exec "$@" ;;
+    esac
+    shift
+  done
+fi
+exit "$FAKE_UNSHARE_STATUS"
+"""
 
 # The loader of the unpacked Nix: called with options that have a value, then PROGRAM ARGUMENTS.
 LOADER = 'while [[ $1 == --* ]]; do shift 2; done\nexec bash "$@"'
@@ -293,6 +308,7 @@ def _make_packages(debs: Path) -> None:
     )
     programs = {"nix": f"#!{bash}\n{NIX}", "git": "exit 0\n", "patchelf": f"set -e\n{PATCHELF}"}
     write_package(debs / "stable" / "b_nix.deb", {f"usr/bin/{name}": text for name, text in programs.items()})
+    write_package(debs / "stable" / "c_qemu.deb", {f"usr/bin/{name}": "exit 0\n" for name in EMULATORS})
     for system, architecture in SYSTEMS.items():
         for file, files in ROOT.items():
             write_package(debs / f"root-{system}" / f"{file}_{architecture}.deb", files)

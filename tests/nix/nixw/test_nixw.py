@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from nixw_machine import NIX, REVISION, Machine, write_package
+from nixw_machine import NIX, REVISION, SYSTEMS, Machine, write_package
 
 DAY = 24 * 60 * 60
 BAD_INPUT = 2
@@ -207,18 +207,71 @@ def test_where_the_security_suite_is_without_a_word_of_apt(
     assert f"] {security} bookworm-security main\n" in (with_nix.fake / "sources.list").read_text()
 
 
-@pytest.mark.parametrize(("system", "architecture"), [("x86_64-linux", "amd64"), ("aarch64-linux", "arm64")])
-def test_the_root_of_another_system(with_nix: Machine, system: str, architecture: str) -> None:
-    assert with_nix.run("build", NIXW_BASE="debian", NIXW_SYSTEM=system).returncode == 0
-    assert with_nix.apt_calls() == [f"update root-{system}", f"download root-{system}"]
-    assert f'APT::Architecture "{architecture}";' in (with_nix.fake / "apt.conf").read_text()
-    assert link_of(with_nix, system).is_symlink()
-    names = [path.name for path in (with_nix.fake / "nix/store").iterdir()]
-    assert sorted(name.partition("-")[2] for name in names) == [
-        f"base_1.0-b1_{architecture}.deb",
-        "debian-root",
-        f"python_1-2.0_{architecture}.deb",
-    ]
+@pytest.mark.parametrize(
+    "words", [["build", ".#packages.aarch64-linux.serve"], ["run", ".#emulated", "--", "x"]]
+)
+def test_another_system_is_emulated(with_nix: Machine, words: list[str]) -> None:
+    """Both build roots, QEMU, settings under which Nix builds for both; `.#emulated` asks for it itself."""
+    asked = {} if ".#emulated" in words else {"NIXW_SYSTEM": "aarch64-linux"}
+    done = with_nix.run(*words, NIXW_BASE="debian", **asked)
+    assert done.returncode == 0, done.stderr
+    emulator = with_nix.cache / "emulator/usr/bin/qemu-aarch64"
+    assert (with_nix.fake / "emulator").read_text() == f"{emulator}\n"
+    # Of forty, the one.
+    assert [path.name for path in emulator.parent.iterdir() if path.is_file()] == ["qemu-aarch64"]
+    settings = with_nix.settings()
+    assert settings["extra-platforms"] == "aarch64-linux x86_64-linux"
+    assert all(link_of(with_nix, system).is_symlink() for system in SYSTEMS)
+
+
+def test_a_derivation_sees_the_build_root_that_it_names(with_nix: Machine) -> None:
+    with_nix.run("build", NIXW_BASE="debian", NIXW_SYSTEM="aarch64-linux")
+    hook = with_nix.settings()["pre-build-hook"]
+    derivation = with_nix.folder / "x.drv"
+
+    def shown(text: str, **environment: str) -> list[str]:
+        derivation.write_text(text)
+        said = subprocess.run(
+            [hook, str(derivation)], env=environment, capture_output=True, text=True, check=True
+        )
+        return said.stdout.splitlines()
+
+    text = (
+        'Derive([],"aarch64-linux","/bin/bash",[],[("debianRoot","/nix/store/b-debian-root"),("name","x")])'
+    )
+    folders = [f"/{name}=/nix/store/b-debian-root/{name}" for name in ("usr", "bin", "lib", "lib64")]
+    assert shown(text) == ["extra-sandbox-paths", *folders, ""]
+    assert shown('Derive([("name","x")])') == []
+    # A store of the user's own: the derivation lies in it too, and so does the root.
+    derivation = with_nix.folder / "store/nix/store/x.drv"
+    derivation.parent.mkdir(parents=True)
+    derivation.write_text(text)
+    said = subprocess.run(
+        [hook, "/nix/store/x.drv"],
+        env={"NIX_REMOTE": f"local?root={with_nix.folder}/store"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"/usr={with_nix.folder}/store/nix/store/b-debian-root/usr" in said.stdout
+
+
+def test_what_cannot_be_emulated_is_one_line(with_nix: Machine) -> None:
+    def error(**environment: str) -> str:
+        return error_of(with_nix.run("build", NIXW_BASE="debian", NIXW_SYSTEM="aarch64-linux", **environment))
+
+    assert "a Nix daemon builds here" in error(NIX_REMOTE="daemon")
+    assert "user namespaces" in error(FAKE_UNSHARE_STATUS="1")
+    with_nix.add_program("uname", "echo aarch64")
+    words = error_of(with_nix.run("build", NIXW_BASE="debian", NIXW_SYSTEM="x86_64-linux"))
+    assert "this machine (aarch64-linux) emulates nothing" in words
+    assert not (with_nix.cache / "emulator").exists()
+
+
+def test_this_machines_own_system_is_not_emulated(with_nix: Machine) -> None:
+    assert with_nix.run("build", NIXW_BASE="debian", NIXW_SYSTEM="x86_64-linux").returncode == 0
+    assert "extra-platforms" not in with_nix.settings()
+    assert not (with_nix.cache / "emulator").exists()
 
 
 def test_an_unknown_system_is_an_error(with_nix: Machine) -> None:
@@ -245,7 +298,7 @@ def test_only_packages_that_the_store_lacks_are_fetched(with_nix: Machine) -> No
     (with_nix.fake / "debs/root-x86_64-linux/base_1.0~b1_amd64.deb").unlink()
     result = with_nix.run("build", NIXW_BASE="debian")
     assert result.stdout == "nix ran\n", result.stderr
-    assert "fetching 1 packages of Debian bookworm" in result.stderr
+    assert "fetching 1 of 2 packages of Debian bookworm" in result.stderr
     assert package.exists()
     assert with_nix.root.exists()
 
@@ -267,6 +320,9 @@ def test_a_version_that_the_archive_lost_is_one_line_and_the_lock_can_be_written
     changes = "x86_64-linux: base 1.0~b1 -> 1.1\nx86_64-linux: python 1:2.0 -> 1:2.1\n"
     assert (checked.returncode, checked.stdout) == (1, changes)
     assert lock.read_text() == before
+    assert with_nix.apt_calls()[-2:] == [f"update root-{system}" for system in SYSTEMS], (
+        "no package is fetched"
+    )
     written = with_nix.run("run", ".#lock", "--", "debian")
     assert written.returncode == 0, written.stderr
     assert written.stdout == f"{changes}wrote nix/debian/packages.lock; review it like flake.lock\n"
@@ -403,11 +459,12 @@ def test_a_daemon_that_does_not_trust_this_user_is_told(with_nix: Machine, info:
     assert with_nix.run("build", NIXW_BASE="nixpkgs").stdout == "nix ran\n"
 
 
-def test_pip_variables_do_not_reach_a_daemon(with_nix: Machine) -> None:
+@pytest.mark.parametrize("base", ["nixpkgs", "debian"])
+def test_pip_variables_do_not_reach_a_daemon(with_nix: Machine, base: str) -> None:
     (with_nix.fake / "info").write_text('{"trusted":true,"url":"daemon"}')
-    result = with_nix.run("build", NIXW_BASE="debian", PIP_INDEX_URL="https://index.invalid/simple")
+    result = with_nix.run("build", NIXW_BASE=base, PIP_INDEX_URL="https://index.invalid/simple")
     assert "PIP_* variables" in result.stderr
-    assert "PIP_* variables" not in with_nix.run("build", NIXW_BASE="debian").stderr
+    assert "PIP_* variables" not in with_nix.run("build", NIXW_BASE=base).stderr
 
 
 # --------------------------------------------------------------------------------------- what reaches nix
