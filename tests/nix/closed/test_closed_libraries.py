@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterable
 from functools import cache
@@ -133,8 +132,9 @@ def test_scripts_start_with_a_program_of_the_store() -> None:
 @pytest.mark.parametrize("name", ["libgone.so.1", "libpcre2-8.so.0"])
 def test_a_library_of_the_machine_is_seen(tmp_path: Path, name: str) -> None:
     """That the test above can fail: a library that needs what nobody has, or only the machine."""
-    probe = tmp_path / "libprobe.so"
-    shutil.copy(next(file for file in files() if file.name.startswith("libz.so")), probe)
-    probe.chmod(0o755)
-    subprocess.run(["patchelf", "--add-needed", name, probe], check=True)
+    wanted, probe = tmp_path / name, tmp_path / "libprobe.so"
+    linking = [f"{os.environ['GB10_COMPILER']}/bin/cc", "-shared", "-Wl,--no-as-needed", "-o"]
+    subprocess.run([*linking, wanted, f"-Wl,-soname,{name}", "-xc", "/dev/null"], check=True)
+    subprocess.run([*linking, probe, "-xc", "/dev/null", "-xnone", wanted], check=True)
+    wanted.unlink()
     assert amiss([(probe, resolve(probe))], set()) == {name_of(probe): {name}}
