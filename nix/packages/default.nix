@@ -7,6 +7,7 @@
     cpu-env
     cuda-12x-env
     cuda-aarch64-unpacked
+    cuda-closed-checks
     cuda-env
     cuda-toolkit
     demo-model
