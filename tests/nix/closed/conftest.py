@@ -17,6 +17,8 @@ import empty_root
 import pytest
 
 HERE = Path(__file__).resolve().parent
+NAME = os.environ.get("GB10_CLOSURE", "serve")
+"""The closure whose files are looked at."""
 
 
 def closure(*names: str) -> list[Path]:

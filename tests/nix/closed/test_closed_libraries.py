@@ -1,7 +1,4 @@
-"""What a library or a program of the closure needs is found in the store. The loader itself is asked.
-
-GB10_LIBRARIES names the closure (NAME.graph).
-"""
+"""What a library or a program of the closure needs is found in the store. The loader itself is asked."""
 
 from __future__ import annotations
 
@@ -13,9 +10,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import closure
+from conftest import NAME, closure
 
-NAME = os.environ.get("GB10_LIBRARIES", "serve")
 LOADER = os.environ["GB10_LOADER"]
 PYTHON = os.environ["GB10_PYTHON"]
 
