@@ -47,7 +47,7 @@ def test_a_program_is_compiled_and_runs(
 import subprocess
 with open("/tmp/probe.{suffix}", "w") as file:
     file.write('''{source}int main(int n, char **v) {{ return std_sqrt(n + 8.0) == 3 ? 7 : 1; }}''')
-words = "{compiler} -O2 -fopenmp -Dstd_sqrt=sqrt -o /tmp/probe /tmp/probe.{suffix} -lm -lpthread -ldl"
+words = "{compiler} -O2 -march=native -fopenmp -Dstd_sqrt=sqrt -o /tmp/probe /tmp/probe.{suffix} -lm -lpthread -ldl"
 subprocess.check_call(words.split())
 print(subprocess.call(["/tmp/probe"]))
 """
