@@ -36,6 +36,8 @@ in
 
   lint-rebuild = python "lint-rebuild" "nix/apps/rebuild" [ ../../nix/apps/rebuild ] "nix/apps/rebuild";
 
+  lint-emulated = python "lint-emulated" "nix/emulated" [ ../../nix/emulated ] "nix/emulated";
+
   lint-flashinfer =
     python "lint-flashinfer" "nix/flashinfer" [ ../../nix/flashinfer ]
       "nix/flashinfer";
@@ -67,12 +69,14 @@ in
         lint "shell"
           [
             ../../.ci
+            ../../.envrc
             ../../nixw
             ../../lab/gpu
-            ../../nix/apps/driver-libraries.sh
             ../../nix/debian
+            ../../nix/shell-hook.sh
             ../../nix/wheelhouse/patch-elf.sh
             ../../tests/nix/derivations
+            ../../tests/nix/emulation
             ../../tests/nix/fresh-machine
             ../../tests/nix/rebuild/control
           ]

@@ -6,6 +6,18 @@ let
   inherit (pkgs.gb10) cuda-toolkit python wheels;
   inherit (builtins.fromTOML (builtins.readFile ../flashinfer/modules.toml)) groups target;
   flashinfer = wheels.cuda.flashinfer-python;
+  # FlashInfer's licence and CUTLASS's, whose templates are compiled into the modules.
+  meta =
+    more:
+    import ./meta.nix { inherit pkgs; } (
+      {
+        license = [
+          pkgs.lib.licenses.asl20
+          pkgs.lib.licenses.bsd3
+        ];
+      }
+      // more
+    );
 
   # What FlashInfer's build code imports, and ninja. torch is only asked for its ABI, which is that of CUDA's torch.
   tools = {
@@ -39,6 +51,7 @@ let
     pkgs.runCommand "gb10-flashinfer-cuda-home"
       {
         nativeBuildInputs = [ pkgs.stdenv.cc ];
+        meta = meta { description = "CUDA toolkit as FlashInfer's build expects one, of links"; };
         libraries = map (name: "${wheels.cuda.${name}}/${python.sitePackages}/nvidia/cu13") [
           "nvidia-cublas"
           "nvidia-cuda-nvrtc"
@@ -80,6 +93,7 @@ let
         # Of the list, what it is made of: another group, or the routes that end here, make it not anew.
         group = builtins.toJSON { inherit (listed) gibibytes modules; };
         passAsFile = [ "group" ];
+        meta = meta { description = "Group of FlashInfer's modules: ${name}"; };
       }
       ''
         export HOME=$PWD FLASHINFER_WORKSPACE_BASE=$PWD PATH=${wheels.cpu.ninja}/bin:$PATH
@@ -98,6 +112,9 @@ let
         version = "${flashinfer.version}+gb10";
         inherit target;
         inherit (python) sitePackages;
+        meta = meta {
+          description = "FlashInfer's modules for compute capability 12.x, compiled ahead of time";
+        };
         passthru = {
           inherit cuda-home package;
           groups = built;
