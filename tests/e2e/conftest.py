@@ -191,13 +191,14 @@ def serve_variables(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) 
     }
     variables["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
     variables["GB10_DEMO_MODEL"] = str(demo_model)
+    # Also on a machine with a GPU.
+    variables["GB10_PROFILE"] = "cpu"
     if "GB10_SERVE_COMMAND" in os.environ:
         return variables
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
     if not any(point.name == "gb10" for point in entry_points(group="vllm.general_plugins")):
         pytest.skip("gb10 is not installed: its entry point vllm.general_plugins is missing")
-    variables["GB10_PROFILE"] = "cpu"
     return variables
 
 
