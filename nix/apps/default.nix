@@ -1,5 +1,9 @@
 # What `nix run .#NAME` runs.
-{ pkgs }:
+{
+  pkgs,
+  # The same set for aarch64, which an x86_64 machine emulates.
+  aarch64,
+}:
 
 let
   app = package: description: {
@@ -11,6 +15,19 @@ in
 {
   lock = app pkgs.gb10.lock "Write python/locks/ from python/profiles.toml";
   quality = app pkgs.gb10.quality "Measure what NVFP4, FP8 and 2:4 cost the testbed model in quality";
+  rebuild = app pkgs.gb10.rebuild "Build every derivation of this flake once more and compare";
   serve = app pkgs.gb10.serve "Serve an NVFP4 model with an OpenAI-compatible API";
   speculative = app pkgs.gb10.speculative "Measure how many MTP drafts are accepted, and that the output stays the same";
 }
+// (
+  if pkgs.stdenv.hostPlatform.system == "x86_64-linux" then
+    let
+      emulated = import ../emulated { inherit pkgs aarch64; };
+    in
+    {
+      emulated = app emulated.emulated "Run aarch64's programs emulated, and compare them with x86_64's";
+      emulated-mirrored = app emulated.emulated-mirrored "The same with the package index's torch, where PyTorch's own index cannot be reached";
+    }
+  else
+    { }
+)

@@ -1,33 +1,32 @@
 # A stand-in for `import nixpkgs { … }`: the functions that the flake takes of its base and nothing else, from Debian's packages.
 #
-# Builds run in Nix's sandbox with nixw's unpacked build root as /usr, /bin and /lib. `packages` beside this file is the
-# list of the root's packages and versions; its hash is part of every derivation.
+# Builds run in Nix's sandbox with the build root of packages.lock as /usr, /bin and /lib. Every derivation names it, by its
+# content. Evaluation needs no root; ./nixw makes it.
 {
   system ? builtins.currentSystem,
   overlays ? [ ],
-  # nixpkgs' set-up options (allowUnfree and the like) mean nothing here.
+  # Of nixpkgs' set-up options those that check-meta.nix names count here.
   config ? { },
 }:
 
 let
   lib = import ./lib.nix;
 
-  # Evaluation works without a root (`nix flake show` of a bare checkout); a build then says what is missing.
-  rootId =
-    if builtins.pathExists ./packages then
-      builtins.substring 0 16 (builtins.hashFile "sha256" ./packages)
-    else
-      "none";
+  inherit (import ./root.nix { inherit system; }) root;
 
   base =
     final:
     {
       inherit lib config;
+      # To evaluate it anew with other settings (nix/checks/meta.nix).
+      path = ./.;
       # Builds with phases (wheels, kernels, the packages), builds of one script (environments, the demo model, checks).
       inherit
         (import ./stdenv {
-          inherit system rootId;
+          inherit system root;
           runtime = final.debianRuntime;
+          checkMeta = import ./check-meta.nix { inherit config system; };
+          compiler = final.debianCompiler;
         })
         stdenv
         runCommand

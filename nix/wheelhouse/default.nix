@@ -1,10 +1,15 @@
 # python/locks/ -> derivations: one that fetches and one that unpacks each wheel, one environment per profile.
 {
   pkgs,
+  # Where the wheels run. `pkgs` unpacks, patches and byte-compiles them; no file of theirs runs there.
+  target ? pkgs,
   # The folder of the locks: pylock.PROFILE-SYSTEM-TAG.toml.
   locks,
   python,
-  # Wheel name -> { patches, postInstall }: what the overlays change of upstream's wheels.
+  # { name, profile, system } -> the licences of a wheel.
+  licencesOf,
+  # Wheel name -> { patches, postInstall, only }: what the overlays change of upstream's wheels. `only` has the same for
+  # one profile: only.PROFILE.
   changes ? { },
 }:
 
@@ -13,6 +18,9 @@ let
   tagOf = pythonVersion: "cp" + builtins.replaceStrings [ "." ] [ "" ] pythonVersion;
   fetchWheel = import ./fetch.nix { inherit pkgs; };
   unpackWheel = import ./unpack.nix { inherit pkgs python; };
+  changeOf = profile: change: change // change.only.${profile} or { };
+  # Wheels for any system hold no machine code: unpacked, they are the same for all.
+  isAny = file: pkgs.lib.removeSuffix "-any.whl" file != file;
 
   # The wheels of a profile on one system. Only this lock is read.
   entriesOf =
@@ -44,11 +52,11 @@ let
   wheelsOf =
     {
       profile,
-      system ? pkgs.stdenv.hostPlatform.system,
+      system ? target.stdenv.hostPlatform.system,
       changes ? defaultChanges,
     }:
     let
-      native = system == pkgs.stdenv.hostPlatform.system;
+      native = system == target.stdenv.hostPlatform.system;
     in
     builtins.listToAttrs (
       map
@@ -56,11 +64,16 @@ let
           inherit (wheel) name;
           value = unpackWheel {
             inherit wheel native;
+            target = if isAny wheel.file then pkgs else target;
             src = fetchWheel {
               inherit wheel;
               inherit (python) pythonVersion;
             };
-            change = changes.${wheel.name} or { };
+            licences = licencesOf {
+              inherit (wheel) name;
+              inherit profile system;
+            };
+            change = changeOf profile (changes.${wheel.name} or { });
           };
         })
         (entriesOf {
@@ -82,5 +95,5 @@ in
   inherit wheelsOf filesOf;
 
   # An environment: a virtual environment's layout whose site-packages link to the wheels' files.
-  mkEnvironment = import ./environment.nix { inherit pkgs python; };
+  mkEnvironment = import ./environment.nix { inherit pkgs python target; };
 }

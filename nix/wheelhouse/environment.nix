@@ -2,6 +2,7 @@
 {
   pkgs,
   python,
+  target,
 }:
 
 {
@@ -12,22 +13,31 @@
   allowedDuplicates ? [ ],
   # Whether the commands in bin ignore the user's PYTHONPATH. Its python3 is the user's own, who decides.
   isolated ? false,
+  # Its description, and what else it says of itself.
+  meta ? { },
 }:
 
+let
+  # What its commands run with; `python` lays it out.
+  interpreter = target.gb10.python;
+in
 pkgs.runCommand name
   {
     nativeBuildInputs = [ python ];
     plan = builtins.toJSON {
       packages = map (package: "${package}") packages;
       inherit allowedDuplicates isolated;
-      inherit (python) sitePackages interpreter pythonVersion;
+      inherit (interpreter) sitePackages interpreter pythonVersion;
     };
     passAsFile = [ "plan" ];
     passthru = {
-      inherit python;
-      inherit (python) sitePackages;
+      python = interpreter;
+      inherit (interpreter) sitePackages;
     };
-    meta.mainProgram = "python3";
+    meta = {
+      mainProgram = "python3";
+    }
+    // meta;
   }
   ''
     python3 ${./environment.py} "$planPath" "$out"

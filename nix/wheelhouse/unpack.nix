@@ -3,10 +3,13 @@
 
 {
   wheel,
+  # Where its machine code runs.
+  target,
   src,
-  # false: files of another architecture, which are unpacked and never run.
+  # false: machine code of another system than `target`, which gets no loader and never runs.
   native ? true,
   change ? { },
+  licences,
 }:
 
 pkgs.stdenv.mkDerivation {
@@ -56,9 +59,26 @@ pkgs.stdenv.mkDerivation {
     if native then
       ''
         source ${./patch-elf.sh}
-        patch_elf_files "$out" ${pkgs.stdenv.cc.bintools.dynamicLinker} ${pkgs.lib.makeLibraryPath pkgs.gb10.wheelLibraries}
+        patch_elf_files "$out" ${target.stdenv.cc.bintools.dynamicLinker} ${pkgs.lib.makeLibraryPath target.gb10.wheelLibraries}
       ''
     else
       ""
   );
+  meta = {
+    description = "Wheel ${wheel.file}, unpacked";
+    license = licences;
+    sourceProvenance = [
+      (
+        if pkgs.lib.hasSuffix "-any.whl" wheel.file then
+          pkgs.lib.sourceTypes.fromSource
+        else
+          pkgs.lib.sourceTypes.binaryNativeCode
+      )
+    ];
+    # Those of the other system are unpacked too, and never run.
+    platforms = [
+      "x86_64-linux"
+      "aarch64-linux"
+    ];
+  };
 }

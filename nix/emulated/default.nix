@@ -1,0 +1,70 @@
+# aarch64 on an x86_64 machine: what `nix run .#emulated` runs, by user-mode emulation. x86_64's tools unpack and patch the
+# wheels; what is emulated is what runs.
+{
+  # x86_64
+  pkgs,
+  # The same set for aarch64: its runtime, its Python.
+  aarch64,
+}:
+
+let
+  wheelhouse =
+    changes:
+    import ../wheelhouse {
+      inherit pkgs changes;
+      inherit (pkgs.gb10) python;
+      licencesOf = (import ../licences.nix { inherit (pkgs) lib; }).of;
+      target = aarch64;
+      locks = ../../python/locks;
+    };
+  wheelsOf = changes: profile: (wheelhouse changes).wheelsOf { inherit profile; };
+
+  # The wheels of `tools` in overlays/wheels.nix.
+  toolsOf =
+    changes:
+    removeAttrs (wheelsOf changes "test") [ "triton" ]
+    // wheelsOf changes "report"
+    // wheelsOf changes "cpu";
+
+  # What serves, the lab and the tests' tools.
+  environment =
+    wheels:
+    (wheelhouse { }).mkEnvironment {
+      name = "gb10-aarch64-env";
+      packages = builtins.attrValues wheels ++ [
+        pkgs.gb10.package
+        pkgs.gb10.lab
+      ];
+    };
+
+  changes = pkgs.gb10.wheelChanges;
+  stand-in = import ./stand-in.nix {
+    inherit pkgs aarch64 changes;
+    torch = (wheelsOf changes "cuda").torch;
+  };
+
+  app =
+    name: env:
+    import ./app.nix {
+      inherit
+        pkgs
+        aarch64
+        name
+        env
+        ;
+      toolkit = (wheelsOf changes "cuda-toolkit");
+    };
+in
+rec {
+  # With PyTorch's own CPU build.
+  aarch64-env = environment (toolsOf changes);
+  emulated = app "emulated" aarch64-env;
+
+  # Where only mirrors can be reached.
+  aarch64-mirrored-env = environment (toolsOf stand-in.changes // { inherit (stand-in) torch stubs; });
+  emulated-mirrored = app "emulated-mirrored" aarch64-mirrored-env;
+
+  # For builds by hand.
+  wheels = toolsOf changes;
+  inherit stand-in;
+}

@@ -1,0 +1,426 @@
+"""Runs aarch64's programs on an x86_64 machine and compares them with x86_64's, step by step.
+
+usage: steps.py PLAN.json [--json FILE] [--list] [STEP…]
+
+PLAN.json is what app.nix gives. Without STEP every step runs but those marked long. Exit status: 0 if every
+step did what it must, 1 if one did not, 2 for a bad call or a machine that cannot run aarch64's programs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LOG_PROBABILITY = 0.1
+"""How far a token's log-probability may be from x86_64's: other kernels add in another order."""
+
+SLOWNESS = "8"
+"""What the tests multiply their time limits by (GB10_TEST_SLOWNESS)."""
+
+READY_LIMIT = 900.0
+
+# Two E2M1 codes of two floats, by the instruction that only 12.x has.
+PTX = """.version 9.0
+.target {target}
+.address_size 64
+.visible .entry convert(.param .u64 to, .param .f32 low, .param .f32 high) {{
+  .reg .b64 %a; .reg .f32 %l, %h; .reg .b8 %c; .reg .b16 %w;
+  ld.param.u64 %a, [to];
+  ld.param.f32 %l, [low];
+  ld.param.f32 %h, [high];
+  cvt.rn.satfinite.e2m1x2.f32 %c, %h, %l;
+  cvt.u16.u8 %w, %c;
+  st.global.u8 [%a], %w;
+  ret;
+}}
+"""
+
+
+class Difference(Exception):
+    """aarch64 did not do what it must."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the steps run: the plan, a folder of their own, and the variables of an aarch64 process."""
+
+    plan: dict[str, Any]
+    folder: Path
+
+    @property
+    def python(self) -> str:
+        """aarch64's Python, with what serves, the lab and the tests' tools."""
+        return f"{self.plan['env']}/bin/python3"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What an aarch64 process sees: nothing of this shell but where it may write."""
+        path = (f"{self.plan['env']}/bin", self.plan["programs"], os.environ.get("PATH", "/usr/bin:/bin"))
+        return {
+            "HOME": str(self.folder),
+            "PATH": ":".join(path),
+            "LC_ALL": "C.UTF-8",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "GB10_PROFILE": "cpu",
+            "GB10_DEMO_MODEL": self.plan["demo-model"],
+            "GB10_TESTBED": self.plan["testbed"],
+            "GB10_HELDOUT": self.plan["heldout"],
+            "GB10_TEST_SLOWNESS": SLOWNESS,
+            # Forked and not bound: an emulated process can neither preload nor bind.
+            "VLLM_WORKER_MULTIPROC_METHOD": "fork",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        }
+
+    def run(self, *command: str, cwd: Path | None = None, **variables: str) -> str:
+        """What an aarch64 command prints; a Difference with the end of it where it fails."""
+        done = subprocess.run(
+            command,
+            env=self.variables | variables,
+            cwd=cwd or self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise Difference(f"{command[0]} ended with {done.returncode}:\n{done.stdout[-4000:]}")
+        return done.stdout
+
+
+def sys_cpu(folder: Path) -> Path:
+    """A /sys/devices/system/cpu as Linux on Arm has it, for the processors that this process may run on."""
+    processors = sorted(os.sched_getaffinity(0))
+    listed = ",".join(map(str, processors)) + "\n"
+    root = folder / "sys-cpu"
+    files = dict.fromkeys(("online", "possible", "present"), listed) | {
+        "offline": "\n",
+        "kernel_max": "511\n",
+    }
+    for processor in processors:
+        cpu = f"cpu{processor}"
+        # Arm Cortex-X925, as in a GB10.
+        files[f"{cpu}/regs/identification/midr_el1"] = "0x00000000410fd850\n"
+        files[f"{cpu}/topology/physical_package_id"] = "0\n"
+        files[f"{cpu}/topology/core_id"] = f"{processor}\n"
+        files[f"{cpu}/topology/thread_siblings_list"] = f"{processor}\n"
+        files[f"{cpu}/topology/core_siblings_list"] = listed
+        for index, (level, kind, size) in enumerate(
+            ((1, "Data", "64K"), (1, "Instruction", "64K"), (2, "Unified", "2048K"), (3, "Unified", "16384K"))
+        ):
+            cache = f"{cpu}/cache/index{index}"
+            files[f"{cache}/level"] = f"{level}\n"
+            files[f"{cache}/type"] = f"{kind}\n"
+            files[f"{cache}/size"] = f"{size}\n"
+            files[f"{cache}/coherency_line_size"] = "64\n"
+            files[f"{cache}/shared_cpu_list"] = listed if level == 3 else f"{processor}\n"
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def starts(machine: Machine) -> str:
+    """aarch64's bash, lscpu and Python start, and say what they are."""
+    said = machine.run(machine.plan["bash"], "-c", "echo $MACHTYPE").strip()
+    machine.run(f"{machine.plan['programs']}/lscpu", "-J")
+    python = machine.run(
+        machine.python, "-c", "import platform, sys; print(platform.machine(), *sys.version_info[:3])"
+    )
+    if not said.startswith("aarch64-") or not python.startswith("aarch64 "):
+        raise Difference(f"bash is for {said}, Python says {python}")
+    return f"Python {'.'.join(python.split()[1:])}"
+
+
+def imports(machine: Machine) -> str:
+    """torch and vLLM are imported, with their machine code, on vLLM's CPU platform."""
+    said = machine.run(
+        machine.python,
+        "-c",
+        "import torch, vllm, vllm._C, gb10; from vllm.platforms import current_platform as platform\n"
+        "assert platform.is_cpu(), platform\n"
+        "product = torch.ones(3, 5, dtype=torch.bfloat16) @ torch.ones(5, 2, dtype=torch.bfloat16)\n"
+        "assert product.tolist() == [[5, 5]] * 3, product\n"
+        "print('torch', torch.__version__, 'vLLM', vllm.__version__)",
+    )
+    return said.strip().splitlines()[-1]
+
+
+def demo_model(machine: Machine) -> str:
+    """The demo model quantised on aarch64 has x86_64's bytes."""
+    made, expected = machine.folder / "demo-model", Path(machine.plan["demo-model"])
+    testbed = machine.plan["testbed"]
+    machine.run(machine.python, "-m", "gb10_lab", "quantize", "--model", testbed, "--out", str(made))
+    return same_files(made, expected)
+
+
+def same_files(made: Path, expected: Path) -> str:
+    """Say how many files and bytes two folders have alike; a Difference where they have not."""
+    names = [sorted(str(p.relative_to(f)) for p in f.rglob("*") if p.is_file()) for f in (made, expected)]
+    if names[0] != names[1]:
+        raise Difference(f"{made} has {names[0]}, {expected} has {names[1]}")
+    other = [name for name in names[0] if not filecmp.cmp(made / name, expected / name, shallow=False)]
+    if other or not names[0]:
+        raise Difference(f"not x86_64's bytes: {', '.join(other) or 'no file'}")
+    return f"{len(names[0])} files, {sum((made / name).stat().st_size for name in names[0])} bytes, the same"
+
+
+def assembler(machine: Machine) -> str:
+    """aarch64's ptxas makes of the FP4 conversion what x86_64's makes, and refuses it for generic targets."""
+    said = []
+    for target, taken in (("sm_120f", True), ("sm_121a", True), ("sm_121", False)):
+        source = machine.folder / f"{target}.ptx"
+        source.write_text(PTX.format(target=target))
+        made = {}
+        for system, program in machine.plan["assembler"].items():
+            out = machine.folder / f"{target}.{system}.cubin"
+            done = subprocess.run(
+                [program, f"-arch={target}", "-o", str(out), str(source)],
+                env=machine.variables,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if (done.returncode == 0) is not taken:
+                raise Difference(
+                    f"{system}'s ptxas ended with {done.returncode} for {target}: {done.stdout}{done.stderr}"
+                )
+            made[system] = out.read_bytes() if taken else done.stderr.strip().splitlines()[:1]
+        if made["aarch64"] != made["x86_64"]:
+            raise Difference(f"aarch64's ptxas makes another cubin for {target}: {made}"[:2000])
+        said.append(f"{target} {'the same' if taken else 'refused'}")
+    return ", ".join(said)
+
+
+def tests(*folders: str) -> Callable[[Machine], str]:
+    """A step that runs test folders of the repository under aarch64's Python."""
+
+    def step(machine: Machine) -> str:
+        source = machine.folder / "source"
+        if not source.exists():
+            shutil.copytree(machine.plan["source"], source)
+            subprocess.run(["chmod", "-R", "u+w", str(source)], check=True)
+        said = machine.run(
+            *(machine.python, "-m", "pytest", "-q", "-c", "python/pyproject.toml", "--rootdir", "."),
+            *("-p", "no:cacheprovider", f"--timeout={900 * int(SLOWNESS)}", *folders),
+            cwd=source,
+            PYTHONPATH=f"{source}/python/src:{source}/lab/src",
+        )
+        return said.strip().splitlines()[-1].strip("= ")
+
+    step.__doc__ = f"{', '.join(folders)} under aarch64's Python."
+    return step
+
+
+class Server:
+    """A `gb10 serve`, and what it answers to the line that it prints to try."""
+
+    def __init__(self, name: str, command: Sequence[str], variables: dict[str, str], folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.name = name
+        self.log = folder / f"serve-{name}.log"
+        self.begun = time.monotonic()
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*command, "--port", str(port)],
+                env=variables,
+                cwd=folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def ready(self) -> list[str]:
+        """The words of the line to try, once it is printed."""
+        while time.monotonic() - self.begun < READY_LIMIT:
+            text = self.log.read_text(errors="replace")
+            for line in text.splitlines(keepends=True):
+                if line.strip().startswith("curl ") and line.endswith("\n"):
+                    return shlex.split(line)
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.5)
+        end = self.log.read_text(errors="replace")[-4000:]
+        raise Difference(
+            f"{self.name}'s serve was not ready after {time.monotonic() - self.begun:.0f} s:\n{end}"
+        )
+
+    def answer(self, words: list[str]) -> tuple[list[str], list[float]]:
+        """Tokens and their log-probabilities."""
+        url = next(word for word in words if word.startswith("http"))
+        request = json.loads(words[words.index("-d") + 1]) | {"logprobs": 1}
+        call = urllib.request.Request(url, json.dumps(request).encode(), {"Content-Type": "application/json"})
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            call, timeout=READY_LIMIT
+        ) as reply:
+            found = json.load(reply)["choices"][0]["logprobs"]
+        return found["tokens"], found["token_logprobs"]
+
+    def end(self) -> None:
+        """SIGTERM, and SIGKILL for what is left of its session after a minute."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(60)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def serve(machine: Machine) -> str:
+    """`serve` on aarch64 answers the line that it prints with x86_64's tokens."""
+    known = {name: os.environ[name] for name in ("PATH", "LC_ALL") if name in os.environ}
+    native = {"HOME": str(machine.folder), "GB10_PROFILE": "cpu", **known}
+    command = [machine.python, "-I", "-m", "gb10", "serve"]
+    servers: list[Server] = []
+    try:
+        servers = [
+            Server("x86_64", [machine.plan["serve"]], native, machine.folder),
+            Server("aarch64", command, machine.variables, machine.folder),
+        ]
+        answers, after = [], []
+        for server in servers:
+            words = server.ready()
+            after.append(time.monotonic() - server.begun)
+            answers.append(server.answer(words))
+            server.end()
+    finally:
+        for server in servers:
+            server.end()
+    (expected, probable), (tokens, found) = answers
+    if tokens != expected:
+        raise Difference(f"other tokens: {''.join(tokens)!r} for x86_64's {''.join(expected)!r}")
+    far = max(abs(a - b) for a, b in zip(found, probable, strict=True))
+    if far > LOG_PROBABILITY:
+        raise Difference(f"the same {len(tokens)} tokens, but a log-probability is {far:.3f} away")
+    return f"the same {len(tokens)} tokens, log-probabilities within {far:.3f}; ready after {after[1]:.0f} s"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is run by its name; long ones run when they are asked for."""
+
+    run: Callable[[Machine], str]
+    long: bool = False
+
+
+STEPS = {
+    "starts": Step(starts),
+    "imports": Step(imports),
+    "demo-model": Step(demo_model),
+    "ptxas": Step(assembler),
+    "serve": Step(serve),
+    "nvfp4": Step(tests("tests/unit/nvfp4")),
+    "memory": Step(tests("tests/unit/machine")),
+    "routing": Step(tests("tests/unit/routing"), long=True),
+    "plug-in": Step(tests("tests/unit/vllm_plugin"), long=True),
+    "numerics": Step(tests("tests/e2e/test_numerics_reference.py", "tests/e2e/test_numerics.py"), long=True),
+}
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """The results as a Markdown table."""
+    rows = [
+        (r["step"], r["verdict"], f"{r['seconds']:.0f} s", f"{r['cpu']:.0f} s", r["said"].splitlines()[0])
+        for r in results
+    ]
+    lines = ["| step | verdict | time | processor time | |", "| --- | --- | --- | --- | --- |"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the steps that are asked for."""
+    plan = json.loads(Path(arguments[0]).read_text())
+    parser = argparse.ArgumentParser(
+        prog=plan["name"], description="aarch64's programs, emulated, beside x86_64's"
+    )
+    parser.add_argument(
+        "steps", nargs="*", metavar="STEP", help=f"of {', '.join(STEPS)}; default: all but the long ones"
+    )
+    parser.add_argument("--all", action="store_true", help="the long ones too")
+    parser.add_argument("--list", action="store_true", help="say what each step shows, and end")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    asked = parser.parse_args(arguments[1:])
+    if asked.list:
+        for name, step in STEPS.items():
+            print(f"{name:12}{'(long) ' if step.long else ''}{(step.run.__doc__ or '').strip()}")
+        return 0
+    unknown = [name for name in asked.steps if name not in STEPS]
+    if unknown:
+        parser.error(f"no step is called {', '.join(unknown)}; there are {', '.join(STEPS)}")
+    # A mount namespace of its own: the processes below see an Arm machine's processors.
+    if os.environ.get("GB10_EMULATED") != "inside":
+        inside = dict(os.environ, GB10_EMULATED="inside")
+        program = [
+            "unshare",
+            "--user",
+            "--map-root-user",
+            "--mount",
+            sys.executable,
+            "-I",
+            __file__,
+            *arguments,
+        ]
+        try:
+            os.execvpe(program[0], program, inside)
+        except OSError as error:
+            parser.error(f"unshare cannot be run ({error.strerror}); install util-linux")
+    if not runs(plan["bash"]):
+        parser.error("this machine cannot run aarch64's programs; use ./nixw run .#emulated")
+    chosen = asked.steps or [name for name, step in STEPS.items() if asked.all or not step.long]
+    results: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="gb10-emulated-") as folder:
+        machine = Machine(plan, Path(folder))
+        shown = sys_cpu(machine.folder)
+        subprocess.run(["mount", "--bind", str(shown), "/sys/devices/system/cpu"], check=True)
+        for name in chosen:
+            results.append(one(name, machine))
+            print(f"{results[-1]['verdict']:10}{name}: {results[-1]['said']}", file=sys.stderr, flush=True)
+    print(table(results))
+    if asked.json:
+        asked.json.write_text(json.dumps({"name": plan["name"], "steps": results}, indent=1) + "\n")
+    return 0 if all(result["verdict"] == "passed" for result in results) else 1
+
+
+def runs(bash: str) -> bool:
+    """Whether this machine can start an aarch64 program."""
+    try:
+        return subprocess.run([bash, "-c", ":"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
+def one(name: str, machine: Machine) -> dict[str, Any]:
+    """Run a step; its verdict, its seconds and what it says."""
+    begun, before = time.monotonic(), os.times()
+    verdict = "passed"
+    try:
+        said = STEPS[name].run(machine)
+    except Difference as difference:
+        verdict, said = "failed", str(difference)
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return {"step": name, "verdict": verdict, "seconds": time.monotonic() - begun, "cpu": cpu, "said": said}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
