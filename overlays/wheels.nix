@@ -18,13 +18,14 @@ in
       final.numactl
     ];
 
-    # Wheel name -> { patches, postInstall }; the overlays that follow add to it.
+    # Wheel name -> { patches, postInstall, only }; the overlays that follow add to it.
     wheelChanges = { };
 
     wheelhouse = import ../nix/wheelhouse {
       pkgs = final;
       locks = ../python/locks;
       inherit (final.gb10) python;
+      licencesOf = (import ../nix/licences.nix { inherit (final) lib; }).of;
       changes = final.gb10.wheelChanges;
     };
 
@@ -68,9 +69,18 @@ in
         wheels,
         extra ? [ ],
         isolated ? false,
+        description,
       }:
       final.gb10.wheelhouse.mkEnvironment {
         inherit name isolated;
+        # It has links alone: each wheel has a licence of its own.
+        meta = import ../nix/packages/meta.nix { pkgs = final; } {
+          inherit description;
+          sourceProvenance = [
+            final.lib.sourceTypes.fromSource
+            final.lib.sourceTypes.binaryNativeCode
+          ];
+        };
         packages = builtins.attrValues wheels ++ extra;
         allowedDuplicates = map (
           entry: final.lib.removePrefix "site/" entry.path
@@ -80,6 +90,7 @@ in
     # The wheels of `tools` alone: a check puts the sources that it reads on PYTHONPATH.
     test-env = final.gb10.environment {
       name = "gb10-test-env";
+      description = "Tools of the tests, with vLLM for the CPU";
       wheels = final.gb10.wheels.tools;
     };
   };

@@ -16,10 +16,13 @@ let
   isolated = import ./isolated.nix;
   driverLibraries = import ./driver-libraries.nix;
 
+  meta = import ../packages/meta.nix { inherit pkgs; };
+
   serveCuda =
-    name: environment:
+    name: environment: description:
     pkgs.writeShellApplication {
       inherit name;
+      meta = meta { inherit description; };
       # Triton compiles its launchers with a C compiler.
       runtimeInputs = [
         pkgs.stdenv.cc
@@ -37,11 +40,14 @@ let
     };
 in
 {
-  serve-cuda = serveCuda "serve-cuda" cuda-env;
-  serve-cuda-12x = serveCuda "serve-cuda-12x" cuda-12x-env;
+  serve-cuda = serveCuda "serve-cuda" cuda-env "Serves NVFP4 models on NVIDIA GPUs with an OpenAI-compatible API";
+  serve-cuda-12x = serveCuda "serve-cuda-12x" cuda-12x-env "As serve-cuda, with FlashInfer's modules for GPUs of compute capability 12.x";
 
   serve = pkgs.writeShellApplication {
     name = "serve";
+    meta = meta {
+      description = "Serves NVFP4 models on the CPU with an OpenAI-compatible API";
+    };
     # vLLM's CPU platform asks lscpu for the cores.
     runtimeInputs = [ pkgs.util-linux ];
     text = ''

@@ -11,6 +11,7 @@ let
     ./patches.nix
     ./upstream.nix
     ./e2e.nix
+    ./meta.nix
     ./nix.nix
     ./closed.nix
     ./lint.nix

@@ -48,10 +48,26 @@ in
     ];
   };
 
+  shells = room {
+    name = "shells";
+    tests = [ ../../tests/nix/shells ];
+    sources = [ ../../nix/shell-hook.sh ];
+  };
+
   flashinfer-build = room {
     name = "flashinfer-build";
     tests = [ ../../tests/nix/flashinfer ];
     sources = [ ../../nix/flashinfer ];
+  };
+
+  # The rebuild with a Nix that answers as it is told, and what .ci/run makes of Nix's answers.
+  rebuild = room {
+    name = "rebuild";
+    tests = [ ../../tests/nix/rebuild ];
+    sources = [
+      ../../.ci
+      ../../nix/apps/rebuild
+    ];
   };
 
   cpu-env-imports =

@@ -42,7 +42,7 @@ provide_emulation() {
   find "$emulator/usr" -type f ! -name qemu-aarch64 -delete
   [ -x "$emulator/usr/bin/qemu-aarch64" ] || die "Debian's qemu-user has no qemu-aarch64; remove $emulator and run this again"
   within=(unshare --user --map-root-user --mount --propagation private bash "${BASH_SOURCE[0]}" "$emulator/usr/bin/qemu-aarch64")
-  "${within[@]}" true || die "QEMU could not be registered in a user namespace (Linux 6.7 or newer can); this one is $(uname -r)"
+  "${within[@]}" bash -c : || die "QEMU could not be registered in a user namespace (Linux 6.7 or newer can); this one is $(uname -r)"
   setting extra-platforms "$emulated $native"
   # Nobody may, in such a namespace.
   setting require-drop-supplementary-groups false
@@ -50,6 +50,7 @@ provide_emulation() {
 
 # emulate_in_debian_base: each derivation sees the build root that it names, so that one command builds for both.
 emulate_in_debian_base() {
+  # shellcheck disable=SC2034  # provide_root sets root
   local root hook=$cache/root-of-derivation
   provide_root "$native"
   cat >"$hook.new" <<'HOOK'

@@ -18,16 +18,16 @@ HELP
 
 # locked_packages SYSTEM: the packages that the archive would install, as lines of the lock.
 locked_packages() {
-  local system=$1 log=$cache/apt/root-$1.log wanted uris mirror keyring security apt
+  local system=$1 log=$cache/apt/root-$1.log wanted uris apt
   root_state "$system"
   update_lists "$log" "$root_suite"
   wanted=$("${apt[@]}" install -y --print-uris "${asked_packages[@]}" 2>>"$log" | sed -n "s/^'[^']*' \([^_ ]*\)_\([^_ ]*\)_[^_ ]*\.deb .*/\1=\2/p" | sed 's/%3a/:/g') || wanted=''
   # `download` says every SHA-256; `install` leaves some out.
   # shellcheck disable=SC2086
-  [ -n "$wanted" ] && uris=$("${apt[@]}" download --print-uris $wanted 2>>"$log") || {
+  if [ -z "$wanted" ] || ! uris=$("${apt[@]}" download --print-uris $wanted 2>>"$log"); then
     apt_reason "$log"
     die "apt cannot resolve the build root's packages for $system; the whole log: $log"
-  }
+  fi
   # Nothing here needs an escape in JSON: letters, digits and + - . ~ : alone.
   sed -n "s/^'[^']*' \([a-z0-9+.-]*\)_\([A-Za-z0-9+.~%-]*\)_\([a-z0-9]*\)\.deb \([0-9]*\) SHA256:\([0-9a-f]\{64\}\)\$/{\"name\": \"\1\", \"version\": \"\2\", \"architecture\": \"\3\", \"size\": \4, \"sha256\": \"\5\"}/p" <<<"$uris" |
     sed 's/%3a/:/g' | LC_ALL=C sort >"$lock_folder/$system"
@@ -56,9 +56,10 @@ print_changes() {
     old=$(of_root "$root_lock" "$system" list 2>/dev/null) || old=''
     awk -v of="$system" '
       NR == FNR { if ($2 != "") was[$2] = $3 " " $5; next }
-      { name = $2; now = $3 " " $5; split(was[name], before, " ")
-        if (!(name in was)) print of ": " name " none -> " $3
-        else if (was[name] != now) print of ": " name " " before[1] " -> " $3 (before[1] == $3 ? " (another file)" : "")
+      { name = $2; now = $3 " " $5
+        if (!(name in was)) { print of ": " name " none -> " $3; next }
+        split(was[name], before, " ")
+        if (was[name] != now) print of ": " name " " before[1] " -> " $3 (before[1] == $3 ? " (another file)" : "")
         delete was[name] }
       END { for (name in was) { split(was[name], before, " "); print of ": " name " " before[1] " -> none" } }
     ' <(printf '%s\n' "$old") <(of_root "$1" "$system" list) | LC_ALL=C sort
@@ -66,7 +67,7 @@ print_changes() {
 }
 
 write_debian_lock() {
-  local check='' system hashes=() new lock_folder
+  local check='' system hash hashes=() new lock_folder
   case ${1:-} in
     '') ;;
     --check) check=yes ;;
@@ -88,7 +89,8 @@ write_debian_lock() {
   print_lock "${lock_systems[@]}" >"$new"
   for system in "${lock_systems[@]}"; do
     unpack_root "$new" "$system" "$tmp/root"
-    hashes+=("$("$nix" hash path "$tmp/root")") || die "Nix cannot hash the unpacked build root"
+    hash=$("$nix" hash path "$tmp/root") || die "Nix cannot hash the unpacked build root"
+    hashes+=("$hash")
     rm -rf "$tmp/root"
   done
   print_lock "${hashes[@]}" >"$new.whole"

@@ -27,9 +27,9 @@ apt_archives() { apt-get update --print-uris 2>/dev/null | sed -n "s|^'\([^']*\)
 # NIXW_KEYRING. One line says all that is missing: on Ubuntu, both.
 find_archive() {
   local lacking=''
+  command -v apt-get >/dev/null || die "no apt-get here; install Nix (nixos.org) >= $min_nix where it can reach nixpkgs, then run this again"
   mirror=${NIXW_MIRROR:-}
   if [ -z "$mirror" ]; then
-    command -v apt-get >/dev/null || die "no Nix >= $min_nix and no apt-get here; install Nix (nixos.org), then run this again"
     mirror=$(apt_archives | cut -d ' ' -f 2- | grep -E '/debian(\.list)?/?$' | head -n 1) || true
   fi
   [ -n "$mirror" ] || lacking="this machine's apt names no Debian archive: set NIXW_MIRROR to one (an address that ends in /debian)"
@@ -187,7 +187,7 @@ in_store() {
 
 # of_root LOCK SYSTEM ATTRIBUTE: what root.nix says.
 of_root() {
-  "$nix" eval --read-only --impure --raw --file "$here/nix/debian/root.nix" --argstr lockFile "$1" --argstr system "$2" "$3"
+  "$nix" eval --read-only --impure --raw --file "$here/nix/debian/root.nix" --argstr lockFile "$1" --argstr system "$2" "$3" 2>"$cache/lock.log"
 }
 
 debian_architecture() { case $1 in x86_64-linux) echo amd64 ;; aarch64-linux) echo arm64 ;; esac; }
@@ -203,8 +203,8 @@ root_state() {
 # them. apt verifies the archive's signature; the lock's SHA-256 decides.
 provide_packages() {
   local lock=$1 system=$2 folder=$cache/apt/root-$2 log=$cache/apt/root-$2.log list lacking wanted=() files=()
-  local path name version architecture sha256 file mirror keyring security apt
-  list=$(of_root "$lock" "$system" list) || die "cannot read $lock; write it anew: $lock_command"
+  local path name version architecture sha256 file vanished mirror keyring security apt
+  list=$(of_root "$lock" "$system" list) || die "cannot read nix/debian/packages.lock (see $cache/lock.log); write it anew: $lock_command"
   mapfile -t debs < <(cut -d ' ' -f 1 <<<"$list")
   lacking=$(nix_store --check-validity --print-invalid "${debs[@]}") || die "Nix cannot look into its store"
   [ -n "$lacking" ] || return 0
@@ -249,6 +249,9 @@ unpack_root() {
   find "$3" -mindepth 1 -maxdepth 1 ! -name usr ! -name bin ! -name sbin ! -name lib ! -name lib64 -exec rm -rf {} +
 }
 
+# root_link SYSTEM: what keeps the lock's build root from Nix's garbage collector.
+root_link() { printf '%s/roots/%s-%s' "$cache" "$1" "$(sha256sum <"$root_lock" | cut -c 1-16)"; }
+
 # provide_root SYSTEM: in $root the folder of that system's build root, a store path. A link in the cache is its root for
 # Nix's garbage collector; links that were not used for a month go.
 provide_root() {
@@ -256,14 +259,14 @@ provide_root() {
   [ -s "$root_lock" ] || die "there is no nix/debian/packages.lock; write it: $lock_command"
   grep -q -x -F "  \"asked\": \"${asked_packages[*]}\"," "$root_lock" ||
     die "nix/debian/packages.lock is not of the packages that nix/debian/root.sh asks for; write it anew: $lock_command"
-  link=$cache/roots/$system-$(sha256sum <"$root_lock" | cut -c 1-16)
+  link=$(root_link "$system")
   path=$(readlink "$link" 2>/dev/null) || path=''
   root=$(in_store "$path")
   if [ -n "$path" ] && [ -e "$root/usr/bin/bash" ]; then
     touch -h "$link"
     return
   fi
-  path=$(of_root "$root_lock" "$system" path) || die "cannot read nix/debian/packages.lock; write it anew: $lock_command"
+  path=$(of_root "$root_lock" "$system" path) || die "cannot read nix/debian/packages.lock (see $cache/lock.log); write it anew: $lock_command"
   if [ -n "$(nix_store --check-validity --print-invalid "$path")" ]; then
     tmp=$(mktemp -d "$cache/.unpacking.XXXXXX")
     trap 'rm -rf "$tmp"' EXIT
@@ -284,11 +287,20 @@ provide_root() {
 # Can builds be closed in here? A container often forbids it. Where it cannot be told, Nix will say.
 may_sandbox() { ! command -v unshare >/dev/null || unshare --mount --ipc --uts --net --pid --fork true 2>/dev/null || user_namespaces; }
 
-# The Debian base: the build root, and the settings that make Nix build in it.
+# builds ARGUMENTS OF NIX: could they build something? To evaluate takes no build root.
+builds() {
+  case "$1 ${2:-}" in
+    eval\ * | flake\ show | flake\ metadata | flake\ info | flake\ archive | derivation\ *) return 1 ;;
+    flake\ check) [[ " $* " != *" --no-build "* ]] ;;
+  esac
+}
+
+# provide_debian_base ARGUMENTS OF NIX: the build root, and the settings that make Nix build in it.
 provide_debian_base() {
   local paths root
   [ -z "$unpacked" ] || may_sandbox ||
     say "namespaces are closed here (a container?): the flake can be shown, but builds will fail; for Docker and Podman use --privileged"
+  builds "$@" || return 0
   provide_root "$system"
   paths=$(
     printf '%s\n' "/usr=$root/usr" "/bin=$root/bin" "/lib=$root/lib" "/lib64=$root/lib64"

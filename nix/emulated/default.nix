@@ -13,6 +13,7 @@ let
     import ../wheelhouse {
       inherit pkgs changes;
       inherit (pkgs.gb10) python;
+      licencesOf = (import ../licences.nix { inherit (pkgs) lib; }).of;
       target = aarch64;
       locks = ../../python/locks;
     };
@@ -63,5 +64,7 @@ rec {
   aarch64-mirrored-env = environment (toolsOf stand-in.changes // { inherit (stand-in) torch stubs; });
   emulated-mirrored = app "emulated-mirrored" aarch64-mirrored-env;
 
+  # For builds by hand.
+  wheels = toolsOf changes;
   inherit stand-in;
 }

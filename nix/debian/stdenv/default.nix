@@ -3,6 +3,8 @@
   system,
   root,
   runtime,
+  # What is wrong with a package's `meta` here: an error, or null.
+  checkMeta,
   compiler,
 }:
 
@@ -38,13 +40,21 @@ let
           debianRoot = root;
         }
       );
+      package =
+        drv
+        // attrs.passthru or { }
+        // {
+          meta = attrs.meta or { };
+        }
+        // identity;
+      # As in nixpkgs, what is refused can be looked at, but not built or referred to.
+      unlessRefused = builtins.seq (checkMeta package);
     in
-    drv
-    // attrs.passthru or { }
+    package
     // {
-      meta = attrs.meta or { };
-    }
-    // identity;
+      drvPath = unlessRefused drv.drvPath;
+      outPath = unlessRefused drv.outPath;
+    };
 
   runCommand =
     name: attrs: buildCommand:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import shutil
 import signal
@@ -17,32 +18,63 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 # What nixw takes for granted on any Debian. Nothing else of the real machine is on its PATH.
 TOOLS = """
-    awk basename bash cat chmod cp cut diff dirname du env find flock grep head id ln ls mkdir mktemp mv paste
-    printf readlink rm sed sh sha256sum sleep sort stat tail tar touch tr wc
+    awk basename bash cat chmod cmp cp cut dirname du env find flock grep head id ln ls mkdir mktemp mv paste
+    printf readlink rm sed sh sha256sum sleep sort stat tail tar touch tr uname wc xargs
 """
 
-# Writes each call's arguments to $FAKE/calls: items end in NUL, calls in a line "end".
-NIX = """
+# Writes each call's arguments to $FAKE/calls: items end in NUL, calls in a line "end". Its store knows
+# content by the first 32 digits of a SHA-256; a folder's is that of its files, one after another.
+NIX = r"""
 if [ "$*" = --version ]; then echo "$FAKE_NIX_NAME $FAKE_NIX_VERSION"; exit "${FAKE_NIX_STATUS:-0}"; fi
-{ printf '%s\\0' "$@"; printf 'end\\n'; } >>"$FAKE/calls"
-printf '%s\\n' "${NIX_REMOTE:-}" >"$FAKE/remote"
-printf '%s\\n' "${NIX_CONFIG:-}" >"$FAKE/config"
-printf '%s\\n' "${NIX_CACHE_HOME:-}" "${NIX_STATE_HOME:-}" "${NIX_DATA_HOME:-}" >"$FAKE/homes"
+{ printf '%s\0' "$@"; printf 'end\n'; } >>"$FAKE/calls"
+printf '%s\n' "${NIX_REMOTE:-}" >"$FAKE/remote"
+printf '%s\n' "${NIX_CONFIG:-}" >"$FAKE/config"
+printf '%s\n' "${NIX_CACHE_HOME:-}" "${NIX_STATE_HOME:-}" "${NIX_DATA_HOME:-}" >"$FAKE/homes"
+case ${NIX_REMOTE:-} in local*) store=${NIX_REMOTE#*=} ;; *) store=$FAKE ;; esac
+last=${@: -1}
+digits() { sha256sum | cut -c 1-32; }
+folder_digits() { (cd "$1" && find . -type f | LC_ALL=C sort | xargs cat | digits); }
 case " $* " in
   *" flake prefetch "*) exit "$FAKE_PREFETCH_STATUS" ;;
-  *" store add "*) echo "/nix/store/0000-${@: -1}" ;;
+  *" store add --name "*)
+    path=/nix/store/$(folder_digits "$last")-$4
+    mkdir -p "$store/nix/store"
+    cp -r "$last" "$store$path"
+    echo "$path" ;;
+  *" store add "*) echo "/nix/store/0000-$last" ;;
+  *" store info "*) cat "$FAKE/info" 2>/dev/null || exit 1 ;;
   *" path-info "*) ;;
+  *" hash path "*) folder_digits "$last" ;;
+  *" --check-validity "*)
+    for path; do case $path in /*) [ -e "$store$path" ] || echo "$path" ;; esac; done ;;
+  *" --add-fixed "*)
+    mkdir -p "$store/nix/store"
+    for file in "${@:3}"; do cp "$file" "$store/nix/store/$(digits <"$file")-${file##*/}"; done ;;
+  *" --add-root "*) ln -sfn "$last" "$3" ;;
+  *"/root.nix --argstr lockFile "*)
+    # What root.nix says of the packages.lock that it is given.
+    lock=${@: -5:1} system=${@: -2:1}
+    awk -F '"' -v of="$system" -v what="$last" '
+      $2 ~ /-linux$/ { on = ($2 == of) }
+      on && $2 == "narHash" && what == "path" { print "/nix/store/" $4 "-debian-root"; found = 1 }
+      on && $2 == "name" && what == "list" {
+        file = $4 "_" $8 "_" $12 ".deb"
+        gsub(/[:~]/, "-", file)
+        print "/nix/store/" substr($18, 1, 32) "-" file, $4, $8, $12, $18
+        found = 1
+      }
+      END { exit !found }' "$lock" ;;
   *) echo "nix ran"; exit "${FAKE_RUN_STATUS:-0}" ;;
 esac
 """
 
-# "Downloads" what lies in $FAKE/debs/SUITE. $FAKE_APT says how it goes wrong.
+# "Downloads" what lies in $FAKE/debs/SUITE (root-SYSTEM for a build root). $FAKE_APT says how it goes wrong.
 APT_GET = """
 if [ "$*" = "update --print-uris" ]; then cat "$FAKE/uris"; exit; fi
 while [ "$#" -gt 0 ]; do
   case $1 in
     -c) conf=$2; shift ;;
-    update | install) word=$1; shift; break ;;
+    update | install | download) word=$1; shift; break ;;
   esac
   shift
 done
@@ -55,6 +87,32 @@ if [ "$word" = update ]; then
   if [ "${FAKE_APT:-}" = unreachable ]; then echo "E: Failed to fetch" >&2; exit 100; fi
   exit 0
 fi
+case $word:$1 in
+  install:-y)
+    if [ "$2" = --print-uris ]; then
+      for file in "$FAKE/debs/$suite"/*.deb; do echo "'http://m.invalid/a.deb' ${file##*/} 10 MD5Sum:0"; done
+      exit
+    fi ;;
+  download:--print-uris)
+    shift
+    for file in "$FAKE/debs/$suite"/*.deb; do
+      sum=$(sha256sum <"$file")
+      echo "'http://m.invalid/a.deb' ${file##*/} $(wc -c <"$file") SHA256:${sum%% *}"
+    done
+    exit ;;
+  download:*)
+    status=0
+    for package; do
+      name=${package%%=*} version=${package#*=}
+      if ! cp "$FAKE/debs/$suite/${name}_${version/:/%3a}"_*.deb . 2>/dev/null; then
+        echo "E: Version '$version' for '$name' was not found" >&2
+        status=100
+      fi
+    done
+    if [ "${FAKE_APT:-}" = slow ]; then : >"$FAKE/waiting"; sleep "$FAKE_SECONDS"; fi
+    echo "Fetched 4567 kB in 1s (12 MB/s)"
+    exit $status ;;
+esac
 cp "$FAKE/debs/$suite"/a*.deb "$folder/cache/archives/"
 if [ "${FAKE_APT:-}" = slow ]; then : >"$FAKE/waiting"; sleep "$FAKE_SECONDS"; fi
 if [ "${FAKE_APT:-}" = half ]; then echo "E: Unable to fetch some archives" >&2; exit 100; fi
@@ -67,15 +125,45 @@ DPKG_DEB = """
 case $1 in
   --fsys-tarfile)
     case $2:${FAKE_DPKG:-} in
-      *b_*:slow) head -c 600 "$2"; : >"$FAKE/waiting"; sleep "$FAKE_SECONDS" ;;
-      *b_*:broken) head -c 600 "$2"; echo "dpkg-deb: error: unexpected end of file" >&2; exit 2 ;;
+      *b_*:slow | *-python*:slow) head -c 600 "$2"; : >"$FAKE/waiting"; sleep "$FAKE_SECONDS" ;;
+      *b_*:broken | *-python*:broken)
+        head -c 600 "$2"
+        echo "dpkg-deb: error: unexpected end of file" >&2
+        exit 2 ;;
     esac
     exec cat "$2" ;;
   --show) echo "$(basename "${@: -1}" .deb) 1.0 all" ;;
 esac
 """
 
-UNSHARE = 'exit "$FAKE_UNSHARE_STATUS"'
+EMULATORS = ("qemu-aarch64", "qemu-m68k")
+SYSTEMS = {"x86_64-linux": "amd64", "aarch64-linux": "arm64"}
+# The build root's packages, by name and version as apt names their files, and their files.
+ROOT = {
+    "base_1.0~b1": {
+        "usr/bin/bash": "exit 0\n",
+        "usr/bin/gcc": "exit 0\n",
+        "usr/lib64/ld.so": "",
+        "etc/motd": "",
+    },
+    "python_1%3a2.0": {"usr/bin/python3": "exit 0\n"},
+}
+
+# Nothing is closed in by it; what nixw starts through emulate.sh is started without QEMU.
+UNSHARE = """
+if [ "$FAKE_UNSHARE_STATUS" = 0 ]; then
+  while [ "$#" -gt 0 ]; do
+    case $1 in
+      */emulate.sh)
+        [ -x "$2" ] && echo "$2" >"$FAKE/emulator"
+        shift 2
+        exec "$@" ;;
+    esac
+    shift
+  done
+fi
+exit "$FAKE_UNSHARE_STATUS"
+"""
 
 # The loader of the unpacked Nix: called with options that have a value, then PROGRAM ARGUMENTS.
 LOADER = 'while [[ $1 == --* ]]; do shift 2; done\nexec bash "$@"'
@@ -168,6 +256,12 @@ class Machine:
             time.sleep(0.02)
         (self.fake / "waiting").unlink()
 
+    @property
+    def root(self) -> Path:
+        """Where the fake store has the build root of the checkout's lock."""
+        lock = json.loads((self.nixw.parent / "nix/debian/packages.lock").read_text())
+        return self.fake / f"nix/store/{lock['systems']['x86_64-linux']['narHash']}-debian-root"
+
     def calls(self) -> list[list[str]]:
         """Arguments of each call of nix but `nix --version`."""
         record = self.fake / "calls"
@@ -192,7 +286,9 @@ def _write_program(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def _write_package(path: Path, files: dict[str, str]) -> None:
+def write_package(path: Path, files: dict[str, str]) -> None:
+    """Write a fake .deb with these files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as archive:
         for name, text in files.items():
             entry = tarfile.TarInfo(f"./{name}")
@@ -205,18 +301,44 @@ def _write_package(path: Path, files: dict[str, str]) -> None:
 def _make_packages(debs: Path) -> None:
     bash = shutil.which("bash")
     library = "usr/lib/x86_64-linux-gnu"
-    for suite in ("stable", "bookworm"):
-        (debs / suite).mkdir(parents=True)
-    _write_package(
+    (debs / "stable").mkdir(parents=True)
+    write_package(
         debs / "stable" / "a_libs.deb",
         {f"{library}/ld-linux-x86-64.so.2": f"#!{bash}\n{LOADER}\n", f"{library}/libnixstore.so": ""},
     )
     programs = {"nix": f"#!{bash}\n{NIX}", "git": "exit 0\n", "patchelf": f"set -e\n{PATCHELF}"}
-    _write_package(
-        debs / "stable" / "b_nix.deb", {f"usr/bin/{name}": text for name, text in programs.items()}
+    write_package(debs / "stable" / "b_nix.deb", {f"usr/bin/{name}": text for name, text in programs.items()})
+    write_package(debs / "stable" / "c_qemu.deb", {f"usr/bin/{name}": "exit 0\n" for name in EMULATORS})
+    for system, architecture in SYSTEMS.items():
+        for file, files in ROOT.items():
+            write_package(debs / f"root-{system}" / f"{file}_{architecture}.deb", files)
+
+
+def write_lock(made: Machine) -> None:
+    """Write packages.lock of what the archive has, as `nix run .#lock -- debian` does."""
+    files = {name: text for part in ROOT.values() for name, text in part.items() if name.startswith("usr/")}
+    content = "".join(files[name] for name in sorted(files))
+    nar_hash = hashlib.sha256(content.encode()).hexdigest()[:32]
+    asked = json.loads((CHECKOUT / "nix/debian/packages.lock").read_text())["asked"]
+    parts = []
+    for system in SYSTEMS:
+        packages = []
+        for deb in sorted((made.fake / f"debs/root-{system}").glob("*.deb")):
+            name, version, architecture = deb.stem.replace("%3a", ":").split("_")
+            digest = hashlib.sha256(deb.read_bytes()).hexdigest()
+            packages.append(
+                f'        {{"name": "{name}", "version": "{version}", "architecture": "{architecture}", '
+                f'"size": {deb.stat().st_size}, "sha256": "{digest}"}}'
+            )
+        parts.append(
+            f'    "{system}": {{\n      "narHash": "{nar_hash}",\n'
+            '      "packages": [\n' + ",\n".join(packages) + "\n      ]\n    }"
+        )
+    (made.nixw.parent / "nix/debian/packages.lock").write_text(
+        f'{{\n  "suite": "bookworm",\n  "asked": "{asked}",\n  "systems": {{\n'
+        + ",\n".join(parts)
+        + "\n  }\n}\n"
     )
-    _write_package(debs / "bookworm" / "a_base.deb", {"usr/bin/gcc": "exit 0\n", "usr/lib64/ld.so": ""})
-    _write_package(debs / "bookworm" / "b_python.deb", {"usr/bin/python3": "exit 0\n"})
 
 
 def make_machine(folder: Path) -> Machine:
@@ -247,6 +369,8 @@ def make_machine(folder: Path) -> Machine:
     )
     (folder / "keyring.gpg").write_text("keys")
     (folder / "bundle.crt").write_text("certificates")
+    made.change("local prefix=''", "local prefix=$FAKE", "nix/debian/root.sh")
+    write_lock(made)
     # The test may run as any user, on a machine with or without /nix.
     made.change("[ -w /nix/store ] || { [ ! -e /nix ] && [ -w / ]; }", '"$FAKE_MAY_WRITE_NIX"')
     made.environment = {

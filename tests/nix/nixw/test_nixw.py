@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from nixw_machine import NIX, REVISION, Machine
+from nixw_machine import NIX, REVISION, SYSTEMS, Machine, write_package
 
 DAY = 24 * 60 * 60
 BAD_INPUT = 2
@@ -25,9 +26,15 @@ def error_of(result: subprocess.CompletedProcess[str]) -> str:
     return lines[0]
 
 
-def base_of(machine: Machine) -> Path:
-    (base,) = machine.cache.glob("base-*")
-    return base
+def base_of(machine: Machine) -> str:
+    """The flake that stands in for nixpkgs: the checkout's own."""
+    return f"path:{machine.nixw.parent}/nix/debian"
+
+
+def link_of(machine: Machine, system: str = "x86_64-linux") -> Path:
+    """What keeps the build root from the garbage collector."""
+    (link,) = machine.cache.glob(f"roots/{system}-*")
+    return link
 
 
 # ------------------------------------------------------------------------------------------------ which Nix
@@ -45,12 +52,13 @@ def test_recent_nix_is_used_as_it_is(with_nix: Machine) -> None:
 @pytest.mark.parametrize(
     ("name", "version", "used"),
     [
-        ("nix (Nix)", "2.18", True),
-        ("nix (Nix)", "2.18.1", True),
+        ("nix (Nix)", "2.20", True),
+        ("nix (Nix)", "2.20.1", True),
         ("nix (Nix)", "3.0pre20260101_abcdef", True),
         ("nix (Determinate Nix 3.8.4)", "2.30.2", True),
         ("nix (Lix, like Nix)", "2.93.0", True),
-        ("nix (Nix)", "2.17.9", False),
+        ("nix (Nix)", "2.18.1", False),
+        ("nix (Nix)", "2.19.9", False),
         ("nix (Nix)", "2.3.16", False),
         ("nix (Nix)", "2.9", False),
         ("some other", "program", False),
@@ -123,8 +131,8 @@ def test_nixpkgs_is_the_base_where_its_locked_input_can_be_had(with_nix: Machine
 def test_debian_is_the_base_where_nixpkgs_cannot_be_had(with_nix: Machine) -> None:
     result = with_nix.run("build", ".#x")
     assert "using the Debian base" in result.stderr
-    assert with_nix.apt_calls() == ["update bookworm", "install bookworm"]
-    override = ["--override-input", "nixpkgs", f"path:{base_of(with_nix)}", "--no-write-lock-file"]
+    assert with_nix.apt_calls() == ["update root-x86_64-linux", "download root-x86_64-linux"]
+    override = ["--override-input", "nixpkgs", base_of(with_nix), "--no-write-lock-file"]
     assert with_nix.calls()[-1] == ["build", *override, ".#x"]
 
 
@@ -142,26 +150,10 @@ def test_a_base_out_of_reach_is_remembered_for_a_day(with_nix: Machine, remember
     assert asked == (remembered != "today")
 
 
-def test_the_base_carries_the_identity_of_its_root(with_nix: Machine) -> None:
-    with_nix.run("build", NIXW_BASE="debian")
-    first = base_of(with_nix)
-    packages = (with_nix.cache / "root/packages").read_text()
-    assert packages.startswith("a_base 1.0 all\nb_python 1.0 all\n")
-    assert (first / "packages").read_text() == packages
-    # Other files of nix/debian replace the copy; other packages make another base.
-    (with_nix.folder / "checkout/nix/debian/flake.nix").write_text("{ }\n")
-    with_nix.run("build", NIXW_BASE="debian")
-    assert (base_of(with_nix) / "flake.nix").read_text() == "{ }\n"
-    (with_nix.fake / "debs/bookworm/b_python.deb").rename(with_nix.fake / "debs/bookworm/b_python4.deb")
-    with_nix.run("--refresh")
-    with_nix.run("build", NIXW_BASE="debian")
-    assert base_of(with_nix).name != first.name
-
-
 def test_builds_see_the_unpacked_root_and_never_the_machine(with_nix: Machine) -> None:
     with_nix.run("build", NIXW_BASE="debian")
     settings = with_nix.settings()
-    root = with_nix.cache / "root"
+    root = with_nix.root
     paths = dict(path.partition("=")[::2] for path in settings["sandbox-paths"].split())
     assert {name: paths.get(name) for name in ("/usr", "/bin", "/lib", "/lib64")} == {
         "/usr": f"{root}/usr",
@@ -173,6 +165,302 @@ def test_builds_see_the_unpacked_root_and_never_the_machine(with_nix: Machine) -
     assert settings["substituters"] == ""
     assert (root / "bin/gcc").is_file()
     assert (root / "bin/sh").readlink() == Path("bash")
+
+
+# -------------------------------------------------------------------------------------- the pinned build root
+
+
+def test_the_root_is_made_once_and_kept_from_the_garbage_collector(with_nix: Machine) -> None:
+    for _ in range(2):
+        assert with_nix.run("build", NIXW_BASE="debian").stdout == "nix ran\n"
+    assert with_nix.apt_calls() == ["update root-x86_64-linux", "download root-x86_64-linux"]
+    assert str(link_of(with_nix).readlink()) == f"/nix/store/{with_nix.root.name}"
+    assert sorted(path.name for path in with_nix.root.iterdir()) == ["bin", "lib", "lib64", "sbin", "usr"]
+
+
+def test_the_root_has_the_security_suite(with_nix: Machine) -> None:
+    (with_nix.fake / "uris").write_text(
+        "'http://s.invalid/ubuntu/dists/noble-security/InRelease' x 0 \n"
+        "'http://s.invalid/debian-safe/dists/bookworm-security/InRelease' x 0 \n"
+        "'http://m.invalid/debian/dists/bookworm/InRelease' x 0 \n"
+    )
+    with_nix.run("build", NIXW_BASE="debian")
+    lines = (with_nix.fake / "sources.list").read_text().splitlines()
+    assert [line.split("] ")[1] for line in lines] == [
+        "http://m.invalid/debian bookworm main",
+        "http://s.invalid/debian-safe bookworm-security main",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("variables", "security"),
+    [
+        ({}, "http://mirror.invalid/debian-security"),
+        ({"NIXW_MIRROR": "http://other.invalid/debian/"}, "http://other.invalid/debian-security"),
+        ({"NIXW_SECURITY_MIRROR": "http://other.invalid/safe/"}, "http://other.invalid/safe"),
+    ],
+)
+def test_where_the_security_suite_is_without_a_word_of_apt(
+    with_nix: Machine, variables: dict[str, str], security: str
+) -> None:
+    with_nix.run("build", NIXW_BASE="debian", **variables)
+    assert f"] {security} bookworm-security main\n" in (with_nix.fake / "sources.list").read_text()
+
+
+@pytest.mark.parametrize(
+    "words", [["build", ".#packages.aarch64-linux.serve"], ["run", ".#emulated", "--", "x"]]
+)
+def test_another_system_is_emulated(with_nix: Machine, words: list[str]) -> None:
+    """Both build roots, QEMU, settings under which Nix builds for both; `.#emulated` asks for it itself."""
+    asked = {} if ".#emulated" in words else {"NIXW_SYSTEM": "aarch64-linux"}
+    done = with_nix.run(*words, NIXW_BASE="debian", **asked)
+    assert done.returncode == 0, done.stderr
+    emulator = with_nix.cache / "emulator/usr/bin/qemu-aarch64"
+    assert (with_nix.fake / "emulator").read_text() == f"{emulator}\n"
+    # Of forty, the one.
+    assert [path.name for path in emulator.parent.iterdir() if path.is_file()] == ["qemu-aarch64"]
+    settings = with_nix.settings()
+    assert settings["extra-platforms"] == "aarch64-linux x86_64-linux"
+    assert all(link_of(with_nix, system).is_symlink() for system in SYSTEMS)
+
+
+def test_a_derivation_sees_the_build_root_that_it_names(with_nix: Machine) -> None:
+    with_nix.run("build", NIXW_BASE="debian", NIXW_SYSTEM="aarch64-linux")
+    hook = with_nix.settings()["pre-build-hook"]
+    derivation = with_nix.folder / "x.drv"
+
+    def shown(text: str, **environment: str) -> list[str]:
+        derivation.write_text(text)
+        said = subprocess.run(
+            [hook, str(derivation)], env=environment, capture_output=True, text=True, check=True
+        )
+        return said.stdout.splitlines()
+
+    text = (
+        'Derive([],"aarch64-linux","/bin/bash",[],[("debianRoot","/nix/store/b-debian-root"),("name","x")])'
+    )
+    folders = [f"/{name}=/nix/store/b-debian-root/{name}" for name in ("usr", "bin", "lib", "lib64")]
+    assert shown(text) == ["extra-sandbox-paths", *folders, ""]
+    assert shown('Derive([("name","x")])') == []
+    # A store of the user's own: the derivation lies in it too, and so does the root.
+    derivation = with_nix.folder / "store/nix/store/x.drv"
+    derivation.parent.mkdir(parents=True)
+    derivation.write_text(text)
+    said = subprocess.run(
+        [hook, "/nix/store/x.drv"],
+        env={"NIX_REMOTE": f"local?root={with_nix.folder}/store"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"/usr={with_nix.folder}/store/nix/store/b-debian-root/usr" in said.stdout
+
+
+def test_what_cannot_be_emulated_is_one_line(with_nix: Machine) -> None:
+    def error(**environment: str) -> str:
+        return error_of(with_nix.run("build", NIXW_BASE="debian", NIXW_SYSTEM="aarch64-linux", **environment))
+
+    assert "a Nix daemon builds here" in error(NIX_REMOTE="daemon")
+    assert "user namespaces" in error(FAKE_UNSHARE_STATUS="1")
+    with_nix.add_program("uname", "echo aarch64")
+    words = error_of(with_nix.run("build", NIXW_BASE="debian", NIXW_SYSTEM="x86_64-linux"))
+    assert "this machine (aarch64-linux) emulates nothing" in words
+    assert not (with_nix.cache / "emulator").exists()
+
+
+def test_this_machines_own_system_is_not_emulated(with_nix: Machine) -> None:
+    assert with_nix.run("build", NIXW_BASE="debian", NIXW_SYSTEM="x86_64-linux").returncode == 0
+    assert "extra-platforms" not in with_nix.settings()
+    assert not (with_nix.cache / "emulator").exists()
+
+
+def test_an_unknown_system_is_an_error(with_nix: Machine) -> None:
+    assert "NIXW_SYSTEM is 'riscv64-linux'" in error_of(with_nix.run("build", NIXW_SYSTEM="riscv64-linux"))
+
+
+def test_a_store_that_has_the_root_needs_no_archive(with_nix: Machine) -> None:
+    assert with_nix.run("build", NIXW_BASE="debian").returncode == 0
+    (with_nix.fake / "apt").unlink()
+    (with_nix.folder / "bin/apt-get").unlink()
+    assert with_nix.run("build", NIXW_BASE="debian").stdout == "nix ran\n"
+    link_of(with_nix).unlink()
+    assert with_nix.run("build", NIXW_BASE="debian").stdout == "nix ran\n"
+    assert link_of(with_nix).is_symlink()
+
+
+def test_only_packages_that_the_store_lacks_are_fetched(with_nix: Machine) -> None:
+    with_nix.run("build", NIXW_BASE="debian")
+    link_of(with_nix).unlink()
+    shutil.rmtree(with_nix.root)
+    (package,) = (with_nix.fake / "nix/store").glob("*-python_1-2.0_amd64.deb")
+    package.unlink()
+    # What the archive has lost since does not matter where the store has it.
+    (with_nix.fake / "debs/root-x86_64-linux/base_1.0~b1_amd64.deb").unlink()
+    result = with_nix.run("build", NIXW_BASE="debian")
+    assert result.stdout == "nix ran\n", result.stderr
+    assert "fetching 1 packages of Debian bookworm" in result.stderr
+    assert package.exists()
+    assert with_nix.root.exists()
+
+
+def test_a_version_that_the_archive_lost_is_one_line_and_the_lock_can_be_written(with_nix: Machine) -> None:
+    archive = with_nix.fake / "debs/root-x86_64-linux"
+    for old, new in (("base_1.0~b1", "base_1.1"), ("python_1%3a2.0", "python_1%3a2.1")):
+        (archive / f"{old}_amd64.deb").rename(archive / f"{new}_amd64.deb")
+    lock = with_nix.nixw.parent / "nix/debian/packages.lock"
+    before = lock.read_text()
+    message = error_of(with_nix.run("build", NIXW_BASE="debian"))
+    assert "base 1.0~b1, python 1:2.0" in message
+    assert "./nixw run .#lock -- debian" in message
+    assert with_nix.half_made == []
+    assert not with_nix.root.exists()
+    # To evaluate takes no root.
+    assert with_nix.run("flake", "show", NIXW_BASE="debian").stdout == "nix ran\n"
+    checked = with_nix.run("run", ".#lock", "--", "debian", "--check")
+    changes = "x86_64-linux: base 1.0~b1 -> 1.1\nx86_64-linux: python 1:2.0 -> 1:2.1\n"
+    assert (checked.returncode, checked.stdout) == (1, changes)
+    assert lock.read_text() == before
+    written = with_nix.run("run", ".#lock", "--", "debian")
+    assert written.returncode == 0, written.stderr
+    assert written.stdout == f"{changes}wrote nix/debian/packages.lock; review it like flake.lock\n"
+    assert lock.read_text() == before.replace(
+        '"1.0~b1", "architecture": "amd64"', '"1.1", "architecture": "amd64"'
+    ).replace('"1:2.0", "architecture": "amd64"', '"1:2.1", "architecture": "amd64"')
+    assert with_nix.run("build", NIXW_BASE="debian").stdout == "nix ran\n"
+    again = with_nix.run("run", ".#lock", "--", "debian")
+    assert (again.returncode, again.stdout) == (
+        0,
+        "nix/debian/packages.lock is what the Debian archive has\n",
+    )
+    assert not (lock.parent / "packages.lock.new").exists()
+
+
+@pytest.mark.parametrize("text", [None, "", "no JSON\n"])
+def test_a_lock_that_cannot_be_read_is_one_line_and_can_be_written(
+    with_nix: Machine, text: str | None
+) -> None:
+    lock = with_nix.nixw.parent / "nix/debian/packages.lock"
+    whole = lock.read_text()
+    lock.unlink() if text is None else lock.write_text(text)
+    assert "./nixw run .#lock -- debian" in error_of(with_nix.run("build", NIXW_BASE="debian"))
+    assert with_nix.run("--help").returncode == 0
+    written = with_nix.run("run", "-L", ".#lock", "--", "debian")
+    assert "aarch64-linux: base none -> 1.0~b1\n" in written.stdout
+    assert lock.read_text() == whole
+
+
+def test_a_writer_that_fails_leaves_the_lock(with_nix: Machine) -> None:
+    lock = with_nix.nixw.parent / "nix/debian/packages.lock"
+    before = lock.read_text()
+    error_of(with_nix.run("run", ".#lock", "--", "debian", FAKE_APT="unreachable"))
+    (with_nix.fake / "debs/root-aarch64-linux/base_1.0~b1_arm64.deb").rename(with_nix.fake / "other.deb")
+    shutil.copy(with_nix.fake / "other.deb", with_nix.fake / "debs/root-aarch64-linux/base_1.1_arm64.deb")
+    message = error_of(with_nix.run("run", ".#lock", "--", "debian", FAKE_DPKG="broken"))
+    assert "could not unpack" in message
+    assert lock.read_text() == before
+    assert with_nix.half_made == []
+
+
+@pytest.mark.parametrize("words", [["--chek"], ["--check", "more"]])
+def test_the_writer_refuses_what_it_does_not_know(with_nix: Machine, words: list[str]) -> None:
+    assert f"unknown argument '{words[-1]}'" in error_of(
+        with_nix.run("run", ".#lock", "--", "debian", *words)
+    )
+    assert not with_nix.apt_calls()
+
+
+def test_the_lock_of_wheels_is_the_app(with_nix: Machine) -> None:
+    for words in (["run", ".#lock"], ["run", ".#lock", "--", "--check"], ["run", ".#serve", "--", "debian"]):
+        assert with_nix.run(*words, NIXW_BASE="nixpkgs").stdout == "nix ran\n"
+        assert with_nix.calls()[-1] == words
+
+
+def test_other_packages_than_the_lock_has_are_an_error(with_nix: Machine) -> None:
+    with_nix.change("  gcc g++", "  gcc g++ gfortran", "nix/debian/root.sh")
+    assert "not of the packages that nix/debian/root.sh asks for" in error_of(with_nix.run("build"))
+
+
+def test_a_package_with_another_content_is_an_error(with_nix: Machine) -> None:
+    write_package(
+        with_nix.fake / "debs/root-x86_64-linux/base_1.0~b1_amd64.deb", {"usr/bin/bash": "exit 1\n"}
+    )
+    message = error_of(with_nix.run("build", NIXW_BASE="debian"))
+    assert "base 1.0~b1 has not the SHA-256" in message
+    assert not (with_nix.fake / "nix").exists()
+
+
+def test_a_root_with_another_content_than_the_lock_says_is_an_error(with_nix: Machine) -> None:
+    lock = with_nix.nixw.parent / "nix/debian/packages.lock"
+    lock.write_text(lock.read_text().replace('"narHash": "', '"narHash": "0'))
+    message = error_of(with_nix.run("build", NIXW_BASE="debian"))
+    assert "unpack to /nix/store/" in message
+    assert not list(with_nix.cache.glob("roots/x86*"))
+
+
+def test_another_lock_is_another_root_and_the_first_stays(with_nix: Machine) -> None:
+    with_nix.run("build", NIXW_BASE="debian")
+    first = link_of(with_nix)
+    lock = with_nix.nixw.parent / "nix/debian/packages.lock"
+    lock.write_text(lock.read_text() + "\n")
+    with_nix.run("build", NIXW_BASE="debian")
+    assert first.is_symlink()
+    assert len(list(with_nix.cache.glob("roots/x86*"))) == 2
+    month = 31 * DAY
+    os.utime(first, (time.time() - month,) * 2, follow_symlinks=False)
+    lock.write_text(lock.read_text() + "\n")
+    with_nix.run("build", NIXW_BASE="debian")
+    assert not first.is_symlink(), "not used for a month"
+    assert len(list(with_nix.cache.glob("roots/x86*"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "root"),
+    [
+        ("build", True),
+        ("run .#x", True),
+        ("develop", True),
+        ("flake check", True),
+        ("flake check --no-build", False),
+        ("flake show", False),
+        ("eval .#x", False),
+        ("derivation show", False),
+    ],
+)
+def test_the_root_is_made_where_something_could_be_built(with_nix: Machine, words: str, root: bool) -> None:
+    assert with_nix.run(*words.split(), NIXW_BASE="debian").stdout == "nix ran\n"
+    assert with_nix.root.exists() == root
+    assert base_of(with_nix) in with_nix.calls()[-1]
+
+
+# ------------------------------------------------------------------------------------------- a Nix daemon
+
+
+@pytest.mark.parametrize(
+    ("info", "refused"),
+    [
+        ('{"trusted":false,"url":"daemon","version":"2.26.3"}', True),
+        ('{"trusted":0,"url":"unix:///run/nix.socket","version":"2.20.1"}', True),
+        ('{"trusted":true,"url":"daemon","version":"2.26.3"}', False),
+        ('{"trusted":1,"url":"local","version":"2.26.3"}', False),
+        ("", False),
+    ],
+)
+def test_a_daemon_that_does_not_trust_this_user_is_told(with_nix: Machine, info: str, refused: bool) -> None:
+    (with_nix.fake / "info").write_text(info)
+    result = with_nix.run("build", NIXW_BASE="debian")
+    if refused:
+        assert "trusted-users" in error_of(result)
+    else:
+        assert result.stdout == "nix ran\n"
+    # What stands on nixpkgs needs none of these settings.
+    assert with_nix.run("build", NIXW_BASE="nixpkgs").stdout == "nix ran\n"
+
+
+def test_pip_variables_do_not_reach_a_daemon(with_nix: Machine) -> None:
+    (with_nix.fake / "info").write_text('{"trusted":true,"url":"daemon"}')
+    result = with_nix.run("build", NIXW_BASE="debian", PIP_INDEX_URL="https://index.invalid/simple")
+    assert "PIP_* variables" in result.stderr
+    assert "PIP_* variables" not in with_nix.run("build", NIXW_BASE="debian").stderr
 
 
 # --------------------------------------------------------------------------------------- what reaches nix
@@ -236,7 +524,7 @@ def test_a_link_to_nixw_works_from_any_folder(with_nix: Machine) -> None:
     command = [str(with_nix.folder / "tools/bash"), str(link), "build", ".#x"]
     result = subprocess.run(command, env=environment, cwd=with_nix.home, capture_output=True, check=False)
     assert (result.returncode, result.stdout) == (0, b"nix ran\n")
-    assert f"path:{base_of(with_nix)}" in with_nix.calls()[-1]
+    assert base_of(with_nix) in with_nix.calls()[-1]
 
 
 def test_the_exit_status_is_that_of_nix(machine: Machine) -> None:
@@ -261,7 +549,8 @@ def test_help_says_what_is_there(machine: Machine) -> None:
     before = sorted(machine.cache.rglob("*"))
     text = machine.run("--help").stdout
     assert f"2.26.3 from Debian, unpacked in {machine.cache}/nix" in text
-    assert "2 packages of Debian bookworm" in text
+    assert "2 packages of Debian bookworm for x86_64-linux, by nix/debian/packages.lock" in text
+    assert f"; /nix/store/{machine.root.name}\n" in text
     assert "debian (nixpkgs could not be reached)" in text
     assert sorted(machine.cache.rglob("*")) == before
 
@@ -277,10 +566,11 @@ def test_refresh_fetches_again(machine: Machine) -> None:
     machine.run("build")
     assert machine.run("--refresh").returncode == 0
     assert not (machine.cache / "nix").exists()
-    assert not (machine.cache / "root").exists()
+    assert not (machine.cache / "roots").exists()
     assert machine.run("build").returncode == 0
-    once = ["update stable", "install stable", "update bookworm", "install bookworm"]
-    assert machine.apt_calls() == once * 2
+    root = ["update root-x86_64-linux", "download root-x86_64-linux"]
+    nix = ["update stable", "install stable"]
+    assert machine.apt_calls() == [*nix, *root, *nix], "the root is in the store"
 
 
 # ------------------------------------------------------------------------------- what the machine may lack
@@ -324,7 +614,7 @@ def test_cache_whose_name_nix_settings_cannot_hold(machine: Machine, name: str) 
 
 def test_relative_cache(machine: Machine) -> None:
     assert machine.run("build", NIXW_CACHE="here", NIXW_BASE="debian").returncode == 0
-    assert f"path:{machine.folder}/checkout/here/base-" in " ".join(machine.calls()[-1])
+    assert (machine.folder / "checkout/here/roots").is_dir()
 
 
 def test_no_keyring(machine: Machine) -> None:
@@ -390,6 +680,29 @@ def test_a_user_without_user_namespaces_is_told(machine: Machine) -> None:
     message = error_of(machine.run("build", FAKE_MAY_WRITE_NIX="false", FAKE_UNSHARE_STATUS="1"))
     assert "user namespaces" in message
     assert not machine.calls()
+
+
+def test_ubuntu_restricts_user_namespaces(machine: Machine) -> None:
+    (machine.folder / "sys/kernel").mkdir(parents=True)
+    (machine.folder / "sys/kernel/apparmor_restrict_unprivileged_userns").write_text("1\n")
+    machine.change("proc_sys=/proc/sys", f"proc_sys={machine.folder}/sys")
+    message = error_of(machine.run("build", FAKE_MAY_WRITE_NIX="false", FAKE_UNSHARE_STATUS="1"))
+    assert "AppArmor restricts user namespaces" in message
+    assert "run as root" in message
+    assert machine.run("build").stdout == "nix ran\n", "root, or one who may write /nix, needs none"
+
+
+def test_ubuntu_lacks_mirror_and_keyring_and_one_line_says_both(machine: Machine) -> None:
+    (machine.fake / "uris").write_text(
+        "'http://site.invalid/ubuntu/dists/noble/InRelease' x 0 \n"
+        "'http://site.invalid/ubuntu/dists/noble-security/InRelease' x 0 \n"
+    )
+    machine.change("/usr/share/keyrings/", f"{machine.folder}/none/", "nix/debian/root.sh")
+    del machine.environment["NIXW_KEYRING"]
+    message = error_of(machine.run("build"))
+    assert "NIXW_MIRROR" in message
+    assert "apt-get install debian-archive-keyring" in message
+    assert not machine.apt_calls()
 
 
 @pytest.mark.parametrize(("status", "told"), [("0", False), ("1", True)])
@@ -461,7 +774,8 @@ def test_killed_while_the_root_is_unpacked_with_an_installed_nix(with_nix: Machi
     with with_nix.start("build", FAKE_DPKG="slow") as process:
         with_nix.wait_until_busy()
         os.killpg(process.pid, signal.SIGKILL)
-    assert not (with_nix.cache / "root").exists()
+    assert not list(with_nix.cache.glob("roots/x86*"))
+    assert not with_nix.root.exists()
     assert len(with_nix.half_made) == 1
     assert with_nix.run("build").stdout == "nix ran\n"
     assert with_nix.half_made == []
@@ -496,18 +810,18 @@ def test_a_locked_wheel_of_a_local_folder_goes_into_the_store(with_nix: Machine)
     (wheels / "torch-2.whl").write_text("a wheel")
     (wheels / "unknown-1.whl").write_text("of nobody")
     with_nix.run("build", NIXW_BASE="debian", PIP_FIND_LINKS=str(wheels))
-    added = [call[-1] for call in with_nix.calls() if "add" in call]
+    added = [call[-1] for call in with_nix.calls() if "flat" in call]
     assert added == [f"{wheels}/torch-2.whl"]
     assert f" {wheels}" in with_nix.settings()["sandbox-paths"]
     with_nix.run("build", NIXW_BASE="debian", PIP_FIND_LINKS=str(wheels))
-    assert [call[-1] for call in with_nix.calls() if "add" in call] == added, "added once"
+    assert [call[-1] for call in with_nix.calls() if "flat" in call] == added, "added once"
 
 
 def test_a_wheel_with_another_content_stays_out(with_nix: Machine) -> None:
     wheels = with_nix.folder / "wheels"
     (wheels / "torch-2.whl").write_text("a changed wheel")
     with_nix.run("build", NIXW_BASE="debian", PIP_FIND_LINKS=str(wheels))
-    assert not [call for call in with_nix.calls() if "add" in call]
+    assert not [call for call in with_nix.calls() if "flat" in call]
 
 
 @pytest.mark.parametrize(

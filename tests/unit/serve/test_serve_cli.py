@@ -96,6 +96,12 @@ class TestRefusals:
         assert [row[-1] for row in table if row[:1] == ["OMP_NUM_THREADS"]] == ["machine"]
         assert ["--host", "127.0.0.1", "default"] in table
 
+    def test_a_plugin_that_vllm_does_not_see(self, make_checkpoint: Make) -> None:
+        """vLLM itself would say that NVFP4 is not known, in a line that is cut."""
+        parts = [part for part in sys.path if not list(Path(part).glob("gb10-*.dist-info"))]
+        text = refused(gb10("serve", str(make_checkpoint()), PYTHONPATH=os.pathsep.join(parts)))
+        assert "vLLM does not see gb10's plug-in: " in text
+
     def test_missing_model(self) -> None:
         assert "/nonexistent/model does not exist" in refused(
             gb10("serve", "/nonexistent/model", GB10_PROFILE="cpu")

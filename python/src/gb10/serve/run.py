@@ -107,6 +107,11 @@ def _plan(
     settings: Settings, free: memory.Available, reports: Mapping[str, Any] = MappingProxyType({})
 ) -> command.Plan:
     """The plan, with the ``reports`` of vLLM's process as far as there are some."""
+    if environment.package_folder("vllm") is None:
+        raise UserError(
+            "vLLM is not installed in this Python; use `nix run .#serve`, or add it to the environment"
+        )
+    environment.check_registered()
     gpus = _gpus(settings.profile, settings.device_wait)
     demo = settings.model is None
     if demo and gpus:
@@ -134,6 +139,8 @@ def _plan(
     ready = flashinfer.fits([gpu.capability for gpu in gpus])
     if ready:
         settings.export(Origin.MACHINE, **{flashinfer.CUBIN_VARIABLE: "1"})
+    if gpus and (settings.tensor_parallel_size or 1) > 1 and not flashinfer.sums():
+        settings.export(Origin.MACHINE, **{flashinfer.ALL_REDUCE_VARIABLE: "0"})
     usable = flashinfer.usable(ready=ready)
     return command.build(settings, found, gpus, flashinfer=usable, demo=demo, free=free, formats=known)
 
@@ -338,7 +345,8 @@ def _serve(server: Server, engine: Engine, plan: command.Plan, progress: Progres
     if name is not None:
         name = name or settings.served_model_name or plan.checkpoint.name
         write(f"ready after {progress.seconds:.0f} s: {url}/v1  (model name: {name})\n")
-        for difference in routing.compare(plan.rows, server.log_path.read_text(errors="replace")):
+        log = routing.told(server.log_path.read_text(errors="replace"))
+        for difference in routing.compare(plan.rows, log):
             write(f"{difference}\n")
         key = _key_word(settings.api_keys, os.environ)
         where = f" (put the API key for {KEY_PLACE})" if key == KEY_PLACE else ""
