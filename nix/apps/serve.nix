@@ -30,6 +30,7 @@ let
       ];
       text = ''
         ${driverLibraries environment}
+        ${import ./rdma.nix { inherit pkgs; }}
         # Our kernels: without them the engine is vLLM's own.
         export GB10_KERNELS=''${GB10_KERNELS:-${kernels}}
         # No compiler at run time: a kernel that was not built ahead is an error, not an hour of nvcc.

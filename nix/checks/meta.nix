@@ -28,6 +28,7 @@ let
   # Folders of files: nothing to run.
   withoutProgram = [
     "corpus"
+    "cuda-closed-checks"
     "demo-model"
     "flashinfer"
     "flashinfer-checks"

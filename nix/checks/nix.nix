@@ -134,7 +134,8 @@ in
     [ "$(ls "$links" | tr '\n' ' ')" = "libcuda.so.1 libcuda.so.580.1 libnvidia-ml.so.580.1 " ]
     [ ! -s error ]
     [ "$(grep '^argument ' said | tr '\n' ' ')" = "argument -I argument -m argument gb10 argument serve argument a argument b c " ]
-    for variable in "LD_LIBRARY_PATH=\"$PWD/$links\"" "TRITON_LIBCUDA_PATH=\"$PWD/$links\"" 'GB10_KERNELS="/kernels"' \
+    for variable in "LD_LIBRARY_PATH=\"$PWD/$links:${pkgs.rdma-core}/lib\"" "RDMAV_DRIVERS=\"${pkgs.rdma-core}/lib/libibverbs/libmlx5\"" \
+      "TRITON_LIBCUDA_PATH=\"$PWD/$links\"" 'GB10_KERNELS="/kernels"' \
       'FLASHINFER_DISABLE_JIT="1"' 'PYTHONSAFEPATH="1"'; do
       grep -xF "declare -x $variable" said
     done
