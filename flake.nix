@@ -8,19 +8,25 @@
     let
       inherit (nixpkgs) lib;
       overlays = import ./overlays { inherit lib; };
+      inherit (import ./nix/licences.nix { inherit lib; }) unfree;
       # One evaluation of the base for each system, shared by all outputs.
       pkgsFor = lib.genAttrs [ "x86_64-linux" "aarch64-linux" ] (
         system:
         import nixpkgs {
           inherit system;
           overlays = [ overlays.default ];
+          # NVIDIA's wheels by name and nothing else: who runs the CUDA half accepts NVIDIA's terms (docs/nix.md).
+          config.allowUnfreePredicate = package: builtins.elem (lib.getName package) unfree;
         }
       );
       forAllSystems = make: builtins.mapAttrs (_system: make) pkgsFor;
     in
     {
       inherit overlays;
+      # For the allowUnfreePredicate of a flake that takes the overlays.
+      lib = { inherit unfree; };
       packages = forAllSystems (pkgs: import ./nix/packages { inherit pkgs; });
+      legacyPackages = forAllSystems (pkgs: import ./nix/packages/internal.nix { inherit pkgs; });
       apps = forAllSystems (
         pkgs:
         import ./nix/apps {

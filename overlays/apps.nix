@@ -5,6 +5,7 @@ final: prev: {
 
     cpu-env = final.gb10.environment {
       name = "gb10-cpu-env";
+      description = "vLLM for the CPU with gb10, as a virtual environment";
       wheels = final.gb10.wheels.cpu;
       extra = [ final.gb10.package ];
       isolated = true;
@@ -12,6 +13,7 @@ final: prev: {
 
     cuda-env = final.gb10.environment {
       name = "gb10-cuda-env";
+      description = "vLLM for NVIDIA GPUs with gb10, as a virtual environment (NVIDIA's wheels are not free)";
       wheels = final.gb10.wheels.cuda;
       extra = [ final.gb10.package ];
       isolated = true;
@@ -20,6 +22,7 @@ final: prev: {
     # The same for GPUs of 12.x, with FlashInfer's modules.
     cuda-12x-env = final.gb10.environment {
       name = "gb10-cuda-12x-env";
+      description = "As cuda-env, with FlashInfer's modules for GPUs of compute capability 12.x";
       wheels = final.gb10.wheels.cuda;
       extra = [
         final.gb10.package
@@ -32,6 +35,7 @@ final: prev: {
     # Nothing of it runs where it is built.
     cuda-aarch64-unpacked = final.gb10.environment {
       name = "gb10-cuda-aarch64-unpacked";
+      description = "CUDA wheels for aarch64, unpacked and patched on any machine";
       wheels = final.gb10.wheelhouse.wheelsOf {
         profile = "cuda";
         system = "aarch64-linux";
@@ -41,7 +45,19 @@ final: prev: {
     # The tests' tools beside both packages: what `nix develop` gives.
     dev-env = final.gb10.environment {
       name = "gb10-dev-env";
+      description = "What the development shell has: the tools of the tests, gb10 and the laboratory";
       wheels = final.gb10.wheels.tools;
+      extra = [
+        final.gb10.package
+        final.gb10.lab
+      ];
+    };
+
+    # The same for GPUs.
+    cuda-dev-env = final.gb10.environment {
+      name = "gb10-cuda-dev-env";
+      description = "What the CUDA development shell has: the tools of the tests, gb10 and the laboratory";
+      wheels = final.gb10.wheels.test // final.gb10.wheels.report // final.gb10.wheels.cuda;
       extra = [
         final.gb10.package
         final.gb10.lab
@@ -50,6 +66,7 @@ final: prev: {
 
     inherit (import ../nix/apps/serve.nix { pkgs = final; }) serve serve-cuda serve-cuda-12x;
     lock = import ../nix/apps/lock.nix { pkgs = final; };
+    rebuild = import ../nix/apps/rebuild.nix { pkgs = final; };
     formatter = import ../nix/apps/formatter.nix { pkgs = final; };
   };
 }

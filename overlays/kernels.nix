@@ -22,6 +22,7 @@ let
         ../kernels/quantize
       ];
       inherit route;
+      description = "CUDA kernels for decoding NVFP4 models (E2M1 in ${route})";
     };
   sparse24 =
     route:
@@ -29,6 +30,7 @@ let
       name = "sparse24";
       folders = [ ../kernels/sparse24 ];
       inherit route;
+      description = "CUDA kernels for NVFP4 weights kept 2 of 4 (E2M1 in ${route})";
     };
   vllmFp4 = import ../nix/packages/vllm-fp4.nix { pkgs = final; };
 in

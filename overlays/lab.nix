@@ -8,6 +8,7 @@ final: prev: {
     # The CPU environment with the lab and what draws plots.
     lab-env = final.gb10.environment {
       name = "gb10-lab-env";
+      description = "vLLM for the CPU with the laboratory, as a virtual environment";
       wheels = final.gb10.wheels.report // final.gb10.wheels.cpu;
       extra = [
         final.gb10.library

@@ -6,8 +6,10 @@ let
 in
 {
   gb10 = prev.gb10 or { } // {
-    # vLLM's wheels are qualified on 3.12. The Debian base has 3.11, for which CPU torch can be had without an index.
-    python = final.python312 or final.python311;
+    # One version on both bases: all that was tested ran on 3.11, which Debian 12 has. nixpkgs is expected to drop it about
+    # 2027-02 (Python itself ends it in 2027-10): then this becomes the version that the Debian base has by that time. The
+    # lock has the wheels for 3.12 too, and vLLM's own tests use that; none of ours did.
+    python = final.python311;
 
     # What manylinux wheels expect of the system beyond glibc.
     wheelLibraries = [
@@ -16,13 +18,14 @@ in
       final.numactl
     ];
 
-    # Wheel name -> { patches, postInstall }; the overlays that follow add to it.
+    # Wheel name -> { patches, postInstall, only }; the overlays that follow add to it.
     wheelChanges = { };
 
     wheelhouse = import ../nix/wheelhouse {
       pkgs = final;
       locks = ../python/locks;
       inherit (final.gb10) python;
+      licencesOf = (import ../nix/licences.nix { inherit (final) lib; }).of;
       changes = final.gb10.wheelChanges;
     };
 
@@ -66,9 +69,18 @@ in
         wheels,
         extra ? [ ],
         isolated ? false,
+        description,
       }:
       final.gb10.wheelhouse.mkEnvironment {
         inherit name isolated;
+        # It has links alone: each wheel has a licence of its own.
+        meta = import ../nix/packages/meta.nix { pkgs = final; } {
+          inherit description;
+          sourceProvenance = [
+            final.lib.sourceTypes.fromSource
+            final.lib.sourceTypes.binaryNativeCode
+          ];
+        };
         packages = builtins.attrValues wheels ++ extra;
         allowedDuplicates = map (
           entry: final.lib.removePrefix "site/" entry.path
@@ -78,6 +90,7 @@ in
     # The wheels of `tools` alone: a check puts the sources that it reads on PYTHONPATH.
     test-env = final.gb10.environment {
       name = "gb10-test-env";
+      description = "Tools of the tests, with vLLM for the CPU";
       wheels = final.gb10.wheels.tools;
     };
   };

@@ -1,13 +1,18 @@
 """Fixtures for all tests. gb10 itself comes from PYTHONPATH or an installed package."""
 
+import configparser
 import json
 import os
 import struct
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
 
 TensorSpec = tuple[str, tuple[int, ...]]
 """dtype word of the safetensors header, and shape."""
@@ -38,6 +43,28 @@ def write_safetensors(path: Path, tensors: dict[str, TensorSpec]) -> None:
         end += size
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(end))
+
+
+@pytest.fixture(scope="session")
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """vLLM sees gb10's plug-in, here and in child processes, also where gb10 is on PYTHONPATH alone."""
+    if any(point.name == "gb10" for point in entry_points(group="vllm.general_plugins")):
+        yield
+        return
+    project = tomllib.loads((ROOT / "python" / "pyproject.toml").read_text())["project"]
+    site = tmp_path_factory.mktemp("site")
+    metadata = site / f"gb10-{project['version']}.dist-info"
+    metadata.mkdir()
+    named = f"Name: gb10\nVersion: {project['version']}\n"
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\n{named}")
+    points = configparser.ConfigParser(delimiters=("=",))
+    points.read_dict(project["entry-points"])
+    with (metadata / "entry_points.txt").open("w") as file:
+        points.write(file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
+        patch.syspath_prepend(site)
+        yield
 
 
 @pytest.fixture

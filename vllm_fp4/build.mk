@@ -31,7 +31,8 @@ headers := -I$(INCLUDE) -I$(VLLM)/csrc -isystem $(TORCH)/include -isystem $(here
 # vLLM sets the same: stable ABI of torch 2.11 and newer.
 defines := -DUSE_CUDA -DTORCH_TARGET_VERSION=0x020b000000000000 -DENABLE_NVFP4_SM120=1 -DENABLE_NVFP4_SOFTWARE=1
 # 2908: CUTLASS captures `this` in a way that C++20 deprecates.
-nvcc := $(CUDA)/bin/nvcc -ccbin $(CXX) -std=c++20 -O3 --expt-relaxed-constexpr -diag-suppress 2908 \
+# -objtemp: as in kernels/Makefile, so that no process id is in the object.
+nvcc := $(CUDA)/bin/nvcc -objtemp -ccbin $(CXX) -std=c++20 -O3 --expt-relaxed-constexpr -diag-suppress 2908 \
   -Xcompiler -fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden -include $(here)weak_stream.h $(headers) $(defines)
 
 library: $(OUT)/libgb10_vllm_fp4.so

@@ -3,6 +3,9 @@
 
 pkgs.writeShellApplication {
   name = "gb10-format";
+  meta = import ../packages/meta.nix { inherit pkgs; } {
+    description = "Formats Python, CUDA and, where the base has nixfmt, Nix";
+  };
   runtimeInputs = [ pkgs.gb10.test-env ] ++ pkgs.lib.optionals (pkgs ? nixfmt) [ pkgs.nixfmt ];
   text = ''
     files=("$@")

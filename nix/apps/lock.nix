@@ -4,11 +4,15 @@
 let
   environment = pkgs.gb10.environment {
     name = "gb10-lock-env";
+    description = "uv and what the lock tool imports";
     wheels = pkgs.gb10.wheels.lock;
   };
 in
 pkgs.writeShellApplication {
   name = "lock";
+  meta = import ../packages/meta.nix { inherit pkgs; } {
+    description = "Writes python/locks/ from python/profiles.toml";
+  };
   runtimeInputs = [ environment ];
   # Debian's packages come through apt, and their lock must be writable where no build root can be had: nixw does it.
   text = ''

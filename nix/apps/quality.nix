@@ -6,6 +6,9 @@ let
 in
 pkgs.writeShellApplication {
   name = "quality";
+  meta = import ../packages/meta.nix { inherit pkgs; } {
+    description = "Measures what NVFP4, FP8 and 2:4 cost the testbed model in quality";
+  };
   text = ''
     export GB10_TESTBED=''${GB10_TESTBED:-${testbed}}
     export GB10_HELDOUT=''${GB10_HELDOUT:-${heldout}/heldout.jsonl}

@@ -11,6 +11,9 @@ let
 in
 pkgs.writeShellApplication {
   name = "speculative";
+  meta = import ../packages/meta.nix { inherit pkgs; } {
+    description = "Measures how many MTP drafts are accepted, and that the output stays the same";
+  };
   # vLLM's CPU platform asks lscpu for the cores.
   runtimeInputs = [ pkgs.util-linux ];
   text = ''

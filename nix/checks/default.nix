@@ -11,7 +11,9 @@ let
     ./patches.nix
     ./upstream.nix
     ./e2e.nix
+    ./meta.nix
     ./nix.nix
+    ./closed.nix
     ./lint.nix
   ];
 in

@@ -34,6 +34,8 @@ in
   ) "lab/src:python/src";
   lint-wheelhouse = python "lint-wheelhouse" "nix/wheelhouse" [ ../../nix/wheelhouse ] "nix/wheelhouse";
 
+  lint-rebuild = python "lint-rebuild" "nix/apps/rebuild" [ ../../nix/apps/rebuild ] "nix/apps/rebuild";
+
   lint-emulated = python "lint-emulated" "nix/emulated" [ ../../nix/emulated ] "nix/emulated";
 
   lint-flashinfer =
@@ -54,8 +56,8 @@ in
       )
       "tests:lab/src:python/src";
 
-  dead-python = lint "dead-python" [ ../../python/src ../../lab/src ../../nix/wheelhouse ] ''
-    vulture --config python/pyproject.toml python/src lab/src nix/wheelhouse
+  dead-python = lint "dead-python" [ ../../python/src ../../lab/src ../../nix/apps/rebuild ../../nix/wheelhouse ] ''
+    vulture --config python/pyproject.toml python/src lab/src nix/apps/rebuild nix/wheelhouse
   '';
 }
 // (
@@ -67,14 +69,16 @@ in
         lint "shell"
           [
             ../../.ci
+            ../../.envrc
             ../../nixw
             ../../lab/gpu
-            ../../nix/apps/driver-libraries.sh
             ../../nix/debian
+            ../../nix/shell-hook.sh
             ../../nix/wheelhouse/patch-elf.sh
             ../../tests/nix/derivations
             ../../tests/nix/emulation
             ../../tests/nix/fresh-machine
+            ../../tests/nix/rebuild/control
           ]
           ''
             grep -rlE '^#!.*sh$|^# shellcheck shell=' . | sort | xargs -t shellcheck -x

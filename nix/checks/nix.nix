@@ -2,7 +2,29 @@
 { pkgs, room, ... }:
 
 let
-  inherit (pkgs.gb10) demo-model package;
+  inherit (pkgs.gb10) cpu-env demo-model package;
+
+  # An environment whose python3 says what a program is started with; our own modules, but no server, run for real.
+  saying = pkgs.runCommand "gb10-saying" { } ''
+    mkdir -p "$out/bin"
+    cat >"$out/bin/python3" <<'SAYING'
+    #!${pkgs.bash}/bin/bash
+    if [[ "$*" == *gb10.machine.* ]]; then exec ${cpu-env}/bin/python3 "$@"; fi
+    printf 'argument %s\n' "$@"
+    export -p
+    SAYING
+    chmod +x "$out/bin/python3"
+  '';
+  serving =
+    (import ../apps/serve.nix {
+      pkgs = pkgs // {
+        gb10 = pkgs.gb10 // {
+          cuda-env = saying;
+          kernels = "/kernels";
+          demo-model = "/demo-model";
+        };
+      };
+    }).serve-cuda;
 in
 {
   nixw = room {
@@ -26,10 +48,26 @@ in
     ];
   };
 
+  shells = room {
+    name = "shells";
+    tests = [ ../../tests/nix/shells ];
+    sources = [ ../../nix/shell-hook.sh ];
+  };
+
   flashinfer-build = room {
     name = "flashinfer-build";
     tests = [ ../../tests/nix/flashinfer ];
     sources = [ ../../nix/flashinfer ];
+  };
+
+  # The rebuild with a Nix that answers as it is told, and what .ci/run makes of Nix's answers.
+  rebuild = room {
+    name = "rebuild";
+    tests = [ ../../tests/nix/rebuild ];
+    sources = [
+      ../../.ci
+      ../../nix/apps/rebuild
+    ];
   };
 
   cpu-env-imports =
@@ -50,6 +88,61 @@ in
         PYTHONPATH=$PWD ${pkgs.gb10.cpu-env}/bin/python3 -c ""
         [ -e mark ]
       '';
+
+  # `serve` needs no derivation, so no Nix, at run time. The control needs one.
+  serve-closure =
+    pkgs.runCommand "gb10-check-serve-closure"
+      {
+        exportReferencesGraph = [
+          "serve"
+          pkgs.gb10.serve
+          "control"
+          (pkgs.writeText "control" (builtins.unsafeDiscardOutputDependency package.drvPath))
+        ];
+      }
+      ''
+        grep -q '^/nix/store/.*-gb10-cpu-env$' serve
+        grep '\.drv$' control >/dev/null
+        if grep '\.drv$' serve; then exit 1; fi
+        touch "$out"
+      '';
+
+  # What `serve-cuda` does before its server, on a machine without a driver and on one that has it in a folder of its own.
+  serve-cuda-starts = pkgs.runCommand "gb10-check-serve-cuda-starts" { } ''
+    start() { env -i HOME="$PWD/home" PATH="$PWD/hostile:$PATH" "$@" ${serving}/bin/serve-cuda a 'b c' >said 2>error; }
+    mkdir home hostile driver
+    for tool in bash chmod dirname env id ln mkdir mktemp python3 readlink uname; do
+      printf '#!${pkgs.bash}/bin/bash\n: >"%s"\n' "$PWD/ran-$tool" >"hostile/$tool"
+      chmod +x "hostile/$tool"
+    done
+
+    status=0
+    start || status=$?
+    [ "$status" = 2 ]
+    [ ! -s said ]
+    [ "$(wc -l <error)" = 1 ]
+    grep '^gb10: error: no libcuda.so.1 found; ' error
+    [ -z "$(ls -A home)" ]
+
+    touch driver/libcuda.so.580.1 driver/libnvidia-ml.so.580.1 driver/libz.so.1.2
+    ln -s libcuda.so.580.1 driver/libcuda.so.1
+    start LD_LIBRARY_PATH="/none:$PWD/driver" PYTHONPATH="$PWD"
+    cat said error
+    links=$(echo home/.cache/gb10/driver/*)
+    [ "$(ls "$links" | tr '\n' ' ')" = "libcuda.so.1 libcuda.so.580.1 libnvidia-ml.so.580.1 " ]
+    [ ! -s error ]
+    [ "$(grep '^argument ' said | tr '\n' ' ')" = "argument -I argument -m argument gb10 argument serve argument a argument b c " ]
+    for variable in "LD_LIBRARY_PATH=\"$PWD/$links\"" "TRITON_LIBCUDA_PATH=\"$PWD/$links\"" 'GB10_KERNELS="/kernels"' \
+      'FLASHINFER_DISABLE_JIT="1"' 'PYTHONSAFEPATH="1"'; do
+      grep -xF "declare -x $variable" said
+    done
+    if grep -E 'PYTHONPATH|GB10_PROFILE|GB10_DEMO_MODEL' said; then exit 1; fi
+    if ls ran-*; then exit 1; fi
+    # The control: one of the caller's tools is there to be run.
+    PATH="$PWD/hostile:$PATH" mkdir x
+    ls ran-mkdir
+    touch "$out"
+  '';
 
   # Two rows of tests/nix/derivations, which compares derivations before and after a comment in a file: one in
   # serve/settings.py makes another `serve` and the same demo model; one in the lab's training makes neither anew.

@@ -45,6 +45,9 @@ pkgs.runCommand "gb10-check-${name}"
         pkgs.stdenv.cc
       ];
       passthru = { inherit source; };
+      meta = import ../packages/meta.nix { inherit pkgs; } {
+        description = "Report of the tests of ${name}";
+      };
     }
     // variables
   )

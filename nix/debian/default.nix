@@ -5,7 +5,7 @@
 {
   system ? builtins.currentSystem,
   overlays ? [ ],
-  # nixpkgs' set-up options (allowUnfree and the like) mean nothing here.
+  # Of nixpkgs' set-up options those that check-meta.nix names count here.
   config ? { },
 }:
 
@@ -18,11 +18,15 @@ let
     final:
     {
       inherit lib config;
+      # To evaluate it anew with other settings (nix/checks/meta.nix).
+      path = ./.;
       # Builds with phases (wheels, kernels, the packages), builds of one script (environments, the demo model, checks).
       inherit
         (import ./stdenv {
           inherit system root;
           runtime = final.debianRuntime;
+          checkMeta = import ./check-meta.nix { inherit config system; };
+          compiler = final.debianCompiler;
         })
         stdenv
         runCommand

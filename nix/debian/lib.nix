@@ -12,6 +12,13 @@ let
     ;
 
   hasPrefix = prefix: text: substring 0 (stringLength prefix) text == prefix;
+
+  hasSuffix =
+    suffix: text:
+    let
+      length = stringLength text - stringLength suffix;
+    in
+    length >= 0 && substring length (-1) text == suffix;
 in
 {
   # overlays.default
@@ -57,6 +64,68 @@ in
       }) names
     );
 
+  # What `meta.license` names, by nixpkgs' names.
+  licenses =
+    listToAttrs (
+      map
+        (name: {
+          inherit name;
+          value = {
+            shortName = name;
+            free = true;
+          };
+        })
+        [
+          "asl20"
+          "boost"
+          "bsd0"
+          "bsd2"
+          "bsd3"
+          "cc0"
+          "cnri-python"
+          "free"
+          "isc"
+          "lgpl21Only"
+          "llvm-exception"
+          "mit"
+          "mit-cmu"
+          "mit0"
+          "mpl20"
+          "psfl"
+          "unlicense"
+        ]
+    )
+    // listToAttrs (
+      map
+        (name: {
+          inherit name;
+          value = {
+            shortName = name;
+            free = false;
+          };
+        })
+        [
+          "issl"
+          "unfree"
+          "unfreeRedistributable"
+        ]
+    );
+
+  # `meta.sourceProvenance`.
+  sourceTypes = {
+    binaryNativeCode = {
+      shortName = "binaryNativeCode";
+      isSource = false;
+    };
+    fromSource = {
+      shortName = "fromSource";
+      isSource = true;
+    };
+  };
+
+  # What allowUnfreePredicate looks at.
+  getName = package: package.pname or (builtins.parseDrvName package.name).name;
+
   # Apps.
   getExe = package: "${package}/bin/${package.meta.mainProgram or package.pname or package.name}";
 
@@ -73,12 +142,10 @@ in
   optionals = condition: values: if condition then values else [ ];
 
   # Wheel file names.
+  inherit hasSuffix;
   removeSuffix =
     suffix: text:
-    let
-      length = stringLength text - stringLength suffix;
-    in
-    if length >= 0 && substring length (-1) text == suffix then substring 0 length text else text;
+    if hasSuffix suffix text then substring 0 (stringLength text - stringLength suffix) text else text;
 
   # Paths relative to a folder.
   removePrefix =

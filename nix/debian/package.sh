@@ -44,22 +44,130 @@ copy_libraries() {
   done
 }
 
-# set_library_paths FOLDER: libraries find each other beside themselves.
-set_library_paths() {
+# drop_runtime_libraries FOLDER RUNTIME: of the libraries in FOLDER, those that the runtime has.
+drop_runtime_libraries() {
   local file
   for file in "$1"/*.so*; do
-    case ${file##*/} in ld-linux* | libc.so.6) continue ;; esac
-    patchelf --set-rpath "$1" "$file"
+    if [ -e "$2/lib/${file##*/}" ]; then rm "$file"; fi
   done
 }
 
-# copy_programs FOLDER RUNTIME NAME…: programs of /usr/bin with the runtime's loader and libraries.
+# set_library_paths FOLDER [FOLDER…]: libraries find each other beside themselves, and what the others have.
+set_library_paths() {
+  local file IFS=:
+  for file in "$1"/*.so*; do
+    case ${file##*/} in ld-linux* | libc.so.6) continue ;; esac
+    patchelf --set-rpath "$*" "$file"
+  done
+}
+
+# nowhere PATH: a name of the same length where nobody can make a file.
+nowhere() {
+  case $1 in
+    /lib/) echo /sys/ ;;
+    */) printf '/proc/%0*d/\n' "$((${#1} - 7))" 0 ;;
+    *) printf '/proc/%0*d\n' "$((${#1} - 6))" 0 ;;
+  esac
+}
+
+# close_c_library FOLDER: the loader in FOLDER looks for no library in the machine's folders, reads no list of them and
+# preloads none of the machine's, and the C library takes no converters from there. nixpkgs' look in folders of their own; what
+# a file says can be replaced only at the same length, so here it is a place where nothing is.
+close_c_library() {
+  local loader path places
+  loader=$(ls "$1"/ld-linux-*)
+  for path in "/usr/lib/$triple/" "/lib/$triple/" /usr/lib/ /lib/ /etc/ld.so.cache /etc/ld.so.preload; do
+    LC_ALL=C sed -i "s,$path\\x00,$(nowhere "$path")\\x00,g" "$loader"
+  done
+  path=/usr/lib/$triple/gconv
+  LC_ALL=C sed -i "s,$path,$(nowhere "$path"),g" "$1/libc.so.6"
+
+  # The loader says itself where it looks.
+  places=$("$loader" --help | sed -n 's/^ *\(\/.*\) (system search path)$/\1/p; s/^ *(libraries located via \(.*\))$/\1/p')
+  if [ "$(wc -l <<<"$places")" -ne 5 ] || grep -v -E '^/(proc/0+|sys)$' <<<"$places" ||
+    LC_ALL=C grep -a -o -P "(/lib/($triple/)?|/etc/ld\.so\.preload)\x00" "$loader" ||
+    LC_ALL=C grep -a -o "$path" "$1/libc.so.6"; then
+    echo "the C library still looks in the machine's folders" >&2
+    return 1
+  fi
+}
+
+# Parts of the C library that wheels name as libraries of their own, and what it opens by name itself. A loader knows a
+# library by its name, once it is there: so every program of ours loads them first, and no wheel's library, nor one that is
+# preloaded, nor the driver's, has to find them.
+libc_parts=(libm.so.6 libdl.so.2 libpthread.so.0 librt.so.1 libutil.so.1 libresolv.so.2 libmvec.so.1 libgcc_s.so.1)
+
+# set_program FOLDERS PROGRAM…: it runs with the loader in the first of FOLDERS, with colons between them, and their libraries.
+set_program() {
+  local folders=$1 file part arguments
+  shift
+  for file in "$@"; do
+    chmod u+w "$file"
+    arguments=()
+    for part in "${libc_parts[@]}"; do
+      # Not every architecture has libmvec.
+      if [ -e "${folders%%:*}/$part" ]; then arguments+=(--add-needed "$part"); fi
+    done
+    # In two calls: Debian 12's patchelf, told both at once, writes the one text over the other.
+    patchelf --set-interpreter "$(ls "${folders%%:*}"/ld-linux-*)" --set-rpath "$folders" "$file"
+    patchelf "${arguments[@]}" "$file"
+  done
+}
+
+# copy_programs FOLDER RUNTIME NAME…: programs of /usr/bin.
 copy_programs() {
   local folder=$1 runtime=$2 name
   shift 2
   for name in "$@"; do
     cp -L "/usr/bin/$name" "$folder/$name"
-    chmod u+w "$folder/$name"
-    patchelf --set-interpreter "$(ls "$runtime"/lib/ld-linux-*)" --set-rpath "$runtime/lib" "$folder/$name"
+    set_program "$runtime/lib" "$folder/$name"
   done
+}
+
+# copy_compiler FOLDER RUNTIME SHELL: the root's gcc and binutils. FOLDER/root is what gcc takes for the system's root; the
+# programs in FOLDER/bin say so to it, and what it makes runs with RUNTIME.
+copy_compiler() {
+  local folder=$1 root=$1/root runtime=$2 shell=$3 version parts name loader programs
+  version=$(readlink -f "/usr/bin/$triple-gcc")
+  version=${version##*-}
+  parts=lib/gcc/$triple/$version
+  loader=$(ls "$runtime"/lib/ld-linux-*)
+  mkdir -p "$folder/bin" "$folder/lib" "$root"/usr/{bin,lib64,"lib/$triple","$parts"}
+  ln -s usr/lib usr/lib64 "$root/"
+
+  # What it reads and links: headers, start files, the C library's scripts and static parts; the libraries are RUNTIME's.
+  cp -r /usr/include "$root/usr/include"
+  chmod -R u+w "$root"
+  rm -rf "$root"/usr/include/python* "$root/usr/include/$triple"/python*
+  cp "/usr/lib/$triple"/*crt*.o "/usr/lib/$triple"/lib{c,m}.so "/usr/lib/$triple"/lib{c_nonshared,dl,pthread,rt,util}.a "$root/usr/lib/$triple/"
+  ln -s "$runtime"/lib/*.so.* "$root/usr/lib/$triple/"
+  ln -s "$loader" "$root/usr/lib64/"
+  ln -s "$loader" "$root/usr/lib/"
+  cp -r "/usr/$parts"/{include,crt*.o,libgcc.a,libgcc_eh.a,libgcc_s.so,libgomp.spec} "$root/usr/$parts/"
+  for name in libatomic.so.1 libgomp.so.1 libstdc++.so.6; do
+    ln -s "$runtime/lib/$name" "$root/usr/$parts/${name%.so.*}.so"
+  done
+
+  # Its programs, with what they need beside RUNTIME.
+  cp "/usr/$parts"/{cc1,cc1plus,collect2,liblto_plugin.so,lto-wrapper} "$root/usr/$parts/"
+  for name in ar as ld.bfd nm objcopy objdump ranlib readelf strip "cpp-$version" "gcc-$version" "g++-$version"; do
+    cp -L "/usr/bin/$triple-$name" "$root/usr/bin/${name%-"$version"}"
+  done
+  mv "$root/usr/bin/ld.bfd" "$root/usr/bin/ld"
+  programs=("$root"/usr/bin/* "$root/usr/$parts"/{cc1,cc1plus,collect2,lto-wrapper})
+  copy_libraries "$folder/lib" "${programs[@]}"
+  drop_runtime_libraries "$folder/lib" "$runtime"
+  set_library_paths "$folder/lib" "$runtime/lib"
+  set_program "$runtime/lib:$folder/lib" "${programs[@]}"
+  ln -s ../../../../bin/{as,ld} "$root/usr/$parts/"
+
+  # gcc reads this file by itself; a program that it links is started by RUNTIME's loader and finds RUNTIME's libraries.
+  printf '*link:\n+ -rpath %s/lib %%{!shared:%%{!static:%%{!static-pie:-dynamic-linker %s}}}\n\n' "$runtime" "$loader" >"$root/usr/$parts/specs"
+  for name in gcc g++ cpp; do
+    printf '#!%s\nexec %q --sysroot=%q "$@"\n' "$shell" "$root/usr/bin/$name" "$root" >"$folder/bin/$name"
+    chmod +x "$folder/bin/$name"
+  done
+  ln -s gcc "$folder/bin/cc"
+  ln -s g++ "$folder/bin/c++"
+  for name in ar as ld nm objcopy objdump ranlib readelf strip; do ln -s "$root/usr/bin/$name" "$folder/bin/"; done
 }

@@ -13,6 +13,7 @@ let
     import ../wheelhouse {
       inherit pkgs changes;
       inherit (pkgs.gb10) python;
+      licencesOf = (import ../licences.nix { inherit (pkgs) lib; }).of;
       target = aarch64;
       locks = ../../python/locks;
     };

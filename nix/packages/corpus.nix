@@ -33,6 +33,7 @@ let
   make =
     {
       name,
+      description,
       profile,
       file,
       heldOut ? null,
@@ -43,6 +44,11 @@ let
         wheels = filesOf profile;
         PYTHONPATH = "${source}/python/src:${source}/lab/src:${pkgs.gb10.pythonPath pkgs.gb10.commandLine}";
         PYTHONDONTWRITEBYTECODE = true;
+        # The sources of many projects, each under a free licence (gb10_lab.text looks at that).
+        meta = import ./meta.nix { inherit pkgs; } {
+          inherit description;
+          license = pkgs.lib.licenses.free;
+        };
       }
       ''
         python3 -m gb10_lab corpus --wheels $wheels --out "$out/${file}" --summary "$out/${profile}.json" ${
@@ -54,6 +60,7 @@ rec {
   # heldout.jsonl, and heldout.json: its packages.
   heldout = make {
     name = "gb10-heldout";
+    description = "Text that the testbed model is measured on: Python sources of a dozen projects";
     profile = "heldout";
     file = "heldout.jsonl";
   };
@@ -61,6 +68,7 @@ rec {
   # corpus.jsonl.xz, and corpus.json: its packages.
   corpus = make {
     name = "gb10-corpus";
+    description = "Text that the testbed model is trained on: Python sources of about a hundred projects";
     profile = "corpus";
     file = "corpus.jsonl.xz";
     heldOut = "${heldout}/heldout.jsonl";

@@ -6,7 +6,13 @@ pkgs.runCommand "gb10-cuda-toolkit"
   {
     wheels = map (wheel: "${wheel}") (builtins.attrValues pkgs.gb10.wheels.cuda-toolkit);
     inherit (pkgs.gb10.python) sitePackages;
-    meta.mainProgram = "nvcc";
+    meta = import ./meta.nix { inherit pkgs; } {
+      description = "NVIDIA's CUDA compiler and its headers, from NVIDIA's wheels";
+      mainProgram = "nvcc";
+      # Copies of NVIDIA's files.
+      license = pkgs.lib.licenses.unfree;
+      sourceProvenance = [ pkgs.lib.sourceTypes.binaryNativeCode ];
+    };
   }
   ''
     mkdir -p "$out"

@@ -1,33 +1,22 @@
-# What `nix build .#NAME` gives.
+# What people build and run: `nix build .#NAME`, `nix run .#NAME`.
 { pkgs }:
 
 {
   inherit (pkgs.gb10)
-    corpus
     cpu-env
     cuda-12x-env
-    cuda-aarch64-unpacked
     cuda-env
     cuda-toolkit
     demo-model
     flashinfer
-    flashinfer-checks
-    heldout
     kernels
-    kernels-software
     kernels-sparse24
-    kernels-sparse24-software
-    lab-env
     quality
     serve
     serve-cuda
     serve-cuda-12x
     speculative
-    test-env
     vllm-fp4
-    vllm-fp4-checks
-    vllm-fp4-software
-    vllm-wheel-checks
     ;
   default = pkgs.gb10.serve;
 }

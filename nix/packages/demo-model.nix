@@ -52,6 +52,9 @@ pkgs.runCommand "gb10-demo-model"
     PYTHONPATH = "${source}/python/src:${source}/lab/src:${pythonPath needed}";
     PYTHONDONTWRITEBYTECODE = true;
     passthru = { inherit source; };
+    meta = import ./meta.nix { inherit pkgs; } {
+      description = "Language model of 13.7 M parameters in NVFP4, trained on Python sources for demonstrations";
+    };
   }
   ''
     python3 -m gb10_lab quantize --model ${source}/models/testbed --out "$out"

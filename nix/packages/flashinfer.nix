@@ -6,6 +6,18 @@ let
   inherit (pkgs.gb10) cuda-toolkit python wheels;
   inherit (builtins.fromTOML (builtins.readFile ../flashinfer/modules.toml)) groups target;
   flashinfer = wheels.cuda.flashinfer-python;
+  # FlashInfer's licence and CUTLASS's, whose templates are compiled into the modules.
+  meta =
+    more:
+    import ./meta.nix { inherit pkgs; } (
+      {
+        license = [
+          pkgs.lib.licenses.asl20
+          pkgs.lib.licenses.bsd3
+        ];
+      }
+      // more
+    );
 
   # What FlashInfer's build code imports, and ninja. torch is only asked for its ABI, which is that of CUDA's torch.
   tools = {
@@ -39,6 +51,7 @@ let
     pkgs.runCommand "gb10-flashinfer-cuda-home"
       {
         nativeBuildInputs = [ pkgs.stdenv.cc ];
+        meta = meta { description = "CUDA toolkit as FlashInfer's build expects one, of links"; };
         libraries = map (name: "${wheels.cuda.${name}}/${python.sitePackages}/nvidia/cu13") [
           "nvidia-cublas"
           "nvidia-cuda-nvrtc"
@@ -73,11 +86,14 @@ let
         # nvcc finds its parts beside its own real path.
         FLASHINFER_NVCC = "${cuda-toolkit}/bin/nvcc";
         FLASHINFER_CUDA_ARCH_LIST = target;
+        # As in kernels/Makefile, so that no process id is in an object. nvcc itself reads this variable.
+        NVCC_APPEND_FLAGS = "-objtemp";
         # A linker that keeps only what has a symbol would drop the driver's library, whose stand-in has none.
         FLASHINFER_EXTRA_LDFLAGS = "-Wl,--no-as-needed -lcuda -Wl,--as-needed";
         # Of the list, what it is made of: another group, or the routes that end here, make it not anew.
         group = builtins.toJSON { inherit (listed) gibibytes modules; };
         passAsFile = [ "group" ];
+        meta = meta { description = "Group of FlashInfer's modules: ${name}"; };
       }
       ''
         export HOME=$PWD FLASHINFER_WORKSPACE_BASE=$PWD PATH=${wheels.cpu.ninja}/bin:$PATH
@@ -96,8 +112,12 @@ let
         version = "${flashinfer.version}+gb10";
         inherit target;
         inherit (python) sitePackages;
+        meta = meta {
+          description = "FlashInfer's modules for compute capability 12.x, compiled ahead of time";
+        };
         passthru = {
           inherit cuda-home package;
+          groups = built;
         }
         // built;
       }

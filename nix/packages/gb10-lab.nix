@@ -6,6 +6,8 @@ let
 in
 import ./python-package.nix { inherit pkgs; } {
   pname = "gb10-lab";
+  description = "Trains the testbed model and measures quality, drafts and kernels (the Python package)";
+  pyproject = ../../lab/pyproject.toml;
   src = toSource {
     root = ../../lab;
     fileset = unions [

@@ -6,7 +6,9 @@ let
 in
 import ./python-package.nix { inherit pkgs; } {
   pname = "gb10-library";
+  description = "What the laboratory takes of gb10 (the Python package)";
   commands = false;
+  pyproject = ../../python/pyproject.toml;
   src = toSource {
     root = ../../python;
     fileset = unions (

@@ -6,6 +6,8 @@ let
 in
 import ./python-package.nix { inherit pkgs; } {
   pname = "gb10";
+  description = "Serves NVFP4 language models with vLLM (the Python package)";
+  pyproject = ../../python/pyproject.toml;
   src = toSource {
     root = ../../python;
     fileset = unions [

@@ -7,6 +7,7 @@
   # The folders of its kernels.
   folders,
   route,
+  description,
 }:
 
 let
@@ -38,4 +39,5 @@ pkgs.stdenv.mkDerivation {
     patchelf --remove-rpath "$out/lib/libgb10_${name}.so"
   '';
   nativeBuildInputs = [ pkgs.patchelf ];
+  meta = import ./meta.nix { inherit pkgs; } { inherit description; };
 }

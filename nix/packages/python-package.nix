@@ -4,6 +4,9 @@
 {
   pname,
   src,
+  # Its pyproject.toml, beside `src`: a source in the store cannot be read by an evaluation that writes nothing.
+  pyproject,
+  description,
   # Without: a part of the package, whose command would lack what it calls.
   commands ? true,
 }:
@@ -13,7 +16,7 @@ let
 in
 pkgs.stdenv.mkDerivation {
   inherit pname src;
-  version = (builtins.fromTOML (builtins.readFile "${src}/pyproject.toml")).project.version;
+  version = (builtins.fromTOML (builtins.readFile pyproject)).project.version;
   nativeBuildInputs = [
     python
     pkgs.unzip
@@ -30,4 +33,5 @@ pkgs.stdenv.mkDerivation {
     ${if commands then "" else "sed -i '/^\\[console_scripts\\]/,/^$/d' \"$site\"/*.dist-info/entry_points.txt"}
     python3 -m compileall -q --invalidation-mode unchecked-hash "$site"
   '';
+  meta = import ./meta.nix { inherit pkgs; } { inherit description; };
 }

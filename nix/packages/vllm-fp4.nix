@@ -26,6 +26,14 @@ let
         ];
       };
       nativeBuildInputs = [ pkgs.patchelf ];
+      meta = import ./meta.nix { inherit pkgs; } {
+        description = "vLLM's NVFP4 operators, built from its sources (${target}, E2M1 in ${route})";
+        # vLLM's and CUTLASS's.
+        license = [
+          pkgs.lib.licenses.asl20
+          pkgs.lib.licenses.bsd3
+        ];
+      };
       dontConfigure = true;
       buildPhase = ''
         make -j"$NIX_BUILD_CORES" -f vllm_fp4/build.mk OUT="$PWD/build" ROUTE=${route} \

@@ -42,4 +42,5 @@ pkgs.stdenv.mkDerivation {
     mkdir -p "$out"
     cp -r csrc "$out/"
   '';
+  meta = import ./meta.nix { inherit pkgs; } { description = "CUDA sources of vLLM, patched"; };
 }

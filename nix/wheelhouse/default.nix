@@ -6,7 +6,10 @@
   # The folder of the locks: pylock.PROFILE-SYSTEM-TAG.toml.
   locks,
   python,
-  # Wheel name -> { patches, postInstall }: what the overlays change of upstream's wheels.
+  # { name, profile, system } -> the licences of a wheel.
+  licencesOf,
+  # Wheel name -> { patches, postInstall, only }: what the overlays change of upstream's wheels. `only` has the same for
+  # one profile: only.PROFILE.
   changes ? { },
 }:
 
@@ -15,6 +18,7 @@ let
   tagOf = pythonVersion: "cp" + builtins.replaceStrings [ "." ] [ "" ] pythonVersion;
   fetchWheel = import ./fetch.nix { inherit pkgs; };
   unpackWheel = import ./unpack.nix { inherit pkgs python; };
+  changeOf = profile: change: change // change.only.${profile} or { };
   # Wheels for any system hold no machine code: unpacked, they are the same for all.
   isAny = file: pkgs.lib.removeSuffix "-any.whl" file != file;
 
@@ -65,7 +69,11 @@ let
               inherit wheel;
               inherit (python) pythonVersion;
             };
-            change = changes.${wheel.name} or { };
+            licences = licencesOf {
+              inherit (wheel) name;
+              inherit profile system;
+            };
+            change = changeOf profile (changes.${wheel.name} or { });
           };
         })
         (entriesOf {

@@ -13,6 +13,8 @@
   allowedDuplicates ? [ ],
   # Whether the commands in bin ignore the user's PYTHONPATH. Its python3 is the user's own, who decides.
   isolated ? false,
+  # Its description, and what else it says of itself.
+  meta ? { },
 }:
 
 let
@@ -32,7 +34,10 @@ pkgs.runCommand name
       python = interpreter;
       inherit (interpreter) sitePackages;
     };
-    meta.mainProgram = "python3";
+    meta = {
+      mainProgram = "python3";
+    }
+    // meta;
   }
   ''
     python3 ${./environment.py} "$planPath" "$out"

@@ -9,6 +9,7 @@
   # false: machine code of another system than `target`, which gets no loader and never runs.
   native ? true,
   change ? { },
+  licences,
 }:
 
 pkgs.stdenv.mkDerivation {
@@ -63,4 +64,21 @@ pkgs.stdenv.mkDerivation {
     else
       ""
   );
+  meta = {
+    description = "Wheel ${wheel.file}, unpacked";
+    license = licences;
+    sourceProvenance = [
+      (
+        if pkgs.lib.hasSuffix "-any.whl" wheel.file then
+          pkgs.lib.sourceTypes.fromSource
+        else
+          pkgs.lib.sourceTypes.binaryNativeCode
+      )
+    ];
+    # Those of the other system are unpacked too, and never run.
+    platforms = [
+      "x86_64-linux"
+      "aarch64-linux"
+    ];
+  };
 }

@@ -50,6 +50,8 @@ def _serve(folder: Path, model: Path, ranks: int, **more: Any) -> dict[str, Any]
         "GB10_ENGINE": "gb10",
         "NCCL_NVLS_ENABLE": "0",
         "VLLM_ALLREDUCE_USE_SYMM_MEM": "0",
+        # As `gb10 serve` sets it where FlashInfer compiles nothing.
+        "VLLM_ALLREDUCE_USE_FLASHINFER": "0",
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
     job = {"engine": engine, "prompts": PROMPTS, "alone": PROMPTS[:3], "max_tokens": 24}

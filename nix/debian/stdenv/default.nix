@@ -3,6 +3,9 @@
   system,
   root,
   runtime,
+  # What is wrong with a package's `meta` here: an error, or null.
+  checkMeta,
+  compiler,
 }:
 
 let
@@ -37,13 +40,21 @@ let
           debianRoot = root;
         }
       );
+      package =
+        drv
+        // attrs.passthru or { }
+        // {
+          meta = attrs.meta or { };
+        }
+        // identity;
+      # As in nixpkgs, what is refused can be looked at, but not built or referred to.
+      unlessRefused = builtins.seq (checkMeta package);
     in
-    drv
-    // attrs.passthru or { }
+    package
     // {
-      meta = attrs.meta or { };
-    }
-    // identity;
+      drvPath = unlessRefused drv.drvPath;
+      outPath = unlessRefused drv.outPath;
+    };
 
   runCommand =
     name: attrs: buildCommand:
@@ -61,8 +72,8 @@ in
     hostPlatform = {
       inherit system;
     };
-    # A compiler is in the build root alone; what needs one at run time takes the machine's.
-    cc = runtime // {
+    # For what needs a compiler at run time. Builds have the build root's.
+    cc = compiler // {
       cc.lib = runtime;
       bintools.dynamicLinker = "${runtime}/lib/${
         {

@@ -152,6 +152,11 @@ def test_a_compiler_makes_it_usable_too(cache: Path, monkeypatch: pytest.MonkeyP
         (programs / name).write_text("#!/bin/sh\n")
         (programs / name).chmod(0o755)
     assert flashinfer.usable(ready=False) is True
+    assert flashinfer.sums() is True
+    monkeypatch.setenv("FLASHINFER_DISABLE_JIT", "1")
+    assert flashinfer.sums() is False
+    monkeypatch.delenv("FLASHINFER_DISABLE_JIT")
     monkeypatch.setenv("VLLM_HAS_FLASHINFER_CUBIN", "1")
     (programs / "ninja").unlink()
     assert flashinfer.usable(ready=False) is True
+    assert flashinfer.sums() is False  # no ready-made kernel is one of those

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gb10 import routing
-from gb10.routing import Part, Target, compare, table
+from gb10.routing import Part, Route, Target, table, told
 from gb10.vllm_plugin.cuda.settings import Format
 from gb10.vllm_plugin.cuda.settings import Part as EnginePart
 
@@ -35,6 +35,10 @@ SPARK_LOG = (
     + ATTENTION.format("FLASH_ATTN")
     + GDN.format("Triton/FLA")
 )
+
+
+def compare(rows: Sequence[Route], log: str) -> list[str]:
+    return routing.compare(rows, told(log))
 
 
 def test_a_start_as_foretold_says_nothing() -> None:
@@ -183,6 +187,18 @@ def test_our_engine_as_foretold_says_nothing() -> None:
     assert compare(OURS, ran(*FIRST) + EXPERTS.format("EMULATION")) == []
 
 
+def test_a_matrix_whose_shape_a_kernel_does_not_take_runs_beside_it() -> None:
+    """A few rows of a small model: W8A8 wants a multiple of 16. Beside, not instead."""
+    beside = ("dense", "dequantised_fp8", 8192)
+    assert compare(OURS, ran(beside, *FIRST)) == []
+    alone = [beside, *(one for one in FIRST if one[0] != "dense")]
+    assert compare(OURS, ran(*alone)) == [
+        "16 bit linear: the table says gb10 fp8_gemv and gb10 scaled_mm_fp8, and nothing of it has run"
+    ]
+    elsewhere = [*FIRST, ("nvfp4_linear", "dequantised_fp8", 8192)]
+    assert len(compare(OURS, ran(*elsewhere))) == 1
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line"),
     [
@@ -236,7 +252,9 @@ LOGGED = (
 def test_a_line_behind_a_progress_bar_counts(before: str) -> None:
     """Bars have no line end: what is logged while one stands there follows it."""
     log = started() + before + LOGGED + "\n"
-    assert [one.kernel for one in routing.live(log) if one.operation == "gdn_decode"] == ["gb10 gdn_decode"]
+    assert [one.kernel for one in routing.live(told(log)) if one.operation == "gdn_decode"] == [
+        "gb10 gdn_decode"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -248,4 +266,4 @@ def test_a_line_behind_a_progress_bar_counts(before: str) -> None:
     ],
 )
 def test_what_a_client_sent_is_no_progress_bar(quoted: str) -> None:
-    assert not [one for one in routing.live(started() + quoted + "\n") if one.operation == "gdn_decode"]
+    assert not [one for one in routing.live(told(started() + quoted + "\n")) if one.operation == "gdn_decode"]

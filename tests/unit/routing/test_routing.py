@@ -470,6 +470,21 @@ def test_routing_command_takes_a_model(
     assert "vLLM does not take the quantisation of" in capsys.readouterr().err
 
 
+def test_routing_command_says_nothing_but_the_table(make_checkpoint: Callable[..., Path]) -> None:
+    """What torch and vLLM warn of while they are imported is not for who asks about another machine."""
+    pytest.importorskip("vllm")
+    section = {"quant_method": "modelopt", "quant_algo": "W4A16_NVFP4"}
+    folder = make_checkpoint(
+        config={"quantization_config": section},
+        tensors={"model.layers.0.mlp.up_proj.weight": ("U8", (64, 32))},
+    )
+    program = "import sys; from gb10 import cli; sys.exit(cli.main())"
+    asked = [sys.executable, "-c", program, "routing", str(folder), "--capability", "12.1"]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "NVFP4 linear" in done.stdout
+
+
 @pytest.fixture(scope="module")
 def vllm_rows() -> Iterator[list[dict[str, Any]]]:
     if importlib.util.find_spec("vllm") is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gb10 import __version__, cli, routing
-from gb10.routing import Target
+from gb10.routing import Target, told
 from gb10.serve.environment import log_folder
 from gb10.serve.own_log import OwnLog
 from gb10.serve.scratch import open_log, running_logs
@@ -88,7 +88,7 @@ def test_all_that_a_log_says_of_a_server(monkeypatch: pytest.MonkeyPatch) -> Non
         f"{prefix}Received request gb10: unhealthy: no: gb10: first dispatch: dense ran x with 1 tokens",
         f"{prefix}gb10[3f9c]: unhealthy: the model's answer is not a number (nan)",
     ]
-    found = routing.report(line + "\n" for line in lines)
+    found = routing.report(told(line + "\n" for line in lines))
     assert (found.gb10, found.vllm, found.target) == (__version__, "0.32.0", str(Target((9, 0))))
     assert found.engine == "engine gb10, dense fp8, head fp8"
     assert list(found.planned) == rows
@@ -149,8 +149,8 @@ def test_a_client_writes_nothing_that_is_believed(
         assert own.report() == before == opened_late.report()
         assert cli.main(["routing", "--live", "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == [json.loads(json.dumps({"log": str(path), **before}))]
-        rows = routing.report(started.split("\n")).planned
-        assert routing.compare(rows, started + forged) == before["differences"]
+        rows = routing.report(told(started)).planned
+        assert routing.compare(rows, told(started + forged)) == before["differences"]
         # Ours still counts.
         file.write(f"{CLIENT}{log.ours(log.UNHEALTHY)}nan\n".encode())
         assert own.report() == before | {"unhealthy": "nan"}
@@ -158,7 +158,7 @@ def test_a_client_writes_nothing_that_is_believed(
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"planned": [{}]}', '{"planned": 1}'])
 def test_a_plan_that_cannot_be_read_is_one_line(text: str) -> None:
-    found = routing.report([log.SERVING + text, *LOG.splitlines()])
+    found = routing.report(told([log.SERVING + text, *LOG.splitlines()]))
     (line,) = found.differences
     assert line.startswith("the log's line of what was planned cannot be read: ") and "\n" not in line
     assert found.ran
@@ -173,7 +173,7 @@ def test_a_kernel_has_the_name_and_the_owner_of_the_plan() -> None:
         "INFO [__init__.py:1240] Using DequantLinearKernel for NVFP4 GEMM",
         LOG.splitlines()[2],
     ]
-    assert [one.words for one in routing.report(lines).ran][:2] == [
+    assert [one.words for one in routing.report(told(lines)).ran][:2] == [
         "NVFP4 linear      gb10 dequant, ours",
         "NVFP4 MoE         gb10 dequant, ours",
     ]
@@ -188,8 +188,8 @@ def test_options_that_say_nothing_of_a_running_server(
 
 
 def test_an_empty_log_says_nothing() -> None:
-    assert routing.report([]).as_json() == routing.Report(planned=[], ran=[], differences=[]).as_json()
-    assert routing.report([]).lines == ["nothing has run yet, or the log does not say it"]
+    assert routing.report(told([])).as_json() == routing.Report(planned=[], ran=[], differences=[]).as_json()
+    assert routing.report(told([])).lines == ["nothing has run yet, or the log does not say it"]
 
 
 def test_the_servers_own_log_is_read_as_it_grows(tmp_path: Path) -> None:

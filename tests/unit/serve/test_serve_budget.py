@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -210,13 +211,66 @@ def test_what_the_watch_wants_is_kept_on_the_cpu(monkeypatch: pytest.MonkeyPatch
         return settings
 
     assert start().kv_cache_memory_bytes == GIB - 288 * MIB
-    monkeypatch.setenv("GB10_MEMORY_SHED", "900M")
-    with pytest.raises(
-        UserError, match=r"7\.0 GiB is free \(memory\.max\), 1012 MiB of it stays so \(an eighth more than"
-    ):
-        start()
     monkeypatch.setenv("GB10_MEMORY_SHED", "off")
+    assert start().kv_cache_memory_bytes == GIB - 128 * MIB
+    monkeypatch.setenv("GB10_MEMORY_STOP", "off")
     assert start().kv_cache_memory_bytes == GIB
+
+
+def _most(error: pytest.ExceptionInfo[UserError], name: str) -> str:
+    """The level that a refusal says would do."""
+    found = re.search(rf"set {name} to at most (\d+M), or free memory$", str(error.value))
+    assert found is not None, error.value
+    return found[1]
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({"GB10_MEMORY_SHED": "100G"}, "GB10_MEMORY_SHED"),
+        ({"GB10_MEMORY_SHED": "6G"}, "GB10_MEMORY_SHED"),  # less than is free, and the model wants it
+        ({"GB10_MEMORY_STOP": "100G"}, "GB10_MEMORY_STOP"),
+        ({"GB10_MEMORY_STOP": "100G", "GB10_MEMORY_SHED": "off"}, "GB10_MEMORY_STOP"),
+    ],
+)
+@pytest.mark.parametrize("case", ["cpu", "cpu with a share", "unified", "unified with a share", "own"])
+def test_a_level_that_cannot_hold_is_named_with_one_that_can(
+    case: str, variables: dict[str, str], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And that one starts. (The model is not at fault, nor is the share.)"""
+    argv = ["--gpu-memory-utilization", "0.125"] if "share" in case else []
+    host = memory.Available(7 * GIB, "memory.max", 8 * GIB)
+    monkeypatch.setattr(memory, "total", lambda: 32 * GIB)
+
+    def start() -> None:
+        settings = parse(argv, dict(os.environ))
+        found = Checkpoint("m", config=CONFIG, tensors=PACKED[:1])
+        if case.startswith("cpu"):
+            budget.on_cpu(settings, found, routing.Target(None, dtype="bfloat16"), 64, host)
+            return
+        card = replace(GB10, memory=32 * GIB) if case.startswith("unified") else H200
+        free = memory.Available(16 * GIB, "MemAvailable") if card.unified else host
+        budget.on_gpu(settings, found, routing.Target(card.capability), [card], free)
+
+    start()
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    if variables[name] == "6G" and case != "own":
+        monkeypatch.setenv(name, "12G" if "unified" in case else "6G")
+    with pytest.raises(UserError, match=rf"^{name} \S+ GiB does not fit: ") as caught:
+        start()
+    monkeypatch.setenv(name, _most(caught, name))
+    start()
+
+
+def test_a_level_is_not_blamed_for_a_model_that_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GB10_MEMORY_SHED", "100G")
+    message = r"^not enough memory: .* 4\.0 GiB is free \(memory\.max\), 4\.0 GiB of it stays so .*less$"
+    with pytest.raises(UserError, match=message):
+        settings = parse([], dict(os.environ))
+        found = Checkpoint("m", config=CONFIG, tensors=PACKED)
+        group = memory.Available(4 * GIB, "memory.max", 8 * GIB)
+        budget.on_cpu(settings, found, routing.Target(None, dtype="bfloat16"), 4096, group)
 
 
 def test_a_layers_requantisation_counts_where_the_cache_is_smaller() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,19 @@ def test_a_variable_that_names_a_pipe(tmp_path: Path) -> None:
         for other in (file, tmp_path, tmp_path / "none", "/dev/null"):
             check({name: str(other)})
     check({"OTHER": str(pipe), "HF_TOKEN": "x" * 5000, "VLLM_API_KEY": "~nobody-here/x"})
+
+
+@pytest.mark.parametrize(
+    "points", [[], [("other", "other:register")], [("gb10", "gb10.plugin:install")]], ids=str
+)
+def test_a_plugin_that_vllm_does_not_see(
+    points: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment.check_registered()
+    found = tuple(EntryPoint(name, value, "vllm.general_plugins") for name, value in points)
+    monkeypatch.setattr(environment, "entry_points", lambda group: found)
+    with pytest.raises(UserError, match=r"vLLM does not see gb10's plug-in: .* with pip$"):
+        environment.check_registered()
 
 
 def test_log_folder_follows_xdg(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def plan(make_checkpoint: Callable[..., Path], clean_environment: pytest.MonkeyP
 
     def build(*gpus: Gpu) -> command.Plan:
         free = memory.Available(64 * GIB, "MemAvailable")
-        clean_environment.setattr(run, "_gpus", lambda _profile: list(gpus))
+        clean_environment.setattr(run, "_gpus", lambda *_: list(gpus))
         argv = [str(folder), "--engine", "stock", "--load-format", "dummy", "--max-model-len", "64"]
         found = run._plan(parse(argv, dict(os.environ)), free)
         assert isinstance(found, command.Plan)

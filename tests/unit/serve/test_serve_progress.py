@@ -21,7 +21,10 @@ API = "(APIServer pid=1) INFO 11-22 14:36:19 [x.py:1] "
         ("(Worker pid=3) INFO 1 [m.py:68] Starting to load model /m...", "loading weights"),
         ("Loading safetensors checkpoint shards:  50% Completed | 1/2 [00:00<00:00]", "loading weights 50 %"),
         ("Capturing CUDA graphs (decode, FULL):  29%|##9  | 10/35", "capturing CUDA graphs 29 %"),
-        (API + "Starting vLLM server on http://127.0.0.1:1", "waiting for the first answer"),
+        ("gb10: the server opens", "opening the API"),
+        ("gb10: the canary asks the model for its first tokens", "computing the first token"),
+        ("gb10: canary: 14 tokens in 0.3 s: the model answers", "waiting for the first answer"),
+        ("no line of ours: gb10: canary: x", None),
         ("nothing of note", None),
     ],
 )

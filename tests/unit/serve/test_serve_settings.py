@@ -1,5 +1,6 @@
 """Flags, variables, and the arguments that are passed on to vLLM."""
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -8,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import gb10
 from gb10.errors import UserError
+from gb10.serve.environment import OURS
 from gb10.serve.settings import (
     BYTES,
     PORT,
@@ -437,6 +440,39 @@ def test_the_documentation_has_the_table() -> None:
             lines.append(f"| {flag} | {variable} | {row.shown or row.default or ''} | {row.help} |")
     text = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert "\n".join(lines) in text, "put this into docs/configuration.md:\n" + "\n".join(lines)
+
+
+INTERNAL = {
+    "GB10_LOG_WORD",
+    "GB10_OWN_SCALES",  # a part of the key of vLLM's compile cache
+    "GB10_SERVE_DEATHS",
+    "GB10_SERVE_MEMORY",
+    "GB10_SERVE_SOCKET",
+}
+"""Names that `gb10 serve` gives to its own processes; from a user they are refused."""
+
+
+def _named_in_the_sources() -> set[str]:
+    """Every text in gb10's sources that is a variable's name and nothing else."""
+    return {
+        node.value
+        for path in Path(gb10.__file__).parent.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and re.fullmatch(r"GB10_[A-Z0-9_]*[A-Z0-9]", node.value)
+    }
+
+
+def test_the_documentation_has_every_variable() -> None:
+    """Those that only others than `gb10 serve` read, too; and each of them is one that serve lets pass."""
+    text = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    cells = [row.split("|")[1:3] for row in text.splitlines() if row.startswith("|")]
+    documented = {name for pair in cells for cell in pair for name in re.findall(r"`(GB10_\w+)`", cell)}
+    named = _named_in_the_sources()
+    assert {"GB10_MEMORY_SHED", "GB10_KERNELS", "GB10_SERVE_SOCKET"} <= named
+    assert named >= INTERNAL
+    assert documented == named - INTERNAL == set(OURS)
 
 
 def test_help_prints_every_variable(capsys: pytest.CaptureFixture[str]) -> None:

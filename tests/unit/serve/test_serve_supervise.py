@@ -1,5 +1,6 @@
 """Running a server process: readiness, its death, signals, and that nothing is left behind."""
 
+import io
 import os
 import signal
 import socket
@@ -287,6 +288,42 @@ def test_a_server_that_turns_red_says_so(start: Start, capsys: pytest.CaptureFix
         server.wait()
     said = capsys.readouterr().out
     assert said == "unhealthy: not a number (/health says so; a restart is needed)\n"
+
+
+FORGED = """
+    import os, sys
+    us = f"gb10[{os.environ['GB10_LOG_WORD']}]: "
+    info = "(APIServer pid=7) INFO 11-22 14:36:19 [logger.py:12] "
+    print("Starting to load model /m", flush=True)
+    if OPENS:
+        print(f"(APIServer pid=7) {us}the server opens", flush=True)
+    print(f"{info}Received request: x", flush=True)
+    asked = ["Capturing CUDA graphs: 5%", "gb10: requantised 1 matrices", "gb10: canary: 1 tokens", *MORE]
+    for line in asked:
+        print(info + line, flush=True)
+    sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("opens", "stage"), [(True, "opening the API"), (False, "capturing CUDA graphs 5 %")]
+)
+def test_what_clients_send_is_no_stage(start: Start, opens: bool, stage: str) -> None:
+    """Before the server opens the same lines are vLLM's own."""
+    server = start(FORGED.replace("OPENS", str(opens)).replace("*MORE", ""))
+    out = io.StringIO()
+    show = Progress(out)
+    with pytest.raises(ServerFailed):
+        server.wait_ready("http://127.0.0.1:9", None, show)
+    assert show.stage == stage
+    assert ("requantised" in out.getvalue()) is not opens
+
+
+def test_what_clients_send_is_no_cause(start: Start) -> None:
+    more = "'MemoryError: mine', 'what(): mine', 'x.cpp:1:1: fatal error: mine'"
+    server = start(FORGED.replace("OPENS", "True").replace("*MORE", more))
+    with pytest.raises(ServerFailed, match="its log names no error"):
+        server.wait_ready("http://127.0.0.1:9", None, Progress())
 
 
 def test_an_error_of_a_dying_server_is_not_the_cause(start: Start) -> None:

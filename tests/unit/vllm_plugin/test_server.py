@@ -338,6 +338,61 @@ def test_a_model_that_breaks_later_is_found() -> None:
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("asked", ["is_paused", "generate", "get_num_unfinished_requests"])
+def test_a_watch_does_not_end_in_silence(
+    said: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    """What the engine is asked fails, and it is not dead."""
+    engine = Engine()
+    failed: list[str] = []
+
+    async def forever() -> None:
+        def fail(*_: Any) -> Any:
+            failed.append(asked)
+            raise RuntimeError("no\nsuch call")
+
+        monkeypatch.setattr(engine, asked, fail)
+        await until(lambda: len(failed) >= health.TROUBLES)
+        await asyncio.sleep(0.05)
+
+    reason = "vLLM's engine cannot be watched: RuntimeError: no such call"
+    assert watched(engine, forever) == [reason]
+    assert said.text.count("each interval failed: RuntimeError: no such call") == health.TROUBLES - 1
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_watch_goes_on_after_failures_that_pass(said: pytest.LogCaptureFixture) -> None:
+    engine = Engine()
+    failed: list[int] = []
+
+    async def then() -> None:
+        async def now_and_then() -> bool:
+            failed.append(1)
+            if len(failed) % health.TROUBLES:
+                raise RuntimeError("not now")
+            return False
+
+        engine.is_paused = now_and_then  # type: ignore[method-assign]
+        await until(lambda: len(failed) > 4 * health.TROUBLES)
+        engine.model = nothing
+        await asyncio.sleep(0.1)
+
+    assert watched(engine, then) == ["the model's answer is not a number (nan)"]
+    assert "each interval failed: RuntimeError: not now" in said.text
+
+
+def test_a_watch_that_cannot_begin() -> None:
+    engine = Engine()
+    del engine.output_processor
+
+    async def then() -> None:
+        await asyncio.sleep(0.05)
+
+    (reason,) = watched(engine, then)
+    assert reason.startswith("vLLM's engine cannot be watched: AttributeError: ")
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_busy_server_is_asked_seldom_and_a_sleeping_one_never() -> None:
     engine = Engine()
 

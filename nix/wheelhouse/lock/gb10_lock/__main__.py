@@ -88,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="lock",
         description="Writes python/locks/ out of python/profiles.toml. Locked versions stay while they fit.",
+        epilog="`lock debian` writes nix/debian/packages.lock (`lock debian --help`).",
     )
     parser.add_argument("--root", type=Path, default=Path.cwd(), help="the checkout (default: this folder)")
     parser.add_argument(

@@ -4,7 +4,9 @@ vLLM's own configuration classes read it (`gb10.checkpoint.vllm_formats`); a che
 quantisation needs no vLLM. The record travels between processes as JSON.
 """
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -113,6 +115,20 @@ def unread(checkpoint: Checkpoint) -> Formats:
     )
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """What vLLM and torch log while they are imported and asked is not for the user.
+
+    vLLM says it again when it starts.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def read(checkpoint: Checkpoint) -> Formats:
     """Read the formats of a checkpoint. vLLM is imported (seconds) where there is a quantisation to ask."""
     modules = modules_of(checkpoint)
@@ -120,7 +136,8 @@ def read(checkpoint: Checkpoint) -> Formats:
     if not checkpoint.config or (said is None and not checkpoint.quantization):
         plain = tuple((module, Format()) for module in modules)
         return Formats(dtype=config_dtype(checkpoint.config), modules=plain)
-    from gb10.checkpoint.vllm_formats import ask
+    with quiet():
+        from gb10.checkpoint.vllm_formats import ask
 
     return ask(checkpoint, modules)
 

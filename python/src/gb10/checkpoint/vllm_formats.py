@@ -9,7 +9,6 @@ instead of choosing kernels: so no GPU is needed, and one machine can be asked a
 
 import functools
 import inspect
-import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -42,7 +41,7 @@ from vllm.transformers_utils.config import get_config, get_hf_text_config
 from vllm.utils.torch_utils import resolve_kv_cache_dtype_string
 
 from gb10.checkpoint.folder import Checkpoint
-from gb10.checkpoint.formats import Format, Formats, config_dtype
+from gb10.checkpoint.formats import Format, Formats, config_dtype, quiet
 from gb10.checkpoint.headers import read_json
 from gb10.checkpoint.modules import (
     EXPERTS,
@@ -134,17 +133,6 @@ def _arguments_kept(*bases: type) -> Iterator[None]:
             del base.__init_subclass__
         for kind, original in originals.items():
             kind.__init__ = original  # type: ignore[misc]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """vLLM's words while it is asked are not for the user: it says them again when it starts."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _hugging_face_config(checkpoint: Checkpoint) -> Any:
@@ -434,7 +422,7 @@ def ask(checkpoint: Checkpoint, modules: Iterable[Module]) -> Formats:
     listed = tuple(modules)
     plain = tuple((module, Format()) for module in listed)
     dtype = config_dtype(checkpoint.config)
-    with _quiet():
+    with quiet():
         hf_config = _hugging_face_config(checkpoint)
         try:
             method, _ = _method(hf_config, checkpoint.quantization)

@@ -25,6 +25,9 @@ PACKAGE = "flashinfer_jit_cache"
 CUBIN_VARIABLE = "VLLM_HAS_FLASHINFER_CUBIN"
 """With 1, vLLM takes FlashInfer's kernels to be there and looks for no compiler."""
 
+ALL_REDUCE_VARIABLE = "VLLM_ALLREDUCE_USE_FLASHINFER"
+"""With 0, vLLM sums over tensor parallel ranks without FlashInfer."""
+
 _MAGIC = struct.pack("<I", 0xBA55ED50)
 _FAT_HEADER = struct.Struct("<4sHHQ")
 """A fat binary: magic, version, size of this header, size of what follows."""
@@ -165,6 +168,19 @@ def usable(*, ready: bool) -> bool:
     by_variable = os.environ.get(CUBIN_VARIABLE, "0") not in ("", "0")
     if ready or by_variable or importlib.util.find_spec("flashinfer_cubin"):
         return True
+    return _compiler()
+
+
+def sums() -> bool:
+    """Whether vLLM 0.32.0 may leave sums over ranks to FlashInfer (its flashinfer_all_reduce.py).
+
+    That kernel is in no list of ready-made ones: FlashInfer compiles it at the first sum. vLLM asks neither
+    for a compiler nor for FLASHINFER_DISABLE_JIT before, so that the first step of a start would fail.
+    """
+    return _compiler() and os.environ.get("FLASHINFER_DISABLE_JIT", "0") in ("", "0")
+
+
+def _compiler() -> bool:
     homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
     nvcc = shutil.which("nvcc") or any(home and Path(home, "bin/nvcc").exists() for home in homes)
     return bool(nvcc) and shutil.which("ninja") is not None

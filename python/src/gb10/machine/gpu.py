@@ -106,9 +106,14 @@ def _from_nvidia_smi() -> list[Gpu]:
     return parse_nvidia_smi(found.stdout) if found.returncode == 0 else []
 
 
+def hidden() -> bool:
+    """Whether CUDA_VISIBLE_DEVICES hides all of them."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+
+
 def detect_gpus() -> list[Gpu]:
     """All GPUs that a process started now would see; an empty list without one."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+    if hidden():
         return []
     found = _from_driver()
     return _from_nvidia_smi() if found is None else found

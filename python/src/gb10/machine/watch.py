@@ -120,6 +120,10 @@ class Limits:
         shed = self.shed(total)
         return shed + shed // 8
 
+    def kept(self, total: int) -> int:
+        """Free bytes of ``total`` with which a server takes requests, and goes on."""
+        return max(self.calm(total), self.stop(total))
+
     def stop(self, total: int) -> int:
         """Free bytes of ``total`` below which vLLM is ended."""
         return default_stop(total) if self._stop is None else self._stop

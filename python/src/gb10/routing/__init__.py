@@ -1,6 +1,6 @@
 """Which backend runs which operation, whose choice that is, and why: the one routing table."""
 
-from gb10.routing.compare import Ran, compare, live
+from gb10.routing.compare import Ran, Told, compare, live, told
 from gb10.routing.loaded import requantised
 from gb10.routing.overrides import (
     B12X_EXPERT_LIMIT,
@@ -45,6 +45,7 @@ __all__ = [
     "Report",
     "Route",
     "Target",
+    "Told",
     "apply_overrides",
     "check_moe_backend",
     "compare",
@@ -59,5 +60,6 @@ __all__ = [
     "route",
     "serving",
     "table",
+    "told",
     "with_options",
 ]

@@ -59,7 +59,7 @@ def _live(*, as_json: bool) -> int:
     servers = []
     for path in logs:
         with path.open(errors="replace") as lines:
-            servers.append((str(path), routing.report(lines)))
+            servers.append((str(path), routing.report(routing.told(lines))))
     if as_json:
         print(json.dumps([{"log": name, **found.as_json()} for name, found in servers], indent=2))
         return 0

@@ -1,7 +1,7 @@
 """After the start: what vLLM says in its log that it chose, against what the table said before."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gb10.routing.rules import BY_NAME, OPEN, OURS, VLLM
@@ -36,14 +36,17 @@ _SILENT = ("attention", "sampling", "gdn_prefill", "kv_cache")
 _TELLS = re.compile("|".join([_STARTED, *_SAYS.values()]))
 
 
-def told(lines: Iterable[str], reader: Reader | None = None) -> Iterator[str]:
-    """The lines of a log that say what runs, without their prefixes; what clients sent is none of them.
+class Told(list[str]):
+    """The lines of a log that say what runs, without their prefixes: what `told` gives."""
 
-    ``reader``: of a log whose earlier lines were told before. What was told can be told again.
+
+def told(log: str | Iterable[str], reader: Reader | None = None) -> Told:
+    """What a log, or its lines, say of what runs; what clients sent is none of it.
+
+    ``reader``: of a log whose earlier lines were told before.
     """
-    for line in (reader or Reader()).lines(lines):
-        if line.startswith(_NAME) or _TELLS.search(line):
-            yield line
+    lines = (reader or Reader()).lines(split(log) if isinstance(log, str) else log)
+    return Told(line for line in lines if line.startswith(_NAME) or _TELLS.search(line))
 
 
 def _plain(name: str) -> str:
@@ -91,13 +94,14 @@ def _first_dispatches(rows: Sequence[Route], log: str) -> list[str]:
         of = [row for row in rows if one.operation in (row.operation, row.like)]
         title = BY_NAME[one.operation].title if one.operation in BY_NAME else one.operation
         fitting = [row for row in of if _within(one.tokens, row)]
-        right = [row for row in fitting if _plain(row.backend) == _plain(one.kernel)]
+        right = [row for row in fitting if _plain(one.kernel) in map(_plain, (row.backend, row.besides))]
         if not of:
             lines.append(f"{title}: {one.kernel} ran, the table has no such row")
         elif not right:
             said = _join(row.backend for row in fitting)
             lines.append(f"{title}: the table says {said} for {one.tokens} tokens, {one.kernel} ran")
-    seen = {one.operation for one in found}
+    beside = {_plain(row.besides) for row in rows if row.besides}
+    seen = {one.operation for one in found if _plain(one.kernel) not in beside}
     unseen = [row for row in rows if _ours(row) and not seen & {row.operation, row.like}]
     for name in dict.fromkeys(row.operation for row in unseen):
         said = _join(row.backend for row in unseen if row.operation == name)
@@ -144,12 +148,12 @@ def _named(operation: str, found: str, rows: Sequence[Route]) -> Ran:
     return Ran(operation, found) if row is None else Ran(operation, row.backend, whose=row.whose)
 
 
-def live(log: str, rows: Sequence[Route] = ()) -> list[Ran]:
+def live(lines: Told, rows: Sequence[Route] = ()) -> list[Ran]:
     """What ran in a server with this log: first dispatches of our engine, then what vLLM says it chose.
 
     ``rows``: what was planned.
     """
-    log = "\n".join(told(split(log)))
+    log = "\n".join(lines)
     found = [
         Ran(one.operation, f"gb10 {one.kernel}", one.tokens, OURS)
         if one.ours
@@ -163,18 +167,18 @@ def live(log: str, rows: Sequence[Route] = ()) -> list[Ran]:
     ]
 
 
-def compare(rows: Sequence[Route], log: str) -> list[str]:
+def compare(rows: Sequence[Route], lines: Told) -> list[str]:
     """One line for each operation where vLLM's log names another backend than the table, or the first one.
 
-    ``log`` is the log of a server that is ready. The last kind: rows of which the table said that vLLM would
+    ``lines`` are those of a server that is ready. The last kind: rows of which the table said that vLLM would
     choose. An empty list means that all is as the table said, or that the log says nothing.
     """
-    log = "\n".join(told(split(log)))
+    log = "\n".join(lines)
     if _STARTED not in log:
         return []
-    lines = []
+    differences = []
     if dispatch.ENGINE in log:
-        lines += _first_dispatches(rows, log)
+        differences += _first_dispatches(rows, log)
     for operation in _SAYS:
         of = [row for row in rows if (row.like or row.operation) == operation]
         if dispatch.ENGINE in log and any(map(_ours, of)):
@@ -184,12 +188,12 @@ def compare(rows: Sequence[Route], log: str) -> list[str]:
         found = _kv_cache(log) if operation == "kv_cache" else _found(operation, log)
         if not of:
             if found and operation.endswith(("_linear", "_moe")):
-                lines.append(f"{title}: vLLM chose {_join(found)}, the table has no such row")
+                differences.append(f"{title}: vLLM chose {_join(found)}, the table has no such row")
         elif any(row.backend == OPEN for row in of):
-            lines += [f"{title}: vLLM chose {_join(found)}"] if found else []
+            differences += [f"{title}: vLLM chose {_join(found)}"] if found else []
         elif not all(any(_same(row, name) for row in of) for name in found):
-            lines.append(f"{title}: the table says {said}, vLLM chose {_join(found)}")
+            differences.append(f"{title}: the table says {said}, vLLM chose {_join(found)}")
         elif operation not in _SILENT:
             unseen = _join(row.backend for row in of if not any(_same(row, name) for name in found))
-            lines += [f"{title}: the table says {unseen}, vLLM's log does not"] if unseen else []
-    return lines
+            differences += [f"{title}: the table says {unseen}, vLLM's log does not"] if unseen else []
+    return differences

@@ -5,12 +5,12 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from gb10 import __version__
-from gb10.routing.compare import Ran, compare, live, told
+from gb10.routing.compare import Ran, Told, compare, live
 from gb10.routing.rules import Target
 from gb10.routing.table import Route
 from gb10.vllm_plugin.log import CANARY, SELF_TEST, SERVING, UNHEALTHY, ours
@@ -77,19 +77,17 @@ def _words(found: Mapping[str, Any]) -> str:
     return f"{counts}; nearest to its limit: {found['nearest']}"
 
 
-def report(lines: Iterable[str]) -> Report:
-    """What the lines of a server's log say."""
-    log = list(told(lines))
+def report(log: Told) -> Report:
+    """What a server's log says."""
     said, rows, trouble = _planned(_last(log, SERVING))
     tested = [found for line in log if (found := _SELF_TEST.fullmatch(line))]
     engines = [found[1] for line in log if (found := _ENGINE.match(line))]
-    text = "\n".join(log)
     return Report(
         **said,
         engine=engines[-1] if engines else None,
         planned=rows,
-        ran=live(text, rows),
-        differences=[*trouble, *(compare(rows, text) if rows else ())],
+        ran=live(log, rows),
+        differences=[*trouble, *(compare(rows, log) if rows else ())],
         self_test=_numbers(tested[-1]) if tested else None,
         canary=_last(log, CANARY),
         unhealthy=_last(log, UNHEALTHY),

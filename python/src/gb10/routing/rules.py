@@ -147,6 +147,7 @@ class Rule:
     ``{dtype}`` (bfloat16), ``{label}`` (BF16) and ``{kv}`` in ``backend`` and ``why`` are the target's.
     ``by_hand`` is what forces the backend: a word of the operation's ``choices``, or empty. ``forces`` are
     the vLLM arguments that `gb10 serve` passes because vLLM's own choice would fail or be worse.
+    ``besides`` is a kernel for the matrices whose shape ``backend`` does not take.
     """
 
     when: When
@@ -156,6 +157,7 @@ class Rule:
     by_hand: str = ""
     batch: Batch = (1, None)
     forces: tuple[str, ...] = ()
+    besides: str = ""
 
 
 Settings = tuple[tuple[str, str], ...]
@@ -226,7 +228,7 @@ _OUR_PIECES = f"{_OUR_W4A16}; above {settings.DECODE} tokens in parts"
 _OUR_W4A4 = "W4A4 on FP4 tensor cores, from the same weights"
 _OUR_DEQUANT = "W4A16: decoded to {label} once a call, then cuBLAS"
 _OUR_W8A16 = "W8A16 at the speed of memory; 16 bit in the checkpoint"
-_OUR_W8A8 = "W8A8 on FP8 tensor cores; 16 bit in the checkpoint"
+_OUR_W8A8 = "W8A8 on FP8 tensor cores, W8A16 if rows are not of 16; 16 bit in the checkpoint"
 _WEIGHT_ONLY = "W4A16: the checkpoint quantises weights only"
 _NVFP4_LINEAR = (
     Rule(OUR_LINEAR & SM12X & W4A4, "gb10 nvfp4_gemv", OURS, _OUR_W4A16, batch=DECODE),
@@ -325,7 +327,7 @@ _ACTIVATION_QUANT = (  # how a float becomes E2M1
 )
 _LM_HEAD = (
     Rule(HEAD_FP8, "gb10 fp8_gemv", OURS, _OUR_W8A16, batch=DECODE),
-    Rule(HEAD_FP8, "gb10 scaled_mm_fp8", OURS, _OUR_W8A8),
+    Rule(HEAD_FP8, "gb10 scaled_mm_fp8", OURS, _OUR_W8A8, besides="gb10 dequantised_fp8"),
     Rule(HEAD_NVFP4, "gb10 nvfp4_gemv", OURS, _OUR_PIECES, batch=PIECES),
     Rule(HEAD_NVFP4, "gb10 dequantised_nvfp4", OURS, _OUR_DEQUANT),
     Rule(CPU, "oneDNN {label}", VLLM, "plain in the checkpoint"),
@@ -333,7 +335,7 @@ _LM_HEAD = (
 )
 _DENSE = (
     Rule(DENSE_FP8, "gb10 fp8_gemv", OURS, _OUR_W8A16, batch=DECODE),
-    Rule(DENSE_FP8, "gb10 scaled_mm_fp8", OURS, _OUR_W8A8),
+    Rule(DENSE_FP8, "gb10 scaled_mm_fp8", OURS, _OUR_W8A8, besides="gb10 dequantised_fp8"),
     Rule(DENSE_NVFP4, "gb10 nvfp4_gemv", OURS, _OUR_PIECES, batch=PIECES),
     Rule(DENSE_NVFP4, "gb10 dequantised_nvfp4", OURS, _OUR_DEQUANT),
     Rule(CPU, "oneDNN {label}", VLLM, "plain in the checkpoint"),

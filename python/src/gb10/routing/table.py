@@ -30,7 +30,7 @@ class Part:
 class Route:
     """A rule that fits, for a closed range of tokens per step. ``flag`` forces the backend by hand.
 
-    ``variant`` and ``like`` are those of the part that the row is for.
+    ``variant`` and ``like`` are those of the part that the row is for; ``besides`` is the rule's.
     """
 
     operation: str
@@ -42,6 +42,7 @@ class Route:
     forces: tuple[str, ...]
     variant: str = ""
     like: str = ""
+    besides: str = ""
 
 
 def canonical(operation: str) -> str:
@@ -66,6 +67,7 @@ def _route(part: Part, target: Target, batch: int) -> Route:
                 rule.forces,
                 variant,
                 part.like,
+                rule.besides,
             )
     raise LookupError(f"no rule for {part.operation} on {target}")
 

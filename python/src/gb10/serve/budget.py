@@ -16,7 +16,7 @@ from gb10.checkpoint.folder import Checkpoint
 from gb10.errors import UserError
 from gb10.machine import memory
 from gb10.machine.gpu import Gpu
-from gb10.machine.watch import SHED, STOP
+from gb10.machine.watch import SHED, STOP, Limits
 from gb10.serve.settings import Origin, Settings
 from gb10.units import GIB, MIB, parse_whole, text_size
 
@@ -190,6 +190,30 @@ def _share(part: float, total: int, rounded: Callable[[float], int] = math.floor
     return rounded(max(part, 0) * _SHARE_DIGITS / total) / _SHARE_DIGITS
 
 
+def _check_levels(settings: Settings, free: memory.Available, total: int, taken: int, what: str) -> None:
+    """Refuse a level of the user's (GB10_MEMORY_SHED, GB10_MEMORY_STOP) that cannot hold here.
+
+    Beside ``taken`` bytes, of ``what``, a server would start and take no request. Where the default levels do
+    not hold either, the level is not at fault. Raises UserError.
+    """
+    limits, name = settings.limits, settings.level
+    left = free.size - taken
+    if name is None or limits.kept(total) <= left or Limits().kept(total) > left:
+        return
+    most = left * 8 // 9 // MIB  # `Limits.calm` asks for an eighth more than the level
+    raise UserError(
+        f"{name} {text_size(max(limits.shed(total), limits.stop(total)))} does not fit: a server that takes "
+        f"requests keeps {text_size(limits.kept(total))} free, and {text_size(free.size)} is free "
+        f"({free.limit}), of which {what} will take {text_size(taken)}; set {name} to at most {most}M, or "
+        "free memory"
+    )
+
+
+def _less_level(settings: Settings) -> list[str]:
+    """The remedy for a level of free memory that the user gave; else none."""
+    return [] if settings.level is None else [f"give {settings.level} less"]
+
+
 def _asked(
     settings: Settings,
     share: float,
@@ -207,17 +231,20 @@ def _asked(
     asked, said = math.ceil(total * share), settings.said(_SHARE_FIELD)
     if asked > free.size - kept.size:
         why = f", {text_size(kept.size)} of it for {kept.words}" if asked <= free.size else ""
+        most = _share(free.size - reserve, total)
         raise UserError(
             f"not enough memory: {said} {share:g} of {text_size(total)} is {text_size(asked)}, and "
             f"{text_size(free.size)} is free ({free.limit}){why}; "
-            f"give at most {_share(free.size - reserve, total):g}, or free memory"
+            f"{f'give at most {most:g}, or ' if most else ''}free memory"
         )
     return Room(asked, f"{said} {share:g} of {text_size(total)} is {text_size(asked)}")
 
 
-def _free_words(free: memory.Available, kept: int) -> str:
-    """What is free, and that a server with less than ``kept`` of it may take no requests."""
-    stays = f", {text_size(kept)} of it stays so (an eighth more than {SHED})" if kept else ""
+def _free_words(free: memory.Available, limits: Limits) -> str:
+    """What is free, and what stays so, since a server with less may take no requests, or end."""
+    kept = limits.kept(free.total)
+    why = f"an eighth more than {SHED}" if limits.shed(free.total) else STOP
+    stays = f", {text_size(min(kept, free.size))} of it stays so ({why})" if kept else ""
     return f"{text_size(free.size)} is free ({free.limit}){stays}"
 
 
@@ -254,10 +281,11 @@ def on_cpu(
     cache, share = _given_cache(settings), settings.gpu_memory_utilization
     if cache is not None:
         _check_context(settings, shape, tokens, cache)
-    kept = settings.limits.calm(free.total)
-    room = Room(free.size - kept, _free_words(free, kept))
+    kept = settings.limits.kept(free.total)
+    room = Room(free.size - kept, _free_words(free, settings.limits))
     if cache is None and share is not None:
         total = memory.total()
+        _check_levels(settings, free, free.total, math.ceil(total * share), settings.said(_SHARE_FIELD))
         room = _asked(
             settings, share, total, free, host_reserve(total), Room(settings.limits.stop(free.total), STOP)
         )
@@ -269,7 +297,9 @@ def on_cpu(
         settings.settle(Origin.MACHINE, kv_cache_memory_bytes=cache)
     need = Need(weights, cache, size.OVERHEAD)
     if need.total > room.size:
+        _check_levels(settings, free, free.total, need.total, checkpoint.name)
         remedies = [*_less_context(settings, checkpoint), "use a smaller model", "free memory"]
+        remedies += _less_level(settings)
         packed = replace(need, weights=_weights(settings, checkpoint, target, "packed"))
         if mode == "dequant" and packed.weights < weights and packed.total <= room.size:
             remedies = [f"set {routing.CPU_MODE_VARIABLE}=packed to keep the weights at 4 bit", remedies[0]]
@@ -310,11 +340,16 @@ def on_gpu(
     if cache is not None and isinstance(asked, int):
         _check_context(settings, shape, asked, cache)
     if gpus[0].unified:
+        total, share = gpus[0].memory or memory.total(), settings.gpu_memory_utilization
+        taken = math.ceil(total * (_share(need.total, total, math.ceil) if share is None else share))
+        what = checkpoint.name if share is None else settings.said(_SHARE_FIELD)
+        _check_levels(settings, free, total, _PROCESSES + taken, f"{what} with vLLM's processes")
         offer = _unified(settings, gpus[0], free, need, whole)
     else:
         # Offloaded weights lie in the machine's memory, and so do vLLM's processes.
         offloaded = int(_number(settings, "--cpu-offload-gb") * GIB)
         need = replace(need, weights=max(weights - offloaded, 0), work=size.OVERHEAD // 2)
+        _check_levels(settings, free, free.total, _PROCESSES, "vLLM's processes")
         offer = _own_memory(settings, gpus[:ranks])
     left = offer.room.size - need.weights - need.work
     fits = shape.tokens(left)
@@ -350,10 +385,10 @@ class _Offer:
 def _unified(settings: Settings, gpu: Gpu, free: memory.Available, need: Need, whole: int) -> _Offer:
     """The share of memory that the CPU uses as well; ``whole`` is the KV cache that holds the context."""
     total = gpu.memory or memory.total()
-    reserve = max(host_reserve(total), _PROCESSES + settings.limits.calm(total))
+    reserve = max(host_reserve(total), _PROCESSES + settings.limits.kept(total))
     most = _share(free.size - reserve, total)
     share, said = settings.gpu_memory_utilization, settings.said(_SHARE_FIELD)
-    remedies = ["use a smaller model", "free memory"]
+    remedies = ["use a smaller model", "free memory", *_less_level(settings)]
     if share is None:
         wanted = _share(need.weights + need.work + max(whole, need.layer), total, math.ceil)
         share = min(max(UNIFIED_MEMORY_SHARE, wanted), most)

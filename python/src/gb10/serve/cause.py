@@ -10,7 +10,7 @@ from typing import Any
 from gb10.machine import memory
 from gb10.serve.words import one_line
 from gb10.units import text_size
-from gb10.vllm_plugin.log import bare
+from gb10.vllm_plugin.log import bare, is_news
 
 _ERROR = re.compile(
     r"^\s*(?:[\w.]*\.)?(?P<kind>\w*(?:Error|Exception|Interrupt)|OutOfMemory\w*)\b"
@@ -82,6 +82,8 @@ def last_error(lines: Iterable[str]) -> str | None:
     place: re.Match[str] | None = None
     code = ""
     for raw in lines:
+        if is_news(raw):
+            continue
         line = bare(raw)
         if waiting and found and line.strip() and not _TRACE.match(line):
             found = f"{found} {line.strip()}"

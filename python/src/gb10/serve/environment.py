@@ -12,19 +12,18 @@ import re
 import stat
 from collections.abc import Mapping, MutableMapping
 from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 
+import gb10.vllm_plugin
 from gb10.arguments import unset_empty
 from gb10.errors import UserError
 from gb10.files import irregular
 from gb10.routing import CPU_MODE_VARIABLE, CPU_MODES
 from gb10.serve.settings import EXTRA_ARGS, ROWS
-from gb10.vllm_plugin.cuda.settings import PARTS_NAME, SELF_TEST_NAME
 
 _ELSEWHERE = (
-    PARTS_NAME,
-    SELF_TEST_NAME,
     "GB10_HELDOUT",
     "GB10_KERNELS",
     "GB10_KERNELS_SPARSE24",
@@ -83,8 +82,11 @@ _KUBERNETES = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|
 
 _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://\S+:\d+")
 
-_PLUGIN = "gb10"
-"""Our name among vLLM's plug-ins."""
+_PLUGIN, _REGISTER = "gb10", f"{gb10.vllm_plugin.__name__}:{gb10.vllm_plugin.register.__name__}"
+"""Our name among vLLM's plug-ins, and what it stands for."""
+
+_PLUGINS = "vllm.general_plugins"
+"""The group of entry points that vLLM loads in each of its processes."""
 
 _OPENED = re.compile(r"(VLLM|HF|GB10|SSL)_\w+")
 """Variables whose value somebody opens where it is a path; a socket among them is connected to."""
@@ -101,6 +103,18 @@ def package_folder(name: str) -> Path | None:
     spec = importlib.util.find_spec(name)
     places = list(spec.submodule_search_locations or ()) if spec else []
     return Path(places[0]) if places else None
+
+
+def check_registered() -> None:
+    """Raise UserError where vLLM would not find our plug-in: without it vLLM refuses NVFP4 in its own words.
+
+    So it is where gb10 is found by PYTHONPATH alone, without the metadata of an installed package.
+    """
+    if not any((one.name, one.value) == (_PLUGIN, _REGISTER) for one in entry_points(group=_PLUGINS)):
+        raise UserError(
+            f"vLLM does not see gb10's plug-in: {Path(gb10.__file__).parent} is no part of an installed "
+            f"package (entry point {_PLUGINS}); use `nix run .#serve`, or install gb10 here with pip"
+        )
 
 
 @cache

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from gb10 import routing
-from gb10.routing.compare import told
-from gb10.vllm_plugin.log import Reader, split
+from gb10.vllm_plugin.log import Reader
 
 _STANDARD_OUTPUT = Path("/proc/self/fd/1")
 """`gb10 serve` gives vLLM's processes a file there; opened anew it is read from its beginning."""
@@ -20,7 +19,7 @@ class OwnLog:
         self._lock = threading.Lock()
         self._offset = 0
         self._reader = Reader()
-        self._told: list[str] = []
+        self._told = routing.Told()
 
     def report(self) -> dict[str, Any]:
         """What there is to say now (`gb10.routing.Report`); nothing where the log is no file."""
@@ -31,5 +30,5 @@ class OwnLog:
                     data = file.read()
                 whole = data[: data.rfind(b"\n") + 1]
                 self._offset += len(whole)
-                self._told += told(split(whole.decode(errors="replace")), self._reader)
+                self._told += routing.told(whole.decode(errors="replace"), self._reader)
             return routing.report(self._told).as_json()

@@ -156,8 +156,7 @@ class Engine:
         with contextlib.suppress(OSError):
             self._line.send(question)
         while self._server.stopping is None:
-            for line in self._server.new_lines():
-                self._show.feed(line)
+            self._server.feed(self._show)
             if self._draw:
                 self._show.beat()
             if select.select([self._line], [], [], _POLL)[0]:

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from gb10.vllm_plugin.log import ASKING
+from gb10.vllm_plugin.log import ASKING, CANARY, OPEN
 
 FIRST_STAGE = "starting Python and vLLM"
 FIRST_TOKEN_STAGE = "computing the first token"
@@ -21,10 +21,12 @@ _STAGES = (
     (re.compile(r"Dynamo bytecode transform|Compiling a graph|torch\.compile takes"), "compiling"),
     (re.compile(r"Capturing CUDA graphs?.*?(\d+)%"), "capturing CUDA graphs {0} %"),
     (re.compile(r"KV cache size|GPU blocks|CPU blocks"), "making the KV cache"),
-    (re.compile(r"Supported tasks|init engine .* took"), "opening the API"),
-    (re.compile(re.escape(ASKING)), FIRST_TOKEN_STAGE),
-    (re.compile(r"Starting vLLM server on"), "waiting for the first answer"),
+    (re.compile(rf"init engine .* took|^{re.escape(OPEN)}"), "opening the API"),
+    (re.compile(f"^{re.escape(ASKING)}"), FIRST_TOKEN_STAGE),
+    (re.compile(f"^{re.escape(CANARY)}"), "waiting for the first answer"),
 )
+"""Lines of vLLM's, which it writes before the server opens, and of ours (`gb10.vllm_plugin.log.Reader`)."""
+
 _NEWS = re.compile(r"gb10: (requantised \d.*|\S+(?: and \d+ more)? kept in 16 bit: .*)")
 """Lines of our own in vLLM's log that the user sees too (`gb10.vllm_plugin.cuda.requant.report`)."""
 

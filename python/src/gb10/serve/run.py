@@ -1,5 +1,6 @@
 """``gb10 serve``: check everything first, then run vLLM and say when it answers."""
 
+import importlib.metadata
 import json
 import os
 import shlex
@@ -21,7 +22,7 @@ from gb10.checkpoint.folder import Checkpoint
 from gb10.checkpoint.formats import Formats, unread
 from gb10.checkpoint.hub import locate
 from gb10.errors import UserError
-from gb10.machine import cuda_memory, flashinfer, memory
+from gb10.machine import cuda_memory, flashinfer, memory, nvidia
 from gb10.machine import gpu as device
 from gb10.serve import command, environment, isolation
 from gb10.serve.hide import hide_arguments
@@ -49,14 +50,46 @@ KEY_PLACE = "YOUR_API_KEY"
 _INTERRUPTED = 130
 
 
+def _build() -> str:
+    """What the installed vLLM was built for, as vLLM itself tells: `cpu` or `cuda`."""
+    try:
+        version = importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(
+            "vLLM is not installed in this Python; use `nix run .#serve`, or add it to the environment"
+        ) from None
+    return "cpu" if "cpu" in version else "cuda"
+
+
 @cache
-def _gpus(profile: str | None) -> list[device.Gpu]:
-    """The GPUs to use: none with the CPU profile or without a GPU."""
-    if profile == "cpu":
+def _gpus(profile: str | None, patience: float) -> list[device.Gpu]:
+    """The GPUs to use: none with vLLM's CPU build, which a machine with a GPU must be told to use.
+
+    With the CUDA build a GPU whose driver is not ready yet is waited for, ``patience`` seconds. Raises
+    UserError where the machine is not one for this build.
+    """
+    build = _build()
+    if profile is not None and profile != build:
+        program = "serve" if profile == "cpu" else "serve-cuda"
+        raise UserError(
+            f"GB10_PROFILE={profile}, but this is the {build.upper()} build; "
+            f"run {program} (nix run .#{program})"
+        )
+    if build == "cpu":
+        if profile is None and (shown := nvidia.seen()) is not None:
+            raise UserError(
+                f"this machine has an NVIDIA GPU ({shown}) and this is the CPU build; run serve-cuda "
+                "(nix run .#serve-cuda), or set GB10_PROFILE=cpu to serve on the CPU"
+            )
         return []
+    if not device.hidden():
+        nvidia.wait(patience)
     found = device.detect_gpus()
-    if profile == "cuda" and not found:
-        raise UserError("no NVIDIA GPU can be seen; check nvidia-smi and the driver, or use the CPU package")
+    if not found:
+        raise UserError(
+            "no NVIDIA GPU can be seen; check nvidia-smi and the driver, or run serve (nix run .#serve), "
+            "which is for the CPU"
+        )
     return found
 
 
@@ -78,7 +111,8 @@ def _plan(
         raise UserError(
             "vLLM is not installed in this Python; use `nix run .#serve`, or add it to the environment"
         )
-    gpus = _gpus(settings.profile)
+    environment.check_registered()
+    gpus = _gpus(settings.profile, settings.device_wait)
     demo = settings.model is None
     if demo and gpus:
         raise UserError("no model given; for example: nvidia/Qwen3-Next-80B-A3B-Instruct-NVFP4")
@@ -105,6 +139,8 @@ def _plan(
     ready = flashinfer.fits([gpu.capability for gpu in gpus])
     if ready:
         settings.export(Origin.MACHINE, **{flashinfer.CUBIN_VARIABLE: "1"})
+    if gpus and (settings.tensor_parallel_size or 1) > 1 and not flashinfer.sums():
+        settings.export(Origin.MACHINE, **{flashinfer.ALL_REDUCE_VARIABLE: "0"})
     usable = flashinfer.usable(ready=ready)
     return command.build(settings, found, gpus, flashinfer=usable, demo=demo, free=free, formats=known)
 
@@ -246,6 +282,8 @@ def run(argv: Sequence[str]) -> int:
     settings = parse(argv, environ)
     hide_arguments(settings.secrets)
     environment.check(environ)
+    # What it refuses is wrong whatever else was meant, and it may have waited.
+    _gpus(settings.profile, settings.device_wait)
     # Before vLLM's process has its own.
     free = memory.available()
     plan = _first_plan(settings, free)
@@ -307,7 +345,8 @@ def _serve(server: Server, engine: Engine, plan: command.Plan, progress: Progres
     if name is not None:
         name = name or settings.served_model_name or plan.checkpoint.name
         write(f"ready after {progress.seconds:.0f} s: {url}/v1  (model name: {name})\n")
-        for difference in routing.compare(plan.rows, server.log_path.read_text(errors="replace")):
+        log = routing.told(server.log_path.read_text(errors="replace"))
+        for difference in routing.compare(plan.rows, log):
             write(f"{difference}\n")
         key = _key_word(settings.api_keys, os.environ)
         where = f" (put the API key for {KEY_PLACE})" if key == KEY_PLACE else ""

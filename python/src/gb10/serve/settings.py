@@ -24,7 +24,18 @@ from gb10.routing import CPU_MODE_VARIABLE, CPU_MODES
 from gb10.serve.vllm_arguments import VllmArguments, Vocabulary, option_name, with_dashes
 from gb10.units import parse_bytes, parse_count, parse_decimal, parse_whole, text_size
 from gb10.vllm_plugin.cuda.requant.names import LIMIT_NAME, REPORT_NAME
-from gb10.vllm_plugin.cuda.settings import DENSE_NAME, ENGINE_NAME, HEAD_NAME, Engine, Format
+from gb10.vllm_plugin.cuda.settings import (
+    DENSE_NAME,
+    ENGINE_NAME,
+    HEAD_NAME,
+    PARTS_NAME,
+    SELF_TEST_NAME,
+    Engine,
+    Format,
+    Part,
+    SelfTest,
+    wrong_part,
+)
 from gb10.vllm_plugin.draft.ids import ENV_NAME as DRAFT_VOCABULARY
 from gb10.vllm_plugin.server.settings import CANARY_NAME, INTERVAL, INTERVAL_NAME, Canary
 
@@ -113,6 +124,15 @@ WHOLE = Kind(_above_zero(parse_whole), "a whole number above 0")
 BYTES = Kind(parse_bytes, "a number of bytes such as 512M or 2G")
 LEVEL = Kind(_or_off(_above_zero(parse_bytes)), f"a number of bytes such as 512M or 2G, or {OFF}")
 PERCENT = Kind(_or_off(_above_zero(parse_decimal, 100)), f"a number above 0, at most 100, or {OFF}")
+
+
+def _engine_parts(text: str) -> str:
+    if wrong_part(text) is not None:
+        raise ValueError
+    return text
+
+
+PARTS = Kind(_engine_parts, f"some of: {', '.join(Part)} (with commas between), or none")
 
 
 @dataclass(frozen=True)
@@ -272,7 +292,34 @@ class Settings:
         f"{INTERVAL:g}",
         help="seconds between further ones while the server has nothing else to do; 0: none",
     )
-    profile: str | None = setting("", "GB10_PROFILE", shown="by GPU", help="`cpu` or `cuda`")
+    engine_parts: str | None = setting(
+        "",
+        PARTS_NAME,
+        PARTS,
+        shown="all",
+        help="the only parts of our engine that run, to find a fault ([engine.md](engine.md))",
+    )
+    self_test: str | None = setting(
+        "",
+        SELF_TEST_NAME,
+        _one_of(SelfTest),
+        shown="refuse",
+        help="what becomes of a start whose kernels compute otherwise than float64 ([engine.md](engine.md))",
+    )
+    profile: str | None = setting(
+        "",
+        "GB10_PROFILE",
+        shown="that of the build",
+        help="`cpu`: serve on the CPU though the machine has an NVIDIA GPU; `cuda`: only with the CUDA build",
+    )
+    device_wait: float = setting(
+        "",
+        "GB10_DEVICE_WAIT",
+        SECONDS,
+        60.0,
+        "60",
+        help="seconds to wait for the driver of an NVIDIA GPU that the machine has, as while it boots",
+    )
     demo_model: str | None = setting(
         "", "GB10_DEMO_MODEL", shown="the built one", help="demo checkpoint folder"
     )
@@ -363,6 +410,12 @@ class Settings:
                 "refuses a request; give more to the one or less to the other"
             )
         return Limits(shed, stop, self.memory_pressure)
+
+    @property
+    def level(self) -> str | None:
+        """The variable in which the user said how much memory must be free; None where nobody did."""
+        given = ((self.memory_shed, SHED), (self.memory_stop, STOP))
+        return next((name for level, name in given if isinstance(level, int)), None)
 
     @property
     def secrets(self) -> list[str]:

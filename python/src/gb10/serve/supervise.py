@@ -22,7 +22,7 @@ from gb10.serve import cause, keeper, progress
 from gb10.serve.readiness import Probe
 from gb10.serve.scratch import Scratch, clear_left_overs, open_log
 from gb10.vllm_plugin import lifeline, refusal
-from gb10.vllm_plugin.log import UNHEALTHY, WORD_NAME, after
+from gb10.vllm_plugin.log import UNHEALTHY, WORD_NAME, Reader, after
 
 TERM_GRACE = 6.0
 """Seconds that vLLM gets after SIGTERM before it is killed. Killing takes well under a second more."""
@@ -91,6 +91,7 @@ class Server:
         """What vLLM's log says against the model, if it does (`gb10.vllm_plugin.refusal`)."""
         self._verbose = verbose
         self._word = secrets.token_hex(8)
+        self._reader = Reader(self._word)
         self._tail: deque[str] = deque(maxlen=_TAIL)
         self._partial = b""
         self._offset = 0
@@ -167,6 +168,11 @@ class Server:
                     progress.write(f"{line}\n")
                 yield line
 
+    def feed(self, show: progress.Progress) -> None:
+        """Let ``show`` see the new lines, but for what a client may have written."""
+        for line in self._reader.heard(self.new_lines()):
+            show.feed(line)
+
     def failure(self, doing: str) -> UserError:
         """The one line that says why vLLM ended: a UserError where it refused the model."""
         deque(self.new_lines(), maxlen=0)
@@ -214,8 +220,7 @@ class Server:
         probe = Probe(url, key, answers)
         try:
             while self.stopping is None:
-                for line in self.new_lines():
-                    show.feed(line)
+                self.feed(show)
                 if probe.listed:
                     show.stage = progress.FIRST_TOKEN_STAGE
                 self._tell(show)

@@ -37,9 +37,8 @@ _BAR = r"([\w ()]+: +\d+%(\|[^|]*\|| Completed \|) *\d+/\d+ \[[^\]]*\])*"
 _PREFIX = re.compile(
     rf"^{_BAR}"
     r"(\((?P<who>[\w-]+) pid=\d+\)\s*)?"
-    r"((INFO|WARNING|ERROR|DEBUG|CRITICAL) ([\d-]+ [\d:]+ )?\[[^\]]+\]\s*)?"
+    r"((?P<level>INFO|WARNING|ERROR|DEBUG|CRITICAL) ([\d-]+ [\d:]+ )?\[[^\]]+\]\s*)?"
 )
-
 
 _MARK = re.compile(r"gb10\[(\w+)\]: ")
 
@@ -47,6 +46,12 @@ _MARK = re.compile(r"gb10\[(\w+)\]: ")
 def bare(line: str) -> str:
     """A line without what vLLM's logger, processes and progress bars put in front, and without its end."""
     return _PREFIX.sub("", line.rstrip("\n"))
+
+
+def is_news(line: str) -> bool:
+    """Whether vLLM's logger wrote it at a level below warnings: so it logs what clients ask, and no fault."""
+    match = _PREFIX.match(line)
+    return match is not None and match["level"] in ("INFO", "DEBUG")
 
 
 def split(text: str) -> list[str]:
@@ -74,22 +79,26 @@ def after(prefix: str, line: str, word: str) -> str | None:
 class Reader:
     """Reads a log from its beginning on, and believes what no client can have written.
 
-    The word is that of the first line with one: the line `SERVING`, long before the server opens. It is
-    enough that it stands somewhere in a line: several processes write into the log.
+    Who does not know the ``word`` finds it: in the first line with one, `SERVING`, long before the server
+    opens. It is enough that it stands somewhere in a line: several processes write into the log.
     """
 
-    def __init__(self) -> None:
-        self._word: str | None = None
+    def __init__(self, word: str | None = None) -> None:
+        self._word = word
         self._open = False
 
-    def lines(self, lines: Iterable[str]) -> Iterator[str]:
-        """The lines that follow and count, without their prefixes; ours begin with ``gb10: ``, wordless."""
-        for line in map(bare, lines):
+    def heard(self, lines: Iterable[str]) -> Iterator[str]:
+        """The lines that follow and count, as they are; ours begin with ``gb10: ``, wordless."""
+        for line in lines:
             if self._word is None and (found := _MARK.search(line)) is not None:
                 self._word = found[1]
-            said = "" if self._word is None else line.partition(_mark(self._word))[2]
+            said = "" if self._word is None else line.rstrip("\n").partition(_mark(self._word))[2]
             if said:
                 self._open = self._open or (_NAME + said).startswith(OPEN)
                 yield _NAME + said
             elif not self._open:
                 yield line
+
+    def lines(self, lines: Iterable[str]) -> Iterator[str]:
+        """`heard` without what stands in front of lines (`bare`)."""
+        return map(bare, self.heard(lines))

@@ -159,13 +159,20 @@ def _word(words: type[Word], name: str, environ: Mapping[str, str]) -> Word | No
         raise UserError(f"{name}={text!r} is none of: {', '.join(words)}") from None
 
 
+def _part_words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")] if text else list(Part)
+
+
+def wrong_part(text: str) -> str | None:
+    """The first word of a value of GB10_ENGINE_PARTS that is no part, None where there is none."""
+    return next((word for word in _part_words(text) if word not in {*Part, "none"}), None)
+
+
 def _parts(environ: Mapping[str, str]) -> frozenset[Part]:
     text = environ.get(PARTS_NAME, "")
-    words = [word.strip() for word in text.split(",")] if text else list(Part)
-    wrong = [word for word in words if word not in set(Part) | {"none"}]
-    if wrong:
-        raise UserError(f"{PARTS_NAME}={text!r}: {wrong[0]!r} is none of: {', '.join(Part)}, none")
-    found = frozenset(Part(word) for word in words if word != "none")
+    if (wrong := wrong_part(text)) is not None:
+        raise UserError(f"{PARTS_NAME}={text!r}: {wrong!r} is none of: {', '.join(Part)}, none")
+    found = frozenset(Part(word) for word in _part_words(text) if word != "none")
     # Our decoder layer's forward has both.
     return found if Part.ROUTER in found else found - {Part.NORM}
 

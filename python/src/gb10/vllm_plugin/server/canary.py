@@ -140,9 +140,9 @@ class Canary:
             return list(await asyncio.gather(*asked))
         except EngineGenerateError as error:
             # Not the engine's: what a request goes through before it is sent.
-            raise Unasked(_said(error.__cause__ or error)) from error
+            raise Unasked(said(error.__cause__ or error)) from error
         except (VLLMClientError, GracefulHTTPError) as error:
-            raise Unasked(_said(error)) from error
+            raise Unasked(said(error)) from error
 
     async def _ask(self, prompt: list[int], tokens: int) -> Answer:
         parameters = SamplingParams(
@@ -167,7 +167,8 @@ class Canary:
         ]
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
+    """An error in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 

@@ -97,7 +97,7 @@ async def _first(client: Any, wanted: settings.Canary) -> Canary | None:
         logger.info("%sleft out: this model does not continue texts", log.ours(log.CANARY))
         return None
     canary = Canary(client)
-    logger.info(log.ASKING)
+    logger.info(log.ours(log.ASKING))
     try:
         async with asyncio.timeout(FIRST_LIMIT):
             sung = await canary.sing()

@@ -16,7 +16,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from gb10.vllm_plugin import log
 from gb10.vllm_plugin.cuda.settings import warn_once
-from gb10.vllm_plugin.server.canary import Canary, Unasked
+from gb10.vllm_plugin.server.canary import Canary, Unasked, said
 
 logger = logging.getLogger("vllm.gb10")
 
@@ -34,6 +34,9 @@ before it; but each step is a sign of life."""
 
 _AGAIN = 5
 """After a canary without an answer, such a part of its limit is left to say that the engine rests."""
+
+TROUBLES = 3
+"""Failures in a row of what the engine is asked, from which on a server counts as ill: nobody watches it."""
 
 _SHARE = 100
 """A canary's own time, this many times, is the least pause before the next."""
@@ -95,43 +98,68 @@ class Life:
             task.cancel()
 
 
+class _Watch:
+    """What is looked at each interval. Without a ``canary``: whether the engine still answers, no more."""
+
+    def __init__(self, client: Any, canary: Canary | None) -> None:
+        self._client, self._canary, self._life = client, canary, Life(client)
+        self._skipped, self._next_canary = 0, 0.0
+
+    async def look(self) -> str | None:
+        """What is wrong, None for nothing. Raises what the engine's client raises, but for TimeoutError."""
+        busy = self._client.get_num_unfinished_requests() > 0
+        limit = BUSY_LIMIT if busy else LIMIT
+        try:
+            if await self._life.within(limit, _rests(self._client)):
+                return None
+            if self._canary is None or time.monotonic() < self._next_canary:
+                return None
+            if busy and self._skipped + 1 < OVERDUE:
+                self._skipped += 1
+                return None
+            self._skipped = 0
+            try:
+                sung = await self._life.within(limit, self._canary.sing())
+            except TimeoutError:
+                if await self._life.within(limit / _AGAIN, _rests(self._client)):
+                    return None
+                return f"no answer within {limit:.0f} s to a request of a few tokens"
+            except Unasked as error:
+                warn_once(f"gb10: a canary was left out: {error}")
+                return None
+        except TimeoutError:
+            return f"vLLM's engine hangs: it has given nothing for {limit:.0f} s, though it was asked"
+        self._next_canary = time.monotonic() + _SHARE * sung.seconds
+        return sung.fault
+
+
 async def watch(client: Any, canary: Canary | None, interval: float, found: Callable[[str], None]) -> None:
     """Ask again and again; ``found`` is told what is wrong, once: then this ends. So it does with the engine.
 
-    ``interval`` is in seconds. Without a canary the engine alone is asked: whether it still answers.
+    ``interval`` is in seconds. Without a canary the engine alone is asked: whether it still answers. What is
+    asked may fail otherwise: that is a line of the log and, `TROUBLES` times in a row, wrong as well. In
+    silence it ends only when vLLM's own ``/health`` turns red.
     """
-    life = Life(client)
-    skipped, next_canary = 0, 0.0
-    while True:
-        await asyncio.sleep(interval)
-        busy = client.get_num_unfinished_requests() > 0
-        limit = BUSY_LIMIT if busy else LIMIT
-        try:
-            if await life.within(limit, _rests(client)) or canary is None or time.monotonic() < next_canary:
-                continue
-            if busy and skipped + 1 < OVERDUE:
-                skipped += 1
-                continue
-            skipped = 0
+    try:
+        looking, troubles = _Watch(client, canary), 0
+        while True:
+            await asyncio.sleep(interval)
             try:
-                sung = await life.within(limit, canary.sing())
-            except TimeoutError:
-                if not await life.within(limit / _AGAIN, _rests(client)):
-                    found(f"no answer within {limit:.0f} s to a request of a few tokens")
-                    return
+                fault = await looking.look()
+                troubles = 0
+            except EngineDeadError:
+                return
+            except Exception as error:
+                troubles += 1
+                if troubles >= TROUBLES:
+                    raise
+                logger.warning("gb10: what vLLM's engine is asked each interval failed: %s", said(error))
                 continue
-            except Unasked as error:
-                warn_once(f"gb10: a canary was left out: {error}")
-                continue
-        except TimeoutError:
-            found(f"vLLM's engine hangs: it has given nothing for {limit:.0f} s, though it was asked")
-            return
-        except EngineDeadError:
-            return
-        if sung.fault is not None:
-            found(sung.fault)
-            return
-        next_canary = time.monotonic() + _SHARE * sung.seconds
+            if fault is not None:
+                found(fault)
+                return
+    except Exception as error:
+        found(f"vLLM's engine cannot be watched: {said(error)}")
 
 
 async def _rests(client: Any) -> bool:

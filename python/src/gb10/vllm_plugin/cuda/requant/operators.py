@@ -10,11 +10,12 @@ x is bfloat16 or float16 ``[M, K]``; the result ``[M, N]`` has its dtype. What r
 |---|---|---|
 | to 16 | `fp8_gemv` (W8A16) | `nvfp4_gemv` (W4A16) |
 | to 64 | as more | `nvfp4_gemv` in pieces of 16: reads less than the dequantised matrix would be |
-| more | vLLM's scaled_mm (W8A8); where there is none, dequantised | dequantised (W4A16) |
+| more | vLLM's scaled_mm (W8A8); where it cannot, dequantised | dequantised (W4A16) |
 
-FP8 at M above 16 has a dynamic scale for each token and rounds activations to E4M3, as vLLM's own FP8 does.
-W4A4, which 12.x could run here, would cost as much accuracy again as NVFP4 weights do (docs/quality.md), so
-NVFP4 keeps its activations. Dequantised are some rows at a time (`dequant.by_rows`).
+scaled_mm takes N of 16, 32 and so on. FP8 at M above 16 has a dynamic scale for each token and rounds
+activations to E4M3, as vLLM's own FP8 does. W4A4, which 12.x could run here, would cost as much accuracy
+again as NVFP4 weights do (docs/quality.md), so NVFP4 keeps its activations. Dequantised are some rows at
+a time (`dequant.by_rows`).
 
 `operation` is what the record of dispatches calls it: dense or lm_head.
 """
