@@ -44,9 +44,9 @@ let
   );
 
   # What nixpkgs built: what the flake takes of its base (nix/debian is the list), and what the base's functions make things
-  # with. The Debian base's own derivations are this flake's. `path` is where nixpkgs lies; the stand-in has no such name.
+  # with. The Debian base's own derivations are this flake's. tests/nix/rebuild/control asks for them.
   base =
-    if !(pkgs ? path) then
+    if pkgs ? debianRuntime then
       [ ]
     else
       let
