@@ -40,6 +40,7 @@ in
       "quality"
       "record.py"
     ]
+    ++ [ ../../lab/gpu/ended.sh ]
   );
   lab-kernel-bench = tests "kernel_bench" (
     sets.gb10 [ "kernels" ]
