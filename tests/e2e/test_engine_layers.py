@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from reference import engines, forms
+from reference.forked import serve_tokens
 from reference.forms import Form
 from reference.random_moe import UNQUANTIZED, write_random_moe
 from tokenizers import Tokenizer
@@ -65,7 +66,7 @@ def _job(model: Path, prompts: list[list[int]], drafts: int = 0, **more: Any) ->
 def _serve(jobs: dict[str, dict[str, Any]], folder: Path, **variables: str) -> Answers:
     """One engine after the other, in one process."""
     given = {ENV_NAME: "packed", "OMP_NUM_THREADS": "1"} | variables
-    found = engines.serve_tokens(list(jobs.values()), folder / "answer.json", given)
+    found = serve_tokens(list(jobs.values()), folder / "answer.json", given)
     return dict(zip(jobs, found, strict=True))
 
 
