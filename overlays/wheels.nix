@@ -25,7 +25,6 @@ in
       pkgs = final;
       locks = ../python/locks;
       inherit (final.gb10) python;
-      licencesOf = (import ../nix/licences.nix { inherit (final) lib; }).of;
       changes = final.gb10.wheelChanges;
     };
 

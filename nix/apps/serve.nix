@@ -30,6 +30,7 @@ let
       ];
       text = ''
         ${driverLibraries environment}
+        ${import ./rdma.nix { inherit pkgs; }}
         # Our kernels: without them the engine is vLLM's own.
         export GB10_KERNELS=''${GB10_KERNELS:-${kernels}}
         # No compiler at run time: a kernel that was not built ahead is an error, not an hour of nvcc.
@@ -39,8 +40,12 @@ let
     };
 in
 {
-  serve-cuda = serveCuda "serve-cuda" cuda-env "Serves NVFP4 models on NVIDIA GPUs with an OpenAI-compatible API";
-  serve-cuda-12x = serveCuda "serve-cuda-12x" cuda-12x-env "As serve-cuda, with FlashInfer's modules for GPUs of compute capability 12.x";
+  serve-cuda =
+    serveCuda "serve-cuda" cuda-env
+      "Serves NVFP4 models on NVIDIA GPUs with an OpenAI-compatible API";
+  serve-cuda-12x =
+    serveCuda "serve-cuda-12x" cuda-12x-env
+      "As serve-cuda, with FlashInfer's modules for GPUs of compute capability 12.x";
 
   serve = pkgs.writeShellApplication {
     name = "serve";

@@ -10,7 +10,6 @@ let
     concatMap
     concatStringsSep
     elem
-    filter
     isList
     map
     match
@@ -24,10 +23,13 @@ let
   ];
   toList = value: if isList value then value else [ value ];
 
-  packages = import ../packages { inherit pkgs; } // import ../packages/internal.nix { inherit pkgs; };
+  packages =
+    import ../packages { inherit pkgs; }
+    // import ../packages/internal.nix { inherit pkgs; };
   # Folders of files: nothing to run.
   withoutProgram = [
     "corpus"
+    "cuda-closed-checks"
     "demo-model"
     "flashinfer"
     "flashinfer-checks"
@@ -42,29 +44,26 @@ let
     "vllm-wheel-checks"
   ];
 
+  unless = fact: words: if fact then [ ] else [ words ];
+
   lacks =
     name: program:
     { meta, ... }:
-    map (what: "${name}: ${what}") (
-      filter (what: what != null) [
-        # nixpkgs' manual: no article first, no full stop last.
-        (
-          if match "(A |An |The ).*|.*[.]|" (meta.description or "") != null then
-            "no description, or not as nixpkgs wants it"
-          else
-            null
-        )
-        (if toList (meta.license or [ ]) == [ ] then "no licence" else null)
-        (if all (system: elem system (meta.platforms or [ ])) systems then null else "platforms lack a system")
-        (if meta.sourceProvenance or [ ] == [ ] then "no sourceProvenance" else null)
-        (if program == meta ? mainProgram then null else "mainProgram, or nix/checks/meta.nix, is wrong")
-      ]
+    map (words: "${name}: ${words}") (
+      # nixpkgs' manual: no article first, no full stop last.
+      unless (
+        match "(A |An |The ).*|.*[.]|" (meta.description or "") == null
+      ) "no description, or not as nixpkgs wants it"
+      ++ unless (toList (meta.license or [ ]) != [ ]) "no licence"
+      ++ unless (all (system: elem system (meta.platforms or [ ])) systems) "platforms lack a system"
+      ++ unless (meta.sourceProvenance or [ ] != [ ]) "no sourceProvenance"
+      ++ unless (program == meta ? mainProgram) "mainProgram, or its line in nix/checks/meta.nix, is wrong"
     );
 
-  # The base with other settings.
+  # The base with other settings. The stand-in has no name for where it lies.
   baseWith =
     system: config:
-    import pkgs.path {
+    import (pkgs.path or ../debian) {
       inherit system config;
       overlays = [ (import ../../overlays { inherit lib; }).default ];
     };
@@ -76,7 +75,7 @@ let
     let
       none = baseWith system { };
       # PyTorch links Intel's MKL into its CPU build for x86_64, and that alone is not free in the CPU half.
-      cpu = baseWith system (allowing (if system == "x86_64-linux" then [ "torch" ] else [ ]));
+      cpu = baseWith system (allowing (lib.optionals onlyTorch [ "torch" ]));
       cuda = baseWith system (allowing unfree);
       wheels = concatMap (profile: attrValues (cuda.gb10.wheelhouse.wheelsOf { inherit profile; })) [
         "cpu"
@@ -86,16 +85,18 @@ let
         "report"
         "test"
       ];
-      is = what: fact: if fact then [ ] else [ "${system}: ${what}" ];
+      onlyTorch = system == "x86_64-linux";
     in
     concatMap (wheel: lacks wheel.name false wheel) wheels
-    ++ is "the CPU half needs what is not free, beside torch" (evaluates cpu.gb10.cpu-env)
-    ++ is "quality needs what is not free, beside torch" (evaluates cpu.gb10.quality)
-    ++ is "the CPU half is free, or is not" (evaluates none.gb10.cpu-env == (system != "x86_64-linux"))
-    ++ is "NVIDIA's wheels are let pass unasked" (!evaluates cpu.gb10.cuda-env)
-    ++ is "NVIDIA's compiler is let pass unasked" (!evaluates cpu.gb10.kernels)
-    ++ is "serve-cuda needs more than `lib.unfree`" (evaluates cuda.gb10.serve-cuda)
-    ++ is "serve-cuda-12x needs more than `lib.unfree`" (evaluates cuda.gb10.serve-cuda-12x);
+    ++ map (words: "${system}: ${words}") (
+      unless (evaluates cpu.gb10.serve) "serve needs what is not free, beside torch"
+      ++ unless (evaluates cpu.gb10.quality) "quality needs what is not free, beside torch"
+      ++ unless (evaluates none.gb10.serve != onlyTorch) "torch for the CPU is free, or is not"
+      ++ unless (!evaluates cpu.gb10.cuda-env) "NVIDIA's wheels are let pass unasked"
+      ++ unless (!evaluates cpu.gb10.kernels) "NVIDIA's compiler is let pass unasked"
+      ++ unless (evaluates cuda.gb10.serve-cuda) "serve-cuda needs more than lib.unfree"
+      ++ unless (evaluates cuda.gb10.serve-cuda-12x) "serve-cuda-12x needs more than lib.unfree"
+    );
 
   wrong =
     concatLists (

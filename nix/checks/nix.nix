@@ -89,21 +89,23 @@ in
         [ -e mark ]
       '';
 
-  # `serve` needs no derivation, so no Nix, at run time. The control needs one.
+  # `serve` needs no derivation, so no Nix, at run time, nor does `serve-cuda`. The control needs one.
   serve-closure =
     pkgs.runCommand "gb10-check-serve-closure"
       {
         exportReferencesGraph = [
           "serve"
           pkgs.gb10.serve
+          "serve-cuda"
+          serving
           "control"
           (pkgs.writeText "control" (builtins.unsafeDiscardOutputDependency package.drvPath))
         ];
       }
       ''
-        grep -q '^/nix/store/.*-gb10-cpu-env$' serve
+        for graph in serve serve-cuda; do grep -qE '^/nix/store/.*-gb10-cpu-env$' "$graph"; done
         grep '\.drv$' control >/dev/null
-        if grep '\.drv$' serve; then exit 1; fi
+        if grep '\.drv$' serve serve-cuda; then exit 1; fi
         touch "$out"
       '';
 
@@ -132,7 +134,8 @@ in
     [ "$(ls "$links" | tr '\n' ' ')" = "libcuda.so.1 libcuda.so.580.1 libnvidia-ml.so.580.1 " ]
     [ ! -s error ]
     [ "$(grep '^argument ' said | tr '\n' ' ')" = "argument -I argument -m argument gb10 argument serve argument a argument b c " ]
-    for variable in "LD_LIBRARY_PATH=\"$PWD/$links\"" "TRITON_LIBCUDA_PATH=\"$PWD/$links\"" 'GB10_KERNELS="/kernels"' \
+    for variable in "LD_LIBRARY_PATH=\"$PWD/$links:${pkgs.rdma-core}/lib\"" "RDMAV_DRIVERS=\"${pkgs.rdma-core}/lib/libibverbs/libmlx5\"" \
+      "TRITON_LIBCUDA_PATH=\"$PWD/$links\"" 'GB10_KERNELS="/kernels"' \
       'FLASHINFER_DISABLE_JIT="1"' 'PYTHONSAFEPATH="1"'; do
       grep -xF "declare -x $variable" said
     done

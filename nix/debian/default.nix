@@ -18,8 +18,6 @@ let
     final:
     {
       inherit lib config;
-      # To evaluate it anew with other settings (nix/checks/meta.nix).
-      path = ./.;
       # Builds with phases (wheels, kernels, the packages), builds of one script (environments, the demo model, checks).
       inherit
         (import ./stdenv {

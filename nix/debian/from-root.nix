@@ -81,8 +81,8 @@ let
       }
       ''
         source ${./package.sh}
+        source ${./compiler.sh}
         copy_compiler "$out" ${runtime} ${final.bash}/bin/bash
-        cd "$NIX_BUILD_TOP"
         printf '#include <cstdio>\n#include <cmath>\nint main(int n, char **) { return std::puts("built") < 0 || std::sqrt(n) < 0; }\n' >probe.cc
         PATH= "$out/bin/g++" -O1 probe.cc -o probe
         [ "$(./probe)" = built ]

@@ -87,6 +87,11 @@ write_debian_lock() {
     locked_packages "$system"
   done
   print_lock "${lock_systems[@]}" >"$new"
+  print_changes "$new" >"$tmp/changes"
+  if [ -n "$check" ] && [ -s "$tmp/changes" ]; then
+    cat "$tmp/changes"
+    return 1
+  fi
   for system in "${lock_systems[@]}"; do
     unpack_root "$new" "$system" "$tmp/root"
     hash=$("$nix" hash path "$tmp/root") || die "Nix cannot hash the unpacked build root"
@@ -98,7 +103,6 @@ write_debian_lock() {
     echo "nix/debian/packages.lock is what the Debian archive has"
     return
   fi
-  print_changes "$new.whole" >"$tmp/changes"
   cat "$tmp/changes"
   [ -s "$tmp/changes" ] || echo "nix/debian/packages.lock: the same packages; the list that was asked for or the unpacking differs"
   [ -z "$check" ] || return 1

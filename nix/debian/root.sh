@@ -214,7 +214,7 @@ provide_packages() {
   root_state "$system"
   # A mirror may be behind: the hashes say what is taken.
   printf 'Acquire::Check-Valid-Until "0";\n' >>"$folder/apt.conf"
-  say "fetching ${#wanted[@]} packages of Debian $root_suite for $system"
+  say "fetching ${#wanted[@]} of ${#debs[@]} packages of Debian $root_suite for $system"
   update_lists "$log" "$root_suite"
   (cd "$folder/cache/archives" && "${apt[@]}" download "${wanted[@]}") >>"$log" 2>&1 || {
     vanished=$(sed -n "s/^E: Version '\(.*\)' for '\(.*\)' was not found/\2 \1/p; s/^E: Unable to locate package \(.*\)/\1/p" "$log" | sort -u | paste -sd, | sed 's/,/, /g')

@@ -5,6 +5,7 @@
   inherit (pkgs.gb10)
     corpus
     cuda-aarch64-unpacked
+    cuda-closed-checks
     cuda-dev-env
     dev-env
     flashinfer-checks

@@ -7,7 +7,7 @@
   locks,
   python,
   # { name, profile, system } -> the licences of a wheel.
-  licencesOf,
+  licencesOf ? (import ../licences.nix { inherit (pkgs) lib; }).of,
   # Wheel name -> { patches, postInstall, only }: what the overlays change of upstream's wheels. `only` has the same for
   # one profile: only.PROFILE.
   changes ? { },

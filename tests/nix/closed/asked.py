@@ -1,9 +1,10 @@
-"""Runs in the empty root: starts the server, asks it for a completion, and says what its processes have mapped.
+"""Runs in the empty root: starts the server, asks for a completion, says what its processes have mapped.
 
 usage: asked.py SERVE [ARGUMENT…]
 
-Prints JSON: ``text`` (the completion), ``status`` (the server's, after SIGTERM), ``log`` (what it printed) and ``mapped``:
-for each file that a process had mapped, the names of the processes. The system's Python runs this, without other modules.
+Prints JSON: ``text`` (the completion), ``status`` (the server's, after SIGTERM), ``log`` (what it printed)
+and ``mapped``: for each file that a process had mapped, the names of the processes. The closure's Python runs
+this, without other modules.
 """
 
 from __future__ import annotations

@@ -3,10 +3,11 @@
 usage: empty_root.py FOLDER COMMAND…
 
 Runs COMMAND there as root of a user namespace, in a network, a process table and an environment of its own.
-FOLDER/paths lists the store paths, FOLDER/environment has lines NAME=VALUE, FOLDER/tmp is its /tmp. Every folder of the store
-is an overlay: what COMMAND writes into it is possible, and lies in FOLDER/written afterwards. The real store stays as it is.
+FOLDER/paths lists the store paths, FOLDER/environment has lines NAME=VALUE, FOLDER/tmp is its /tmp; its
+/dev has the machine's devices and what FOLDER/dev has. Every folder of the store is an overlay: what
+COMMAND writes into it is possible, and lies in FOLDER/written afterwards. The real store stays as it is.
 
-Exit status: that of COMMAND, or ``CLOSED`` where the kernel allows no such root, with the reason on stderr.
+Exit status: that of COMMAND, or ``CLOSED`` where the kernel allows no such root; the reason is on stderr.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import shutil
 import socket
 import struct
 import sys
@@ -47,6 +49,22 @@ def _enter_namespaces() -> None:
     Path("/proc/self/gid_map").write_text(f"0 {group} 1")
 
 
+def _build_devices(target: Path, more: Path) -> None:
+    _mount("tmpfs", target, "tmpfs")
+    for device in Path("/dev").iterdir():
+        place = target / device.name
+        if device.is_symlink():
+            place.symlink_to(device.readlink())
+        elif device.is_dir():
+            place.mkdir()
+            _mount(device, place, flags=_BIND | _REC)
+        else:
+            place.touch()
+            _mount(device, place, flags=_BIND)
+    if more.is_dir():
+        shutil.copytree(more, target, dirs_exist_ok=True)
+
+
 def _build_root(folder: Path) -> Path:
     root = folder / "root"
     root.mkdir()
@@ -70,9 +88,9 @@ def _build_root(folder: Path) -> Path:
             _mount(path, target, flags=_BIND)
             _mount("", target, flags=_BIND | _REMOUNT | _RDONLY)
     _mount("proc", root / "proc", "proc")
-    for name in ("dev", "sys"):
-        if Path("/", name).exists():
-            _mount(f"/{name}", root / name, flags=_BIND | _REC)
+    _build_devices(root / "dev", folder / "dev")
+    if Path("/sys").exists():
+        _mount("/sys", root / "sys", flags=_BIND | _REC)
     _mount(folder / "tmp", root / "tmp", flags=_BIND)
     with socket.socket() as control:
         fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))
@@ -100,8 +118,8 @@ def main() -> int:
         os.chdir("/")
     except OSError as error:
         print(f"no empty root can be made here: {error}", file=sys.stderr)
-        os._exit(CLOSED)
-    os.execve(command[0], command, environment)
+        return CLOSED
+    return os.execve(command[0], command, environment)
 
 
 if __name__ == "__main__":

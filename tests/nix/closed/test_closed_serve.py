@@ -1,4 +1,4 @@
-"""`serve` answers in a root without the machine, maps nothing but the store, and leaves the store as it was."""
+"""`serve` answers in a root without the machine, maps nothing but the store, and leaves it as it was."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_completion_with_nothing_of_the_machine(run_in_empty_root: Run) -> Non
 
 def test_a_foreign_file_and_a_write_are_seen(run_in_empty_root: Run) -> None:
     """That the test above can fail: a process maps a file in /tmp, and writes byte code beside its source."""
-    program = f"""
+    program = """
 import json, mmap, sys, tokenize
 this_file = tokenize.__file__
 sys.path.insert(0, "/tmp")
@@ -54,7 +54,7 @@ with open(sys.prefix + "/lib/written", "w") as file:
     file.write("x")
 with open(this_file, "a") as file:
     file.write("# changed")
-print(json.dumps({{file: sorted(names) for file, names in asked._mapped.items()}}))
+print(json.dumps({file: sorted(names) for file, names in asked._mapped.items()}))
 """
     ran = run_in_empty_root(closure("python"), [PYTHON, "-c", program], files=[HERE / "asked.py"])
     assert ran.status == 0, ran.errors

@@ -80,7 +80,7 @@ while [ "$#" -gt 0 ]; do
 done
 folder=$(dirname "$conf")
 suite=$(basename "$folder")
-echo "$word $suite" >>"$FAKE/apt"
+case " $* " in *" --print-uris "*) ;; *) echo "$word $suite" >>"$FAKE/apt" ;; esac
 cp "$conf" "$FAKE/apt.conf"
 cp "$folder/sources.list" "$FAKE/sources.list"
 if [ "$word" = update ]; then

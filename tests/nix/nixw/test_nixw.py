@@ -298,7 +298,7 @@ def test_only_packages_that_the_store_lacks_are_fetched(with_nix: Machine) -> No
     (with_nix.fake / "debs/root-x86_64-linux/base_1.0~b1_amd64.deb").unlink()
     result = with_nix.run("build", NIXW_BASE="debian")
     assert result.stdout == "nix ran\n", result.stderr
-    assert "fetching 1 packages of Debian bookworm" in result.stderr
+    assert "fetching 1 of 2 packages of Debian bookworm" in result.stderr
     assert package.exists()
     assert with_nix.root.exists()
 
@@ -320,6 +320,9 @@ def test_a_version_that_the_archive_lost_is_one_line_and_the_lock_can_be_written
     changes = "x86_64-linux: base 1.0~b1 -> 1.1\nx86_64-linux: python 1:2.0 -> 1:2.1\n"
     assert (checked.returncode, checked.stdout) == (1, changes)
     assert lock.read_text() == before
+    assert with_nix.apt_calls()[-2:] == [f"update root-{system}" for system in SYSTEMS], (
+        "no package is fetched"
+    )
     written = with_nix.run("run", ".#lock", "--", "debian")
     assert written.returncode == 0, written.stderr
     assert written.stdout == f"{changes}wrote nix/debian/packages.lock; review it like flake.lock\n"
@@ -456,11 +459,12 @@ def test_a_daemon_that_does_not_trust_this_user_is_told(with_nix: Machine, info:
     assert with_nix.run("build", NIXW_BASE="nixpkgs").stdout == "nix ran\n"
 
 
-def test_pip_variables_do_not_reach_a_daemon(with_nix: Machine) -> None:
+@pytest.mark.parametrize("base", ["nixpkgs", "debian"])
+def test_pip_variables_do_not_reach_a_daemon(with_nix: Machine, base: str) -> None:
     (with_nix.fake / "info").write_text('{"trusted":true,"url":"daemon"}')
-    result = with_nix.run("build", NIXW_BASE="debian", PIP_INDEX_URL="https://index.invalid/simple")
+    result = with_nix.run("build", NIXW_BASE=base, PIP_INDEX_URL="https://index.invalid/simple")
     assert "PIP_* variables" in result.stderr
-    assert "PIP_* variables" not in with_nix.run("build", NIXW_BASE="debian").stderr
+    assert "PIP_* variables" not in with_nix.run("build", NIXW_BASE=base).stderr
 
 
 # --------------------------------------------------------------------------------------- what reaches nix
