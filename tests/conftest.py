@@ -4,6 +4,7 @@ import configparser
 import json
 import os
 import struct
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
@@ -29,6 +30,12 @@ TINY_CONFIG: dict[str, Any] = {
     "head_dim": 16,
     "max_position_embeddings": 2048,
 }
+
+
+def pytest_collection_finish() -> None:
+    """One thread: checks run side by side, and threads of torch wait for each other in a loop."""
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
 
 
 def write_safetensors(path: Path, tensors: dict[str, TensorSpec]) -> None:

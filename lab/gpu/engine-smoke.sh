@@ -27,6 +27,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 cd "$(dirname "$0")/../.." || exit 2
+. lab/gpu/ended.sh
 root=$PWD file=tests/gpu/test_engine.py caches=${GB10_CACHES:-${TMPDIR:-/tmp}/gb10-engine-caches}
 # Without it each mode's torch.compile makes a cache of its own for all of vLLM's Triton kernels.
 export TRITON_CACHE_DIR=$caches/triton VLLM_TRITON_FORCE_FIRST_CONFIG=${VLLM_TRITON_FORCE_FIRST_CONFIG:-1}
@@ -37,7 +38,7 @@ pytests() { # NAME SECONDS CASE...
   local log=$out/$1.log limit=$2 status=0
   shift 2
   PYTHONPATH=$root/python/src:$root/lab/src:$root/tests${GB10_SITE:+:$GB10_SITE} VLLM_USE_FLASHINFER_SAMPLER=0 PATH=$PATH:$CUDA_HOME/bin \
-    timeout -k 5 "$limit" python3 -m pytest -q -rA -p no:cacheprovider -c python/pyproject.toml --rootdir . "$@" >"$log" 2>&1 || status=$?
+    limited "$limit" python3 -m pytest -q -rA -p no:cacheprovider -c python/pyproject.toml --rootdir . "$@" >"$log" 2>&1 || status=$?
   if [ $status != 0 ]; then
     failed=$((failed + 1))
     grep -aE '^E  |Error|gb10: ' "$log" | cut -c1-200 | awk '!seen[$0]++' | tail -25
@@ -73,7 +74,7 @@ if [ -n "$text" ]; then
 fi
 if [ ${#configs[@]} -gt 0 ]; then
   engine='{"load_format": "auto", "max_model_len": 2048, "max_num_batched_tokens": 2048, "kv_cache_memory_bytes": 536870912}'
-  GB10_EACH=120 lab/gpu/engine.sh "$out" --configs "${configs[@]}" --model "$model" --engine "$engine" --do logp
+  GB10_EACH=120 apart lab/gpu/engine.sh "$out" --configs "${configs[@]}" --model "$model" --engine "$engine" --do logp
   failed=$((failed + $?))
 fi
 exit $failed

@@ -34,6 +34,7 @@ set -uo pipefail
 mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
 shift
 cd "$(dirname "$0")/../.." || exit 2
+. lab/gpu/ended.sh
 configs=() layers=() limit=570 each=${GB10_EACH:-200} parts=() repeats=7 again='' fresh='' save='' more=() kind=full
 while [ $# -gt 0 ]; do
   case $1 in
@@ -87,7 +88,7 @@ measure() { # FILE CONFIGURATION ARGUMENTS...
     return
   fi
   # --limit ends a slow run in good order, with what it has; timeout ends one that hangs.
-  VLLM_CACHE_ROOT=$caches/vllm-$name timeout -k 5 "$own" python3 -m gb10_lab engine-bench --config "$name" --name "$file" \
+  VLLM_CACHE_ROOT=$caches/vllm-$name limited "$own" python3 -m gb10_lab engine-bench --config "$name" --name "$file" \
     --out "$results" --limit $((own - 20)) --commit "${GB10_COMMIT:-unknown}" "$@" >"$results/$file.log" 2>&1 || status=$?
   [ $status = 0 ] || failed=$((failed + 1))
   summary+=("$(printf '%-28s %-14s %4d s, %s' "$file" "$([ $status = 0 ] && echo measured || echo "status $status")" \

@@ -17,6 +17,7 @@
 set -uo pipefail
 [ $# -gt 0 ] || { sed -n '4p' "$0" >&2 && exit 2; }
 cd "$(dirname "$0")/../.." || exit 2
+. lab/gpu/ended.sh
 root=$PWD
 mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
 shift
@@ -46,7 +47,7 @@ step() { # NAME SECONDS COMMAND...
   shift 2
   case ,$steps, in *",$name,"*) ;; *) return 0 ;; esac
   echo "== $name"
-  timeout -k 10 "$limit" "$@" >"$scratch/gb10-$name.log" 2>&1 || status=$?
+  limited "$limit" "$@" >"$scratch/gb10-$name.log" 2>&1 || status=$?
   [ $status = 0 ] || failed=$((failed + 1))
   tail -n "$([ $status = 0 ] && echo 3 || echo 25)" "$scratch/gb10-$name.log" | cut -c1-200
   { echo "== $name" && cat "$scratch/gb10-$name.log"; } >>"$out/session.log"
@@ -72,11 +73,12 @@ with_stock() { PYTHONPATH=$PYTHONPATH:$stock VLLM_CONFIGURE_LOGGING=0 "$@"; }
 sanitize() {
   # initcheck must see the writes of torch's kernels too; the others look at ours alone.
   local tool filter status=0
+  . lab/gpu/ended.sh
   for tool in memcheck racecheck synccheck initcheck; do
     filter=(--kernel-name kns=gb10)
     [ "$tool" != initcheck ] || filter=()
     echo "-- $tool"
-    PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 45 compute-sanitizer --tool "$tool" "${filter[@]}" --error-exitcode 9 \
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 limited 45 compute-sanitizer --tool "$tool" "${filter[@]}" --error-exitcode 9 \
       --print-limit 5 python3 -m gb10_lab kernel-smoke || status=$?
   done
   return "$status"

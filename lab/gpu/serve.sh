@@ -16,6 +16,7 @@ mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
 model=$(realpath "$2") failed=0
 shift 2
 cd "$(dirname "$0")/../.." || exit 2
+. lab/gpu/ended.sh
 [ $# -gt 0 ] || set -- ours again nvfp4 stock
 export PYTHONPATH=$PWD/python/src:$PWD/lab/src${GB10_SITE:+:$GB10_SITE} PYTHONUNBUFFERED=1
 export CUDA_HOME=${CUDA_HOME:-/usr/local/cuda}
@@ -38,10 +39,8 @@ for case in "$@"; do
   echo "== $case, at $SECONDS s"
   status=0 name=$case
   [ ! -e "$scratch/$case.json" ] || name=$case-2
-  python3 -m gb10_lab serve-check "$model" --out "$scratch" --name "$name" --limit "${GB10_EACH:-150}" "${words[@]}" "${more[@]}" &
-  # In the background, so that a signal is heard while it runs; it is handed on.
-  trap 'trap "" TERM INT; kill -TERM $! 2>/dev/null; wait $!; exit 1' TERM INT
-  wait $! || status=$?
+  apart python3 -m gb10_lab serve-check "$model" --out "$scratch" --name "$name" --limit "${GB10_EACH:-150}" "${words[@]}" \
+    "${more[@]}" || status=$?
   [ $status = 0 ] || { failed=$((failed + 1)) && tail -n 25 "$scratch/$name.log" | cut -c1-220; }
   echo "-- $name: status $status"
 done

@@ -16,6 +16,7 @@ set -uo pipefail
 mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
 model=$(realpath "$2") held_out=$(realpath "$3") ids=$(realpath "$4")
 cd "$(dirname "$0")/../.." || exit 2
+. lab/gpu/ended.sh
 # FlashInfer and the CuTe-DSL need parts that a bare site has not.
 export PYTHONPATH=$PWD/python/src:$PWD/lab/src${GB10_SITE:+:$GB10_SITE} VLLM_USE_FLASHINFER_SAMPLER=0 PYTHONUNBUFFERED=1
 nvidia-smi --query-gpu=name,driver_version,clocks.sm --format=csv,noheader
@@ -41,7 +42,7 @@ step() { # NAME SECONDS ARGUMENTS...
   case ,${GB10_STEPS:-eager,graphs,graphs-vocabulary}, in *",$name,"*) ;; *) return 0 ;; esac
   echo "== $name"
   # --limit ends a slow run in good order, with what it has; timeout ends one that hangs.
-  timeout -k 5 "$limit" python3 -m gb10_lab speculative --model "$model" --held-out "$held_out" --draft-ids "$ids" \
+  limited "$limit" python3 -m gb10_lab speculative --model "$model" --held-out "$held_out" --draft-ids "$ids" \
     --commit "${GB10_COMMIT:-unknown}" --out "$out/$name" --engine "$engine" \
     --limit $((limit - 25)) "$@" 2>"$out/$name.log" || status=$?
   if [ $status != 0 ]; then

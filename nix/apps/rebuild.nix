@@ -4,7 +4,7 @@
 { pkgs }:
 
 let
-  inherit (pkgs) gb10 lib;
+  inherit (pkgs) gb10;
 
   derivation = package: builtins.unsafeDiscardOutputDependency package.drvPath;
   derivationsOf =
@@ -28,12 +28,11 @@ let
   packages = derivationsOf (removeAttrs gb10 [ "rebuild" ]);
   checks = derivationsOf (import ../checks { inherit pkgs; });
 
-  # What tests said, with the times that they took: results, not builds.
-  results = builtins.attrValues checks ++ [
-    packages.flashinfer-checks
-    packages.vllm-fp4-checks
-    packages.vllm-wheel-checks
-  ];
+  # What tests said, with the times that they took: results, not builds. Some are packages, by the name that checks have.
+  isResult = name: builtins.substring 0 11 gb10.${name}.name == "gb10-check-";
+  results =
+    builtins.attrValues checks
+    ++ map (name: packages.${name}) (builtins.filter isResult (builtins.attrNames packages));
 
   # What takes more than five minutes or 7 GB of memory for one unit: only by name, or with --all.
   long = [
@@ -44,9 +43,9 @@ let
   );
 
   # What nixpkgs built: what the flake takes of its base (nix/debian is the list), and what the base's functions make things
-  # with. The Debian base's own derivations are this flake's. `path` is where nixpkgs lies; the stand-in has no such name.
+  # with. The Debian base's own derivations are this flake's. tests/nix/rebuild/control asks for them.
   base =
-    if !(pkgs ? path) then
+    if pkgs ? debianRuntime then
       [ ]
     else
       let

@@ -17,23 +17,17 @@ let
 
   file = name: ../../tests/e2e + "/${name}.py";
   e2e =
+    # Its files of tests, and what they read beside what all read.
     name: files: more:
     room {
       name = "e2e-${name}";
       tests = map file (files ++ [ "conftest" ]);
       sources =
-        map file more
+        more
         ++ sets.serve
         ++ sets.lab-base
-        ++ sets.lab [
-          "quality"
-          "record.py"
-          "speculative"
-        ]
-        ++ [
-          ../../tests/confined
-          ../../tests/reference
-        ];
+        # The tests' conftest.py reads it.
+        ++ sets.lab [ "quality" ];
       variables = {
         GB10_DEMO_MODEL = demo-model;
         GB10_HELDOUT = "${heldout}/heldout.jsonl";
@@ -51,7 +45,7 @@ in
     "test_demo_model"
     "test_incomplete"
     "test_serve"
-  ] [ ];
+  ] [ ../../tests/confined ];
   e2e-numerics = e2e "numerics" [
     "test_engine_layers"
     "test_fused_scales"
@@ -59,9 +53,13 @@ in
     "test_numerics_reference"
     "test_tensor_parallel"
     "test_testbed_parity"
-  ] [ ];
-  e2e-families = e2e "families" [ "test_families" ] [ ];
-  e2e-drafts = e2e "drafts" [ "test_speculative" "test_speculative_requests" ] [
-    "speculative_requests"
-  ];
+  ] [ ../../tests/reference ];
+  e2e-families = e2e "families" [ "test_families" ] [ ../../tests/reference ];
+  e2e-drafts = e2e "drafts" [ "test_speculative" "test_speculative_requests" ] (
+    [ (file "speculative_requests") ]
+    ++ sets.lab [
+      "record.py"
+      "speculative"
+    ]
+  );
 }

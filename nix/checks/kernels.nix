@@ -28,38 +28,75 @@ let
     ../../kernels/Makefile
     ../../kernels/include
   ];
+  dense = common ++ [
+    ../../kernels/add_norm
+    ../../kernels/attention_front
+    ../../kernels/bandwidth
+    ../../kernels/fp8_gemv
+    ../../kernels/gdn_decode
+    ../../kernels/moe_decode
+    ../../kernels/moe_grouped
+    ../../kernels/moe_router
+    ../../kernels/nvfp4_dequantize
+    ../../kernels/nvfp4_gemv
+    ../../kernels/nvfp4_search
+    ../../kernels/quantize
+  ];
+  # Of tests/kernels what reads the kernels and nothing of Python's: a change of python/src leaves it alone.
+  alone = [
+    "abi"
+    "add_norm"
+    "attention_front"
+    "fp8_gemv"
+    "gdn_decode"
+    "moe_decode"
+    "moe_grouped"
+    "moe_router"
+    "nvfp4_dequantize"
+    "nvfp4_gemv"
+    "vllm_fp4_sass"
+  ];
+  aloneTests = "not sparse24 and not nvfp4_search and (on_the_cpu or machine_code or test_abi or vllm_fp4_sass)";
+  vllm-fp4-objects = pkgs.runCommand "gb10-vllm-fp4-objects" { } ''
+    mkdir -p "$out/hardware" "$out/software"
+    ln -s ${vllm-fp4}/objects/* ${vllm-fp4}/lib/* "$out/hardware/"
+    ln -s ${vllm-fp4-software}/objects/* ${vllm-fp4-software}/lib/* "$out/software/"
+  '';
 in
 {
+  kernels-alone = room {
+    name = "kernels-alone";
+    # Room `kernels` lints them.
+    lint = false;
+    tests = map (name: ../../tests/kernels + "/test_${name}.py") alone;
+    arguments = "-k '${aloneTests}'";
+    sources = dense ++ [
+      ../../tests/kernels/conftest.py
+      ../../tests/kernels/cubins.py
+      ../../tests/kernels/host
+      ../../tests/kernels/libraries.py
+      ../../tests/kernels/on_the_host.py
+    ];
+    variables = {
+      GB10_CUDA_TOOLKIT = cuda-toolkit;
+      GB10_KERNELS = kernels;
+      GB10_KERNELS_SOFTWARE = kernels-software;
+      GB10_VLLM_FP4_OBJECTS = vllm-fp4-objects;
+    };
+  };
+
   kernels = room {
     name = "kernels";
     tests = [ ../../tests/kernels ];
-    arguments = "-k 'not sparse24' --ignore tests/kernels/test_vllm_fp4_gemm.py --ignore tests/kernels/test_vllm_wheel_sass.py --ignore tests/kernels/test_flashinfer_modules.py";
-    cuda = common ++ [
-      ../../kernels/add_norm
-      ../../kernels/attention_front
-      ../../kernels/bandwidth
-      ../../kernels/fp8_gemv
-      ../../kernels/gdn_decode
-      ../../kernels/moe_decode
-      ../../kernels/moe_grouped
-      ../../kernels/moe_router
-      ../../kernels/nvfp4_dequantize
-      ../../kernels/nvfp4_gemv
-      ../../kernels/nvfp4_search
-      ../../kernels/quantize
-      ../../vllm_fp4
-    ];
+    arguments = "-k 'not sparse24 and not (${aloneTests})' --ignore tests/kernels/test_vllm_fp4_gemm.py --ignore tests/kernels/test_vllm_wheel_sass.py --ignore tests/kernels/test_flashinfer_modules.py";
+    cuda = dense ++ [ ../../vllm_fp4 ];
     inherit sources;
     variables = {
       GB10_CUDA_TOOLKIT = cuda-toolkit;
       GB10_KERNELS = kernels;
       GB10_KERNELS_SOFTWARE = kernels-software;
       GB10_VLLM_FP4 = "${vllm-fp4}/lib";
-      GB10_VLLM_FP4_OBJECTS = pkgs.runCommand "gb10-vllm-fp4-objects" { } ''
-        mkdir -p "$out/hardware" "$out/software"
-        ln -s ${vllm-fp4}/objects/* ${vllm-fp4}/lib/* "$out/hardware/"
-        ln -s ${vllm-fp4-software}/objects/* ${vllm-fp4-software}/lib/* "$out/software/"
-      '';
+      GB10_VLLM_FP4_OBJECTS = vllm-fp4-objects;
     };
   };
 

@@ -40,6 +40,7 @@ in
       "quality"
       "record.py"
     ]
+    ++ [ ../../lab/gpu/ended.sh ]
   );
   lab-kernel-bench = tests "kernel_bench" (
     sets.gb10 [ "kernels" ]
@@ -70,6 +71,7 @@ in
 
   # The quality figures of models/testbed/expectation.json: fails when a figure is not the recorded one.
   quality = pkgs.runCommand "gb10-check-quality" { nativeBuildInputs = [ test-env ]; } ''
+    export GOMP_SPINCOUNT=0 # as in room.nix
     export HOME=$PWD PYTHONPATH=${pythonPath { inherit (pkgs.gb10) lab library; }}
     python3 -m gb10_lab quality --model ${testbed} --held-out ${heldout}/heldout.jsonl \
       --check ${testbed}/expectation.json --out "$out"

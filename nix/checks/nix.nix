@@ -89,21 +89,23 @@ in
         [ -e mark ]
       '';
 
-  # `serve` needs no derivation, so no Nix, at run time. The control needs one.
+  # `serve` needs no derivation, so no Nix, at run time, nor does `serve-cuda`. The control needs one.
   serve-closure =
     pkgs.runCommand "gb10-check-serve-closure"
       {
         exportReferencesGraph = [
           "serve"
           pkgs.gb10.serve
+          "serve-cuda"
+          serving
           "control"
           (pkgs.writeText "control" (builtins.unsafeDiscardOutputDependency package.drvPath))
         ];
       }
       ''
-        grep -q '^/nix/store/.*-gb10-cpu-env$' serve
+        for graph in serve serve-cuda; do grep -qE '^/nix/store/.*-gb10-cpu-env$' "$graph"; done
         grep '\.drv$' control >/dev/null
-        if grep '\.drv$' serve; then exit 1; fi
+        if grep '\.drv$' serve serve-cuda; then exit 1; fi
         touch "$out"
       '';
 

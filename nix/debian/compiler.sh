@@ -22,7 +22,7 @@ copy_compiler() {
   ln -s "$runtime"/lib/*.so.* "$root/usr/lib/$triple/"
   ln -s "$loader" "$root/usr/lib64/"
   ln -s "$loader" "$root/usr/lib/"
-  cp -r "/usr/$parts"/{include,crt*.o,libgcc.a,libgcc_eh.a,libgcc_s.so,libgomp.spec} "$root/usr/$parts/"
+  cp -r "/usr/$parts"/{include,crt*.o,libgcc.a,libgcc_eh.a,libgcc_s.so,libgomp.spec,libstdc++.a} "$root/usr/$parts/"
   for name in libatomic.so.1 libgomp.so.1 libstdc++.so.6; do
     ln -s "$runtime/lib/$name" "$root/usr/$parts/${name%.so.*}.so"
   done

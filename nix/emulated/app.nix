@@ -40,6 +40,11 @@ let
     );
   };
 
+  # The wheel's programs are not executable.
+  assembler = pkgs.runCommand "ptxas-aarch64" { } ''
+    install -D -m 755 ${toolkit.nvidia-cuda-nvcc}/${python.sitePackages}/nvidia/cu13/bin/ptxas "$out/bin/ptxas"
+  '';
+
   plan = {
     inherit env name source;
     inherit (pkgs.gb10) demo-model testbed;
@@ -51,7 +56,7 @@ let
     programs = "${aarch64.util-linux}/bin";
     assembler = {
       x86_64 = "${pkgs.gb10.cuda-toolkit}/bin/ptxas";
-      aarch64 = "${toolkit.nvidia-cuda-nvcc}/${python.sitePackages}/nvidia/cu13/bin/ptxas";
+      aarch64 = "${assembler}/bin/ptxas";
     };
   };
 in
@@ -60,4 +65,8 @@ pkgs.writeShellApplication {
   text = ''
     exec ${python}/bin/python3 -I ${./steps.py} ${pkgs.writeText "${name}.json" (builtins.toJSON plan)} "$@"
   '';
+}
+// {
+  # For builds by hand.
+  inherit assembler plan;
 }

@@ -44,8 +44,10 @@ in
     folder=$out/${sitePackages}/nvidia/cu13/lib
     mkdir -p "$folder"
     cd ${torch}/${sitePackages}/torch/lib
-    nm -D --undefined-only --without-symbol-versions *.so | awk '$1 == "U" { print $2 }' | grep -E '^_*(cu|nccl|nv|cublas|cudnn|cusparse|cufft|cusolver|curand|nvtx|nvshmem)' | sort -u >"$NIX_BUILD_TOP/wanted"
-    nm -D --defined-only --without-symbol-versions *.so | awk '{ print $3 }' | sort -u >"$NIX_BUILD_TOP/had"
+    symbols() { nm -D --just-symbols --without-symbol-versions "$@" *.so* | sort -u; }
+    symbols --undefined-only | grep -E '^_*(cu|nccl|nv)' >"$NIX_BUILD_TOP/wanted"
+    symbols --defined-only >"$NIX_BUILD_TOP/had"
+    needed=$(for library in *.so*; do patchelf --print-needed "$library"; done | grep -E '^lib(cu|nv|nccl)' | sort -u)
     cd "$NIX_BUILD_TOP"
     comm -23 wanted had >symbols
     echo "$(wc -l <symbols) symbols"
@@ -58,17 +60,18 @@ in
       echo ret
     } >stubs.s
     $CC -shared -nostdlib -Wl,-soname,libgb10_cuda_stubs.so -o "$folder/libgb10_cuda_stubs.so" stubs.s
-    needed=$(for library in ${torch}/${sitePackages}/torch/lib/*.so; do patchelf --print-needed "$library"; done |
-      grep -E '^lib(cu|nv|nccl)' | sort -u)
-    echo $needed
+    [ -n "$needed" ]
     for name in $needed; do
+      # NVPL comes with torch.
+      if [ -e ${torch}/${sitePackages}/torch/lib/"$name" ]; then continue; fi
+      echo "$name"
       $CC -shared -nostdlib -Wl,--no-as-needed -Wl,-soname,"$name" -Wl,-rpath,'$ORIGIN' -o "$folder/$name" -x assembler /dev/null \
         -L"$folder" -l:libgb10_cuda_stubs.so
     done
     # Where torch's run path looks besides.
     for other in cudnn cusparselt nccl nvshmem; do
-      mkdir -p "$out/${sitePackages}/nvidia/$other"
-      ln -s ../cu13/lib "$out/${sitePackages}/nvidia/$other/lib"
+      mkdir -p "$out/${sitePackages}/nvidia/$other/lib"
+      ln -s "$folder"/* "$out/${sitePackages}/nvidia/$other/lib/"
     done
   '';
 }

@@ -194,11 +194,12 @@ def serve_variables(
     }
     variables["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
     variables["GB10_DEMO_MODEL"] = str(demo_model)
+    # Also on a machine with a GPU.
+    variables["GB10_PROFILE"] = "cpu"
     if "GB10_SERVE_COMMAND" in os.environ:
         return variables
     if importlib.util.find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
-    variables["GB10_PROFILE"] = "cpu"
     return variables
 
 

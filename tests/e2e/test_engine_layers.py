@@ -5,13 +5,12 @@ They round at other places, so where new tokens first differ the choice must hav
 """
 
 import importlib.util
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-from reference import forms
-from reference.engines import serve_tokens
+from reference import engines, forms
+from reference.forked import serve_tokens
 from reference.forms import Form
 from reference.random_moe import UNQUANTIZED, write_random_moe
 from tokenizers import Tokenizer
@@ -23,9 +22,6 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason
 
 FAMILIES = ("qwen3_next", "qwen3_5_moe", "qwen3_moe")
 """Qwen3.5's has the numbers of Qwen3-Next's, in another order of rows; Qwen3-MoE's are random."""
-
-OPEN = math.log(0.75)
-"""A token likelier than this was no near-tie."""
 
 LARGEST, MEAN = 0.8, 0.06
 """Differences of a prompt token's log probability. Seen: 0.47 and 0.033. Our kernels multiply by the weights
@@ -61,19 +57,9 @@ def prompts(testbed: Path) -> list[list[int]]:
 
 
 def _job(model: Path, prompts: list[list[int]], drafts: int = 0, **more: Any) -> dict[str, Any]:
-    engine: dict[str, Any] = {
-        "model": str(model),
-        "dtype": "bfloat16",
-        "enforce_eager": True,
-        "max_model_len": 256,
-        "max_num_batched_tokens": 256,
-        "max_num_seqs": 8,
-        "kv_cache_memory_bytes": 64 * 2**20,
-        "enable_prefix_caching": False,
-        "language_model_only": True,
-    } | more
+    engine = engines.ON_CPU | {"model": str(model), "language_model_only": True} | more
     if drafts:
-        engine["speculative_config"] = {"method": "mtp", "num_speculative_tokens": drafts}
+        engine |= engines.mtp(drafts)
     return {"engine": engine, "prompts": prompts[:3], "alone": prompts[3:], "max_tokens": 12}
 
 
@@ -105,26 +91,13 @@ def stock(
     return found | {"qwen3_5_moe": found["qwen3_next"]}
 
 
-def _same_but_for_near_ties(one: dict[str, Any], other: dict[str, Any]) -> None:
-    for number, (left, right) in enumerate(zip(one["prompts"], other["prompts"], strict=True)):
-        pairs = zip(left["tokens"], right["tokens"], strict=True)
-        place = next((place for place, (a, b) in enumerate(pairs) if a != b), None)
-        if place is not None:
-            said = right["logprobs"][place]
-            assert said < OPEN, f"prompt {number}, new token {place}: the other engine was sure ({said:.3f})"
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_are_those_of_the_stock_engine(family: str, ours: Answers, stock: Answers) -> None:
-    differences = [
-        abs(a - b)
-        for left, right in zip(ours[family]["prompts"], stock[family]["prompts"], strict=True)
-        for a, b in zip(left["prompt_logprobs"], right["prompt_logprobs"], strict=True)
-    ]
+    differences = engines.differences(ours[family], stock[family])
     print(f"{family}: largest {max(differences):.3f}, mean {sum(differences) / len(differences):.4f}")
     assert max(differences) < LARGEST
     assert sum(differences) / len(differences) < MEAN
-    _same_but_for_near_ties(ours[family], stock[family])
+    engines.moved_on(ours[family], stock[family])
 
 
 DRAFTS = ("drafts", "drafts of unequal length")
@@ -150,4 +123,4 @@ def test_drafts_are_verified_by_the_same_operator(name: str, ours: Answers) -> N
     assert 0 < accepted <= proposed
     # The last step of a sequence may have fewer drafts in any case.
     assert name != DRAFTS[1] or ours[name]["lengths"]
-    _same_but_for_near_ties(ours[name], ours["qwen3_next"])
+    engines.moved_on(ours[name], ours["qwen3_next"])

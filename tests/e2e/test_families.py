@@ -15,7 +15,7 @@ import pytest
 from reference import forms
 from reference.checkpoint import Checkpoint
 from reference.compare import Served, compare
-from reference.engines import serve_tokens
+from reference.forked import serve_tokens
 from reference.forms import Form
 from reference.model import Model
 from reference.random_moe import UNQUANTIZED, write_random_dense, write_random_moe

@@ -263,7 +263,7 @@ CASES = {
 }
 
 PROGRAM = """
-import json, sys, tempfile
+import gc, json, sys, tempfile
 import torch
 from vllm.config import set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
@@ -290,6 +290,8 @@ init_distributed_environment(1, 0, "file://" + tempfile.mkdtemp() + "/store", 0,
 started = False
 for name, (folder, speculative) in given.items():
     config, said = configured(folder, speculative), None
+    # A load collects garbage, and would look at all that was ever imported each time.
+    gc.freeze()
     try:
         with set_current_vllm_config(config):
             if not started:

@@ -15,7 +15,7 @@ import torch
 from reference import forms
 from reference.checkpoint import Checkpoint, Substitute
 from reference.compare import Served, compare
-from reference.engines import serve_tokens
+from reference.forked import serve_tokens
 from reference.forms import Form
 from reference.model import Model
 from reference.random_moe import UNQUANTIZED, write_random_moe
@@ -230,3 +230,15 @@ def test_control_gated_delta_net_tells_numerics_apart(
     print(result)
     assert result.mean_difference() > BF16_MEAN_DIFFERENCE_OF_OTHERS, str(result)
     assert result.top_same < BF16_TOP_SAME * result.top_positions, str(result)
+
+
+def test_a_job_that_fails_says_why_and_ends_alone(moe: Path, tmp_path: Path) -> None:
+    """What all these tests stand on: jobs are forked from one process, and the next one is none the wiser."""
+    job = {"engine": {"model": str(tmp_path)}, "prompts": [], "max_tokens": 1}
+    with pytest.raises(AssertionError, match=r"the engine failed[\s\S]*config\.json"):
+        serve_tokens(job, tmp_path / "answer.json", {ENV_NAME: "packed"})
+    with pytest.raises(AssertionError, match="cannot be set in a fork"):
+        serve_tokens(job, tmp_path / "answer.json", {"OMP_NUM_THREADS": "2"})
+    with pytest.raises(AssertionError, match=r"the engine failed[\s\S]*GB10_CPU_NVFP4_MODE='no mode'"):
+        serve_tokens([], tmp_path / "answer.json", {ENV_NAME: "no mode"})
+    assert serve_tokens([], tmp_path / "answer.json", {ENV_NAME: "emulate"}) == []

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference.engines import serve_tokens
+from reference.forked import serve_tokens
 from tokenizers import Tokenizer
 
 from gb10.files import read_json

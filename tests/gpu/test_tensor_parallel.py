@@ -15,17 +15,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm", reason="vLLM is not installed")
 
-from reference import forms  # noqa: E402
-from reference.engines import serve_tokens  # noqa: E402
+from reference import engines, forms  # noqa: E402
 from reference.forms import Form  # noqa: E402
 
 pytestmark = [
     pytest.mark.skipif("GB10_DEMO_MODEL" not in os.environ, reason="GB10_DEMO_MODEL is not set"),
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="this test needs two GPUs"),
 ]
-
-OPEN = math.log(0.75)
-"""A token likelier than this was no near-tie."""
 
 NEAR = 0.25
 """Mean difference of a prompt token's log probability: what FP8 may cost (tests/gpu/test_engine.py)."""
@@ -34,18 +30,9 @@ PROMPTS = [[(n * 997 + i * (31 + n) + i * i * 7) % 5900 + 100 for i in range(1 +
 
 
 def _serve(folder: Path, model: Path, ranks: int, **more: Any) -> dict[str, Any]:
-    engine = {
-        "model": str(model),
-        "dtype": "bfloat16",
-        "max_model_len": 512,
-        "max_num_seqs": 32,
-        "kv_cache_memory_bytes": 256 * 2**20,
-        "enable_prefix_caching": False,
-        "gdn_prefill_backend": "triton",
-        "compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"},
-        "speculative_config": {"method": "mtp", "num_speculative_tokens": 2},
-        "tensor_parallel_size": ranks,
-    } | more
+    graphs = {"compilation_config": {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}}
+    given = {"model": str(model), "tensor_parallel_size": ranks}
+    engine = engines.ON_GPU | engines.mtp(2) | graphs | given | more
     variables = {
         "GB10_ENGINE": "gb10",
         "NCCL_NVLS_ENABLE": "0",
@@ -55,7 +42,7 @@ def _serve(folder: Path, model: Path, ranks: int, **more: Any) -> dict[str, Any]
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     }
     job = {"engine": engine, "prompts": PROMPTS, "alone": PROMPTS[:3], "max_tokens": 24}
-    answer: dict[str, Any] = serve_tokens(job, folder / "answer.json", variables)
+    answer: dict[str, Any] = engines.serve_tokens(job, folder / "answer.json", variables)
     return answer
 
 
@@ -80,16 +67,7 @@ def test_two_gpus(experts: str, one: dict[str, Any], model: Path, tmp_path: Path
         ran = {(operation, kernel) for operation, kernel, _ in rank}
         print(sorted(ran ^ wanted))
         assert {("nvfp4_moe", "moe_decode"), ("gdn_decode", "gdn_decode"), ("dense", "fp8_gemv")} <= ran
-    differences, moved = [], 0
-    for number, (left, right) in enumerate(zip(two["prompts"], one["prompts"], strict=True)):
-        logprobs = zip(left["prompt_logprobs"], right["prompt_logprobs"], strict=True)
-        differences += [abs(a - b) for a, b in logprobs]
-        pairs = zip(left["tokens"], right["tokens"], strict=True)
-        place = next((place for place, (a, b) in enumerate(pairs) if a != b), None)
-        if place is not None:
-            moved += 1
-            said = right["logprobs"][place]
-            assert said < OPEN, f"prompt {number}, new token {place}: one GPU was sure of it ({said:.3f})"
+    differences, moved = engines.differences(two, one), engines.moved_on(two, one)
     mean = sum(differences) / len(differences)
     print(f"mean difference {mean:.4f}; {moved} of {len(PROMPTS) + 3} moved on; drafts {two['drafts']}")
     assert all(map(math.isfinite, differences)) and mean < NEAR

@@ -1,6 +1,7 @@
-"""Runs vLLM's engines on token ids, in a process of their own (serve_tokens.py)."""
+"""Runs vLLM's engines on token ids, in a process of their own (serve_tokens.py), and compares the answers."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -9,6 +10,57 @@ from pathlib import Path
 from typing import Any
 
 _TESTS = Path(__file__).resolve().parents[1]
+
+OPEN = math.log(0.75)
+"""A token likelier than this was no near-tie."""
+
+_BOTH: dict[str, Any] = {"dtype": "bfloat16", "enable_prefix_caching": False}
+ON_CPU = _BOTH | {
+    "enforce_eager": True,
+    "max_model_len": 256,
+    "max_num_batched_tokens": 256,
+    "max_num_seqs": 8,
+    "kv_cache_memory_bytes": 64 * 2**20,
+}
+ON_GPU = _BOTH | {
+    "max_model_len": 512,
+    "max_num_seqs": 32,
+    "kv_cache_memory_bytes": 256 * 2**20,
+    # FlashInfer's compiles at first use, from packages of its own.
+    "gdn_prefill_backend": "triton",
+}
+"""Arguments of ``vllm.LLM`` for the trained model."""
+
+
+def mtp(drafts: int) -> dict[str, Any]:
+    """The argument for so many drafts of the model's own."""
+    return {"speculative_config": {"method": "mtp", "num_speculative_tokens": drafts}}
+
+
+def moved_on(ours: Any, other: Any) -> int:
+    """In how many prompts ``ours`` has other new tokens: where they first differ ``other`` must be unsure.
+
+    Both are answers of `serve_tokens`.
+    """
+    moved = 0
+    for number, (one, two) in enumerate(zip(ours["prompts"], other["prompts"], strict=True)):
+        pairs = zip(one["tokens"], two["tokens"], strict=True)
+        place = next((place for place, (a, b) in enumerate(pairs) if a != b), None)
+        if place is not None:
+            moved += 1
+            said = math.exp(two["logprobs"][place])
+            print(f"prompt {number}, new token {place}: the other engine gave its own {said:.2f}")
+            assert said < math.exp(OPEN), f"prompt {number}, new token {place}: no near-tie ({said:.2f})"
+    return moved
+
+
+def differences(ours: Any, other: Any) -> list[float]:
+    """By how much the log probabilities of the prompts' tokens differ, of each token."""
+    return [
+        abs(a - b)
+        for one, two in zip(ours["prompts"], other["prompts"], strict=True)
+        for a, b in zip(one["prompt_logprobs"], two["prompt_logprobs"], strict=True)
+    ]
 
 
 def serve_tokens(job: Any, answer: Path, variables: Mapping[str, str], limit: float = 300) -> Any:

@@ -27,16 +27,20 @@ os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 
 
 def main() -> None:
+    run(json.load(sys.stdin), Path(sys.argv[1]))
+
+
+def run(job: Any, file: Path) -> None:
+    """Run a job or a list of jobs, and write what they gave."""
     from gb10.vllm_plugin import register
 
     # With gb10 installed vLLM has done this already through the entry point. Twice is harmless.
     if os.environ.get("VLLM_PLUGINS") != "":
         register()
-    job = json.load(sys.stdin)
     for name in os.environ.get("GB10_TEST_INSTALL", "").split():
         importlib.import_module(name).install()
     answer = [_answer(each) for each in job] if isinstance(job, list) else _answer(job)
-    Path(sys.argv[1]).write_text(json.dumps(answer), encoding="utf-8")
+    file.write_text(json.dumps(answer), encoding="utf-8")
 
 
 def _answer(job: dict[str, Any]) -> dict[str, Any]:
@@ -45,6 +49,8 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
 
     from gb10.vllm_plugin.cuda import dispatch
 
+    # vLLM collects garbage nine times per engine, and would look at all that was ever imported each time.
+    gc.freeze()
     dispatch._seen.clear()
     stand_ins = sys.modules.get("reference.cpu_operators")
     if stand_ins is not None:

@@ -112,13 +112,15 @@ class Nix:
         """What a command answers. It must succeed."""
         status, out, error = self.run(*arguments)
         if status != 0:
-            refuse(f"nix {' '.join(arguments[:2])} failed: {last_line(error)}")
+            refuse(f"nix {' '.join(arguments[:2])} failed: {reason_of(error)}")
         return json.loads(out)
 
 
-def last_line(text: str) -> str:
+def reason_of(text: str) -> str:
+    """The line that says what went wrong, out of all that Nix said."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "without a word"
+    errors = [line for line in lines if line.startswith("error:") and line != "error:"]
+    return errors[0].removeprefix("error: ") if errors else lines[-1] if lines else "without a word"
 
 
 def derivations_of(answer: dict[str, Any]) -> dict[str, Derivation]:
@@ -248,7 +250,7 @@ def rebuild(nix: Nix, derivation: Derivation, built: bool, exempt: Sequence[Exem
         status, _, error = nix.run("build", "--no-link", target)
         row.first_seconds = round(time.monotonic() - began, 1)
         if status != 0:
-            row.note = f"cannot be built: {last_line(error)}"
+            row.note = f"cannot be built: {reason_of(error)}"
             return row
         began = time.monotonic()
     # A former run's, which Nix would overwrite: what lies there afterwards is this one's.
@@ -260,7 +262,7 @@ def rebuild(nix: Nix, derivation: Derivation, built: bool, exempt: Sequence[Exem
         row.state = EQUAL
         return row
     if "may not be deterministic" not in error:
-        row.note = f"cannot be built again: {last_line(error)}"
+        row.note = f"cannot be built again: {reason_of(error)}"
         return row
     row.state = DIFFERS
     for output in derivation.outputs:
@@ -270,7 +272,7 @@ def rebuild(nix: Nix, derivation: Derivation, built: bool, exempt: Sequence[Exem
         row.files += different_files(Path(output), other)
         row.note = f"the other build: {other}"
     if not row.files:
-        row.note = f"Nix says so and kept no other build: {last_line(error)}"
+        row.note = f"Nix says so and kept no other build: {reason_of(error)}"
         return row
     left, reasons = exempt_files(row.name, row.files, exempt)
     if not left:

@@ -4,6 +4,9 @@
 // gb10/ptx.cuh and gb10/mma.cuh in this folder stand in front of the kernels' own; all else of them is compiled as it is.
 #pragma once
 
+// With it glibc takes the jump from one stack to another for a fault.
+#undef _FORTIFY_SOURCE
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -13,12 +16,14 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <random>
 #include <utility>
 #include <vector>
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cuda_bf16.h>
@@ -36,18 +41,29 @@ inline std::vector<std::vector<uint4>> cluster_memory;  // of the blocks that ru
 inline std::vector<char> begun;                         // which of them have
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t context;  // of its beginning
+  jmp_buf place;       // where it goes on
   std::vector<char> stack;
   Index thread, block;
   int rank, number;  // of its block in the cluster; of the thread, over all blocks of the cluster
-  bool done = false;
+  bool started = false, done = false;
 };
 inline std::vector<std::unique_ptr<Fiber>> fibers;
-inline ucontext_t scheduler;
+inline std::vector<std::unique_ptr<Fiber>> spare;  // those of earlier blocks: a stack is dear to make
+inline jmp_buf scheduler;
 inline Fiber* current = nullptr;
 inline std::function<void()> body;
 
-inline void yield() { swapcontext(&current->context, &scheduler); }
+// Jumps, because swapcontext asks the system for the signal mask each time.
+[[gnu::noinline]] inline void yield() {
+  if (_setjmp(current->place) == 0) _longjmp(scheduler, 1);
+}
+[[gnu::noinline]] inline void go_on() {
+  if (_setjmp(scheduler) != 0) return;
+  if (current->started) _longjmp(current->place, 1);
+  current->started = true;
+  setcontext(&current->context);
+}
 
 // A barrier with a number, for so many threads.
 struct Barrier {
@@ -185,11 +201,17 @@ inline void run_cluster(Index first, unsigned blocks, std::size_t shared_bytes) 
   cluster_rounds.clear();
   copies.clear();
   products.clear();
+  std::move(fibers.begin(), fibers.end(), std::back_inserter(spare));
   fibers.clear();
   unsigned const threads = block_size.x * block_size.y;
   for (unsigned i = 0; i < blocks * threads; ++i) {
-    auto fiber = std::make_unique<Fiber>();
-    fiber->stack.resize(64 * 1024);
+    if (spare.empty()) {
+      spare.push_back(std::make_unique<Fiber>());
+      spare.back()->stack.resize(64 * 1024);
+    }
+    auto fiber = std::move(spare.back());
+    spare.pop_back();
+    fiber->started = fiber->done = false;
     fiber->thread = {i % threads % block_size.x, i % threads / block_size.x, 0};
     fiber->block = {first.x + i / threads, first.y, first.z};
     fiber->rank = static_cast<int>(i / threads);
@@ -214,7 +236,7 @@ inline void run_cluster(Index first, unsigned blocks, std::size_t shared_bytes) 
         thread = current->thread;
         block = current->block;
         shared_memory = cluster_memory[current->rank].data();
-        swapcontext(&scheduler, &current->context);
+        go_on();
       }
     }
     idle = steps == began ? idle + 1 : 0;

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gb10_lab.cli import main
-from gb10_lab.engine_bench import configurations, models, report
+from gb10_lab.engine_bench import command, configurations, models, report
 from gb10_lab.engine_bench.figures import Sample, decode_rate
 
 
@@ -131,6 +131,18 @@ def test_models_have_both_kinds_of_layer(tmp_path: Path) -> None:
     config = json.loads((models.write("qwen3-next-80b", tmp_path, 4) / "config.json").read_text())
     assert (config["num_hidden_layers"], config["num_experts"], config["vocab_size"]) == (4, 512, 151936)
     assert "lm_head" in config["quantization_config"]["ignore"]
+
+
+def test_a_model_has_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's compile cache is keyed by its path: with a new one each start compiles again."""
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+    first, _ = command._model("qwen3-next-80b", 4)
+    before = (first / "config.json").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    assert command._model("qwen3-next-80b", 4) == (first, {})
+    assert (first / "config.json").read_bytes() == before
+    other, _ = command._model("qwen3-next-80b", 8)
+    assert other != first and other.parent == first.parent == tmp_path / "cache" / "gb10-engine-bench"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`serve-check` against a server that stands for `gb10 serve`: what it must see."""
 
+import contextlib
 import json
 import os
 import signal
@@ -123,8 +124,11 @@ def test_a_kernel_that_did_not_run_is_named(tmp_path: Path, monkeypatch: pytest.
     assert (status, found["failures"]) == (1, ["gdn_decode did not run"])
 
 
-def test_a_time_limit_around_it_leaves_no_server(tmp_path: Path) -> None:
-    """As `timeout` does, which ends this command alone: the server has a session of its own."""
+@pytest.mark.parametrize(
+    "numbers", [[signal.SIGTERM], [signal.SIGTERM] * 40, [signal.SIGHUP], [signal.SIGKILL]]
+)
+def test_a_time_limit_around_it_leaves_no_server(numbers: list[signal.Signals], tmp_path: Path) -> None:
+    """As `timeout` does: its signal goes to the command and to its group, and the server has another one."""
     _write(tmp_path / "python")
     program = f"""
 import os, sys
@@ -141,6 +145,65 @@ sys.exit(main(sys.argv[1:]))
         assert check.poll() is None
         time.sleep(0.05)
     server = int(mark.read_text())
-    check.send_signal(signal.SIGTERM)
-    assert check.wait(20) == 1
-    assert not Path(f"/proc/{server}").exists()
+    for number in numbers:
+        check.send_signal(number)
+    killed = signal.SIGKILL in numbers
+    assert check.wait(20) == (-signal.SIGKILL if killed else 1)
+    if killed:
+        _gone(server)
+    assert not _lives(server)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+def _gone(pid: int) -> None:
+    deadline = time.monotonic() + 10
+    while _lives(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+ENDED = Path(__file__).parents[3] / "lab" / "gpu" / "ended.sh"
+
+
+@pytest.mark.parametrize(
+    ("runs", "ends"),
+    [
+        ('limited 60 bash -c "$WORK"', True),
+        ('bash -c "$WORK" & waiting=$!; wait $waiting', True),
+        ("apart bash -c \". $ENDED; limited 60 bash -c '$WORK'\"", True),
+        ('timeout -k 5 60 bash -c "$WORK"', False),
+    ],
+)
+def test_a_time_limit_around_a_script_ends_what_it_runs(runs: str, ends: bool, tmp_path: Path) -> None:
+    """The last one is how it was: bash waits, and the inner timeout has a process group of its own."""
+    script, mark = tmp_path / "script", tmp_path / "mark"
+    script.write_text(f"set -uo pipefail\n. {ENDED}\nstatus=0\n{runs} || status=$?\nexit $status\n")
+    work = f"echo $$ >{mark}.part; mv {mark}.part {mark}; exec sleep 30"
+    started = subprocess.Popen(
+        ["timeout", "-k", "1", "20", "bash", str(script)],
+        env=os.environ | {"WORK": work, "ENDED": str(ENDED)},
+    )
+    try:
+        while not mark.exists():
+            assert started.poll() is None
+            time.sleep(0.02)
+        worker = int(mark.read_text())
+        started.send_signal(signal.SIGTERM)
+        started.wait(20)
+        if ends:
+            _gone(worker)
+        assert _lives(worker) is not ends
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+
+
+def test_a_script_that_is_not_ended_has_the_status_of_what_it_ran(tmp_path: Path) -> None:
+    text = f". {ENDED}; limited 9 bash -c 'exit 7'; echo $?; limited 0.1 sleep 9; echo $?"
+    done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.split() == ["7", "124"]

@@ -35,7 +35,17 @@ def _version(name: str, weight: Any, copies: int, x: torch.Tensor, error: float)
 @pytest.fixture
 def settings(monkeypatch: pytest.MonkeyPatch) -> suite.Settings:
     """Small shapes, reference arithmetic in place of kernels, and a clock that shows 10 us, 11 us, ..."""
+    return _small(monkeypatch)
 
+
+@pytest.fixture(scope="module")
+def entries() -> list[suite.Entry]:
+    """All that one run measures. Who changes one makes another of it."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return _entries(_small(monkeypatch))
+
+
+def _small(monkeypatch: pytest.MonkeyPatch) -> suite.Settings:
     def moe(x: torch.Tensor, copies: list[data.MoeWeights], routed: list[data.Routing]) -> Version:
         out = torch.empty_like(x)
         return Version("ours", lambda i: out.copy_(data.moe_reference(x, copies[i], routed[i])), len(copies))
@@ -87,8 +97,9 @@ def _results(entries: list[suite.Entry]) -> report.Results:
     return report.Results(device, *given, entries, ["a" * 150], ["b" * 150])
 
 
-def test_every_shape_and_number_of_tokens_is_measured(settings: suite.Settings) -> None:
-    entries = _entries(settings)
+def test_every_shape_and_number_of_tokens_is_measured(
+    settings: suite.Settings, entries: list[suite.Entry]
+) -> None:
     real = [e for e in entries if e.kernel == "nvfp4_gemv" and e.model == shapes.NEXT]
     assert [e.tokens for e in real] == list(shapes.TOKENS)
     layers = [(e.tokens, e.routing) for e in entries if e.kernel == "moe_decode" and e.model == shapes.NEXT]
@@ -113,8 +124,8 @@ def test_every_shape_and_number_of_tokens_is_measured(settings: suite.Settings) 
     assert all(set(e.faster) == {"dense"} for e in entries if e.kernel == "sparse24_gemv")
 
 
-def test_results_hold_what_a_reader_needs(settings: suite.Settings, tmp_path: Path) -> None:
-    results = _results(_entries(settings))
+def test_results_hold_what_a_reader_needs(entries: list[suite.Entry], tmp_path: Path) -> None:
+    results = _results(entries)
     results.write(tmp_path, plot=False)
     document = json.loads((tmp_path / "results.json").read_text())
     assert document["schema"] == report.SCHEMA
@@ -131,8 +142,7 @@ def test_results_hold_what_a_reader_needs(settings: suite.Settings, tmp_path: Pa
     assert predictions[0]["fraction"] == pytest.approx(wanted)
 
 
-def test_tables_fit_the_width_with_the_largest_numbers(settings: suite.Settings) -> None:
-    entries = _entries(settings)
+def test_tables_fit_the_width_with_the_largest_numbers(entries: list[suite.Entry]) -> None:
     huge = [
         suite.Entry(
             **{
@@ -211,9 +221,9 @@ def test_a_stock_path_that_refuses_is_left_out_and_noted(
     assert notes[0].endswith("bf16 left out, not on this GPU")
 
 
-def test_the_plot_is_written(settings: suite.Settings, tmp_path: Path) -> None:
+def test_the_plot_is_written(entries: list[suite.Entry], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    _results(_entries(settings)).write(tmp_path)
+    _results(entries).write(tmp_path)
     assert (tmp_path / "roofline.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "table.txt").is_file()
 

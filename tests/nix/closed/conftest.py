@@ -62,7 +62,8 @@ def run_in_empty_root(tmp_path: Path) -> Run:
         (folder / "tmp").mkdir(exist_ok=True)
         written.mkdir()
         (folder / "paths").write_text("".join(f"{path}\n" for path in paths))
-        lines = {"PATH": "/no-path", "HOME": "/tmp", **(environment or {})}
+        # The CPU build serves on a machine with a GPU too.
+        lines = {"PATH": "/no-path", "HOME": "/tmp", "GB10_PROFILE": "cpu", **(environment or {})}
         (folder / "environment").write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
         for file in files:
             (folder / "tmp" / file.name).write_bytes(file.read_bytes())

@@ -47,8 +47,8 @@ def test_a_program_is_compiled_and_runs(
 import subprocess
 with open("/tmp/probe.{suffix}", "w") as file:
     file.write('''{source}int main(int n, char **v) {{ return std_sqrt(n + 8.0) == 3 ? 7 : 1; }}''')
-words = "{compiler} -O2 -march=native -fopenmp -Dstd_sqrt=sqrt -o /tmp/probe /tmp/probe.{suffix} -lm -lpthread -ldl"
-subprocess.check_call(words.split())
+words = "{compiler} -O2 -march=native -fopenmp -Dstd_sqrt=sqrt -o /tmp/probe /tmp/probe.{suffix}"
+subprocess.check_call([*words.split(), "-lm", "-lpthread", "-ldl"])
 print(subprocess.call(["/tmp/probe"]))
 """
     ran = run_in_empty_root(

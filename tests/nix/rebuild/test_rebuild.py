@@ -37,7 +37,7 @@ elif words[0] == "build":
         time.sleep(60)
     name = pathlib.Path(words[-1]).stem
     if name in answers["broken"]:
-        sys.exit("error: a word\\nerror: builder failed")
+        sys.exit("warning: a word\\nerror: builder failed\\n  run nix log")
     if "--rebuild" not in words:
         (folder / name).write_text("built")
     elif name in answers["other"]:
@@ -145,7 +145,7 @@ def test_what_cannot_be_built_again_is_a_failure(store: Store, capsys: pytest.Ca
     store.add("one")
     store.broken = ["one"]
     assert store.run() == 1
-    assert "failed (cannot be built again: error: builder failed)" in capsys.readouterr().out
+    assert "failed (cannot be built again: builder failed)" in capsys.readouterr().out
 
 
 def test_a_difference_without_the_other_build_is_a_difference(store: Store) -> None:

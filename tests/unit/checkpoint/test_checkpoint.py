@@ -5,11 +5,13 @@ import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gb10.checkpoint import headers
 from gb10.checkpoint.folder import Checkpoint
-from gb10.checkpoint.headers import read_header
+from gb10.checkpoint.headers import Tensor, read_header
 from gb10.checkpoint.hub import locate
 from gb10.errors import UserError
 
@@ -29,6 +31,29 @@ def test_a_good_checkpoint(make_checkpoint: Make) -> None:
     assert found.max_tokens == 2048
     assert not found.has_gdn
     assert [tensor.size for tensor in found.tensors] == [1024]
+
+
+def test_a_header_is_read_once(make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`gb10 serve` looks, vLLM's process looks, and its rehearsal of the load does, by another path."""
+    folder = make_checkpoint()
+    (folder.parent / "link").symlink_to(folder)
+    read: list[Path] = []
+    stock = headers._header
+
+    def counted(path: Path, *given: Any) -> list[Tensor]:
+        read.append(path)
+        return stock(path, *given)
+
+    monkeypatch.setattr(headers, "_header", counted)
+    first = headers.read_weights(folder)
+    assert headers.read_weights(folder) == headers.read_weights(folder.parent / "link") == first
+    assert len(read) == 1
+    other = make_checkpoint("other", tensors={"other": ("BF16", (8, 64))})
+    (other / "model.safetensors").replace(folder / "model.safetensors")
+    assert [tensor.name for tensor in headers.read_weights(folder)] == ["other"]
+    headers.forget()
+    headers.read_weights(folder)
+    assert len(read) == 3
 
 
 def test_relative_path_becomes_absolute(make_checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,7 +191,7 @@ def test_what_a_decoded_token_reads(dense: str, head: str, gigabytes: float) -> 
     """The figures of docs/quality.md, which come from elsewhere."""
     tensors = list(_qwen3_next_80b())
     formats = {
-        tensor.name: form
+        tensor: form
         for tensor in tensors
         for form in [head if tensor.name.startswith("lm_head") else dense]
         if form and tensor.dtype == "BF16" and ("attn" in tensor.name or "lm_head" in tensor.name)

@@ -199,6 +199,11 @@ class TestPlaces:
         assert machine.folder("relative", XDG_CACHE_HOME="relative").parent == machine.temporary
         assert machine.folder("/proc").parent == machine.temporary
 
+    def test_no_home_is_made(self, machine: Machine, tmp_path: Path) -> None:
+        plant(machine.root / MULTIARCH)
+        assert machine.folder(str(tmp_path / "nonexistent")).parent == machine.temporary
+        assert not (tmp_path / "nonexistent").exists()
+
     def test_a_folder_that_no_list_can_have_is_not_used(self, machine: Machine, tmp_path: Path) -> None:
         plant(machine.root / MULTIARCH)
         assert machine.folder(XDG_CACHE_HOME=f"{tmp_path}/a:b").parent == machine.temporary

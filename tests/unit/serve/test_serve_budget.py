@@ -448,7 +448,8 @@ def requantised(dense: Format, head: Format, **config: object) -> int:
     """Bytes of ``_MATRICES`` on a GPU."""
     found = Checkpoint("m", config={"quantization_config": {}, **config}, tensors=_MATRICES)
     target = routing.Target((12, 1), dense=dense, head=head)
-    return budget._weights(parse([], {}), found, target)
+    forms = routing.requantised(found, target, 2)
+    return budget._weights(parse([], {}), found, None, forms)
 
 
 def test_requantised_weights_are_counted_as_what_they_become() -> None:
@@ -468,7 +469,8 @@ def test_nothing_is_requantised_on_the_cpu_or_of_a_plain_checkpoint() -> None:
     assert routing.requantised(found, target((12, 1)), 4) == {}
     plain = Checkpoint("m", config={}, tensors=_MATRICES)
     assert routing.requantised(plain, target((12, 1)), 2) == {}
-    assert routing.requantised(found, target((12, 1)), 2)[_DENSE] == "fp8"
+    made = routing.requantised(found, target((12, 1)), 2)
+    assert {tensor.name: form for tensor, form in made.items()}[_DENSE] == "fp8"
 
 
 @pytest.mark.parametrize("argv", [["--max-model-len", "99999999999"], ["--max-model-len", "40961"]])

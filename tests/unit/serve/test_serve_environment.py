@@ -146,7 +146,9 @@ def test_nothing_in_vllm_reads_a_dead_variable(known: frozenset[str]) -> None:
     folder = environment.package_folder("vllm")
     assert folder is not None
     text = "\n".join(path.read_text(errors="replace") for path in folder.rglob("*.py"))
-    assert [name for name in DEAD if re.search(rf"\b{name}\b", text)] == []
+    # Half a minute for regular expressions alone.
+    held = [name for name in DEAD if name in text]
+    assert [name for name in held if re.search(rf"\b{name}\b", text)] == []
 
 
 def test_every_variable_that_vllm_reads_is_known(known: frozenset[str]) -> None:

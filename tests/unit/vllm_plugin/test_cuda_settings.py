@@ -3,7 +3,7 @@
 import pytest
 
 from gb10.errors import UserError
-from gb10.vllm_plugin.cuda.settings import CudaMode, Engine, Format, Part
+from gb10.vllm_plugin.cuda.settings import CudaMode, Engine, Format, Part, unfit
 
 UNFIT = "GB10_KERNELS is not set"
 ALL = frozenset(Part)
@@ -54,6 +54,17 @@ def test_refuses(environment: dict[str, str], unfit: str | None, words: list[str
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(("value", "asked"), [("1", True), ("0", False), ("", False)])
+def test_results_that_do_not_depend_on_the_batch_are_vllms_own(value: str, asked: bool) -> None:
+    """Which of our kernels runs does depend on it."""
+    variables = {"VLLM_BATCH_INVARIANT": value}
+    why = unfit((9, 0), variables)
+    assert why is not None and ("VLLM_BATCH_INVARIANT is set" in why) is asked
+    assert CudaMode.from_env(why, variables) == STOCK
+    with pytest.raises(UserError, match=r"--engine gb10: .*; mend that, or use --engine stock"):
+        CudaMode.from_env(why, variables | {"GB10_ENGINE": "gb10"})
 
 
 def test_a_part_that_is_off_is_off_in_the_mode() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -64,12 +63,11 @@ def run(
             raise UserError(f"--do {part}: choose from {', '.join(PARTS)}")
     extra = json_object("--engine", engine)
     began = _process_start()
-    with tempfile.TemporaryDirectory(prefix="gb10-engine-bench-") as scratch:
-        folder, overrides = _model(model, layers, Path(scratch))
-        return _measure(
-            chosen, out, name or config, folder, overrides | extra, wanted,
-            tuple(batches or (1, 4, 16)), repeats, limit, began, commit,
-        )  # fmt: skip
+    folder, overrides = _model(model, layers)
+    return _measure(
+        chosen, out, name or config, folder, overrides | extra, wanted,
+        tuple(batches or (1, 4, 16)), repeats, limit, began, commit,
+    )  # fmt: skip
 
 
 def _measure(
@@ -229,11 +227,11 @@ def compare(
     return 0
 
 
-def _model(model: str, layers: int | None, scratch: Path) -> tuple[Path, dict[str, Any]]:
+def _model(model: str, layers: int | None) -> tuple[Path, dict[str, Any]]:
     """The model's folder, and what must be said to vLLM for ``layers``."""
     folder = Path(model)
     if not (folder / "config.json").is_file():
-        return models.write(model, scratch / "model", layers), {}
+        return models.write(model, compilers.cache("VLLM_CACHE_ROOT") / "gb10-engine-bench", layers), {}
     return folder.resolve(), {"hf_overrides": {"num_hidden_layers": layers}} if layers else {}
 
 

@@ -52,12 +52,16 @@ class Compiled:
         return ", ".join(f"{count} {kind}" for kind, count in sorted(self.files.items())) or "nothing"
 
 
+def cache(variable: str, environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder of the compile cache that ``variable`` names, or where it is without."""
+    return Path(environ.get(variable) or CACHES[variable]).expanduser().resolve()
+
+
 def made_since(moment: float, environ: Mapping[str, str] = os.environ) -> Compiled:
     """Machine code that the caches got since ``moment``, seconds of `time.time`."""
     found = Compiled()
-    roots = {variable: Path(environ.get(variable) or place) for variable, place in CACHES.items()}
     seen: set[Path] = set()  # one folder may lie in another
-    for variable, root in ((variable, root.expanduser().resolve()) for variable, root in roots.items()):
+    for variable, root in ((variable, cache(variable, environ)) for variable in CACHES):
         for path in root.rglob("*"):
             kind = None if path in seen else _kind(path, variable)
             seen.add(path)

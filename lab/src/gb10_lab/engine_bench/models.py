@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,9 +88,10 @@ def qwen3_next_80b() -> dict[str, Any]:
 MODELS: dict[str, Callable[[], dict[str, Any]]] = {"qwen3-next-80b": qwen3_next_80b}
 
 
-def write(name: str, folder: Path, layers: int | None) -> Path:
+def write(name: str, parent: Path, layers: int | None) -> Path:
     """Make a model folder that holds nothing but config.json, with all layers or the first ``layers``.
 
+    The same model gets the same name in ``parent``: the keys of vLLM's compile cache have the folder's path.
     Raises UserError for an unknown name, and for numbers of layers that leave a kind of layer out.
     """
     if name not in MODELS:
@@ -99,6 +102,8 @@ def write(name: str, folder: Path, layers: int | None) -> Path:
         if not LAYERS_A_PERIOD <= layers <= most:
             raise UserError(f"--layers {layers}: choose from {LAYERS_A_PERIOD} to {most}")
         config["num_hidden_layers"] = layers
-    folder.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    folder = parent.absolute() / f"{name}-{digest[:12]}"
+    # Whole, or not there: another run may read it.
     write_json(folder / "config.json", config)
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -13,7 +14,7 @@ import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shlex import split
@@ -33,6 +34,8 @@ TOGETHER = 24
 TOKENS = 24
 STOP_LIMIT = 15.0
 _SHARED = Path("/dev/shm")
+_PR_SET_PDEATHSIG = 1
+_prctl = ctypes.CDLL(None).prctl
 _MARK = "SERVE_CHECK"
 _OWN = ("GB10_CACHES", "GB10_COMMIT", "GB10_EACH", "GB10_PACK", "GB10_SITE")
 """Variables of lab/gpu's scripts, which `gb10 serve` refuses as unknown."""
@@ -68,9 +71,8 @@ def run(
     mark = uuid.uuid4().hex
     environ = {key: value for key, value in os.environ.items() if key not in _OWN} | {_MARK: mark}
     before = set(_SHARED.iterdir())
-    # A time limit around this must not leave the server behind: it would keep the GPU's memory.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_FAILED))
     with (
+        _ending(f"{_MARK}={mark}"),
         (out / f"{name}.log").open("w", encoding="utf-8") as log,
         compilers.watched(f"{_MARK}={mark}") as compiled,
     ):
@@ -95,6 +97,46 @@ def run(
     return EXIT_FAILED if failures else 0
 
 
+@contextlib.contextmanager
+def _ending(mark: str) -> Iterator[None]:
+    """End what was started with ``mark`` with the block, also by a signal: it would keep the GPU's memory.
+
+    A time limit around this sends its signal to us and to our group, so that it comes twice.
+    """
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+    def end(*_: object) -> None:
+        for number in signals:
+            signal.signal(number, signal.SIG_IGN)
+        sys.exit(EXIT_FAILED)
+
+    before = {number: signal.signal(number, end) for number in signals}
+    try:
+        yield
+    finally:
+        for number in signals:
+            signal.signal(number, signal.SIG_IGN)
+        _kill(mark)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _family(mark: str) -> set[int]:
+    """The processes that were started with ``mark``."""
+    return {pid for pid in compilers.processes() if compilers.marked(pid, mark)}
+
+
+def _kill(mark: str) -> None:
+    for pid in _family(mark):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _with_its_parent() -> None:
+    """In the child: SIGTERM when its parent dies, which SIGKILL leaves no time for anything."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 class _Wrong(Exception):
     """Something that is not as it should be, after which nothing more can be asked."""
 
@@ -115,6 +157,7 @@ class _Server:
             text=True,
             errors="replace",
             start_new_session=True,
+            preexec_fn=_with_its_parent,
         )
         self._reader = threading.Thread(target=self._read, args=(log,), daemon=True)
         self._reader.start()
@@ -151,28 +194,22 @@ class _Server:
 
     def stop(self, number: int) -> dict[str, Any]:
         """Send a signal and wait for the end; how that went."""
-        began, ran = time.monotonic(), len(self._family())
+        began, ran = time.monotonic(), len(_family(self._mark))
         if self._process.poll() is None:
             self._process.send_signal(number)
         try:
             status: int | str = self._process.wait(STOP_LIMIT)
         except subprocess.TimeoutExpired:
             status = f"none after {STOP_LIMIT:.0f} s"
-        seconds, names = round(time.monotonic() - began, 2), sorted(map(compilers.name, self._family()))
+        seconds, names = round(time.monotonic() - began, 2), sorted(map(compilers.name, _family(self._mark)))
         self.close()
         return {"processes": ran, "status": status, "seconds": seconds, "left": names}
 
     def close(self) -> None:
         """End what is left of it at once."""
-        for pid in self._family():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        _kill(self._mark)
         self._process.wait()
         self._reader.join(5)
-
-    def _family(self) -> set[int]:
-        """The processes that came of it."""
-        return {pid for pid in compilers.processes() if compilers.marked(pid, self._mark)}
 
 
 def _request(url: str, body: dict[str, Any] | None = None) -> Any:

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Incomplete(UserError):
     """A checkpoint lacks files. Fetching it again would mend that."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """One tensor of a header: ``dtype`` is its word (BF16, U8, F8_E4M3, ...), ``size`` is in bytes."""
 
@@ -72,15 +73,35 @@ def read_json(what: str, path: Path) -> dict[str, Any]:
     return value
 
 
+_read: dict[tuple[int, ...], list[Tensor]] = {}
+"""The headers that this process has read, by what tells files apart."""
+
+
+def forget() -> None:
+    """Let go of the headers that were read: a large model's take 100 MB."""
+    _read.clear()
+
+
 def read_header(path: Path) -> list[Tensor]:
-    """Tensors of one safetensors file. Raises UserError if it is not a whole one."""
+    """Tensors of one safetensors file. Raises UserError if it is not a whole one.
+
+    Who asks again for the same file, a forked child too, gets what was read before: a model of 512 experts
+    has 300 000 tensors, which are seconds.
+    """
     with readable("weights file", path), open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else _HEADER_LIMIT + 1
-        if length > min(_HEADER_LIMIT, size - 8):
-            raise UserError(f"weights file {path} is not a safetensors file; was its download cut short?")
-        text = file.read(length)
+        found = os.fstat(file.fileno())
+        identity = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        if identity not in _read:
+            _read[identity] = _header(path, file, found.st_size)
+    return _read[identity]
+
+
+def _header(path: Path, file: BufferedReader, size: int) -> list[Tensor]:
+    start = file.read(8)
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else _HEADER_LIMIT + 1
+    if length > min(_HEADER_LIMIT, size - 8):
+        raise UserError(f"weights file {path} is not a safetensors file; was its download cut short?")
+    text = file.read(length)
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)

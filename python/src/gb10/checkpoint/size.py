@@ -52,9 +52,9 @@ def weight_bytes(
     tensors: Iterable[Tensor],
     mode: str | None,
     element: int = _BF16,
-    formats: Mapping[str, str] = MappingProxyType({}),
+    formats: Mapping[Tensor, str] = MappingProxyType({}),
 ) -> int:
-    """Bytes of the weights once loaded. ``formats``: what some become at load (fp8, nvfp4), by name.
+    """Bytes of the weights once loaded. ``formats``: what some become at load (fp8, nvfp4).
 
     ``mode`` is a value of GB10_CPU_NVFP4_MODE, or None for a GPU; ``element`` is the size of a value of the
     model's type (``--dtype``). Matrices of floating point are loaded as that type. In ``dequant`` each packed
@@ -62,10 +62,11 @@ def weight_bytes(
     """
     listed = list(tensors)
     names = {tensor.name for tensor in listed}
+    made = {tensor.name: requantised_bytes(tensor, form) for tensor, form in formats.items()}
     total = 0
     for tensor in listed:
-        if tensor.name in formats:
-            total += requantised_bytes(tensor, formats[tensor.name])
+        if tensor.name in made:
+            total += made[tensor.name]
         elif mode == "dequant" and _is_packed(tensor, names):
             total += tensor.size * 2 * element
         elif mode == "dequant" and tensor.name.endswith("_scale") and tensor.dtype == "F8_E4M3":
@@ -81,7 +82,7 @@ def decoded_token_bytes(
     tensors: Iterable[Tensor],
     config: dict[str, Any],
     element: int = _BF16,
-    formats: Mapping[str, str] = MappingProxyType({}),
+    formats: Mapping[Tensor, str] = MappingProxyType({}),
 ) -> int:
     """Bytes of weights that one sequence's next token reads on a GPU; ``weight_bytes`` says the rest.
 

@@ -94,9 +94,11 @@ def _places(environ: Mapping[str, str], name: str) -> Iterator[Path]:
     the private one lies on top, where its owner is looked at.
     """
     home = environ.get("HOME", "")
+    # A system's user may have a home that is not there, and is not to be.
+    cache = f"{home}/.cache" if home and Path(home).is_dir() else ""
     temporary = tempfile.gettempdir()
     for base, below in (
-        (environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home else ""), f"gb10/driver/{name}"),
+        (environ.get("XDG_CACHE_HOME") or cache, f"gb10/driver/{name}"),
         (environ.get("XDG_RUNTIME_DIR", ""), f"gb10-driver-{name}"),
         (temporary, f"gb10-driver-{os.geteuid()}-{name}"),
     ):

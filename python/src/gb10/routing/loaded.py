@@ -1,6 +1,7 @@
 """What a target makes of a checkpoint's matrices while it is loaded."""
 
 from gb10.checkpoint.folder import Checkpoint
+from gb10.checkpoint.headers import Tensor
 from gb10.routing.rules import Target
 from gb10.vllm_plugin.cuda.requant import names
 from gb10.vllm_plugin.cuda.settings import Format
@@ -10,8 +11,8 @@ _FLOATS = ("BF16", "F16", "F32")
 """Types of the file that vLLM turns into the model's."""
 
 
-def requantised(checkpoint: Checkpoint, target: Target, element: int) -> dict[str, str]:
-    """What 16 bit matrices become at load, by their names in the checkpoint: fp8 or nvfp4.
+def requantised(checkpoint: Checkpoint, target: Target, element: int) -> dict[Tensor, str]:
+    """The 16 bit matrices of the checkpoint that become something else at load, and what: fp8 or nvfp4.
 
     As `gb10.vllm_plugin.cuda.requant` does: the dense side and the head of checkpoints that are quantised,
     where the model's type has 16 bit and the head is no embedding.
@@ -29,5 +30,5 @@ def requantised(checkpoint: Checkpoint, target: Target, element: int) -> dict[st
             form = Format(target.head)
         fits = leaf == "weight" and len(tensor.shape) == 2 and tensor.shape[1] % names.COLUMN_UNIT == 0
         if form is not Format.KEEP and fits and tensor.dtype in _FLOATS:
-            forms[tensor.name] = str(form)
+            forms[tensor] = str(form)
     return forms

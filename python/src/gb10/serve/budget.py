@@ -9,10 +9,12 @@ be known before.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from gb10 import routing
 from gb10.checkpoint import size
 from gb10.checkpoint.folder import Checkpoint
+from gb10.checkpoint.headers import Tensor
 from gb10.errors import UserError
 from gb10.machine import memory
 from gb10.machine.gpu import Gpu
@@ -47,6 +49,7 @@ _CACHE_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 _PLAIN_CACHES = (None, "auto", "bfloat16", "float16", "half")
 """Values of ``--kv-cache-dtype`` whose sizes are known here; an FP8 one is seen by its route."""
 
+_AS_THEY_ARE: Mapping[Tensor, str] = MappingProxyType({})
 _SHARE_DIGITS = 1000
 _SHARE_FIELD = "gpu_memory_utilization"
 
@@ -110,28 +113,25 @@ def _check_context(settings: Settings, shape: size.CacheShape, tokens: int, cach
         )
 
 
-def _layer(checkpoint: Checkpoint, forms: Mapping[str, str], ranks: int) -> int:
+def _layer(forms: Mapping[Tensor, str], ranks: int) -> int:
     """What the requantisation of the largest layer takes beside its result: its matrices in 16 bit, and work.
 
     A layer of vLLM may hold several matrices of a module (q, k and v); all of a module's are more than that.
     """
     modules: dict[str, int] = {}
-    for tensor in checkpoint.tensors:
-        if tensor.name in forms:
-            module = tensor.name.rpartition(".")[0].rpartition(".")[0]
-            modules[module] = modules.get(module, 0) + 2 * math.prod(tensor.shape) // ranks
+    for tensor in forms:
+        module = tensor.name.rpartition(".")[0].rpartition(".")[0]
+        modules[module] = modules.get(module, 0) + 2 * math.prod(tensor.shape) // ranks
     return max(modules.values()) + CONVERSION if modules else 0
 
 
 def _weights(
-    settings: Settings, checkpoint: Checkpoint, target: routing.Target, mode: str | None = None
+    settings: Settings, checkpoint: Checkpoint, mode: str | None, forms: Mapping[Tensor, str] = _AS_THEY_ARE
 ) -> int:
-    """Bytes of the weights, 0 where they are not known."""
+    """Bytes of the weights, 0 where they are not known; ``forms``: `routing.requantised`."""
     if settings.load_format == "dummy":
         return 0
-    element = _element(settings)
-    forms = routing.requantised(checkpoint, target, element)
-    return size.weight_bytes(checkpoint.tensors, mode, element, forms)
+    return size.weight_bytes(checkpoint.tensors, mode, _element(settings), forms)
 
 
 def _number(settings: Settings, option: str) -> float:
@@ -277,7 +277,7 @@ def on_cpu(
     Raises UserError when it cannot fit. A share that the user gave is of all memory, as vLLM takes it.
     """
     shape, mode = _shape(settings, checkpoint, target), target.cpu_mode
-    weights = _weights(settings, checkpoint, target, mode)
+    weights = _weights(settings, checkpoint, mode)
     cache, share = _given_cache(settings), settings.gpu_memory_utilization
     if cache is not None:
         _check_context(settings, shape, tokens, cache)
@@ -300,7 +300,7 @@ def on_cpu(
         _check_levels(settings, free, free.total, need.total, checkpoint.name)
         remedies = [*_less_context(settings, checkpoint), "use a smaller model", "free memory"]
         remedies += _less_level(settings)
-        packed = replace(need, weights=_weights(settings, checkpoint, target, "packed"))
+        packed = replace(need, weights=_weights(settings, checkpoint, "packed"))
         if mode == "dequant" and packed.weights < weights and packed.total <= room.size:
             remedies = [f"set {routing.CPU_MODE_VARIABLE}=packed to keep the weights at 4 bit", remedies[0]]
         raise _refusal(checkpoint.name, need, room, remedies)
@@ -325,8 +325,8 @@ def on_gpu(
     """
     ranks = (settings.tensor_parallel_size or 1) * max(int(_number(settings, "--pipeline-parallel-size")), 1)
     shape = _shape(settings, checkpoint, target, ranks)
-    weights = _weights(settings, checkpoint, target) // ranks
     forms = routing.requantised(checkpoint, target, _element(settings))
+    weights = _weights(settings, checkpoint, None, forms) // ranks
     asked, longest, cache = settings.max_model_len, checkpoint.max_tokens or 0, settings.kv_cache_memory_bytes
     # The whole context, and a quarter for what these figures do not know.
     whole = shape.sequence(asked if isinstance(asked, int) else longest) * 5 // 4 if cache is None else cache
@@ -335,7 +335,7 @@ def on_gpu(
         weights,
         shape.sequence(least) if cache is None else cache,
         size.OVERHEAD,
-        0 if settings.load_format == "dummy" else _layer(checkpoint, forms, ranks),
+        0 if settings.load_format == "dummy" else _layer(forms, ranks),
     )
     if cache is not None and isinstance(asked, int):
         _check_context(settings, shape, asked, cache)

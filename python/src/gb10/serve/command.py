@@ -162,9 +162,7 @@ def _engine(settings: Settings, gpus: Sequence[Gpu]) -> tuple[CudaMode, list[str
     said = {"engine": settings.engine, "dense": settings.dense, "head": settings.head}
     names = {"engine": engine.ENGINE_NAME, "dense": engine.DENSE_NAME, "head": engine.HEAD_NAME}
     given = {names[field]: str(value) for field, value in said.items() if value is not None}
-    parts = settings.environment.get(engine.PARTS_NAME, "")
-    engine.SelfTest.from_env(settings.environment)
-    mode = CudaMode.from_env(unfit, given | {engine.PARTS_NAME: parts})
+    mode = CudaMode.from_env(unfit, given | {engine.PARTS_NAME: settings.engine_parts or ""})
     for field, value in said.items():
         if value is not None:
             settings.export(settings.origins[field], **{names[field]: str(value)})

@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gb10.checkpoint import headers
 from gb10.errors import UserError
 from gb10.serve.preflight import REPORTERS, SOCKET_VARIABLE, Line
 from gb10.vllm_plugin import lifeline
@@ -79,6 +80,7 @@ def _converse(line: Line) -> None:
             line.close()
             for listener in line.sockets:
                 listen.hand_over(listener)
+            headers.forget()
             gc.enable()
             more = {name: question[name] for name in ("metrics", "planned")}
             launch.serve(state["judged"], question["keys"], **more)

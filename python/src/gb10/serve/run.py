@@ -107,10 +107,6 @@ def _plan(
     settings: Settings, free: memory.Available, reports: Mapping[str, Any] = MappingProxyType({})
 ) -> command.Plan:
     """The plan, with the ``reports`` of vLLM's process as far as there are some."""
-    if environment.package_folder("vllm") is None:
-        raise UserError(
-            "vLLM is not installed in this Python; use `nix run .#serve`, or add it to the environment"
-        )
     environment.check_registered()
     gpus = _gpus(settings.profile, settings.device_wait)
     demo = settings.model is None

@@ -20,6 +20,9 @@ HEAD_NAME = "GB10_HEAD"
 PARTS_NAME = "GB10_ENGINE_PARTS"
 SELF_TEST_NAME = "GB10_SELF_TEST"
 
+INVARIANT_NAME = "VLLM_BATCH_INVARIANT"
+"""vLLM's variable for results that do not depend on what else is computed in a step."""
+
 LEAST_CAPABILITY = (9, 0)
 """What our kernels are compiled for begins here."""
 
@@ -191,6 +194,8 @@ def unfit(capability: tuple[int, int] | None, environ: Mapping[str, str] = os.en
     """Why our kernels cannot run here on a GPU of this capability (None: there is no GPU), or None."""
     if (why := without_code(capability)) is not None:
         return why
+    if environ.get(INVARIANT_NAME, "0") not in ("", "0"):
+        return f"{INVARIANT_NAME} is set, and which of our kernels runs depends on the tokens of a step"
     try:
         libraries.kernels(environ)
     except UserError as error:
