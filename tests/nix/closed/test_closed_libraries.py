@@ -22,11 +22,12 @@ OPTIONAL = {
     # numba looks which of its thread pools loads; the one that needs nothing is there.
     "numba/np/ufunc/omppool": {"libgomp.so.1.0.0"},
     "numba/np/ufunc/tbbpool": {"libtbb.so.12"},
-    # The CPU environment has torchvision's wheel for CUDA (patches/torchvision): they are not loaded.
-    "torchvision/_C": {"libc10_cuda.so", "libcudart.so.13", "libtorch_cuda.so"},
-    "torchvision/image": {"libc10_cuda.so", "libtorch_cuda.so"},
 }
 """Modules that need what nobody has, and why that is no loss."""
+if NAME == "serve":
+    # The CPU environment has torchvision's wheel for CUDA (patches/torchvision): they are not loaded.
+    OPTIONAL["torchvision/_C"] = {"libc10_cuda.so", "libcudart.so.13", "libtorch_cuda.so"}
+    OPTIONAL["torchvision/image"] = {"libc10_cuda.so", "libtorch_cuda.so"}
 
 
 def is_elf(file: Path) -> bool:
