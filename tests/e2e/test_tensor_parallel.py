@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from reference import forms
-from reference.forked import serve_tokens
+from reference.engines import serve_tokens
 from reference.forms import Form
 from reference.random_moe import UNQUANTIZED, write_random_moe
 from tokenizers import Tokenizer
