@@ -288,10 +288,11 @@ for name, (folder, speculative) in given.items():
 torch.accelerator.empty_cache = lambda: None
 init_distributed_environment(1, 0, "file://" + tempfile.mkdtemp() + "/store", 0, backend="gloo")
 started = False
+# A load collects garbage, and would look at all that was ever imported each time.
+gc.collect()
+gc.freeze()
 for name, (folder, speculative) in given.items():
     config, said = configured(folder, speculative), None
-    # A load collects garbage, and would look at all that was ever imported each time.
-    gc.freeze()
     try:
         with set_current_vllm_config(config):
             if not started:
