@@ -347,7 +347,8 @@ def make_machine(folder: Path) -> Machine:
     for name in ("home", "fake", "bin", "tools", "checkout/nix", "checkout/python/locks", "wheels"):
         (folder / name).mkdir(parents=True)
     for tool in TOOLS.split():
-        found = shutil.which(tool)
+        # Which awk is "awk" is decided when Debian installs; in the build root nothing is installed.
+        found = shutil.which(tool) or shutil.which(f"g{tool}")
         if found:
             (folder / "tools" / tool).symlink_to(found)
     for name, text in {"apt-get": APT_GET, "dpkg-deb": DPKG_DEB, "unshare": UNSHARE}.items():
