@@ -15,7 +15,7 @@ PYTHON = os.environ["GB10_PYTHON"]
 NO_FILE = re.compile(
     r"\[.*\]|anon_inode:.*|/(dev/zero|memfd:.*|dev/shm/.*|SYSV.*)( \(deleted\))?|/tmp/gb10-serve-[^/]+/memory"
 )
-"""What a line of /proc/PID/maps names that holds no code: no file of a disk, or what serve notes for its keeper."""
+"""What a line of /proc/PID/maps names that holds no code: no file of a disk, or what serve notes there."""
 
 
 def outside(mapped: dict[str, list[str]]) -> dict[str, list[str]]:
