@@ -24,10 +24,6 @@ OPTIONAL = {
     "numba/np/ufunc/tbbpool": {"libtbb.so.12"},
 }
 """Modules that need what nobody has, and why that is no loss."""
-if NAME == "serve":
-    # The CPU environment has torchvision's wheel for CUDA (patches/torchvision): they are not loaded.
-    OPTIONAL["torchvision/_C"] = {"libc10_cuda.so", "libcudart.so.13", "libtorch_cuda.so"}
-    OPTIONAL["torchvision/image"] = {"libc10_cuda.so", "libtorch_cuda.so"}
 
 
 def is_elf(file: Path) -> bool:
