@@ -14,6 +14,8 @@ let
       packages = packages ++ [ pkgs.util-linux ];
       shellHook = ''
         export GB10_DEMO_MODEL=${pkgs.gb10.demo-model} GB10_HELDOUT=${pkgs.gb10.heldout}/heldout.jsonl
+        # Nix's build has /noshell for it.
+        export SHELL=${pkgs.bashInteractive}/bin/bash
         source ${./shell-hook.sh}
         ${shellHook}
       '';

@@ -32,6 +32,27 @@ let
   reference = ../../tests/reference;
 in
 {
+  # The tests run the sources; this is what `quality` and `speculative` run: all its modules are there, with what they import.
+  lab-env-imports = pkgs.runCommand "gb10-check-lab-env-imports" { } ''
+    export HOME=$PWD
+    ${pkgs.gb10.lab-env}/bin/python3 -c '
+    import importlib, pkgutil
+    import gb10, gb10_lab
+    for package in (gb10, gb10_lab):
+        for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+            if module.name.endswith("__main__"):
+                continue
+            try:
+                importlib.import_module(module.name)
+            except ModuleNotFoundError as error:
+                # The CPU profile has none.
+                if error.name not in ("triton", "triton.language"):
+                    raise
+            print(module.name)
+    ' 2>&1 | tee "$out"
+    for program in ${pkgs.gb10.quality}/bin/quality ${pkgs.gb10.speculative}/bin/speculative; do "$program" --help; done
+  '';
+
   lab-cli = tests "cli" (sets.plugin ++ sets.gb10 [ "kernels" ] ++ [ ../../lab/src ]);
   lab-engine-bench = tests "engine_bench" (
     sets.lab [

@@ -417,6 +417,8 @@ def one(name: str, machine: Machine) -> dict[str, Any]:
         said = STEPS[name].run(machine)
     except Difference as difference:
         verdict, said = "failed", str(difference)
+    except (OSError, ValueError, LookupError, subprocess.SubprocessError) as error:
+        verdict, said = "failed", f"{type(error).__name__}: {error}"
     after = os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     return {"step": name, "verdict": verdict, "seconds": time.monotonic() - begun, "cpu": cpu, "said": said}

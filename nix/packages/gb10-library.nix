@@ -22,6 +22,8 @@ import ./python-package.nix { inherit pkgs; } {
         "files.py"
         "fp8.py"
         "kernels"
+        "libraries.py"
+        "machine"
         "nvfp4"
         "py.typed"
         "segments.py"

@@ -365,6 +365,8 @@ def main(words: Sequence[str]) -> int:
     asked = arguments_of(words)
     if asked.json and not asked.json.absolute().parent.is_dir():
         refuse(f"--json {asked.json}: there is no folder {asked.json.absolute().parent}")
+    if asked.json and asked.json.is_dir():
+        refuse(f"--json {asked.json}: it is a folder; name a file")
     given = json.loads(asked.flake.read_text())
     flake = Flake(
         system=given["system"],
@@ -391,6 +393,8 @@ def main(words: Sequence[str]) -> int:
     rows, left_out = chosen(asked.names, everything, flake, long | (unbuilt if asked.built else set()))
     if asked.built:
         rows = [each for each in rows if each.path in built]
+        if asked.names and not rows:
+            refuse("the store has nothing of that; without --built it is built first")
 
     if asked.list:
         for each in everything:

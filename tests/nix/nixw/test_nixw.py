@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from nixw_machine import NIX, REVISION, SYSTEMS, Machine, write_package
+from nixw_machine import CHECKOUT, NIX, REVISION, SYSTEMS, Machine, write_package
 
 DAY = 24 * 60 * 60
 BAD_INPUT = 2
@@ -535,6 +537,22 @@ def test_the_exit_status_is_that_of_nix(machine: Machine) -> None:
     assert machine.run("run", NIXW_BASE="debian", FAKE_RUN_STATUS="7").returncode == 7
 
 
+def test_the_lock_of_this_checkout_is_whole() -> None:
+    """A store that has the root does not read it so closely: an empty machine would."""
+    folder = CHECKOUT / "nix/debian"
+    lock = json.loads((folder / "packages.lock").read_text())
+    assert f"root_suite={lock['suite']} " in (folder / "root.sh").read_text()
+    assert lock["systems"].keys() == SYSTEMS.keys()
+    for system in lock["systems"].values():
+        assert re.fullmatch(r"sha256-[A-Za-z0-9+/]{43}=", system["narHash"])
+        names = [package["name"] for package in system["packages"]]
+        assert len(names) > 100 and names == sorted(set(names))
+        for package in system["packages"]:
+            assert package.keys() == {"name", "version", "architecture", "size", "sha256"}
+            assert re.fullmatch(r"[0-9a-f]{64}", package["sha256"]) and package["size"] > 0
+            assert re.fullmatch(r"[0-9][0-9A-Za-z.+~:-]*", package["version"]), package["name"]
+
+
 # ---------------------------------------------------------------------------------------- help and refresh
 
 
@@ -614,6 +632,51 @@ def test_cache_that_cannot_be_written(machine: Machine, installed: bool) -> None
 def test_cache_whose_name_nix_settings_cannot_hold(machine: Machine, name: str) -> None:
     assert name in error_of(machine.run("build", NIXW_CACHE=str(machine.folder / name)))
     assert not (machine.folder / name).exists()
+
+
+@pytest.mark.parametrize("word", ["build", "--refresh"])
+def test_a_folder_of_somebody_elses_is_no_cache(machine: Machine, word: str) -> None:
+    """What nixw removes in its cache has common names: nix, bin, root."""
+    kept = machine.folder / "mine/nix/kept"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("mine")
+    said = error_of(machine.run(word, NIXW_CACHE=str(machine.folder / "mine"), NIXW_BASE="debian"))
+    assert "not nixw's" in said and "NIXW_CACHE" in said
+    assert kept.read_text() == "mine" and [one.name for one in kept.parents[1].iterdir()] == ["nix"]
+
+
+def test_a_driver_folder_of_ours_may_be_in_the_cache(machine: Machine) -> None:
+    (machine.folder / "new/driver").mkdir(parents=True)
+    assert machine.run("build", NIXW_CACHE=str(machine.folder / "new"), NIXW_BASE="debian").returncode == 0
+    assert machine.run("--refresh", NIXW_CACHE=str(machine.folder / "new")).returncode == 0
+    assert (machine.folder / "new/driver").is_dir()
+
+
+def test_a_checkout_whose_path_an_address_cannot_hold(machine: Machine) -> None:
+    odd = machine.folder / "a b%41#c?"
+    (machine.folder / "checkout").rename(odd)
+    done = subprocess.run(
+        [machine.folder / "tools/bash", odd / "nixw", "build"],
+        env=machine.environment | {"NIXW_BASE": "debian"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"path:{machine.folder}/a%20b%2541%23c%3F/nix/debian" in machine.calls()[-1]
+
+
+def test_an_option_before_the_command_is_one_line(machine: Machine) -> None:
+    assert error_of(machine.run("-L", "build", ".#x")) == (
+        "nixw: error: Nix's options come after its command: ./nixw build … -L"
+    )
+
+
+@pytest.mark.parametrize("words", [["profile", "install"], ["search"], ["edit"], ["copy"]])
+def test_what_else_takes_a_flake_gets_the_base(machine: Machine, words: list[str]) -> None:
+    assert machine.run(*words, ".#x", NIXW_BASE="debian").returncode == 0
+    call = machine.calls()[-1]
+    assert call[: len(words) + 1] == [*words, "--override-input"]
 
 
 def test_relative_cache(machine: Machine) -> None:

@@ -85,6 +85,25 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
 
 
+def test_no_report_at_all_is_a_failure(place: Place) -> None:
+    place.room("lint", seconds(-60), report=False)
+    done = place.run()
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == "2 passed, 1 failed, 0 skipped"
+
+
+def test_a_report_that_is_not_whole_is_a_failure(place: Place) -> None:
+    place.room("good", seconds(-60))
+    place.room("cut", seconds(-60))
+    (place.folder / "elsewhere/nix/store/0123-gb10-check-cut/junit.xml").write_text(
+        "<?xml version='1.0'?><tests"
+    )
+    done = place.run()
+    assert done.returncode == 1
+    assert "failed: the report of cut is not whole" in done.stdout.splitlines()
+    assert done.stdout.splitlines()[-1] == "3 passed, 1 failed, 0 skipped"
+
+
 def test_counts_and_when_each_was_built(place: Place) -> None:
     place.room("new", seconds(-60), tests=7, skipped=2)
     place.room("old", 1_795_757_102, tests=5)
