@@ -33,6 +33,7 @@ find_archive() {
     mirror=$(apt_archives | cut -d ' ' -f 2- | grep -E '/debian(\.list)?/?$' | head -n 1) || true
   fi
   [ -n "$mirror" ] || lacking="this machine's apt names no Debian archive: set NIXW_MIRROR to one (an address that ends in /debian)"
+  [ -z "${NIXW_KEYRING:-}" ] || [ -r "$NIXW_KEYRING" ] || die "NIXW_KEYRING names $NIXW_KEYRING, which cannot be read"
   for keyring in "${NIXW_KEYRING:-}" /usr/share/keyrings/debian-archive-keyring.gpg /usr/share/keyrings/debian-archive-keyring.pgp; do
     if [ -n "$keyring" ] && [ -r "$keyring" ]; then break; fi
     keyring=''

@@ -684,6 +684,16 @@ def test_relative_cache(machine: Machine) -> None:
     assert (machine.folder / "checkout/here/roots").is_dir()
 
 
+def test_a_keyring_that_cannot_be_read_is_not_passed_over(machine: Machine) -> None:
+    said = error_of(machine.run("build", NIXW_KEYRING="/nonexistent/keys.gpg"))
+    assert "/nonexistent/keys.gpg" in said and not machine.apt_calls()
+
+
+def test_a_word_that_is_none_for_the_nix(machine: Machine) -> None:
+    said = error_of(machine.run("build", NIXW_NIX="debain"))
+    assert "'debain'" in said and "must be debian" in said
+
+
 def test_no_keyring(machine: Machine) -> None:
     machine.change("/usr/share/keyrings/", f"{machine.folder}/none/", "nix/debian/root.sh")
     del machine.environment["NIXW_KEYRING"]
