@@ -55,7 +55,6 @@ let
         named = builtins.filter (name: pkgs ? ${name}) (
           contract
           ++ [
-            "python312"
             "nixfmt"
             "statix"
             "deadnix"

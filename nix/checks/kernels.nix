@@ -57,11 +57,17 @@ let
     "vllm_fp4_sass"
   ];
   aloneTests = "not sparse24 and not nvfp4_search and (on_the_cpu or machine_code or test_abi or vllm_fp4_sass)";
-  vllm-fp4-objects = pkgs.runCommand "gb10-vllm-fp4-objects" { } ''
-    mkdir -p "$out/hardware" "$out/software"
-    ln -s ${vllm-fp4}/objects/* ${vllm-fp4}/lib/* "$out/hardware/"
-    ln -s ${vllm-fp4-software}/objects/* ${vllm-fp4-software}/lib/* "$out/software/"
-  '';
+  # What both of these rooms look at.
+  binaries = {
+    GB10_CUDA_TOOLKIT = cuda-toolkit;
+    GB10_KERNELS = kernels;
+    GB10_KERNELS_SOFTWARE = kernels-software;
+    GB10_VLLM_FP4_OBJECTS = pkgs.runCommand "gb10-vllm-fp4-objects" { } ''
+      mkdir -p "$out/hardware" "$out/software"
+      ln -s ${vllm-fp4}/objects/* ${vllm-fp4}/lib/* "$out/hardware/"
+      ln -s ${vllm-fp4-software}/objects/* ${vllm-fp4-software}/lib/* "$out/software/"
+    '';
+  };
 in
 {
   kernels-alone = room {
@@ -77,12 +83,7 @@ in
       ../../tests/kernels/libraries.py
       ../../tests/kernels/on_the_host.py
     ];
-    variables = {
-      GB10_CUDA_TOOLKIT = cuda-toolkit;
-      GB10_KERNELS = kernels;
-      GB10_KERNELS_SOFTWARE = kernels-software;
-      GB10_VLLM_FP4_OBJECTS = vllm-fp4-objects;
-    };
+    variables = binaries;
   };
 
   kernels = room {
@@ -91,12 +92,8 @@ in
     arguments = "-k 'not sparse24 and not (${aloneTests})' --ignore tests/kernels/test_vllm_fp4_gemm.py --ignore tests/kernels/test_vllm_wheel_sass.py --ignore tests/kernels/test_flashinfer_modules.py";
     cuda = dense ++ [ ../../vllm_fp4 ];
     inherit sources;
-    variables = {
-      GB10_CUDA_TOOLKIT = cuda-toolkit;
-      GB10_KERNELS = kernels;
-      GB10_KERNELS_SOFTWARE = kernels-software;
+    variables = binaries // {
       GB10_VLLM_FP4 = "${vllm-fp4}/lib";
-      GB10_VLLM_FP4_OBJECTS = vllm-fp4-objects;
     };
   };
 

@@ -66,7 +66,3 @@ pkgs.writeShellApplication {
     exec ${python}/bin/python3 -I ${./steps.py} ${pkgs.writeText "${name}.json" (builtins.toJSON plan)} "$@"
   '';
 }
-// {
-  # For builds by hand.
-  inherit assembler plan;
-}

@@ -13,7 +13,6 @@ let
     import ../wheelhouse {
       inherit pkgs changes;
       inherit (pkgs.gb10) python;
-      licencesOf = (import ../licences.nix { inherit (pkgs) lib; }).of;
       target = aarch64;
       locks = ../../python/locks;
     };
@@ -55,16 +54,12 @@ let
       toolkit = (wheelsOf changes "cuda-toolkit");
     };
 in
-rec {
+{
   # With PyTorch's own CPU build.
-  aarch64-env = environment (toolsOf changes);
-  emulated = app "emulated" aarch64-env;
+  emulated = app "emulated" (environment (toolsOf changes));
 
   # Where only mirrors can be reached.
-  aarch64-mirrored-env = environment (toolsOf stand-in.changes // { inherit (stand-in) torch stubs; });
-  emulated-mirrored = app "emulated-mirrored" aarch64-mirrored-env;
-
-  # For builds by hand.
-  wheels = toolsOf changes;
-  inherit stand-in;
+  emulated-mirrored = app "emulated-mirrored" (
+    environment (toolsOf stand-in.changes // { inherit (stand-in) torch stubs; })
+  );
 }

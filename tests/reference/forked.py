@@ -21,9 +21,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_TESTS = Path(__file__).resolve().parents[1]
+from reference import engines
 
-FIXED = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}
+FIXED = engines.OFFLINE | {"OMP_NUM_THREADS": "1"}
 """Variables that libraries read when they are loaded: no job can have others."""
 
 
@@ -31,10 +31,9 @@ class _Server:
     """The process that jobs are forked from. It ends with its standard input."""
 
     def __init__(self) -> None:
-        path = os.pathsep.join((str(_TESTS), os.environ.get("PYTHONPATH", "")))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "reference.forked"],
-            env=os.environ | FIXED | {"PYTHONPATH": path},
+            env=engines.environment(FIXED),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -78,8 +77,7 @@ def serve_tokens(job: Any, answer: Path, variables: Mapping[str, str], limit: fl
     assert not wrong, f"{wrong} cannot be set in a fork: use reference.engines"
     if _server is None or not _server.alive():
         _server = _Server()
-    path = os.pathsep.join((str(_TESTS), os.environ.get("PYTHONPATH", "")))
-    given = dict(os.environ) | dict(variables) | FIXED | {"PYTHONPATH": path}
+    given = engines.environment(dict(variables) | FIXED)
     status = _server.run({"job": job, "answer": str(answer), "variables": given}, limit)
     # pytest shows it when a test fails: what vLLM chose is in there.
     print(_printed(answer, "out")[-6000:])
