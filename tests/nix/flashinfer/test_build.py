@@ -48,9 +48,10 @@ def test_the_list_can_be_read(name: str) -> None:
 @pytest.mark.parametrize(
     ("gibibytes", "cores", "total", "jobs"),
     [
-        (9, 2, 23, 1),  # a small machine: one, though a quarter of its memory is less than one takes
+        (7, 2, 23, 1),  # a small machine: one, though a quarter of its memory is less than one takes
         (2, 2, 23, 2),
-        (9, 20, 119, 3),  # a Spark: three groups side by side stay below 3/4
+        (7, 20, 119, 4),  # a Spark: three groups side by side stay below 3/4
+        (3, 20, 119, 9),
         (2, 20, 119, 14),
         (1, 4, 1000, 4),
     ],
