@@ -16,6 +16,7 @@ let
       target = aarch64;
       locks = ../../python/locks;
     };
+  profiles = builtins.fromTOML (builtins.readFile ../../python/profiles.toml);
   wheelsOf = changes: profile: (wheelhouse changes).wheelsOf { inherit profile; };
 
   # The wheels of `tools` in overlays/wheels.nix.
@@ -35,6 +36,16 @@ let
         pkgs.gb10.lab
       ];
     };
+
+  # What serves on a GPU: 8 GB, which only `emulated-cuda` needs.
+  cudaEnvironment = (wheelhouse { }).mkEnvironment {
+    name = "gb10-aarch64-cuda-env";
+    packages = builtins.attrValues (wheelsOf changes "cuda") ++ [ pkgs.gb10.package ];
+    allowedDuplicates = map (
+      entry: pkgs.lib.removePrefix "site/" entry.path
+    ) profiles.allowed-duplicates;
+    isolated = true;
+  };
 
   changes = pkgs.gb10.wheelChanges;
   stand-in = import ./stand-in.nix {
@@ -62,4 +73,10 @@ in
   emulated-mirrored = app "emulated-mirrored" (
     environment (toolsOf stand-in.changes // { inherit (stand-in) torch stubs; })
   );
+
+  # What serves on a GPU.
+  emulated-cuda = import ./cuda.nix {
+    inherit pkgs aarch64;
+    env = cudaEnvironment;
+  };
 }

@@ -66,7 +66,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def has_a_second_user() -> bool:
-    """Whether this user namespace has the user that paths are given to: root of one that maps itself alone has none."""
+    """Whether this user namespace has the user that paths are given to; one that maps root alone does not."""
     lines = (line.split() for line in Path("/proc/self/uid_map").read_text().splitlines())
     return any(int(first) <= NOBODY < int(first) + int(count) for first, _, count in lines)
 
