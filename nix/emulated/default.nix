@@ -66,6 +66,12 @@ let
     };
 in
 {
+  # What serves on a GPU.
+  emulated-cuda = import ./cuda.nix {
+    inherit pkgs aarch64;
+    env = cudaEnvironment;
+  };
+
   # With PyTorch's own CPU build.
   emulated = app "emulated" (environment (toolsOf changes));
 
@@ -73,10 +79,4 @@ in
   emulated-mirrored = app "emulated-mirrored" (
     environment (toolsOf stand-in.changes // { inherit (stand-in) torch stubs; })
   );
-
-  # What serves on a GPU.
-  emulated-cuda = import ./cuda.nix {
-    inherit pkgs aarch64;
-    env = cudaEnvironment;
-  };
 }

@@ -169,13 +169,14 @@ def imports(machine: Machine) -> str:
 
 
 def outside(maps: str) -> list[str]:
-    """The files of a process's memory map that are not in the store."""
-    named = {line.split(maxsplit=5)[5] for line in maps.splitlines() if len(line.split(maxsplit=5)) == 6}
-    return sorted(file for file in named if file.startswith("/") and not file.startswith("/nix/store/"))
+    """The files that a process has code of, and that are not in the store. Locales have none."""
+    lines = [line.split(maxsplit=5) for line in maps.splitlines()]
+    code = {line[5] for line in lines if len(line) == 6 and "x" in line[1]}
+    return sorted(file for file in code if file.startswith("/") and not file.startswith("/nix/store/"))
 
 
 def cuda(machine: Machine) -> str:
-    """The CUDA environment: torch, vLLM and gb10 say their versions, and map no library but the store's."""
+    """The CUDA environment: torch, vLLM and gb10 say their versions, and map no code but the store's."""
     program = (
         "import importlib.metadata, json, torch, vllm\n"
         "said = f'torch {torch.__version__}, CUDA {torch.version.cuda}, vLLM {vllm.__version__}'\n"
@@ -463,11 +464,11 @@ STEPS = {
     "serve": Step(serve),
     "nvfp4": Step(tests("tests/unit/nvfp4")),
     "memory": Step(tests("tests/unit/machine")),
-    "cuda": Step(cuda, cuda=True),
-    "layouts": Step(layouts, cuda=True),
     "routing": Step(tests("tests/unit/routing"), long=True),
     "plug-in": Step(tests("tests/unit/vllm_plugin"), long=True),
     "numerics": Step(tests("tests/e2e/test_numerics_reference.py", "tests/e2e/test_numerics.py"), long=True),
+    "cuda": Step(cuda, cuda=True),
+    "layouts": Step(layouts, cuda=True),
 }
 
 
@@ -497,7 +498,7 @@ def main(arguments: Sequence[str]) -> int:
     asked = parser.parse_args(arguments[1:])
     if asked.list:
         for name, step in steps.items():
-            print(f"{name:12}{'(long) ' if step.long else ''}{(step.run.__doc__ or '').strip()}")
+            print(f"{name:18}{'(long) ' if step.long else ''}{(step.run.__doc__ or '').strip()}")
         return 0
     unknown = [name for name in asked.steps if name not in steps]
     if unknown:
