@@ -28,6 +28,7 @@ in
     in
     {
       emulated = app emulated.emulated "Run aarch64's programs emulated, and compare them with x86_64's";
+      emulated-cuda = app emulated.emulated-cuda "What serves on a GPU, on aarch64: the CUDA environment imported, serve-cuda among planted drivers";
       emulated-mirrored = app emulated.emulated-mirrored "The same with the package index's torch, where PyTorch's own index cannot be reached";
     }
   else

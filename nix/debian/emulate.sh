@@ -19,7 +19,7 @@ asks_for_emulation() {
   for argument in "$@"; do
     case $argument in
       --) return 1 ;;
-      *'#emulated' | *'#emulated-mirrored') return 0 ;;
+      *'#emulated' | *'#emulated-cuda' | *'#emulated-mirrored') return 0 ;;
     esac
   done
   return 1

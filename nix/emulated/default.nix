@@ -16,6 +16,7 @@ let
       target = aarch64;
       locks = ../../python/locks;
     };
+  profiles = builtins.fromTOML (builtins.readFile ../../python/profiles.toml);
   wheelsOf = changes: profile: (wheelhouse changes).wheelsOf { inherit profile; };
 
   # The wheels of `tools` in overlays/wheels.nix.
@@ -36,6 +37,16 @@ let
       ];
     };
 
+  # What serves on a GPU: 8 GB, which only `emulated-cuda` needs.
+  cudaEnvironment = (wheelhouse { }).mkEnvironment {
+    name = "gb10-aarch64-cuda-env";
+    packages = builtins.attrValues (wheelsOf changes "cuda") ++ [ pkgs.gb10.package ];
+    allowedDuplicates = map (
+      entry: pkgs.lib.removePrefix "site/" entry.path
+    ) profiles.allowed-duplicates;
+    isolated = true;
+  };
+
   changes = pkgs.gb10.wheelChanges;
   stand-in = import ./stand-in.nix {
     inherit pkgs aarch64 changes;
@@ -55,6 +66,12 @@ let
     };
 in
 {
+  # What serves on a GPU.
+  emulated-cuda = import ./cuda.nix {
+    inherit pkgs aarch64;
+    env = cudaEnvironment;
+  };
+
   # With PyTorch's own CPU build.
   emulated = app "emulated" (environment (toolsOf changes));
 

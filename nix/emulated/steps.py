@@ -35,6 +35,14 @@ SLOWNESS = "8"
 
 READY_LIMIT = 900.0
 
+DATA = ("demo-model", "testbed", "heldout")
+"""What the plan names and the tests find by GB10_NAME; the CUDA environment's plan has none."""
+
+MULTIARCH = "usr/lib/aarch64-linux-gnu"
+DRIVER = "580.95.05"
+SYSTEM = ("libc.so.6", "libm.so.6", "libstdc++.so.6", "libgcc_s.so.1", "libz.so.1", "libcudart.so.13")
+"""What lies beside the driver's libraries and must stay out: here no libraries, so who loads one dies."""
+
 # Two E2M1 codes of two floats, by the instruction that only 12.x has.
 PTX = """.version 9.0
 .target {target}
@@ -79,9 +87,7 @@ class Machine:
             "OMP_NUM_THREADS": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
             "GB10_PROFILE": "cpu",
-            "GB10_DEMO_MODEL": self.plan["demo-model"],
-            "GB10_TESTBED": self.plan["testbed"],
-            "GB10_HELDOUT": self.plan["heldout"],
+            **{f"GB10_{key.upper().replace('-', '_')}": self.plan[key] for key in DATA if key in self.plan},
             # One thread, forked, not bound; so serve preloads nothing. Nothing else was tried emulated.
             "VLLM_WORKER_MULTIPROC_METHOD": "fork",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -160,6 +166,131 @@ def imports(machine: Machine) -> str:
         "print('torch', torch.__version__, 'vLLM', vllm.__version__)",
     )
     return said.strip().splitlines()[-1]
+
+
+def outside(maps: str) -> list[str]:
+    """The files that a process has code of, and that are not in the store. Locales have none."""
+    lines = [line.split(maxsplit=5) for line in maps.splitlines()]
+    code = {line[5] for line in lines if len(line) == 6 and "x" in line[1]}
+    return sorted(file for file in code if file.startswith("/") and not file.startswith("/nix/store/"))
+
+
+def cuda(machine: Machine) -> str:
+    """The CUDA environment: torch, vLLM and gb10 say their versions, and map no code but the store's."""
+    program = (
+        "import importlib.metadata, json, torch, vllm\n"
+        "said = f'torch {torch.__version__}, CUDA {torch.version.cuda}, vLLM {vllm.__version__}'\n"
+        "said += f', gb10 {importlib.metadata.version(\"gb10\")}'\n"
+        "print(json.dumps({'said': said, 'maps': open('/proc/self/maps').read()}))"
+    )
+    printed = machine.run(machine.python, "-I", "-c", program, GB10_PROFILE="cuda").strip().splitlines()[-1]
+    found = json.loads(printed)
+    version = machine.run(f"{machine.plan['env']}/bin/vllm", "--version", GB10_PROFILE="cuda").split()[-1]
+    if "libtorch_cuda.so" not in found["maps"] or "libcudart.so" not in found["maps"]:
+        raise Difference("torch came without its CUDA half")
+    if f"vLLM {version}" not in found["said"] or "CUDA 13." not in found["said"]:
+        raise Difference(f"{found['said']}; `vllm --version` says {version}")
+    if foreign := outside(found["maps"]):
+        raise Difference(f"mapped, and not of the store: {', '.join(foreign)}")
+    return str(found["said"])
+
+
+class Planted:
+    """An aarch64 machine's folders beside the store, with a driver or without, to run serve-cuda in."""
+
+    def __init__(self, machine: Machine, name: str) -> None:
+        self.machine, self.root = machine, machine.folder / f"planted-{name}"
+        for folder in ("nix/store", "proc", "dev", "tmp", "home"):
+            (self.root / folder).mkdir(parents=True)
+        (self.root / "dev/null").touch()
+
+    def device(self) -> Planted:
+        """The driver's device files."""
+        for name in ("nvidiactl", "nvidia0"):
+            (self.root / "dev" / name).touch()
+        return self
+
+    def on_the_bus(self) -> Planted:
+        """The GPU's PCI device, which is there before the driver is."""
+        device = self.root / "sys/bus/pci/devices/000f:01:00.0"
+        device.mkdir(parents=True)
+        (device / "vendor").write_text("0x10de\n")
+        (device / "class").write_text("0x030200\n")
+        return self
+
+    def dgx_os(self) -> Planted:
+        """The driver's libraries in Debian's multiarch folder, among the system's."""
+        folder = self.root / MULTIARCH
+        folder.mkdir(parents=True)
+        for name in ("libcuda", "libnvidia-ml"):
+            shutil.copyfile(f"{self.machine.plan['driver']}/libcuda.so.1", folder / f"{name}.so.{DRIVER}")
+            (folder / f"{name}.so.1").symlink_to(f"{name}.so.{DRIVER}")
+        for name in SYSTEM:
+            (folder / name).write_text("not a library\n")
+        return self
+
+    def nixos(self) -> Planted:
+        """The driver's libraries in a folder of their own, links into the store."""
+        folder = self.root / "run/opengl-driver/lib"
+        folder.mkdir(parents=True)
+        (folder / "libcuda.so.1").symlink_to(f"{self.machine.plan['driver']}/libcuda.so.1")
+        return self
+
+    def run(self, *command: str, **variables: str) -> tuple[int, str]:
+        """A command's exit status, and what it says. Its mounts are in a namespace that ends with it."""
+        enter = (
+            'mount --rbind /nix/store "$0/nix/store"; mount --rbind /proc "$0/proc"; '
+            'mount --bind /dev/null "$0/dev/null"; exec chroot "$0" "$@"'
+        )
+        done = subprocess.run(
+            ["unshare", "--mount", "bash", "-euc", enter, str(self.root), *command],
+            env={"PATH": os.environ.get("PATH", "/usr/bin:/bin"), "HOME": "/home", **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout
+
+    def refuses(self, *lines: str, **variables: str) -> None:
+        """serve-cuda ends with 2 and lines that begin so; a Difference where it does not."""
+        status, said = self.run(self.machine.plan["serve-cuda"], "--dry-run", **variables)
+        found = said.splitlines()
+        begin_so = [line.startswith(start) for line, start in zip(found, lines, strict=False)]
+        if status != 2 or len(found) != len(lines) or not all(begin_so):
+            raise Difference(f"{self.root.name}: ended with {status}, not with 2 and {lines}:\n{said}")
+
+    def finds(self, library: str) -> None:
+        """serve-cuda asks this libcuda.so.1 for the GPU and loads nothing else of its folder."""
+        # It was asked: without a GPU it says another line, and this one is the last before the engine.
+        self.refuses("gb10: error: no model given; ")
+        foreign = outside((self.root / "tmp/mapped").read_text())
+        libraries = (self.root / "tmp/mapped").read_text()
+        if library not in libraries or foreign != [library] * (not library.startswith("/nix/store/")):
+            raise Difference(f"{self.root.name}: mapped of the machine: {foreign}, not {library} alone")
+
+
+def layouts(machine: Machine) -> str:
+    """`serve-cuda` finds a planted DGX OS's and NixOS's driver, takes nothing else, refuses in one line."""
+    dgx_os = Planted(machine, "dgx-os").dgx_os().device()
+    dgx_os.finds(f"/{MULTIARCH}/libcuda.so.{DRIVER}")
+    links = {path.name for path in (dgx_os.root / "home/.cache/gb10/driver").glob("*/*")}
+    expected = {f"{name}.so.{end}" for name in ("libcuda", "libnvidia-ml") for end in ("1", DRIVER)}
+    if links != expected:
+        raise Difference(f"links to {sorted(links)}, not to {sorted(expected)}")
+    # That what lies beside the driver would be noticed.
+    status, said = dgx_os.run(machine.python, "-c", "", LD_LIBRARY_PATH=f"/{MULTIARCH}")
+    if status == 0 or not any(f"/{MULTIARCH}/{name}" in said for name in SYSTEM):
+        raise Difference(f"Python with the system's folder ended with {status}: {said}")
+    nixos = Planted(machine, "nixos").nixos().device()
+    nixos.finds(f"{machine.plan['driver']}/libcuda.so.1")
+    Planted(machine, "no-driver").device().refuses("gb10: error: no libcuda.so.1 found; ")
+    Planted(machine, "no-device").dgx_os().refuses("gb10: error: no NVIDIA GPU can be seen; ")
+    has = "this machine has an NVIDIA GPU (PCI device 000f:01:00.0)"
+    waiting = Planted(machine, "no-device-yet").nixos().on_the_bus()
+    waiting.refuses(f"gb10: {has}; waiting", f"gb10: error: {has}, but after 1 s", GB10_DEVICE_WAIT="1")
+    return "found: DGX OS's, NixOS's; refused: no driver, no device, a device file that does not come"
 
 
 def demo_model(machine: Machine) -> str:
@@ -321,6 +452,8 @@ class Step:
 
     run: Callable[[Machine], str]
     long: bool = False
+    cuda: bool = False
+    """Whether the CUDA environment's plan has it (emulated-cuda), or the CPU's."""
 
 
 STEPS = {
@@ -334,6 +467,8 @@ STEPS = {
     "routing": Step(tests("tests/unit/routing"), long=True),
     "plug-in": Step(tests("tests/unit/vllm_plugin"), long=True),
     "numerics": Step(tests("tests/e2e/test_numerics_reference.py", "tests/e2e/test_numerics.py"), long=True),
+    "cuda": Step(cuda, cuda=True),
+    "layouts": Step(layouts, cuda=True),
 }
 
 
@@ -350,23 +485,24 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Run the steps that are asked for."""
     plan = json.loads(Path(arguments[0]).read_text())
+    steps = {name: step for name, step in STEPS.items() if step.cuda == ("serve-cuda" in plan)}
     parser = argparse.ArgumentParser(
         prog=plan["name"], description="aarch64's programs, emulated, beside x86_64's"
     )
     parser.add_argument(
-        "steps", nargs="*", metavar="STEP", help=f"of {', '.join(STEPS)}; default: all but the long ones"
+        "steps", nargs="*", metavar="STEP", help=f"of {', '.join(steps)}; default: all but the long ones"
     )
     parser.add_argument("--all", action="store_true", help="the long ones too")
     parser.add_argument("--list", action="store_true", help="say what each step shows, and end")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     asked = parser.parse_args(arguments[1:])
     if asked.list:
-        for name, step in STEPS.items():
-            print(f"{name:12}{'(long) ' if step.long else ''}{(step.run.__doc__ or '').strip()}")
+        for name, step in steps.items():
+            print(f"{name:18}{'(long) ' if step.long else ''}{(step.run.__doc__ or '').strip()}")
         return 0
-    unknown = [name for name in asked.steps if name not in STEPS]
+    unknown = [name for name in asked.steps if name not in steps]
     if unknown:
-        parser.error(f"no step is called {', '.join(unknown)}; there are {', '.join(STEPS)}")
+        parser.error(f"no step is called {', '.join(unknown)}; there are {', '.join(steps)}")
     # A mount namespace of its own: the processes below see an Arm machine's processors.
     if os.environ.get("GB10_EMULATED") != "inside":
         inside = dict(os.environ, GB10_EMULATED="inside")
@@ -386,7 +522,7 @@ def main(arguments: Sequence[str]) -> int:
             parser.error(f"unshare cannot be run ({error.strerror}); install util-linux")
     if not runs(plan["bash"]):
         parser.error("this machine cannot run aarch64's programs; use ./nixw run .#emulated")
-    chosen = asked.steps or [name for name, step in STEPS.items() if asked.all or not step.long]
+    chosen = asked.steps or [name for name, step in steps.items() if asked.all or not step.long]
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="gb10-emulated-") as folder:
         machine = Machine(plan, Path(folder))

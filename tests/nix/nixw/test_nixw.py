@@ -210,11 +210,16 @@ def test_where_the_security_suite_is_without_a_word_of_apt(
 
 
 @pytest.mark.parametrize(
-    "words", [["build", ".#packages.aarch64-linux.serve"], ["run", ".#emulated", "--", "x"]]
+    "words",
+    [
+        ["build", ".#packages.aarch64-linux.serve"],
+        ["run", ".#emulated", "--", "x"],
+        ["run", ".#emulated-cuda"],
+    ],
 )
 def test_another_system_is_emulated(with_nix: Machine, words: list[str]) -> None:
     """Both build roots, QEMU, settings under which Nix builds for both; `.#emulated` asks for it itself."""
-    asked = {} if ".#emulated" in words else {"NIXW_SYSTEM": "aarch64-linux"}
+    asked = {} if words[0] == "run" else {"NIXW_SYSTEM": "aarch64-linux"}
     done = with_nix.run(*words, NIXW_BASE="debian", **asked)
     assert done.returncode == 0, done.stderr
     emulator = with_nix.cache / "emulator/usr/bin/qemu-aarch64"
