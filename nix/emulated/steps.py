@@ -208,22 +208,84 @@ def assembler(machine: Machine) -> str:
     return ", ".join(said)
 
 
+def built(derivation: str) -> Path:
+    """What Nix builds of a derivation; what it prints while it does so is seen."""
+    nix = os.environ.get("NIXW_PROGRAM") or "nix"
+    command = [nix, "--extra-experimental-features", "nix-command"]
+    command += ["build", "--no-link", "--print-out-paths", f"{derivation}^out"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        raise Difference(f"{derivation} is not built: nix ended with {done.returncode}")
+    return Path(done.stdout.strip())
+
+
+def device_code(cuobjdump: str, file: Path, folder: Path) -> Path:
+    """The cubins of a library, or of another file that has some, as files of a new folder."""
+    folder.mkdir(parents=True)
+    command = [cuobjdump, "-xelf", "all", str(file)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise Difference(
+            f"cuobjdump ended with {done.returncode} for {file}: {(done.stdout + done.stderr)[-1000:]}"
+        )
+    return folder
+
+
+def same_operators(expected: str, found: str) -> int:
+    """How many operators' schemas two processes print alike; a Difference where they do not."""
+    schemas = [
+        {line for line in text.splitlines() if line.startswith("gb10::")} for text in (expected, found)
+    ]
+    if schemas[0] != schemas[1] or not schemas[0]:
+        only = sorted(schemas[0] ^ schemas[1])
+        raise Difference(f"not on both: {'; '.join(only) or 'no operator registers'}")
+    return len(schemas[0])
+
+
+def kernels(machine: Machine) -> str:
+    """Our kernels by aarch64's tools, for both routes: x86_64's device code and operators, which refuse."""
+    plan, said = machine.plan["kernels"], []
+    for route, systems in plan["routes"].items():
+        cubins, schemas = {}, {}
+        for system, derivation in systems.items():
+            library = built(derivation) / "lib/libgb10_kernels.so"
+            cubins[system] = device_code(
+                plan["cuobjdump"], library, machine.folder / "cubins" / route / system
+            )
+            variables = {"GB10_KERNELS": str(library), "GB10_CUDA_TOOLKIT": plan["runtime"][system]}
+            python = machine.python if system == "aarch64" else plan["python"]
+            schemas[system] = machine.run(python, "-I", plan["operators"], "schemas", **variables)
+        # Now aarch64's library.
+        code = same_files(cubins["aarch64"], cubins["x86_64"])
+        operators = same_operators(schemas["x86_64"], schemas["aarch64"])
+        folders = ("tests/kernels", "--ignore=tests/kernels/test_sparse24.py")
+        refused = tested(machine, folders, (plan["operators"], "test"), **variables)
+        said.append(f"{route}: device code {code}; {operators} operators, {refused}")
+    return ". ".join(said)
+
+
+def tested(machine: Machine, folders: Sequence[str], runner: Sequence[str], **variables: str) -> str:
+    """What aarch64's pytest, called by `runner`, says at the end of folders of the repository."""
+    source = machine.folder / "source"
+    if not source.exists():
+        shutil.copytree(machine.plan["source"], source)
+        subprocess.run(["chmod", "-R", "u+w", str(source)], check=True)
+    said = machine.run(
+        *(machine.python, *runner, "-q", "-c", "python/pyproject.toml", "--rootdir", "."),
+        *("-p", "no:cacheprovider", f"--timeout={900 * int(SLOWNESS)}", *folders),
+        cwd=source,
+        PYTHONPATH=f"{source}/python/src:{source}/lab/src",
+        GB10_TEST_SLOWNESS=SLOWNESS,
+        **variables,
+    )
+    return said.strip().splitlines()[-1].strip("= ")
+
+
 def tests(*folders: str) -> Callable[[Machine], str]:
     """A step that runs test folders of the repository under aarch64's Python."""
 
     def step(machine: Machine) -> str:
-        source = machine.folder / "source"
-        if not source.exists():
-            shutil.copytree(machine.plan["source"], source)
-            subprocess.run(["chmod", "-R", "u+w", str(source)], check=True)
-        said = machine.run(
-            *(machine.python, "-m", "pytest", "-q", "-c", "python/pyproject.toml", "--rootdir", "."),
-            *("-p", "no:cacheprovider", f"--timeout={900 * int(SLOWNESS)}", *folders),
-            cwd=source,
-            PYTHONPATH=f"{source}/python/src:{source}/lab/src",
-            GB10_TEST_SLOWNESS=SLOWNESS,
-        )
-        return said.strip().splitlines()[-1].strip("= ")
+        return tested(machine, folders, ("-m", "pytest"))
 
     step.__doc__ = f"{', '.join(folders)} under aarch64's Python."
     return step
@@ -331,6 +393,7 @@ STEPS = {
     "serve": Step(serve),
     "nvfp4": Step(tests("tests/unit/nvfp4")),
     "memory": Step(tests("tests/unit/machine")),
+    "kernels": Step(kernels, long=True),
     "routing": Step(tests("tests/unit/routing"), long=True),
     "plug-in": Step(tests("tests/unit/vllm_plugin"), long=True),
     "numerics": Step(tests("tests/e2e/test_numerics_reference.py", "tests/e2e/test_numerics.py"), long=True),
