@@ -242,26 +242,35 @@ def same_operators(expected: str, found: str) -> int:
     return len(schemas[0])
 
 
-def kernels(machine: Machine) -> str:
-    """Our kernels by aarch64's tools, for both routes: x86_64's device code and operators, which refuse."""
-    plan, said = machine.plan["kernels"], []
-    for route, systems in plan["routes"].items():
-        cubins, schemas = {}, {}
-        for system, derivation in systems.items():
-            library = built(derivation) / "lib/libgb10_kernels.so"
-            cubins[system] = device_code(
-                plan["cuobjdump"], library, machine.folder / "cubins" / route / system
-            )
-            variables = {"GB10_KERNELS": str(library), "GB10_CUDA_TOOLKIT": plan["runtime"][system]}
-            python = machine.python if system == "aarch64" else plan["python"]
-            schemas[system] = machine.run(python, "-I", plan["operators"], "schemas", **variables)
-        # Now aarch64's library.
+def kernels(route: str) -> Callable[[Machine], str]:
+    """A step that has aarch64's tools build our kernels for a route, and compares them."""
+
+    def step(machine: Machine) -> str:
+        plan = machine.plan["kernels"]
+        libraries = {
+            system: built(derivation) / "lib/libgb10_kernels.so"
+            for system, derivation in plan["routes"][route].items()
+        }
+        cubins = {
+            system: device_code(plan["cuobjdump"], library, machine.folder / "cubins" / route / system)
+            for system, library in libraries.items()
+        }
         code = same_files(cubins["aarch64"], cubins["x86_64"])
-        operators = same_operators(schemas["x86_64"], schemas["aarch64"])
+        variables = {
+            system: {"GB10_KERNELS": str(library), "GB10_CUDA_TOOLKIT": plan["runtime"][system]}
+            for system, library in libraries.items()
+        }
+        schemas = [
+            machine.run(python, "-I", plan["operators"], "schemas", **variables[system])
+            for system, python in (("x86_64", plan["python"]), ("aarch64", machine.python))
+        ]
+        operators = same_operators(*schemas)
         folders = ("tests/kernels", "--ignore=tests/kernels/test_sparse24.py")
-        refused = tested(machine, folders, (plan["operators"], "test"), **variables)
-        said.append(f"{route}: device code {code}; {operators} operators, {refused}")
-    return ". ".join(said)
+        refused = tested(machine, folders, (plan["operators"], "test"), **variables["aarch64"])
+        return f"device code: {code}; {operators} operators the same; {refused}"
+
+    step.__doc__ = f"Our kernels ({route} route) by aarch64's tools: x86_64's device code and operators."
+    return step
 
 
 def tested(machine: Machine, folders: Sequence[str], runner: Sequence[str], **variables: str) -> str:
@@ -393,7 +402,8 @@ STEPS = {
     "serve": Step(serve),
     "nvfp4": Step(tests("tests/unit/nvfp4")),
     "memory": Step(tests("tests/unit/machine")),
-    "kernels": Step(kernels, long=True),
+    "kernels": Step(kernels("hardware"), long=True),
+    "kernels-software": Step(kernels("software"), long=True),
     "routing": Step(tests("tests/unit/routing"), long=True),
     "plug-in": Step(tests("tests/unit/vllm_plugin"), long=True),
     "numerics": Step(tests("tests/e2e/test_numerics_reference.py", "tests/e2e/test_numerics.py"), long=True),
@@ -425,7 +435,7 @@ def main(arguments: Sequence[str]) -> int:
     asked = parser.parse_args(arguments[1:])
     if asked.list:
         for name, step in STEPS.items():
-            print(f"{name:12}{'(long) ' if step.long else ''}{(step.run.__doc__ or '').strip()}")
+            print(f"{name:18}{'(long) ' if step.long else ''}{(step.run.__doc__ or '').strip()}")
         return 0
     unknown = [name for name in asked.steps if name not in STEPS]
     if unknown:
