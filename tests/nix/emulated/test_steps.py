@@ -131,3 +131,58 @@ def test_what_nix_does_not_build_is_a_difference(
     (tmp_path / "status").write_text("1")
     with pytest.raises(steps.Difference, match=r"/kernels\.drv is not built: nix ended with 1"):
         steps.built("/kernels.drv")
+
+
+def script(path: Path, *lines: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize("other", ["", "cubin", "operator", "test"])
+def test_the_step(steps: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str) -> None:
+    """Each system's Python has its own library; the step ends at what differs, however late."""
+    monkeypatch.setenv(
+        "NIXW_PROGRAM", script(tmp_path / "nix", 'for word; do :; done; echo "${word%.drv^out}"')
+    )
+    # Nix writes aarch64 first.
+    systems = ("aarch64", "x86_64")
+    pythons = {system: tmp_path / system / "env/bin/python3" for system in systems}
+    for system, python in pythons.items():
+        differs = system == "aarch64" and other
+        failing = ["case $* in *' test '*) echo 1 failed; exit 1 ;; esac"] if differs == "test" else []
+        script(
+            python,
+            f'[ "$GB10_KERNELS" = /made/{system}/lib/libgb10_kernels.so ] || exit 3',
+            f'[ "$GB10_CUDA_TOOLKIT" = /runtime/{system} ] || exit 4',
+            *failing,
+            f"echo 'gb10::{'two' if differs == 'operator' else 'one'}() -> ()'",
+            "echo 5 passed",
+        )
+    # The file's name is in the code.
+    text = "$3" if other == "cubin" else "code"
+    plan = {
+        "env": str(tmp_path / "aarch64/env"),
+        "programs": "/nowhere",
+        "demo-model": "",
+        "testbed": "",
+        "heldout": "",
+        "source": str(tmp_path / "aarch64"),
+        "kernels": {
+            "routes": {"hardware": {system: f"/made/{system}.drv" for system in systems}},
+            "cuobjdump": script(tmp_path / "cuobjdump", f'echo "{text}" >1.cubin'),
+            "runtime": {system: f"/runtime/{system}" for system in systems},
+            "python": str(pythons["x86_64"]),
+            "operators": "/operators.py",
+        },
+    }
+    step = steps.kernels("hardware")
+    (tmp_path / "work").mkdir()
+    machine = steps.Machine(plan, tmp_path / "work")
+    if not other:
+        assert step(machine) == "device code: 1 files, 5 bytes, the same; 1 operators the same; 5 passed"
+        return
+    words = {"cubin": "not x86_64's bytes: 1.cubin", "operator": "gb10::two", "test": "1 failed"}[other]
+    with pytest.raises(steps.Difference, match=words):
+        step(machine)
