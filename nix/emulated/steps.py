@@ -257,7 +257,7 @@ def kernels(route: str) -> Callable[[Machine], str]:
         }
         code = same_files(cubins["aarch64"], cubins["x86_64"])
         variables = {
-            system: {"GB10_KERNELS": str(library), "GB10_CUDA_TOOLKIT": plan["runtime"][system]}
+            system: {"GB10_KERNELS": str(library.parents[1]), "GB10_CUDA_TOOLKIT": plan["runtime"][system]}
             for system, library in libraries.items()
         }
         schemas = [
