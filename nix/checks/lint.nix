@@ -36,7 +36,9 @@ in
 
   lint-rebuild = python "lint-rebuild" "nix/apps/rebuild" [ ../../nix/apps/rebuild ] "nix/apps/rebuild";
 
-  lint-emulated = python "lint-emulated" "nix/emulated" [ ../../nix/emulated ] "nix/emulated";
+  lint-emulated = python "lint-emulated" "nix/emulated" (
+    [ ../../nix/emulated ] ++ sets.plugin
+  ) "nix/emulated:python/src";
 
   lint-flashinfer =
     python "lint-flashinfer" "nix/flashinfer" [ ../../nix/flashinfer ]

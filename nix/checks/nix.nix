@@ -70,6 +70,16 @@ in
     ];
   };
 
+  # What the emulated kernels are compared with, and how.
+  emulated-steps = room {
+    name = "emulated-steps";
+    tests = [ ../../tests/nix/emulated ];
+    sources = [ ../../nix/emulated/steps.py ];
+    variables = {
+      GB10_CUDA_TOOLKIT = pkgs.gb10.cuda-toolkit;
+    };
+  };
+
   cpu-env-imports =
     pkgs.runCommand "gb10-check-cpu-env-imports" { nativeBuildInputs = [ pkgs.util-linux ]; }
       ''

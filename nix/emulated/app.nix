@@ -7,6 +7,8 @@
   env,
   # aarch64's CUDA tools, as wheels.
   toolkit,
+  # aarch64's kernels and kernels-software.
+  kernels,
 }:
 
 let
@@ -24,6 +26,7 @@ let
         ../../tests/confined
         ../../tests/conftest.py
         ../../tests/e2e
+        ../../tests/kernels
         ../../tests/reference
         ../../tests/unit/machine
         ../../tests/unit/nvfp4
@@ -45,6 +48,13 @@ let
     install -D -m 755 ${toolkit.nvidia-cuda-nvcc}/${python.sitePackages}/nvidia/cu13/bin/ptxas "$out/bin/ptxas"
   '';
 
+  # Named, not built: that takes long, and one step alone asks for it.
+  derivations =
+    x86_64: aarch64:
+    builtins.mapAttrs (_system: package: builtins.unsafeDiscardOutputDependency package.drvPath) {
+      inherit x86_64 aarch64;
+    };
+
   plan = {
     inherit env name source;
     inherit (pkgs.gb10) demo-model testbed;
@@ -57,6 +67,20 @@ let
     assembler = {
       x86_64 = "${pkgs.gb10.cuda-toolkit}/bin/ptxas";
       aarch64 = "${assembler}/bin/ptxas";
+    };
+    kernels = {
+      routes = {
+        hardware = derivations pkgs.gb10.kernels kernels.kernels;
+        software = derivations pkgs.gb10.kernels-software kernels.kernels-software;
+      };
+      cuobjdump = "${pkgs.gb10.cuda-toolkit}/bin/cuobjdump";
+      # CUDA's runtime, which torch for the CPU has not.
+      runtime = {
+        x86_64 = pkgs.gb10.cuda-toolkit;
+        aarch64 = "${toolkit.nvidia-cuda-runtime}/${python.sitePackages}/nvidia/cu13";
+      };
+      python = "${pkgs.gb10.cpu-env}/bin/python3";
+      operators = ./operators.py;
     };
   };
 in

@@ -48,21 +48,52 @@ let
   };
 
   changes = pkgs.gb10.wheelChanges;
+
+  # aarch64's CUDA tools, unpacked here.
+  toolkit = wheelsOf changes "cuda-toolkit";
+
+  # Our kernels as a Spark builds them, but for who unpacked the wheels: nvcc, its parts and g++ are aarch64's.
+  kernelsOn =
+    torch:
+    let
+      wheels = aarch64.gb10.wheels // {
+        cpu = { inherit torch; };
+        cuda-toolkit = toolkit;
+      };
+      changed = aarch64 // {
+        gb10 = aarch64.gb10 // {
+          inherit wheels;
+          cuda-toolkit = import ../packages/cuda-toolkit.nix {
+            pkgs = pkgs // {
+              gb10 = pkgs.gb10 // {
+                inherit wheels;
+              };
+            };
+          };
+        };
+      };
+    in
+    (import ../../overlays/kernels.nix changed changed).gb10;
   stand-in = import ./stand-in.nix {
     inherit pkgs aarch64 changes;
     torch = (wheelsOf changes "cuda").torch;
   };
 
   app =
-    name: env:
+    {
+      name,
+      torch,
+      env,
+    }:
     import ./app.nix {
       inherit
         pkgs
         aarch64
         name
         env
+        toolkit
         ;
-      toolkit = (wheelsOf changes "cuda-toolkit");
+      kernels = kernelsOn torch;
     };
 in
 {
@@ -73,10 +104,16 @@ in
   };
 
   # With PyTorch's own CPU build.
-  emulated = app "emulated" (environment (toolsOf changes));
+  emulated = app {
+    name = "emulated";
+    inherit (wheelsOf changes "cpu") torch;
+    env = environment (toolsOf changes);
+  };
 
   # Where only mirrors can be reached.
-  emulated-mirrored = app "emulated-mirrored" (
-    environment (toolsOf stand-in.changes // { inherit (stand-in) torch stubs; })
-  );
+  emulated-mirrored = app {
+    name = "emulated-mirrored";
+    inherit (stand-in) torch;
+    env = environment (toolsOf stand-in.changes // { inherit (stand-in) torch stubs; });
+  };
 }

@@ -339,22 +339,93 @@ def assembler(machine: Machine) -> str:
     return ", ".join(said)
 
 
+def built(derivation: str) -> Path:
+    """What Nix builds of a derivation; what it prints while it does so is seen."""
+    nix = os.environ.get("NIXW_PROGRAM") or "nix"
+    command = [nix, "--extra-experimental-features", "nix-command"]
+    command += ["build", "--no-link", "--print-out-paths", f"{derivation}^out"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        raise Difference(f"{derivation} is not built: nix ended with {done.returncode}")
+    return Path(done.stdout.strip())
+
+
+def device_code(cuobjdump: str, file: Path, folder: Path) -> Path:
+    """The cubins of a library, or of another file that has some, as files of a new folder."""
+    folder.mkdir(parents=True)
+    command = [cuobjdump, "-xelf", "all", str(file)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise Difference(
+            f"cuobjdump ended with {done.returncode} for {file}: {(done.stdout + done.stderr)[-1000:]}"
+        )
+    return folder
+
+
+def same_operators(expected: str, found: str) -> int:
+    """How many operators' schemas two processes print alike; a Difference where they do not."""
+    schemas = [
+        {line for line in text.splitlines() if line.startswith("gb10::")} for text in (expected, found)
+    ]
+    if schemas[0] != schemas[1] or not schemas[0]:
+        only = sorted(schemas[0] ^ schemas[1])
+        raise Difference(f"not on both: {'; '.join(only) or 'no operator registers'}")
+    return len(schemas[0])
+
+
+def kernels(route: str) -> Callable[[Machine], str]:
+    """A step that has aarch64's tools build our kernels for a route, and compares them."""
+
+    def step(machine: Machine) -> str:
+        plan = machine.plan["kernels"]
+        libraries = {
+            system: built(derivation) / "lib/libgb10_kernels.so"
+            for system, derivation in plan["routes"][route].items()
+        }
+        cubins = {
+            system: device_code(plan["cuobjdump"], library, machine.folder / "cubins" / route / system)
+            for system, library in libraries.items()
+        }
+        code = same_files(cubins["aarch64"], cubins["x86_64"])
+        variables = {
+            system: {"GB10_KERNELS": str(library.parents[1]), "GB10_CUDA_TOOLKIT": plan["runtime"][system]}
+            for system, library in libraries.items()
+        }
+        schemas = [
+            machine.run(python, "-I", plan["operators"], "schemas", **variables[system])
+            for system, python in (("x86_64", plan["python"]), ("aarch64", machine.python))
+        ]
+        operators = same_operators(*schemas)
+        folders = ("tests/kernels", "--ignore=tests/kernels/test_sparse24.py")
+        refused = tested(machine, folders, (plan["operators"], "test"), **variables["aarch64"])
+        return f"device code: {code}; {operators} operators the same; {refused}"
+
+    step.__doc__ = f"Our kernels ({route} route) by aarch64's tools: x86_64's device code and operators."
+    return step
+
+
+def tested(machine: Machine, folders: Sequence[str], runner: Sequence[str], **variables: str) -> str:
+    """What aarch64's pytest, called by `runner`, says at the end of folders of the repository."""
+    source = machine.folder / "source"
+    if not source.exists():
+        shutil.copytree(machine.plan["source"], source)
+        subprocess.run(["chmod", "-R", "u+w", str(source)], check=True)
+    said = machine.run(
+        *(machine.python, *runner, "-q", "-c", "python/pyproject.toml", "--rootdir", "."),
+        *("-p", "no:cacheprovider", f"--timeout={900 * int(SLOWNESS)}", *folders),
+        cwd=source,
+        PYTHONPATH=f"{source}/python/src:{source}/lab/src",
+        GB10_TEST_SLOWNESS=SLOWNESS,
+        **variables,
+    )
+    return said.strip().splitlines()[-1].strip("= ")
+
+
 def tests(*folders: str) -> Callable[[Machine], str]:
     """A step that runs test folders of the repository under aarch64's Python."""
 
     def step(machine: Machine) -> str:
-        source = machine.folder / "source"
-        if not source.exists():
-            shutil.copytree(machine.plan["source"], source)
-            subprocess.run(["chmod", "-R", "u+w", str(source)], check=True)
-        said = machine.run(
-            *(machine.python, "-m", "pytest", "-q", "-c", "python/pyproject.toml", "--rootdir", "."),
-            *("-p", "no:cacheprovider", f"--timeout={900 * int(SLOWNESS)}", *folders),
-            cwd=source,
-            PYTHONPATH=f"{source}/python/src:{source}/lab/src",
-            GB10_TEST_SLOWNESS=SLOWNESS,
-        )
-        return said.strip().splitlines()[-1].strip("= ")
+        return tested(machine, folders, ("-m", "pytest"))
 
     step.__doc__ = f"{', '.join(folders)} under aarch64's Python."
     return step
@@ -464,6 +535,8 @@ STEPS = {
     "serve": Step(serve),
     "nvfp4": Step(tests("tests/unit/nvfp4")),
     "memory": Step(tests("tests/unit/machine")),
+    "kernels": Step(kernels("hardware"), long=True),
+    "kernels-software": Step(kernels("software"), long=True),
     "routing": Step(tests("tests/unit/routing"), long=True),
     "plug-in": Step(tests("tests/unit/vllm_plugin"), long=True),
     "numerics": Step(tests("tests/e2e/test_numerics_reference.py", "tests/e2e/test_numerics.py"), long=True),

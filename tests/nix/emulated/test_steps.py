@@ -1,0 +1,188 @@
+"""What `nix run .#emulated` calls the same of two systems' kernels, and what it does not.
+
+``GB10_CUDA_TOOLKIT``: the toolkit that assembles device code and takes it out again. The step itself needs
+QEMU and half an hour or more.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+FILE = Path(__file__).parents[3] / "nix/emulated/steps.py"
+TOOLKIT = os.environ.get("GB10_CUDA_TOOLKIT")
+needs_toolkit = pytest.mark.skipif(TOOLKIT is None, reason="GB10_CUDA_TOOLKIT is not set")
+
+KERNEL = """.version 9.0
+.target {target}
+.address_size 64
+.visible .entry store(.param .u64 to) {{
+  .reg .b64 %a;
+  ld.param.u64 %a, [to];
+  st.global.u32 [%a], {number};
+  ret;
+}}
+"""
+
+
+@pytest.fixture(scope="session")
+def steps() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("emulated_steps", FILE)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look it up
+    spec.loader.exec_module(module)
+    return module
+
+
+def library(folder: Path, numbers: dict[str, int], text: str = "") -> Path:
+    """A library whose kernels store a number each, by target, beside a text of the host's."""
+    folder.mkdir()
+
+    def run(*command: str | Path) -> None:
+        subprocess.run([str(part) for part in command], check=True, cwd=folder)
+
+    images = []
+    for target, number in numbers.items():
+        (folder / f"{target}.ptx").write_text(KERNEL.format(target=target, number=number))
+        run(f"{TOOLKIT}/bin/ptxas", f"-arch={target}", "-o", f"{target}.cubin", f"{target}.ptx")
+        images.append(f"--image3=kind=elf,sm={target.removeprefix('sm_')},file={target}.cubin")
+    run(f"{TOOLKIT}/bin/fatbinary", "-64", "--create=kernels.fatbin", *images)
+    (folder / "host.s").write_text(
+        f'.section .nv_fatbin, "a"\n.balign 8\n.incbin "kernels.fatbin"\n.section .rodata\n.asciz "{text}"\n'
+        '.section .note.GNU-stack, "", @progbits\n'
+    )
+    run("gcc", "-shared", "-nostdlib", "-o", "library.so", "host.s")
+    return folder / "library.so"
+
+
+def compared(steps: ModuleType, folder: Path, one: Path, other: Path) -> str:
+    cuobjdump = f"{TOOLKIT}/bin/cuobjdump"
+    made, expected = (
+        steps.device_code(cuobjdump, file, folder / f"cubins-{name}")
+        for name, file in (("aarch64", one), ("x86_64", other))
+    )
+    said: str = steps.same_files(made, expected)
+    return said
+
+
+@needs_toolkit
+def test_the_same_device_code_in_another_library(steps: ModuleType, tmp_path: Path) -> None:
+    numbers = {"sm_90": 1, "sm_120": 2}
+    one = library(tmp_path / "one", numbers, "this machine's code")
+    other = library(tmp_path / "other", numbers, "another machine's code, which is longer")
+    assert one.read_bytes() != other.read_bytes()
+    assert compared(steps, tmp_path, one, other).startswith("2 files, ")
+
+
+@needs_toolkit
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({"sm_90": 1, "sm_120": 3}, r"not x86_64's bytes: library\.\d\.sm_120\.cubin$"),
+        ({"sm_90": 1}, r"has \['library.1.sm_90.cubin'\]"),
+        ({"sm_90": 1, "sm_121": 2}, "sm_121"),
+    ],
+    ids=["another number", "a target less", "another target"],
+)
+def test_other_device_code_is_a_difference(
+    steps: ModuleType, tmp_path: Path, numbers: dict[str, int], words: str
+) -> None:
+    one = library(tmp_path / "one", numbers)
+    other = library(tmp_path / "other", {"sm_90": 1, "sm_120": 2})
+    with pytest.raises(steps.Difference, match=words):
+        compared(steps, tmp_path, one, other)
+
+
+@needs_toolkit
+def test_no_device_code_is_a_difference(steps: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "host.s").write_text(".data\n.long 1\n")
+    subprocess.run(["gcc", "-shared", "-nostdlib", "-o", "host.so", "host.s"], check=True, cwd=tmp_path)
+    with pytest.raises(steps.Difference):
+        compared(steps, tmp_path, tmp_path / "host.so", tmp_path / "host.so")
+
+
+def test_operators(steps: ModuleType) -> None:
+    one, two = "gb10::one(Tensor x) -> ()\n", "gb10::two(int n) -> ()\n"
+    assert steps.same_operators(one + two, "a warning\n" + two + one) == 2
+    for found in (one, one + two.replace("int", "bool")):
+        with pytest.raises(steps.Difference, match="gb10::two"):
+            steps.same_operators(one + two, found)
+    with pytest.raises(steps.Difference, match="no operator registers"):
+        steps.same_operators("", "")
+
+
+def test_what_nix_does_not_build_is_a_difference(
+    steps: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nix = tmp_path / "nix"
+    nix.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/asked\necho /made\nexit "$(cat {tmp_path}/status)"\n')
+    nix.chmod(0o755)
+    monkeypatch.setenv("NIXW_PROGRAM", str(nix))
+    (tmp_path / "status").write_text("0")
+    assert steps.built("/kernels.drv") == Path("/made")
+    assert (tmp_path / "asked").read_text().split()[-1] == "/kernels.drv^out"
+    (tmp_path / "status").write_text("1")
+    with pytest.raises(steps.Difference, match=r"/kernels\.drv is not built: nix ended with 1"):
+        steps.built("/kernels.drv")
+
+
+def script(path: Path, *lines: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize("other", ["", "cubin", "operator", "test"])
+def test_the_step(steps: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str) -> None:
+    """Each system's Python has its own library; the step ends at what differs, however late."""
+    monkeypatch.setenv(
+        "NIXW_PROGRAM", script(tmp_path / "nix", 'for word; do :; done; echo "${word%.drv^out}"')
+    )
+    # Nix writes aarch64 first.
+    systems = ("aarch64", "x86_64")
+    pythons = {system: tmp_path / system / "env/bin/python3" for system in systems}
+    for system, python in pythons.items():
+        differs = system == "aarch64" and other
+        failing = ["case $* in *' test '*) echo 1 failed; exit 1 ;; esac"] if differs == "test" else []
+        script(
+            python,
+            f'[ "$GB10_KERNELS" = /made/{system} ] || exit 3',
+            f'[ "$GB10_CUDA_TOOLKIT" = /runtime/{system} ] || exit 4',
+            *failing,
+            f"echo 'gb10::{'two' if differs == 'operator' else 'one'}() -> ()'",
+            "echo 5 passed",
+        )
+    # The file's name is in the code.
+    text = "$3" if other == "cubin" else "code"
+    plan = {
+        "env": str(tmp_path / "aarch64/env"),
+        "programs": "/nowhere",
+        "demo-model": "",
+        "testbed": "",
+        "heldout": "",
+        "source": str(tmp_path / "aarch64"),
+        "kernels": {
+            "routes": {"hardware": {system: f"/made/{system}.drv" for system in systems}},
+            "cuobjdump": script(tmp_path / "cuobjdump", f'echo "{text}" >1.cubin'),
+            "runtime": {system: f"/runtime/{system}" for system in systems},
+            "python": str(pythons["x86_64"]),
+            "operators": "/operators.py",
+        },
+    }
+    step = steps.kernels("hardware")
+    (tmp_path / "work").mkdir()
+    machine = steps.Machine(plan, tmp_path / "work")
+    if not other:
+        assert step(machine) == "device code: 1 files, 5 bytes, the same; 1 operators the same; 5 passed"
+        return
+    words = {"cubin": "not x86_64's bytes: 1.cubin", "operator": "gb10::two", "test": "1 failed"}[other]
+    with pytest.raises(steps.Difference, match=words):
+        step(machine)
