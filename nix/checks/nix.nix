@@ -51,7 +51,10 @@ in
   shells = room {
     name = "shells";
     tests = [ ../../tests/nix/shells ];
-    sources = [ ../../nix/shell-hook.sh ];
+    sources = [
+      ../../.envrc
+      ../../nix/shell-hook.sh
+    ];
   };
 
   flashinfer-build = room {

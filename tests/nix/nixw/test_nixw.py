@@ -699,6 +699,43 @@ def test_a_word_that_is_none_for_the_nix(machine: Machine) -> None:
     assert "'debain'" in said and "must be debian" in said
 
 
+@pytest.mark.parametrize("jobs", ["abc", "0", "-1", "2 3", "1.5", "99999", "auto\nsandbox = false"])
+def test_jobs_that_are_no_number(machine: Machine, jobs: str) -> None:
+    said = error_of(machine.run("build", NIXW_JOBS=jobs))
+    assert said.startswith("nixw: error: NIXW_JOBS is ") and "1 to 9999, or auto" in said
+    assert not machine.apt_calls()
+
+
+@pytest.mark.parametrize("jobs", ["auto", "1", "64", ""])
+def test_jobs(machine: Machine, jobs: str) -> None:
+    assert machine.run("build", NIXW_JOBS=jobs, NIXW_BASE="debian").returncode == 0
+
+
+@pytest.mark.parametrize("variable", ["NIXW_BASE", "NIXW_NIX", "NIXW_SYSTEM"])
+def test_a_value_of_two_lines_is_one_line(machine: Machine, variable: str) -> None:
+    assert error_of(machine.run("build", **{variable: "a\nb"})).startswith(
+        f"nixw: error: {variable} is $'a\\nb'"
+    )
+
+
+def test_another_users_checkout(with_nix: Machine) -> None:
+    (with_nix.nixw.parent / ".git").mkdir()
+    git = with_nix.folder / "bin/git"
+    git.write_text(
+        "#!/bin/sh\necho \"fatal: detected dubious ownership in repository at '$2'\" >&2; exit 128\n"
+    )
+    git.chmod(0o755)
+    said = error_of(with_nix.run("build", ".#x", NIXW_BASE="debian"))
+    assert f"git config --global --add safe.directory '{with_nix.nixw.parent}'" in said
+    assert not with_nix.calls()
+    # No repository is opened for a path, nor by a command that takes no flake.
+    for words in (("build", "path:.#x"), ("store", "ping")):
+        assert with_nix.run(*words, NIXW_BASE="debian").returncode == 0
+    # What else Git cannot do is left to Nix to say.
+    git.write_text("#!/bin/sh\nexit 128\n")
+    assert with_nix.run("build", ".#x", NIXW_BASE="debian").returncode == 0
+
+
 def test_no_keyring(machine: Machine) -> None:
     machine.change("/usr/share/keyrings/", f"{machine.folder}/none/", "nix/debian/root.sh")
     del machine.environment["NIXW_KEYRING"]
