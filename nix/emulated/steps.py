@@ -573,6 +573,13 @@ def main(arguments: Sequence[str]) -> int:
         for name, step in steps.items():
             print(f"{name:18}{'(long) ' if step.long else ''}{(step.run.__doc__ or '').strip()}")
         return 0
+    # Before the steps, which take minutes.
+    if asked.json:
+        parent = asked.json.absolute().parent
+        if asked.json.is_dir() or not parent.is_dir() or not os.access(parent, os.W_OK):
+            parser.error(
+                f"--json: {asked.json} cannot be written; name a file in a folder that may be written"
+            )
     unknown = [name for name in asked.steps if name not in steps]
     if unknown:
         parser.error(f"no step is called {', '.join(unknown)}; there are {', '.join(steps)}")
@@ -595,7 +602,9 @@ def main(arguments: Sequence[str]) -> int:
             parser.error(f"unshare cannot be run ({error.strerror}); install util-linux")
     if not runs(plan["bash"]):
         parser.error("this machine cannot run aarch64's programs; use ./nixw run .#emulated")
-    chosen = asked.steps or [name for name, step in steps.items() if asked.all or not step.long]
+    chosen = list(dict.fromkeys(asked.steps)) or [
+        name for name, step in steps.items() if asked.all or not step.long
+    ]
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="gb10-emulated-") as folder:
         machine = Machine(plan, Path(folder))

@@ -186,3 +186,17 @@ def test_the_step(steps: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyP
     words = {"cubin": "not x86_64's bytes: 1.cubin", "operator": "gb10::two", "test": "1 failed"}[other]
     with pytest.raises(steps.Difference, match=words):
         step(machine)
+
+
+@pytest.mark.parametrize("where", ["", "none/results.json", "file/results.json"])
+def test_results_that_cannot_be_written_are_one_line_before_any_step(
+    steps: ModuleType, tmp_path: Path, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text('{"name": "emulated"}')
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as ended:
+        steps.main([str(plan), "--json", str(tmp_path / where), "starts"])
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("emulated: error: --json: ") and "cannot be written" in last
