@@ -62,6 +62,11 @@ in
         ;
     };
 
+    # Files that two wheels of an environment may have both, as python/profiles.toml says.
+    allowedDuplicates = map (
+      entry: final.lib.removePrefix "site/" entry.path
+    ) profiles.allowed-duplicates;
+
     environment =
       {
         name,
@@ -81,9 +86,7 @@ in
           ];
         };
         packages = builtins.attrValues wheels ++ extra;
-        allowedDuplicates = map (
-          entry: final.lib.removePrefix "site/" entry.path
-        ) profiles.allowed-duplicates;
+        inherit (final.gb10) allowedDuplicates;
       };
 
     # The wheels of `tools` alone: a check puts the sources that it reads on PYTHONPATH.

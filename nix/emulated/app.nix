@@ -1,4 +1,4 @@
-# The program: steps.py with what it runs.
+# The plan of aarch64's CPU half: what steps.py runs and compares; cuda.nix has the other.
 {
   pkgs,
   aarch64,
@@ -84,9 +84,4 @@ let
     };
   };
 in
-pkgs.writeShellApplication {
-  inherit name;
-  text = ''
-    exec ${python}/bin/python3 -I ${./steps.py} ${pkgs.writeText "${name}.json" (builtins.toJSON plan)} "$@"
-  '';
-}
+import ./program.nix { inherit pkgs plan; }

@@ -1,4 +1,4 @@
-# What serves on a GPU: aarch64's CUDA environment, and its `serve-cuda` among planted drivers. The same program as app.nix's.
+# What serves on a GPU: aarch64's CUDA environment, and its `serve-cuda` among planted drivers. Its plan; app.nix has the other.
 {
   pkgs,
   aarch64,
@@ -7,8 +7,6 @@
 }:
 
 let
-  name = "emulated-cuda";
-
   # serve-cuda as aarch64 has it, but for the kernels: nvcc would compile them emulated, and nothing here gets so far.
   inherit
     (import ../apps/serve.nix {
@@ -28,16 +26,12 @@ let
   '';
 
   plan = {
-    inherit env name;
+    name = "emulated-cuda";
+    inherit env;
     serve-cuda = "${serve-cuda}/bin/serve-cuda";
     driver = "${driver}/lib";
     bash = "${aarch64.bash}/bin/bash";
     programs = "${aarch64.util-linux}/bin";
   };
 in
-pkgs.writeShellApplication {
-  inherit name;
-  text = ''
-    exec ${pkgs.gb10.python}/bin/python3 -I ${./steps.py} ${pkgs.writeText "${name}.json" (builtins.toJSON plan)} "$@"
-  '';
-}
+import ./program.nix { inherit pkgs plan; }

@@ -16,7 +16,6 @@ let
       target = aarch64;
       locks = ../../python/locks;
     };
-  profiles = builtins.fromTOML (builtins.readFile ../../python/profiles.toml);
   wheelsOf = changes: profile: (wheelhouse changes).wheelsOf { inherit profile; };
 
   # The wheels of `tools` in overlays/wheels.nix.
@@ -41,9 +40,7 @@ let
   cudaEnvironment = (wheelhouse { }).mkEnvironment {
     name = "gb10-aarch64-cuda-env";
     packages = builtins.attrValues (wheelsOf changes "cuda") ++ [ pkgs.gb10.package ];
-    allowedDuplicates = map (
-      entry: pkgs.lib.removePrefix "site/" entry.path
-    ) profiles.allowed-duplicates;
+    inherit (pkgs.gb10) allowedDuplicates;
     isolated = true;
   };
 

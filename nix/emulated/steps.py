@@ -265,9 +265,9 @@ class Planted:
         """serve-cuda asks this libcuda.so.1 for the GPU and loads nothing else of its folder."""
         # It was asked: without a GPU it says another line, and this one is the last before the engine.
         self.refuses("gb10: error: no model given; ")
-        foreign = outside((self.root / "tmp/mapped").read_text())
-        libraries = (self.root / "tmp/mapped").read_text()
-        if library not in libraries or foreign != [library] * (not library.startswith("/nix/store/")):
+        mapped = (self.root / "tmp/mapped").read_text()
+        foreign = outside(mapped)
+        if library not in mapped or foreign != [library] * (not library.startswith("/nix/store/")):
             raise Difference(f"{self.root.name}: mapped of the machine: {foreign}, not {library} alone")
 
 

@@ -41,6 +41,13 @@ def steps() -> ModuleType:
     return module
 
 
+def script(path: Path, *lines: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.chmod(0o755)
+    return str(path)
+
+
 def library(folder: Path, numbers: dict[str, int], text: str = "") -> Path:
     """A library whose kernels store a number each, by target, beside a text of the host's."""
     folder.mkdir()
@@ -121,23 +128,16 @@ def test_operators(steps: ModuleType) -> None:
 def test_what_nix_does_not_build_is_a_difference(
     steps: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nix = tmp_path / "nix"
-    nix.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/asked\necho /made\nexit "$(cat {tmp_path}/status)"\n')
-    nix.chmod(0o755)
-    monkeypatch.setenv("NIXW_PROGRAM", str(nix))
+    nix = script(
+        tmp_path / "nix", f'echo "$@" >{tmp_path}/asked', "echo /made", f'exit "$(cat {tmp_path}/status)"'
+    )
+    monkeypatch.setenv("NIXW_PROGRAM", nix)
     (tmp_path / "status").write_text("0")
     assert steps.built("/kernels.drv") == Path("/made")
     assert (tmp_path / "asked").read_text().split()[-1] == "/kernels.drv^out"
     (tmp_path / "status").write_text("1")
     with pytest.raises(steps.Difference, match=r"/kernels\.drv is not built: nix ended with 1"):
         steps.built("/kernels.drv")
-
-
-def script(path: Path, *lines: str) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
-    path.chmod(0o755)
-    return str(path)
 
 
 @pytest.mark.parametrize("other", ["", "cubin", "operator", "test"])

@@ -720,11 +720,9 @@ def test_a_value_of_two_lines_is_one_line(machine: Machine, variable: str) -> No
 
 def test_another_users_checkout(with_nix: Machine) -> None:
     (with_nix.nixw.parent / ".git").mkdir()
-    git = with_nix.folder / "bin/git"
-    git.write_text(
-        "#!/bin/sh\necho \"fatal: detected dubious ownership in repository at '$2'\" >&2; exit 128\n"
+    with_nix.add_program(
+        "git", "echo \"fatal: detected dubious ownership in repository at '$2'\" >&2; exit 128"
     )
-    git.chmod(0o755)
     said = error_of(with_nix.run("build", ".#x", NIXW_BASE="debian"))
     assert f"git config --global --add safe.directory '{with_nix.nixw.parent}'" in said
     assert not with_nix.calls()
@@ -732,7 +730,7 @@ def test_another_users_checkout(with_nix: Machine) -> None:
     for words in (("build", "path:.#x"), ("store", "ping")):
         assert with_nix.run(*words, NIXW_BASE="debian").returncode == 0
     # What else Git cannot do is left to Nix to say.
-    git.write_text("#!/bin/sh\nexit 128\n")
+    with_nix.add_program("git", "exit 128")
     assert with_nix.run("build", ".#x", NIXW_BASE="debian").returncode == 0
 
 
