@@ -92,7 +92,8 @@ __device__ __forceinline__ int weight_row(Arguments const& a, int rows, int firs
     int const channels = rows / 2, channel = first + half * 64 + of_window(16 * warp + 2 * g + i);
     if (channel >= channels) return -1;
     if (a.interleaved) return 2 * channel + m;
-    return channel + ((m == 1) != a.up_first ? channels : 0);
+    // Not `(m == 1) != a.up_first`: nvcc widens a bool as the host's char, signed on x86_64 and unsigned on Arm, so its code differs.
+    return channel + (m == (a.up_first ? 0 : 1) ? channels : 0);
   }
 }
 
