@@ -93,7 +93,7 @@ __device__ __forceinline__ int weight_row(Arguments const& a, int rows, int firs
     if (channel >= channels) return -1;
     if (a.interleaved) return 2 * channel + m;
     // Not `(m == 1) != a.up_first`: nvcc widens a bool as the host's char, signed on x86_64 and unsigned on Arm, so its code differs.
-    return channel + (m == (a.up_first ? 0 : 1) ? channels : 0);
+    return channel + (a.up_first ? 1 - m : m) * channels;
   }
 }
 
