@@ -67,6 +67,8 @@ final: prev: {
     inherit (import ../nix/apps/serve.nix { pkgs = final; }) serve serve-cuda serve-cuda-12x;
     # What they need is in the store: the check `closed` for serve, this one for serve-cuda.
     cuda-closed-checks = import ../nix/packages/cuda-closed-checks.nix { pkgs = final; };
+    inherit (import ../nix/image { pkgs = final; }) image image-cpu;
+    inherit (import ../nix/apps/push.nix { pkgs = final; }) push push-cpu;
     lock = import ../nix/apps/lock.nix { pkgs = final; };
     rebuild = import ../nix/apps/rebuild.nix { pkgs = final; };
     formatter = import ../nix/apps/formatter.nix { pkgs = final; };

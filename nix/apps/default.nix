@@ -14,6 +14,8 @@ let
 in
 {
   lock = app pkgs.gb10.lock "Write python/locks/ from python/profiles.toml";
+  push = app pkgs.gb10.push "Send the image to a registry, layer by layer";
+  push-cpu = app pkgs.gb10.push-cpu "Send the image for the CPU to a registry, layer by layer";
   quality = app pkgs.gb10.quality "Measure what NVFP4, FP8 and 2:4 cost the testbed model in quality";
   rebuild = app pkgs.gb10.rebuild "Build every derivation of this flake once more and compare";
   serve = app pkgs.gb10.serve "Serve an NVFP4 model with an OpenAI-compatible API";

@@ -57,6 +57,16 @@ in
     ];
   };
 
+  image = room {
+    name = "image";
+    tests = [
+      ../../nix/debian/docker
+      ../../nix/image/entry.py
+      ../../tests/nix/image
+    ];
+    variables.GB10_IMAGE_CONF = pkgs.gb10.image-cpu.conf;
+  };
+
   flashinfer-build = room {
     name = "flashinfer-build";
     tests = [ ../../tests/nix/flashinfer ];

@@ -74,6 +74,8 @@ let
             /bin/bash -n "$out/bin/${name}"
           '';
 
+      dockerTools = import ./docker { inherit final; };
+
       # `nix develop`.
       mkShell =
         {

@@ -142,7 +142,7 @@ in
   optionals = condition: values: if condition then values else [ ];
 
   # Wheel file names.
-  inherit hasSuffix;
+  inherit hasPrefix hasSuffix;
   removeSuffix =
     suffix: text:
     if hasSuffix suffix text then substring 0 (stringLength text - stringLength suffix) text else text;

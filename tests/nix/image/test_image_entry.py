@@ -1,0 +1,176 @@
+"""The roles of an image, and what process 1 does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ENTRY = Path(__file__).parents[3] / "nix/image/entry.py"
+JSON = '{"method": "mtp", "n": [1, 2], "text": "a \\"b\\" $c"}'
+
+
+@pytest.fixture
+def container(entry: ModuleType, tmp_path: Path) -> Any:
+    """A container that has all that it needs."""
+
+    def make(**variables: str) -> Any:
+        base = {
+            "XDG_CACHE_HOME": str(tmp_path),
+            "GB10_IMAGE_SERVE": "/serve",
+            "GB10_IMAGE_SHELL": "/bash",
+        }
+        return entry.Container(base | variables, shared_memory=Path("/"), temporary=tmp_path)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        ([], ["/serve"]),
+        (["serve"], ["/serve"]),
+        (["serve", "org/model", "--vllm-args", JSON], ["/serve", "org/model", "--vllm-args", JSON]),
+        (["--port", "1"], ["/serve", "--port", "1"]),
+        (["bash", "-c", "echo 'a  b'"], ["/bash", "-c", "echo 'a  b'"]),
+        (["doctor", "x"], ["/serve", "--dry-run", "x"]),
+    ],
+)
+def test_a_role_is_a_command_and_arguments_stay_what_they_are(
+    entry: ModuleType, container: Any, arguments: list[str], command: list[str]
+) -> None:
+    assert entry.command_of(container(), arguments) == command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "said"),
+    [
+        (["vllm"], {}, "'vllm' is no role"),
+        ([""], {}, "'' is no role"),
+        (["ray-worker"], {}, "HEAD_IP is not set"),
+        (["ray-worker"], {"HEAD_IP": "10.0.0.1"}, "this image has no Ray"),
+        (["ray-head"], {}, "this image has no Ray"),
+        ([], {"GB10_PORT": "tcp://10.0.0.1:80"}, "a service called gb10;"),
+        ([], {"PORT": "tcp://10.0.0.1:80"}, "enableServiceLinks"),
+        ([], {"HF_TOKEN": "hf_a\n"}, "HF_TOKEN has blanks"),
+        ([], {"HF_TOKEN": "hf_a b"}, "HF_TOKEN has blanks"),
+        ([], {"HF_TOKEN": '"hf_a"'}, "HF_TOKEN begins with a quote"),
+        ([], {"XDG_CACHE_HOME": "/proc"}, "the cache folder /proc cannot be written"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    entry: ModuleType, container: Any, arguments: list[str], variables: dict[str, str], said: str
+) -> None:
+    with pytest.raises(entry.UserError) as caught:
+        entry.command_of(container(**variables), arguments)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_ray_is_started_where_the_image_has_it(entry: ModuleType, container: Any, tmp_path: Path) -> None:
+    program = tmp_path / "ray"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    has = {"GB10_IMAGE_PATH": str(tmp_path)}
+    assert entry.command_of(container(**has), ["ray-head", "--num-gpus=1"]) == [
+        str(program),
+        "start",
+        "--head",
+        "--block",
+        "--num-gpus=1",
+    ]
+    worker = entry.command_of(container(**has, HEAD_IP="10.0.0.1"), ["ray-worker"])
+    assert worker == [str(program), "start", "--address=10.0.0.1:6379", "--block"]
+
+
+def test_too_little_shared_memory_is_said(entry: ModuleType, tmp_path: Path) -> None:
+    without = entry.Container({"XDG_CACHE_HOME": str(tmp_path)}, tmp_path / "none", tmp_path)
+    with pytest.raises(entry.UserError, match="--shm-size"):
+        entry.check_folders(without)
+
+
+RUN = """
+import importlib.util, os, sys
+spec = importlib.util.spec_from_file_location("entry", sys.argv[1])
+entry = importlib.util.module_from_spec(spec); sys.modules["entry"] = entry; spec.loader.exec_module(entry)
+import ctypes
+# PR_SET_CHILD_SUBREAPER: orphans come here, as to process 1.
+assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0
+sys.exit(entry.run(sys.argv[3:], os.environ, float(sys.argv[2])))
+"""
+
+
+def started(grace: float, script: str) -> subprocess.Popen[str]:
+    """A process that is to `script` what process 1 is, once the script says "ready"."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(ENTRY), str(grace), "bash", "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_signals_are_passed_on(number: signal.Signals) -> None:
+    name = number.name.removeprefix("SIG")
+    process = started(30, f"trap 'echo got {name}; exit 7' {name}; echo ready; while :; do sleep 0.05; done")
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=20)
+    assert said == f"got {name}\n"
+    assert process.returncode == 7
+
+
+def test_what_does_not_end_is_killed() -> None:
+    process = started(0.5, "trap '' TERM; echo ready; while :; do sleep 0.05; done")
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert "killed" in error
+    assert time.monotonic() - begun < 10
+
+
+def test_orphans_are_waited_for() -> None:
+    # The inner shell ends at once and leaves a process, whose end nobody but process 1 may wait for.
+    process = started(
+        30, "(sleep 0.1 & echo $!) | read -r orphan; (sleep 0.2 &); echo ready; sleep 1.5; exit 3"
+    )
+    time.sleep(0.9)
+    zombies = [
+        line
+        for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for line in Path(f"/proc/{child}/status").read_text().splitlines()
+        if line.startswith("State:") and "Z" in line
+    ]
+    process.communicate(timeout=20)
+    assert process.returncode == 3
+    assert zombies == []
+
+
+def test_the_end_of_a_command_is_the_end_of_the_container() -> None:
+    process = started(30, "echo ready; kill -SEGV $$")
+    process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGSEGV
+
+
+def test_nothing_of_the_image_itself_is_in_the_variables(tmp_path: Path) -> None:
+    shell = "/bin/bash"
+    done = subprocess.run(
+        [sys.executable, "-I", str(ENTRY), "bash", "-c", "env"],
+        env=os.environ | {"GB10_IMAGE_SHELL": shell, "GB10_IMAGE_SERVE": "/serve", "KEPT": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "KEPT=1" in done.stdout
+    assert "GB10_IMAGE_" not in done.stdout

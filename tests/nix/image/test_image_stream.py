@@ -1,0 +1,108 @@
+"""The archive that an image is written as."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import stat
+import tarfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    top = tmp_path / "top"
+    (top / "tmp").mkdir(parents=True)
+    (top / "tmp").chmod(0o1777)
+    (top / "bin").mkdir()
+    for name in ("b", "a", "a.b"):
+        (top / "bin" / name).write_text(name)
+    (top / "bin/a").chmod(0o6755)
+    (top / "bin/sh").symlink_to("/nix/store/" + "x" * 150)
+    (top / "bin/hard").hardlink_to(top / "bin/b")
+    return top
+
+
+def layer(stream: ModuleType, folder: Path) -> bytes:
+    out = io.BytesIO()
+    stream.write_layer(out, stream.of_root(folder), 1.0)
+    return out.getvalue()
+
+
+def test_the_same_bytes_each_time_whatever_the_files_times_and_owner(
+    stream: ModuleType, folder: Path
+) -> None:
+    first = layer(stream, folder)
+    os.utime(folder / "bin/a", (5e8, 5e8))
+    os.utime(folder / "bin", (5e8, 5e8))
+    assert layer(stream, folder) == first
+
+
+def test_entries_are_sorted_and_lend_no_rights(stream: ModuleType, folder: Path) -> None:
+    with tarfile.open(fileobj=io.BytesIO(layer(stream, folder))) as archive:
+        members = archive.getmembers()
+        assert [m.name for m in members] == [
+            "bin",
+            *(f"bin/{n}" for n in ("a", "a.b", "b", "hard", "sh")),
+            "tmp",
+        ]
+        assert all((m.uid, m.gid, m.uname, m.mtime) == (0, 0, "root", 1) for m in members)
+        assert not any(m.mode & (stat.S_ISUID | stat.S_ISGID) for m in members)
+        by_name = {m.name: m for m in members}
+        assert by_name["tmp"].mode == 0o1777
+        assert by_name["bin/sh"].linkname == "/nix/store/" + "x" * 150
+        held = archive.extractfile("bin/hard")
+        assert held is not None and held.read() == b"b"
+
+
+def test_a_socket_is_no_content(stream: ModuleType, folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    with pytest.raises(ValueError, match="no file, folder or link"):
+        layer(stream, folder)
+
+
+def test_an_image_is_what_its_manifest_says(stream: ModuleType, folder: Path, tmp_path: Path) -> None:
+    paths = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(os.urandom(3 << 20))
+        paths.append([str(tmp_path / name)])
+    root = tmp_path / "root.tar"
+    root.write_bytes(layer(stream, folder))
+    conf: dict[str, Any] = {
+        "created": "1970-01-01T00:00:01Z",
+        "mtime": "1970-01-01T00:00:01Z",
+        "architecture": "arm64",
+        "config": {"User": "10001:10001"},
+        "store_layers": paths,
+        "root": str(root),
+    }
+    out = io.BytesIO()
+    stream.write_image(conf, "name:tag", out)
+    again = io.BytesIO()
+    stream.write_image(conf, "name:tag", again)
+    assert out.getvalue() == again.getvalue()
+    with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as archive:
+
+        def read(name: str) -> bytes:
+            file = archive.extractfile(name)
+            assert file is not None
+            return file.read()
+
+        (manifest,) = json.loads(read("manifest.json"))
+        assert manifest["RepoTags"] == ["name:tag"]
+        image = json.loads(read(manifest["Config"]))
+        assert (image["architecture"], image["os"]) == ("arm64", "linux")
+        assert image["config"] == conf["config"]
+        assert len(manifest["Layers"]) == len(image["history"]) == 3
+        for name, diff in zip(manifest["Layers"], image["rootfs"]["diff_ids"], strict=True):
+            assert diff == f"sha256:{hashlib.sha256(read(name)).hexdigest()}"
+        with tarfile.open(fileobj=io.BytesIO(read(manifest["Layers"][0]))) as first:
+            held = first.extractfile(f"{paths[0][0][1:]}/file")
+            assert held is not None and held.read() == Path(paths[0][0], "file").read_bytes()
