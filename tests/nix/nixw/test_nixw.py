@@ -846,7 +846,9 @@ def test_a_value_of_two_lines_is_one_line(machine: Machine, variable: str) -> No
 GIT = """
 folder=$(cd "$2" 2>/dev/null && pwd -P)/ || exit 128
 case $folder in
-  */foreign/*) echo "fatal: detected dubious ownership in repository at '${folder%%/foreign/*}/foreign'" >&2; exit 128 ;;
+  */foreign/*)
+    echo "fatal: detected dubious ownership in repository at '${folder%%/foreign/*}/foreign'" >&2
+    exit 128 ;;
 esac
 """
 
