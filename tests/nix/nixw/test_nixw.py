@@ -1172,6 +1172,25 @@ def test_folders_of_the_users_pip_settings_are_visible_to_builds(with_nix: Machi
     assert f"/etc/pip-home/.config/pip/pip.conf={with_nix.home}/.config/pip/pip.conf" in paths
 
 
+@pytest.mark.parametrize("name", ["a b", "a=b"])
+def test_pip_settings_whose_name_nix_settings_cannot_hold(with_nix: Machine, name: str) -> None:
+    home = with_nix.folder / name
+    (home / ".config/pip").mkdir(parents=True)
+    # Without settings of pip such a home does no harm, and to evaluate none are needed.
+    assert with_nix.run("build", NIXW_BASE="debian", HOME=str(home)).stdout == "nix ran\n"
+    (home / ".config/pip/pip.conf").write_text("[global]\n")
+    message = error_of(with_nix.run("build", NIXW_BASE="debian", HOME=str(home)))
+    assert f"'{home}/.config/pip/pip.conf'" in message
+    assert with_nix.run("flake", "show", NIXW_BASE="debian", HOME=str(home)).stdout == "nix ran\n"
+
+
+def test_a_folder_of_wheels_whose_name_nix_settings_cannot_hold(with_nix: Machine) -> None:
+    wheels = with_nix.folder / "a=b"
+    wheels.mkdir()
+    message = error_of(with_nix.run("build", NIXW_BASE="debian", PIP_FIND_LINKS=str(wheels)))
+    assert f"'{wheels}'" in message
+
+
 def test_builds_see_all_files_of_the_users_pip_settings(with_nix: Machine) -> None:
     for name in (".pip/pip.conf", ".config/pip/pip.conf"):
         (with_nix.home / name).parent.mkdir(parents=True)
