@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -1039,6 +1040,18 @@ def test_a_container_that_closes_namespaces_is_told(machine: Machine, status: st
     result = machine.run("flake", "show", NIXW_BASE="debian", FAKE_UNSHARE_STATUS=status)
     assert result.returncode == 0, result.stderr
     assert ("namespaces are closed here" in result.stderr) == told
+
+
+@pytest.mark.parametrize(("arch", "told"), [("s390x", True), (platform.machine(), False), (None, False)])
+def test_a_machine_that_is_itself_emulated_is_told(machine: Machine, arch: str | None, told: bool) -> None:
+    (machine.folder / "sys/kernel").mkdir(parents=True)
+    if arch:
+        (machine.folder / "sys/kernel/arch").write_text(f"{arch}\n")
+    machine.change("proc_sys=/proc/sys", f"proc_sys={machine.folder}/sys")
+    for words in (("build",), ("flake", "show")):
+        result = machine.run(*words, NIXW_BASE="debian")
+        assert result.returncode == 0, result.stderr
+        assert ("on a kernel for s390x" in result.stderr) == (told and words == ("build",))
 
 
 # -------------------------------------------------------------------------- nothing outside, nothing half
