@@ -56,7 +56,10 @@ in
   ] [ ../../tests/reference ];
   e2e-families = e2e "families" [ "test_families" ] [ ../../tests/reference ];
   e2e-drafts = e2e "drafts" [ "test_speculative" "test_speculative_requests" ] (
-    [ (file "speculative_requests") ]
+    [
+      (file "speculative_requests")
+      ../../tests/reference
+    ]
     ++ sets.lab [
       "record.py"
       "speculative"

@@ -71,6 +71,7 @@ in
     name = "flashinfer-build";
     tests = [ ../../tests/nix/flashinfer ];
     sources = [ ../../nix/flashinfer ];
+    variables.GB10_CUDA_TOOLKIT = pkgs.gb10.cuda-toolkit;
   };
 
   # The rebuild with a Nix that answers as it is told, and what .ci/run makes of Nix's answers.

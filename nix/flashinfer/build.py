@@ -60,7 +60,7 @@ def specs_of(group: dict[str, Any]) -> list[Any]:
 
 
 def jobs(gibibytes: float, cores: int, total: float) -> int:
-    """How many units are compiled at once: three groups side by side take at most 3/4 of the memory."""
+    """How many units are compiled at once: in a quarter of the memory, if each takes what the list says."""
     return max(1, min(cores, int(total / 4 / gibibytes)))
 
 

@@ -85,6 +85,8 @@ let
         CUDA_HOME = cuda-home;
         # nvcc finds its parts beside its own real path.
         FLASHINFER_NVCC = "${cuda-toolkit}/bin/nvcc";
+        # So that no process id and no time is in a module.
+        FLASHINFER_NVCC_LAUNCHER = "bash ${../flashinfer/unit}/compile.sh";
         FLASHINFER_CUDA_ARCH_LIST = target;
         # As in kernels/Makefile, so that no process id is in an object. nvcc itself reads this variable.
         NVCC_APPEND_FLAGS = "-objtemp";

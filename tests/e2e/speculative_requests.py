@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from reference import lean
 from tokenizers import Tokenizer
 
 from gb10_lab.speculative import engine as engines
@@ -220,6 +221,7 @@ def main(model: str, held_out: str, file: str) -> None:
         extra={"skip_tokenizer_init": False, "logprobs_mode": "processed_logprobs", "seed": 0},
     )
     engines.prepare(settings)
+    lean.install()
     answer: dict[str, Any] = {}
     with Engine(settings, 0) as engine:
         requests = Requests(engine, prompts)

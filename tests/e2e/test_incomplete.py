@@ -264,6 +264,7 @@ CASES = {
 
 PROGRAM = """
 import gc, json, sys, tempfile
+gc.disable()
 import torch
 from vllm.config import set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
@@ -281,6 +282,9 @@ def configured(folder, speculative):
     return EngineArgs(model=folder, dtype="bfloat16", enforce_eager=True, max_model_len=512,
                       speculative_config=speculative).create_engine_config()
 
+# A load and a child collect garbage, and would look at all that was ever imported each time.
+gc.freeze()
+gc.enable()
 for name, (folder, speculative) in given.items():
     out[name] = [rehearsal.in_child(configured(folder, speculative))]
 
@@ -288,9 +292,6 @@ for name, (folder, speculative) in given.items():
 torch.accelerator.empty_cache = lambda: None
 init_distributed_environment(1, 0, "file://" + tempfile.mkdtemp() + "/store", 0, backend="gloo")
 started = False
-# A load collects garbage, and would look at all that was ever imported each time.
-gc.collect()
-gc.freeze()
 for name, (folder, speculative) in given.items():
     config, said = configured(folder, speculative), None
     try:

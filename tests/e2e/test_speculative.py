@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reference.engines import on_path
 
 from gb10_lab.speculative.equality import NEAR_TIE
 
@@ -94,6 +95,7 @@ import gb10_lab.speculative.engine as engines
 from gb10_lab.speculative.distribution import corrected, same_distribution
 from gb10_lab.speculative.equality import compare
 from gb10_lab.speculative.prompts import read_prompts
+from reference import lean
 from tokenizers import Tokenizer
 
 model, held_out, draft_ids, shuffled, samples = sys.argv[1:]
@@ -101,6 +103,7 @@ prompts = [prompt.ids for prompt in read_prompts(
     Path(held_out), Tokenizer.from_file(model + "/tokenizer.json"), 4, seed=1)]
 settings = engines.Settings(Path(model), concurrency=32, max_model_len=640)
 engines.prepare(settings)
+lean.install()
 ids, answer = json.loads(Path(draft_ids).read_text()), {}
 count = len(ids) // 8
 
@@ -163,7 +166,9 @@ def answer(
     shuffled.write_text(json.dumps(ids))
     arguments = map(str, (demo_model, held_out, draft_ids, shuffled, SAMPLES))
     command = [sys.executable, "-c", ENGINES, *arguments]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        command, env=on_path(variables), capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     answer: dict[str, Any] = json.loads(done.stdout.rstrip().split("\n")[-1])
     return answer

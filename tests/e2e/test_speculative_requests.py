@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reference.engines import on_path
 from speculative_requests import ALONE, ENGINES, ONE_TOKEN, REFUSED, SAMPLED_ALIKE, kinds
 
 from gb10_lab.speculative.distribution import THRESHOLD
@@ -26,7 +27,9 @@ def answer(
     """What `speculative_requests.py` found."""
     file = tmp_path_factory.mktemp("requests") / "answer.json"
     command = [sys.executable, str(PROGRAM), str(demo_model), str(held_out), str(file)]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        command, env=on_path(variables), capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
     found: dict[str, Any] = json.loads(file.read_text())
     return found

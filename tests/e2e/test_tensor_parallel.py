@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from reference import engines, forms
+from reference.forked import serve_tokens
 from reference.forms import Form
 from reference.random_moe import UNQUANTIZED, write_random_moe
 from tokenizers import Tokenizer
@@ -67,7 +68,7 @@ def _serve(folder: Path, prompts: list[list[int]], family: str, model: Path, ran
         REPORT_NAME: str(report),
     }
     job = {"engine": engine, "prompts": prompts, "alone": prompts[1:2], "max_tokens": 12}
-    answer: Answer = engines.serve_tokens(job, folder / "answer.json", variables)
+    answer: Answer = serve_tokens(job, folder / "answer.json", variables)
     return answer | {"report": json.loads(report.read_text(encoding="utf-8"))}
 
 

@@ -11,6 +11,7 @@ import ctypes
 import os
 import re
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -33,14 +34,28 @@ def built(name: str, route: str) -> Path:
     return path
 
 
-def instructions(toolkit: Path, library: Path) -> dict[str, list[str]]:
-    """The instructions of each kernel of a library, by target and mangled name."""
-    command: list[str | Path] = [toolkit / "bin" / "cuobjdump", "-sass", library]
-    listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def instructions(toolkit: Path, library: Path, holding: bytes = b"") -> dict[str, list[str]]:
+    """The instructions of each kernel of a library, by target and mangled name.
+
+    ``holding``, part of a symbol: of those units alone that have it; to disassemble all takes half a minute.
+    """
+    cuobjdump = toolkit / "bin" / "cuobjdump"
+    with tempfile.TemporaryDirectory() as scratch:
+        files = [library]
+        if holding:
+            subprocess.run(
+                [cuobjdump, "-xelf", "all", library.resolve()], check=True, capture_output=True, cwd=scratch
+            )
+            files = [file for file in sorted(Path(scratch).iterdir()) if holding in file.read_bytes()]
+        listing = "".join(
+            subprocess.run([cuobjdump, "-sass", file], check=True, capture_output=True, text=True).stdout
+            for file in files
+        )
     found: dict[str, list[str]] = {}
     target = name = ""
     for line in listing.splitlines():
-        if arch := re.search(r"arch = (\w+)", line):
+        # A library's listing says it one way, a unit's the other.
+        if arch := re.search(r"(?:arch = |\tcode for )(\w+)", line):
             target = arch[1]
         elif function := re.search(r"Function : (\S+)", line):
             name = f"{target} {function[1]}"

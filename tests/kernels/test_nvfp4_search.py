@@ -10,6 +10,7 @@ from typing import Any
 
 import on_the_host
 import pytest
+from libraries import ROUTES, built, instructions
 
 torch = pytest.importorskip("torch")
 
@@ -69,9 +70,12 @@ def test_a_cpu_tensor_is_refused_last(good: dict[str, Any]) -> None:
     assert "weight is not on a CUDA device" in refusal(good)
 
 
-def test_machine_code(machine_code: dict[str, list[str]]) -> None:
+@pytest.mark.parametrize("route", ROUTES)
+def test_machine_code(route: str, toolkit: Path) -> None:
     """Wide loads, no local memory; the instruction that encodes E2M1 where the target has it."""
-    kernels = {name: code for name, code in machine_code.items() if "nvfp4_search6search" in name}
+    symbol = "nvfp4_search6search"
+    machine_code = instructions(toolkit, built("kernels", route), symbol.encode())
+    kernels = {name: code for name, code in machine_code.items() if symbol in name}
     assert len(kernels) % 2 == 0 and kernels
     for name, code in kernels.items():
         assert [line for line in code if re.search(r"LDG\.E\.128", line)], name

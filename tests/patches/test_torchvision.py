@@ -10,6 +10,8 @@ import pytest
 pytest.importorskip("torchvision")
 
 WITHOUT_OPERATORS = """
+import gc
+gc.disable()
 import torch, torchvision
 from torchvision.transforms.v2 import functional
 assert not torchvision.extension._has_ops()

@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("vllm")
 
 WITHOUT_A_DEVICE = """
-import sys
+import gc, sys
+gc.disable()
 import vllm.platforms
 from vllm.platforms.interface import UnspecifiedPlatform
 vllm.platforms._current_platform = UnspecifiedPlatform()

@@ -64,10 +64,15 @@ def differences(ours: Any, other: Any) -> list[float]:
     ]
 
 
+def on_path(variables: Mapping[str, str]) -> dict[str, str]:
+    """These variables, for a program that reads this package."""
+    path = os.pathsep.join((str(_TESTS), os.environ.get("PYTHONPATH", "")))
+    return dict(variables) | {"PYTHONPATH": path}
+
+
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
     """This process's variables and these, with what the programs here want beside them."""
-    path = os.pathsep.join((str(_TESTS), os.environ.get("PYTHONPATH", "")))
-    return dict(os.environ) | OFFLINE | dict(variables) | {"PYTHONPATH": path}
+    return on_path(dict(os.environ) | OFFLINE | dict(variables))
 
 
 def serve_tokens(job: Any, answer: Path, variables: Mapping[str, str], limit: float = 300) -> Any:

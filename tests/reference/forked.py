@@ -10,6 +10,7 @@ writes the exit status of each job, one a line. What a job prints goes to files 
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import os
 import select
@@ -22,6 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from reference import engines
+
+if __name__ in ("__main__", "__mp_main__"):
+    # As a program, and in what vLLM starts afresh from it: until all is imported (tests/conftest.py).
+    gc.disable()
 
 FIXED = engines.OFFLINE | {"OMP_NUM_THREADS": "1"}
 """Variables that libraries read when they are loaded: no job can have others."""
@@ -126,6 +131,7 @@ def main() -> None:
     import vllm  # isort: skip
 
     _ = vllm.LLM, vllm.SamplingParams
+    gc.freeze()
     threads = list(Path("/proc/self/task").iterdir())
     assert len(threads) == 1, f"{len(threads)} threads: a fork would have one of them"
     for line in sys.stdin:

@@ -7,8 +7,11 @@ import importlib
 import os
 from typing import Any
 
+from reference import lean
+
 for _name in os.environ.get("GB10_TEST_INSTALL", "").split():
     importlib.import_module(_name).install()
+lean.install()
 
 
 class Rank:

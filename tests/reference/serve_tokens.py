@@ -33,12 +33,14 @@ def main() -> None:
 def run(job: Any, file: Path) -> None:
     """Run a job or a list of jobs, and write what they gave."""
     from gb10.vllm_plugin import register
+    from reference import lean
 
     # With gb10 installed vLLM has done this already through the entry point. Twice is harmless.
     if os.environ.get("VLLM_PLUGINS") != "":
         register()
     for name in os.environ.get("GB10_TEST_INSTALL", "").split():
         importlib.import_module(name).install()
+    lean.install()
     answer = [_answer(each) for each in job] if isinstance(job, list) else _answer(job)
     file.write_text(json.dumps(answer), encoding="utf-8")
 
@@ -48,9 +50,10 @@ def _answer(job: dict[str, Any]) -> dict[str, Any]:
     from vllm.distributed import cleanup_dist_env_and_memory
 
     from gb10.vllm_plugin.cuda import dispatch
+    from reference import lean
 
     # vLLM collects garbage nine times per engine, and would look at all that was ever imported each time.
-    gc.freeze()
+    lean.freeze()
     dispatch._seen.clear()
     stand_ins = sys.modules.get("reference.cpu_operators")
     if stand_ins is not None:

@@ -1,9 +1,20 @@
 """What vLLM's own tests take from their `conftest.py`, which needs libraries that this environment lacks."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Until all modules are loaded, as in tests/conftest.py.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded is looked at no more: vLLM thaws it and collects garbage after each test of layers."""
+    gc.freeze()
+    setattr(gc, "unfreeze", lambda: None)  # noqa: B010 (mypy)
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

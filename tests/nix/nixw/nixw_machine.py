@@ -185,6 +185,8 @@ class Machine:
 
     folder: Path
     environment: dict[str, str] = field(default_factory=dict)
+    # Where nixw is called; the checkout if nothing else is said.
+    current: Path | None = None
 
     @property
     def home(self) -> Path:
@@ -228,7 +230,7 @@ class Machine:
         return subprocess.Popen(
             [str(bash), str(self.nixw), *arguments],
             env=self.environment | environment,
-            cwd=self.folder / "checkout",
+            cwd=self.current or self.folder / "checkout",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

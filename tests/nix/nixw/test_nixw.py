@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -112,14 +113,6 @@ def test_nix_that_does_not_run_is_an_error(machine: Machine) -> None:
 
 
 # ----------------------------------------------------------------------------------------------- which base
-
-
-@pytest.mark.parametrize("base", ["nonsense", "Debian", "nixpkgs debian"])
-def test_unknown_base_is_an_error(with_nix: Machine, base: str) -> None:
-    message = error_of(with_nix.run("build", NIXW_BASE=base))
-    assert f"'{base}'" in message
-    assert "nixpkgs or debian" in message
-    assert not with_nix.calls()
 
 
 def test_nixpkgs_is_the_base_where_its_locked_input_can_be_had(with_nix: Machine) -> None:
@@ -279,10 +272,6 @@ def test_this_machines_own_system_is_not_emulated(with_nix: Machine) -> None:
     assert with_nix.run("build", NIXW_BASE="debian", NIXW_SYSTEM="x86_64-linux").returncode == 0
     assert "extra-platforms" not in with_nix.settings()
     assert not (with_nix.cache / "emulator").exists()
-
-
-def test_an_unknown_system_is_an_error(with_nix: Machine) -> None:
-    assert "NIXW_SYSTEM is 'riscv64-linux'" in error_of(with_nix.run("build", NIXW_SYSTEM="riscv64-linux"))
 
 
 def test_a_store_that_has_the_root_needs_no_archive(with_nix: Machine) -> None:
@@ -503,8 +492,10 @@ def test_arguments_pass_unchanged(with_nix: Machine, base: str) -> None:
         ("flake show", True),
         ("flake metadata", True),
         ("derivation show", True),
-        ("flake update", False),
-        ("flake lock", False),
+        ("env shell", True),
+        ("profile upgrade", True),
+        ("profile list", False),
+        ("flake clone", False),
         ("flake init", False),
         ("store gc", False),
         ("hash file", False),
@@ -526,6 +517,40 @@ def test_only_commands_that_evaluate_the_flake_get_the_base(
     assert ("--override-input" in words) == flake
     # Where options go: after the whole command, before what the user gave.
     assert words[count] == ("--override-input" if flake else "-L")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(f"store {word}" for word in ("copy-log", "copy-sigs", "delete", "diff-closures", "dump-path")),
+        *(f"store {word}" for word in ("make-content-addressed", "repair", "sign", "verify")),
+        "realisation info",
+    ],
+)
+def test_a_command_of_the_store_gets_the_base_for_a_flake_alone(with_nix: Machine, command: str) -> None:
+    for word, flake in ((".#x", True), (".", True), ("/nix/store/0-x", False), ("--all", False)):
+        assert with_nix.run(*command.split(), word, NIXW_BASE="debian").returncode == 0
+        words = with_nix.calls()[-1]
+        assert words[:2] == command.split() and words[-1] == word
+        assert words[2:-1] == (
+            ["--override-input", "nixpkgs", base_of(with_nix), "--no-write-lock-file"] * flake
+        )
+
+
+@pytest.mark.parametrize("command", ["update", "lock"])
+def test_what_writes_flake_lock_never_gets_the_base(machine: Machine, command: str) -> None:
+    """Nix would write an override into flake.lock."""
+    for base, told in (("nixpkgs", False), ("debian", True)):
+        result = machine.run("flake", command, NIXW_BASE=base)
+        assert (result.returncode, result.stdout) == (0, "nix ran\n")
+        assert machine.calls()[-1] == ["flake", command]
+        assert ("./nixw run .#lock -- debian" in result.stderr) == told
+    # What nixw knows of nixpkgs decides where nothing is said; it does not ask.
+    assert ".#lock" not in machine.run("flake", command).stderr
+    machine.run("build", ".#x")
+    assert ".#lock" in machine.run("flake", command).stderr
+    assert machine.calls()[-1] == ["flake", command]
+    assert not (machine.cache / "emulator").exists()
 
 
 def test_a_link_to_nixw_works_from_any_folder(with_nix: Machine) -> None:
@@ -600,6 +625,30 @@ def test_refresh_fetches_again(machine: Machine) -> None:
     assert machine.apt_calls() == [*nix, *root, *nix], "the root is in the store"
 
 
+def test_refresh_of_no_cache_makes_none(machine: Machine) -> None:
+    before = sorted(machine.folder.rglob("*"))
+    assert machine.run("--refresh").returncode == 0
+    assert sorted(machine.folder.rglob("*")) == before
+
+
+def test_refresh_stands_alone(machine: Machine) -> None:
+    machine.run("build")
+    assert "not with 'build'" in error_of(machine.run("--refresh", "build"))
+    assert (machine.cache / "bin/nix").exists()
+
+
+def test_refresh_waits_for_one_who_unpacks(machine: Machine) -> None:
+    with machine.start("store", "ping", FAKE_APT="slow", FAKE_SECONDS="2") as first:
+        machine.wait_until_busy()
+        assert machine.half_made
+        refreshed = machine.run("--refresh")
+        out, err = first.communicate(timeout=60)
+    assert (first.returncode, refreshed.returncode) == (0, 0), err + refreshed.stderr
+    assert out == "nix ran\n"
+    assert "another nixw is fetching or unpacking; waiting" in refreshed.stderr
+    assert not (machine.cache / "nix").exists() and not machine.half_made
+
+
 # ------------------------------------------------------------------------------- what the machine may lack
 
 
@@ -633,10 +682,35 @@ def test_cache_that_cannot_be_written(machine: Machine, installed: bool) -> None
     assert "cannot write the cache folder" in error_of(result)
 
 
-@pytest.mark.parametrize("name", ["a cache", "a=b"])
-def test_cache_whose_name_nix_settings_cannot_hold(machine: Machine, name: str) -> None:
-    assert name in error_of(machine.run("build", NIXW_CACHE=str(machine.folder / name)))
-    assert not (machine.folder / name).exists()
+@pytest.mark.parametrize("character", [*" =:;'\"$`\\&%#?!*()[]{}<>|^", "\t", "\n", "\x01"])
+def test_cache_whose_name_is_not_safe(machine: Machine, character: str) -> None:
+    """In a program of the shell, Nix's and apt's settings, the address of a store."""
+    folder = machine.folder / f"a{character}b"
+    said = error_of(machine.run("build", NIXW_CACHE=str(folder)))
+    assert said.startswith("nixw: error: the cache folder is ") and "set NIXW_CACHE" in said
+    assert not machine.apt_calls() and not folder.exists()
+
+
+@pytest.mark.parametrize("variable", ["HOME", "XDG_CACHE_HOME", "PWD"])
+def test_a_cache_that_is_not_named_is_looked_at_too(machine: Machine, variable: str) -> None:
+    folder = machine.folder / "a$(b)"
+    folder.mkdir()
+    del machine.environment["NIXW_CACHE"]
+    if variable == "PWD":
+        machine.current = folder
+        machine.environment["NIXW_CACHE"] = "relative"
+    else:
+        machine.environment[variable] = str(folder)
+    for word in ("build", "--help", "--refresh"):
+        assert error_of(machine.run(word)).startswith("nixw: error: the cache folder is ")
+    assert list(folder.iterdir()) == [] and not machine.apt_calls()
+
+
+def test_cache_whose_name_is_safe(machine: Machine) -> None:
+    folder = machine.folder / "a.Z-0_@+,~é"
+    done = machine.run("build", NIXW_CACHE=str(folder), NIXW_BASE="debian", FAKE_MAY_WRITE_NIX="false")
+    assert done.stdout == "nix ran\n", done.stderr
+    assert (machine.fake / "remote").read_text() == f"local?root={folder}/store\n"
 
 
 @pytest.mark.parametrize("word", ["build", "--refresh"])
@@ -689,26 +763,77 @@ def test_relative_cache(machine: Machine) -> None:
     assert (machine.folder / "checkout/here/roots").is_dir()
 
 
-def test_a_keyring_that_cannot_be_read_is_not_passed_over(machine: Machine) -> None:
-    said = error_of(machine.run("build", NIXW_KEYRING="/nonexistent/keys.gpg"))
-    assert "/nonexistent/keys.gpg" in said and not machine.apt_calls()
+BAD_VALUES = [
+    *(("NIXW_BASE", value) for value in ("bogus", "Debian", "nixpkgs debian")),
+    *(("NIXW_NIX", value) for value in ("debain", "nix")),
+    *(("NIXW_SYSTEM", value) for value in ("riscv64-linux", "aarch64")),
+    *(("NIXW_JOBS", value) for value in ("abc", "0", "-1", "2 3", "1.5", "99999", "auto\nsandbox = false")),
+    *(
+        (name, value)
+        for name in ("NIXW_MIRROR", "NIXW_SECURITY_MIRROR")
+        for value in (
+            "mirror.invalid/debian",
+            "/debian",
+            "http:",
+            "http://a/ b",
+            "http://a/[b]",
+            "http://a\nb",
+            "no",
+        )
+    ),
+    *(("NIXW_KEYRING", value) for value in ("/nonexistent/keys.gpg", "/", "keys of mine.gpg")),
+]
 
 
-def test_a_word_that_is_none_for_the_nix(machine: Machine) -> None:
-    said = error_of(machine.run("build", NIXW_NIX="debain"))
-    assert "'debain'" in said and "must be debian" in said
+@pytest.mark.parametrize(("variable", "value"), BAD_VALUES)
+def test_a_bad_value_is_found_before_anything_is_done(machine: Machine, variable: str, value: str) -> None:
+    (machine.nixw.parent / "keys of mine.gpg").write_text("keys")
+    before = sorted(machine.folder.rglob("*"))
+    for words in (("build", ".#x"), ("--help",)):
+        result = machine.run(*words, **{variable: value})
+        assert error_of(result).startswith(f"nixw: error: {variable} is "), result.stderr
+        assert len(result.stderr.splitlines()) == 1 and result.stdout == ""
+    assert sorted(machine.folder.rglob("*")) == before
 
 
-@pytest.mark.parametrize("jobs", ["abc", "0", "-1", "2 3", "1.5", "99999", "auto\nsandbox = false"])
-def test_jobs_that_are_no_number(machine: Machine, jobs: str) -> None:
-    said = error_of(machine.run("build", NIXW_JOBS=jobs))
-    assert said.startswith("nixw: error: NIXW_JOBS is ") and "1 to 9999, or auto" in said
-    assert not machine.apt_calls()
+def test_what_a_bad_value_must_be(machine: Machine) -> None:
+    for variable, words in {
+        "NIXW_BASE": "must be nixpkgs or debian",
+        "NIXW_NIX": "must be debian, or unset",
+        "NIXW_SYSTEM": "must be x86_64-linux or aarch64-linux",
+        "NIXW_JOBS": "1 to 9999, or auto",
+        "NIXW_MIRROR": "must be the address of a Debian archive",
+        "NIXW_KEYRING": "no file that can be read",
+    }.items():
+        assert words in error_of(machine.run("build", **{variable: "bogus"}))
+
+
+def test_a_machine_that_is_not_supported(machine: Machine) -> None:
+    machine.add_program("uname", "echo riscv64")
+    assert error_of(machine.run("build")).startswith(
+        "nixw: error: this machine is 'riscv64-linux'; it must be"
+    )
+
+
+def test_a_keyring_of_this_folder(machine: Machine) -> None:
+    """For apt, a name that does not begin with / would be a fingerprint."""
+    keys = machine.nixw.parent / "keys.gpg"
+    keys.write_text("keys")
+    assert machine.run("store", "ping", NIXW_KEYRING="keys.gpg").returncode == 0
+    assert (machine.fake / "sources.list").read_text().startswith(f"deb [signed-by={keys}] ")
 
 
 @pytest.mark.parametrize("jobs", ["auto", "1", "64", ""])
-def test_jobs(machine: Machine, jobs: str) -> None:
+def test_jobs_reach_nix(machine: Machine, jobs: str) -> None:
     assert machine.run("build", NIXW_JOBS=jobs, NIXW_BASE="debian").returncode == 0
+    assert machine.settings()["max-jobs"] == (jobs or "auto")
+
+
+@pytest.mark.parametrize("jobs", ["auto", "1", "64", ""])
+def test_jobs_reach_an_installed_nix_where_they_are_set(with_nix: Machine, jobs: str) -> None:
+    for base in ("nixpkgs", "debian"):
+        assert with_nix.run("build", NIXW_JOBS=jobs, NIXW_BASE=base).returncode == 0
+        assert with_nix.settings().get("max-jobs", "") == jobs
 
 
 @pytest.mark.parametrize("variable", ["NIXW_BASE", "NIXW_NIX", "NIXW_SYSTEM"])
@@ -718,18 +843,106 @@ def test_a_value_of_two_lines_is_one_line(machine: Machine, variable: str) -> No
     )
 
 
-def test_another_users_checkout(with_nix: Machine) -> None:
-    (with_nix.nixw.parent / ".git").mkdir()
-    with_nix.add_program(
-        "git", "echo \"fatal: detected dubious ownership in repository at '$2'\" >&2; exit 128"
-    )
-    said = error_of(with_nix.run("build", ".#x", NIXW_BASE="debian"))
-    assert f"git config --global --add safe.directory '{with_nix.nixw.parent}'" in said
-    assert not with_nix.calls()
-    # No repository is opened for a path, nor by a command that takes no flake.
-    for words in (("build", "path:.#x"), ("store", "ping")):
-        assert with_nix.run(*words, NIXW_BASE="debian").returncode == 0
-    # What else Git cannot do is left to Nix to say.
+# Knows what lies in folders called foreign as another user's.
+GIT = """
+folder=$(cd "$2" 2>/dev/null && pwd -P)/ || exit 128
+case $folder in
+  */foreign/*)
+    echo "fatal: detected dubious ownership in repository at '${folder%%/foreign/*}/foreign'" >&2
+    exit 128 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        ("run /F#serve", True),
+        ("run /F", True),
+        ("run git+file:/F#serve", True),
+        ("run git+file:///F?dir=sub#serve", True),
+        ("run /F/sub#serve -- --port 1", True),
+        ("run ../foreign#serve", True),
+        ("build -o /tmp/result .#x /F#y", True),
+        ("build -j 1 /F#y^out", True),
+        ("run --cores 1 /F#y", True),
+        ("flake check /F", True),
+        ("flake update --flake /F", True),
+        ("flake lock /F", True),
+        ("store sign -k key /F#x", True),
+        ("copy --to file:///F .#x", False),
+        ("run .#serve /F", False),
+        ("run .#serve -- /F#x", False),
+        ("develop .#x -c ls /F", False),
+        ("build .#x --out-link /F", False),
+        ("build -f /F/x.nix x", False),
+        ("build --option a /F --override-input b /F .#x", False),
+        ("fmt /F", False),
+        ("flake update foreign", False),
+        ("build path:/F#x", False),
+        ("build nixpkgs#x", False),
+        ("build /F/nothing#x", False),
+        ("store verify /F", False),
+    ],
+)
+def test_another_users_flake(with_nix: Machine, words: str, refused: bool) -> None:
+    """It is the flake that counts, not whose nixw is run."""
+    foreign = with_nix.folder / "foreign"
+    (foreign / "sub").mkdir(parents=True)
+    with_nix.add_program("git", GIT)
+    result = with_nix.run(*words.replace("/F", str(foreign)).split(), NIXW_BASE="debian")
+    if refused:
+        assert error_of(result).endswith(f"git config --global --add safe.directory '{foreign}'")
+        assert not with_nix.calls()
+    else:
+        assert (result.returncode, result.stdout) == (0, "nix ran\n"), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        ("run .#serve", True),
+        ("run", True),
+        ("build #x", True),
+        ("build -L", True),
+        ("fmt x.py", True),
+        ("flake update nixpkgs", True),
+        ("flake lock", True),
+        # An argument of the program is not the flake.
+        ("run .#serve -- path:/x", True),
+        ("run /C#serve", False),
+        ("build path:.#x", False),
+        ("flake update --flake /C", False),
+        ("store ping", False),
+        ("eval --expr 1", False),
+    ],
+)
+@pytest.mark.parametrize("program", ["own", "foreign"])
+def test_in_another_users_checkout(with_nix: Machine, words: str, refused: bool, program: str) -> None:
+    foreign = with_nix.folder / "foreign"
+    foreign.mkdir()
+    own = with_nix.nixw.parent
+    if program == "foreign":
+        # nixw's own folder is another user's, and so is the current one.
+        own = with_nix.folder / "mine"
+        own.mkdir()
+        foreign.rmdir()
+        (with_nix.folder / "checkout").rename(foreign)
+        (with_nix.folder / "checkout").symlink_to(foreign)
+    with_nix.add_program("git", GIT)
+    with_nix.current = foreign
+    result = with_nix.run(*words.replace("/C", str(own)).split(), NIXW_BASE="debian")
+    if refused:
+        assert f"'{foreign}' belongs to another user" in error_of(result)
+        assert not with_nix.calls()
+    else:
+        assert (result.returncode, result.stdout) == (0, "nix ran\n"), result.stderr
+    # And a flake of this user's is none of another's, whoever nixw belongs to.
+    with_nix.current = own
+    assert with_nix.run("run", ".#serve", NIXW_BASE="debian").returncode == 0
+
+
+def test_what_else_git_cannot_do_is_left_to_nix(with_nix: Machine) -> None:
     with_nix.add_program("git", "exit 128")
     assert with_nix.run("build", ".#x", NIXW_BASE="debian").returncode == 0
 
@@ -827,6 +1040,18 @@ def test_a_container_that_closes_namespaces_is_told(machine: Machine, status: st
     result = machine.run("flake", "show", NIXW_BASE="debian", FAKE_UNSHARE_STATUS=status)
     assert result.returncode == 0, result.stderr
     assert ("namespaces are closed here" in result.stderr) == told
+
+
+@pytest.mark.parametrize(("arch", "told"), [("s390x", True), (platform.machine(), False), (None, False)])
+def test_a_machine_that_is_itself_emulated_is_told(machine: Machine, arch: str | None, told: bool) -> None:
+    (machine.folder / "sys/kernel").mkdir(parents=True)
+    if arch:
+        (machine.folder / "sys/kernel/arch").write_text(f"{arch}\n")
+    machine.change("proc_sys=/proc/sys", f"proc_sys={machine.folder}/sys")
+    for words in (("build",), ("flake", "show")):
+        result = machine.run(*words, NIXW_BASE="debian")
+        assert result.returncode == 0, result.stderr
+        assert ("on a kernel for s390x" in result.stderr) == (told and words == ("build",))
 
 
 # -------------------------------------------------------------------------- nothing outside, nothing half
@@ -958,6 +1183,25 @@ def test_folders_of_the_users_pip_settings_are_visible_to_builds(with_nix: Machi
     paths = with_nix.settings()["sandbox-paths"].split()
     assert str(wheels) in paths
     assert f"/etc/pip-home/.config/pip/pip.conf={with_nix.home}/.config/pip/pip.conf" in paths
+
+
+@pytest.mark.parametrize("name", ["a b", "a=b"])
+def test_pip_settings_whose_name_nix_settings_cannot_hold(with_nix: Machine, name: str) -> None:
+    home = with_nix.folder / name
+    (home / ".config/pip").mkdir(parents=True)
+    # Without settings of pip such a home does no harm, and to evaluate none are needed.
+    assert with_nix.run("build", NIXW_BASE="debian", HOME=str(home)).stdout == "nix ran\n"
+    (home / ".config/pip/pip.conf").write_text("[global]\n")
+    message = error_of(with_nix.run("build", NIXW_BASE="debian", HOME=str(home)))
+    assert f"'{home}/.config/pip/pip.conf'" in message
+    assert with_nix.run("flake", "show", NIXW_BASE="debian", HOME=str(home)).stdout == "nix ran\n"
+
+
+def test_a_folder_of_wheels_whose_name_nix_settings_cannot_hold(with_nix: Machine) -> None:
+    wheels = with_nix.folder / "a=b"
+    wheels.mkdir()
+    message = error_of(with_nix.run("build", NIXW_BASE="debian", PIP_FIND_LINKS=str(wheels)))
+    assert f"'{wheels}'" in message
 
 
 def test_builds_see_all_files_of_the_users_pip_settings(with_nix: Machine) -> None:

@@ -478,7 +478,7 @@ def test_routing_command_says_nothing_but_the_table(make_checkpoint: Callable[..
         config={"quantization_config": section},
         tensors={"model.layers.0.mlp.up_proj.weight": ("U8", (64, 32))},
     )
-    program = "import sys; from gb10 import cli; sys.exit(cli.main())"
+    program = "import gc, sys; gc.disable(); from gb10 import cli; sys.exit(cli.main())"
     asked = [sys.executable, "-c", program, "routing", str(folder), "--capability", "12.1"]
     done = subprocess.run(asked, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -6,6 +6,7 @@ from 10.0 on for FP4 (`cutlass_scaled_mm_supports_fp4`: that is what the wheel s
 for FP8 (`cutlass_fp8_supported`). The last two rows are the CPU's, without and with AMX.
 """
 
+import gc
 import importlib
 import json
 import sys
@@ -144,6 +145,8 @@ def cpu_rows(linear: Any) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Print a list of rows."""
+    # While modules load.
+    gc.disable()
     sys.modules["vllm._C_stable_libtorch"] = types.ModuleType("vllm._C_stable_libtorch")
     linear = importlib.import_module("vllm.model_executor.kernels.linear")
     gdn = importlib.import_module("vllm.model_executor.layers.mamba.gdn.qwen_gdn_linear_attn")

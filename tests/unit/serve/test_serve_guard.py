@@ -158,7 +158,8 @@ def test_it_does_not_guard_with_nothing(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 WALK = """
-import os, sys
+import gc, os, sys
+gc.disable()
 os.environ.update(VLLM_SERVER_DEV_MODE="1", VLLM_ENABLE_COHERE_API="1")
 from test_serve_guard import walk
 walk()

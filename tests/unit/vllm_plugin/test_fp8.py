@@ -19,6 +19,8 @@ if not current_platform.is_cpu():
 from gb10.vllm_plugin.cpu.fp8 import quantize
 
 REQUANTIZE = """
+import gc
+gc.disable()
 import torch
 import gb10.vllm_plugin as plugin
 from vllm.model_executor.layers.quantization.utils.w8a8_utils import requantize_with_max_scale
