@@ -33,11 +33,12 @@ pkgs.stdenv.mkDerivation {
     make -j"$NIX_BUILD_CORES" OUT="$PWD/build" ROUTE=${route} \
       CUDA=${cuda-toolkit} TORCH=${wheels.cpu.torch}/${python.sitePackages}/torch ${name}
   '';
-  # No run path: it would put torch for CPU beside torch for CUDA. The library takes the torch that loads it.
+  # No run path: it would put torch for CPU beside torch for CUDA. The library takes the torch that loads it, and names no other.
   installPhase = ''
     install -D build/libgb10_${name}.so "$out/lib/libgb10_${name}.so"
     patchelf --remove-rpath "$out/lib/libgb10_${name}.so"
   '';
+  disallowedReferences = [ wheels.cpu.torch ];
   nativeBuildInputs = [ pkgs.patchelf ];
   meta = import ./meta.nix { inherit pkgs; } { inherit description; };
 }
