@@ -35,8 +35,8 @@ provide_emulation() {
   if [ -z "$unpacked" ] && ! [[ ${NIX_REMOTE:-} =~ ^(local|/) ]] && { [ -n "${NIX_REMOTE:-}" ] || [ -e /nix/var/nix/daemon-socket/socket ]; }; then
     die "a Nix daemon builds here, and NIXW_SYSTEM cannot reach it; let the machine emulate (binfmt) and set extra-platforms = $emulated in nix.conf, or set NIXW_NIX=debian and NIX_REMOTE=local?root=FOLDER"
   fi
-  command -v unshare >/dev/null || die "NIXW_SYSTEM=$system needs unshare (Debian's util-linux)"
-  user_namespaces || die "NIXW_SYSTEM=$system needs user namespaces, which are closed here; run as root, or see sysctl user.max_user_namespaces"
+  command -v unshare >/dev/null || die "$system is emulated by way of unshare, which is not here (Debian's util-linux has it)"
+  user_namespaces || die "$system is emulated in a user namespace, and $(closed_namespaces); $([ "$(id -u)" = 0 ] && echo "for Docker and Podman use --privileged" || echo "run as root, or see sysctl user.max_user_namespaces")"
   unpack "$emulator_suite" "$emulator" qemu-user
   # It has forty emulators.
   find "$emulator/usr" -type f ! -name qemu-aarch64 -delete

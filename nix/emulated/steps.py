@@ -9,6 +9,7 @@ step did what it must, 1 if one did not, 2 for a bad call or a machine that cann
 from __future__ import annotations
 
 import argparse
+import ctypes
 import filecmp
 import json
 import os
@@ -22,9 +23,10 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 LOG_PROBABILITY = 0.1
@@ -62,6 +64,21 @@ PTX = """.version 9.0
 
 class Difference(Exception):
     """aarch64 did not do what it must."""
+
+
+class Stopped(BaseException):
+    """A signal ends the run: what a step started ends with it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(signal.Signals(number).name)
+
+
+def stop(number: int, _frame: FrameType | None) -> None:
+    """End the run; what comes after does not disturb the end."""
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, signal.SIG_IGN)
+    raise Stopped(number)
 
 
 @dataclass(frozen=True)
@@ -107,6 +124,22 @@ class Machine:
         if done.returncode != 0:
             raise Difference(f"{command[0]} ended with {done.returncode}:\n{done.stdout[-4000:]}")
         return done.stdout
+
+
+def adopt_orphans() -> None:
+    """What a process of a step leaves behind becomes a child of this one (PR_SET_CHILD_SUBREAPER)."""
+    ctypes.CDLL(None, use_errno=True).prctl(36, 1, 0, 0, 0)
+
+
+def end_children() -> None:
+    """End every process that was started here, and those that they started."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    while pids := children.read_text().split():
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+            with suppress(ChildProcessError):
+                os.waitpid(int(pid), 0)
 
 
 def sys_cpu(folder: Path) -> Path:
@@ -601,22 +634,39 @@ def main(arguments: Sequence[str]) -> int:
         except OSError as error:
             parser.error(f"unshare cannot be run ({error.strerror}); install util-linux")
     if not runs(plan["bash"]):
-        parser.error("this machine cannot run aarch64's programs; use ./nixw run .#emulated")
+        parser.error(
+            f"this machine cannot run aarch64's programs; use ./nixw run .#{plan['name']} without NIXW_SYSTEM"
+        )
     chosen = list(dict.fromkeys(asked.steps)) or [
         name for name, step in steps.items() if asked.all or not step.long
     ]
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+    adopt_orphans()
     results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="gb10-emulated-") as folder:
-        machine = Machine(plan, Path(folder))
-        shown = sys_cpu(machine.folder)
-        subprocess.run(["mount", "--bind", str(shown), "/sys/devices/system/cpu"], check=True)
-        for name in chosen:
-            results.append(one(name, machine))
-            print(f"{results[-1]['verdict']:10}{name}: {results[-1]['said']}", file=sys.stderr, flush=True)
+    status = 0
+    try:
+        with tempfile.TemporaryDirectory(prefix="gb10-emulated-") as folder, ExitStack() as ends:
+            ends.callback(end_children)
+            machine = Machine(plan, Path(folder))
+            shown = sys_cpu(machine.folder)
+            subprocess.run(["mount", "--bind", str(shown), "/sys/devices/system/cpu"], check=True)
+            for name in chosen:
+                results.append(one(name, machine))
+                print(
+                    f"{results[-1]['verdict']:10}{name}: {results[-1]['said']}", file=sys.stderr, flush=True
+                )
+    except Stopped as stopped:
+        left = ", ".join(chosen[len(results) :])
+        print(f"{plan['name']}: stopped by {stopped}; not finished: {left}", file=sys.stderr)
+        status = 128 + stopped.number
     print(table(results))
     if asked.json:
-        asked.json.write_text(json.dumps({"name": plan["name"], "steps": results}, indent=1) + "\n")
-    return 0 if all(result["verdict"] == "passed" for result in results) else 1
+        try:
+            asked.json.write_text(json.dumps({"name": plan["name"], "steps": results}, indent=1) + "\n")
+        except OSError as error:
+            parser.error(f"--json: {asked.json} cannot be written ({error.strerror}); the results are above")
+    return status or (0 if all(result["verdict"] == "passed" for result in results) else 1)
 
 
 def runs(bash: str) -> bool:

@@ -7,7 +7,9 @@ QEMU and half an hour or more.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -200,3 +202,77 @@ def test_results_that_cannot_be_written_are_one_line_before_any_step(
     assert ended.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("emulated: error: --json: ") and "cannot be written" in last
+
+
+RUN = """
+import json, os, subprocess, sys
+sys.path.insert(0, sys.argv[1])
+import steps
+
+def slow(machine):
+    '''Starts a session of its own, says so, and waits.'''
+    subprocess.run(["bash", "-c", "setsid sleep 300 & echo ready $!; wait"])
+    return "not stopped"
+
+steps.STEPS = {"quick": steps.Step(lambda machine: "said"), "slow": steps.Step(slow)}
+plan = os.environ["TMPDIR"] + "/plan.json"
+open(plan, "w").write(json.dumps({"name": "emulated-test", "bash": "bash"}))
+sys.exit(steps.main([plan, "--json", sys.argv[2]]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_what_a_step_started_and_keeps_what_is_known(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    script(tmp_path / "bin/mount", "exit 0")
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(FILE.parent), str(tmp_path / "results.json")],
+        env=os.environ
+        | {
+            "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
+            "TMPDIR": str(temporary),
+            "GB10_EMULATED": "inside",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    ready, started = process.stdout.readline().split()
+    assert ready == "ready"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert errors.splitlines()[-1] == f"emulated-test: stopped by {number.name}; not finished: slow"
+    assert "Traceback" not in errors
+    assert not Path(f"/proc/{started}").exists()
+    assert [path.name for path in temporary.iterdir()] == ["plan.json"]
+    (done,) = json.loads((tmp_path / "results.json").read_text())["steps"]
+    assert (done["step"], done["verdict"], done["said"]) == ("quick", "passed", "said")
+
+
+def test_results_that_cannot_be_written_in_the_end_are_one_line(
+    steps: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script(tmp_path / "bin/mount", "exit 0")
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setenv("GB10_EMULATED", "inside")
+    monkeypatch.setattr(steps, "STEPS", {"quick": steps.Step(lambda _machine: "said")})
+    for name in ("adopt_orphans", "end_children"):
+        monkeypatch.setattr(steps, name, lambda: None)
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"name": "emulated-test", "bash": "bash"}))
+    try:
+        with pytest.raises(SystemExit) as ended:
+            steps.main([str(plan), "--json", "/dev/full"])
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert "--json: /dev/full cannot be written" in said.err
+    assert "| quick | passed |" in said.out

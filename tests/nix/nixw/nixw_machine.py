@@ -28,6 +28,7 @@ NIX = r"""
 if [ "$*" = --version ]; then echo "$FAKE_NIX_NAME $FAKE_NIX_VERSION"; exit "${FAKE_NIX_STATUS:-0}"; fi
 { printf '%s\0' "$@"; printf 'end\n'; } >>"$FAKE/calls"
 printf '%s\n' "${NIX_REMOTE:-}" >"$FAKE/remote"
+printf '%s\n' "${HOME:-}" >"$FAKE/home"
 printf '%s\n' "${NIX_CONFIG:-}" >"$FAKE/config"
 printf '%s\n' "${NIX_CACHE_HOME:-}" "${NIX_STATE_HOME:-}" "${NIX_DATA_HOME:-}" >"$FAKE/homes"
 case ${NIX_REMOTE:-} in local*) store=${NIX_REMOTE#*=} ;; *) store=$FAKE ;; esac

@@ -261,7 +261,10 @@ def test_what_cannot_be_emulated_is_one_line(with_nix: Machine) -> None:
         return error_of(with_nix.run("build", NIXW_BASE="debian", NIXW_SYSTEM="aarch64-linux", **environment))
 
     assert "a Nix daemon builds here" in error(NIX_REMOTE="daemon")
-    assert "user namespaces" in error(FAKE_UNSHARE_STATUS="1")
+    closed = error(FAKE_UNSHARE_STATUS="1")
+    assert "user namespaces are closed here" in closed
+    assert ("--privileged" if os.getuid() == 0 else "run as root") in closed
+    assert "NIXW_SYSTEM" not in closed, "which the user of .#emulated has not set"
     with_nix.add_program("uname", "echo aarch64")
     words = error_of(with_nix.run("build", NIXW_BASE="debian", NIXW_SYSTEM="x86_64-linux"))
     assert "this machine (aarch64-linux) emulates nothing" in words
@@ -731,8 +734,16 @@ def test_a_driver_folder_of_ours_may_be_in_the_cache(machine: Machine) -> None:
     assert (machine.folder / "new/driver").is_dir()
 
 
-def test_a_checkout_whose_path_an_address_cannot_hold(machine: Machine) -> None:
-    odd = machine.folder / "a b%41#c?"
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        ("a b%41#c?", "a%20b%2541%23c%3F"),
+        ("Téléchargements", "T%C3%A9l%C3%A9chargements"),
+        ("a\nb'c", "a%0Ab%27c"),
+    ],
+)
+def test_a_checkout_whose_path_an_address_cannot_hold(machine: Machine, name: str, address: str) -> None:
+    odd = machine.folder / name
     (machine.folder / "checkout").rename(odd)
     done = subprocess.run(
         [machine.folder / "tools/bash", odd / "nixw", "build"],
@@ -742,7 +753,38 @@ def test_a_checkout_whose_path_an_address_cannot_hold(machine: Machine) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert f"path:{machine.folder}/a%20b%2541%23c%3F/nix/debian" in machine.calls()[-1]
+    assert f"path:{machine.folder}/{address}/nix/debian" in machine.calls()[-1]
+
+
+@pytest.mark.parametrize("content", ["precious\n", ""])
+def test_a_folder_that_only_has_a_file_called_lock_is_not_nixws(machine: Machine, content: str) -> None:
+    other = machine.folder / "other"
+    (other / "root").mkdir(parents=True)
+    (other / "lock").write_text(content)
+    for words in (["--refresh"], ["build"]):
+        assert "files that are not nixw's" in error_of(machine.run(*words, NIXW_CACHE=str(other)))
+    assert sorted(path.name for path in other.iterdir()) == ["lock", "root"]
+    assert (other / "lock").read_text() == content
+
+
+def test_a_cache_of_an_older_nixw_is_taken_over(machine: Machine) -> None:
+    assert machine.run("build").returncode == 0
+    (machine.cache / "nixw.lock").rename(machine.cache / "lock")
+    assert machine.run("build").returncode == 0
+    assert (machine.cache / "nixw.lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("known", "own", "home"), [("1", "false", "cache"), ("0", "false", "/"), ("1", "true", "/")]
+)
+def test_a_user_without_an_entry_and_a_home_of_theirs_gets_one(
+    machine: Machine, known: str, own: str, home: str
+) -> None:
+    machine.add_program("getent", f"exit {1 if known == '1' else 0}")
+    machine.change('[ -O "$HOME" ]', own)
+    assert machine.run("build", HOME="/").returncode == 0
+    expected = f"{machine.cache}/home\n" if home == "cache" else "/\n"
+    assert (machine.fake / "home").read_text() == expected
 
 
 def test_an_option_before_the_command_is_one_line(machine: Machine) -> None:
