@@ -100,7 +100,9 @@ RUN = """
 import importlib.util, os, sys
 spec = importlib.util.spec_from_file_location("entry", sys.argv[1])
 entry = importlib.util.module_from_spec(spec); sys.modules["entry"] = entry; spec.loader.exec_module(entry)
-import ctypes
+import ctypes, signal
+# Nix's builder ignores some, and bash sets no trap for what it finds ignored.
+for each in entry.PASSED_ON: signal.signal(each, signal.SIG_DFL)
 # PR_SET_CHILD_SUBREAPER: orphans come here, as to process 1.
 assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0
 sys.exit(entry.run(sys.argv[3:], os.environ, float(sys.argv[2])))
