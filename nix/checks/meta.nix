@@ -34,6 +34,8 @@ let
     "flashinfer"
     "flashinfer-checks"
     "heldout"
+    "image"
+    "image-cpu"
     "kernels"
     "kernels-software"
     "kernels-sparse24"

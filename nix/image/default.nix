@@ -33,7 +33,7 @@ let
     wheels: seldom: own:
     let
       all = builtins.attrValues wheels;
-      isLarge = wheel: wheel.size >= large;
+      isLarge = wheel: wheel.size == null || wheel.size >= large;
       isNvidias = wheel: lib.hasPrefix "nvidia-" wheel.pname || lib.hasPrefix "cuda-" wheel.pname;
       small = builtins.filter (wheel: !isLarge wheel) all;
     in

@@ -38,7 +38,8 @@ let
         in
         {
           inherit (package) name version;
-          inherit (wheel) size;
+          # Not known of what only PyTorch's index has and nobody fetched for the lock.
+          size = wheel.size or null;
           file = wheel.path;
           # For any system: it holds no machine code, and is the same unpacked for all.
           any = pkgs.lib.hasSuffix "-any.whl" wheel.path;

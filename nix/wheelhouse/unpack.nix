@@ -64,7 +64,7 @@ pkgs.stdenv.mkDerivation {
     else
       ""
   );
-  # The wheel's, in bytes: what an image gives a layer of its own.
+  # The wheel's, in bytes, or null: what an image gives a layer of its own.
   passthru = { inherit (wheel) size; };
   # Wheels of the other system are unpacked too, and never run.
   meta = import ../packages/meta.nix { inherit pkgs; } {
