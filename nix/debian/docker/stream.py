@@ -194,7 +194,17 @@ def main(arguments: list[str]) -> int:
             if sys.stdout.isatty():
                 parser.error("stdout is a terminal; pipe it into `podman load`, or into a file")
             conf = json.loads(Path(file).read_text())
-            write_image(conf, asked.repo_tag or conf["repo_tag"], sys.stdout.buffer)
+            try:
+                write_image(conf, asked.repo_tag or conf["repo_tag"], sys.stdout.buffer)
+                sys.stdout.flush()
+            except OSError as error:
+                # A reader that ended, or a full disk. What is left in the buffer goes nowhere.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                print(
+                    f"stream: error: the image could not be written ({error.strerror or error})",
+                    file=sys.stderr,
+                )
+                return 2
             return 0
     print(__doc__, file=sys.stderr)
     return 2

@@ -7,12 +7,16 @@ import io
 import json
 import os
 import stat
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -116,3 +120,40 @@ def test_an_image_is_what_its_manifest_says(stream: ModuleType, folder: Path, tm
         with tarfile.open(fileobj=io.BytesIO(read(manifest["Layers"][0]))) as first:
             held = first.extractfile(f"{paths[0][0][1:]}/file")
             assert held is not None and held.read() == Path(paths[0][0], "file").read_bytes()
+
+
+@pytest.mark.parametrize("to", ["a reader that ends", "/dev/full"])
+def test_an_image_that_cannot_be_written_is_one_line(to: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").write_bytes(os.urandom(3 << 20))
+    (tmp_path / "root.tar").write_bytes(b"")
+    conf = {
+        "created": "1970-01-01T00:00:01Z",
+        "mtime": "1970-01-01T00:00:01Z",
+        "architecture": "arm64",
+        "config": {},
+        "repo_tag": "name:tag",
+        "store_layers": [[str(tmp_path / "one")]],
+        "root": str(tmp_path / "root.tar"),
+    }
+    (tmp_path / "conf.json").write_text(json.dumps(conf))
+    command = [
+        sys.executable,
+        "-I",
+        str(ROOT / "nix/debian/docker/stream.py"),
+        "image",
+        str(tmp_path / "conf.json"),
+    ]
+    if to == "/dev/full":
+        with Path(to).open("wb") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        status, said = done.returncode, done.stderr
+    else:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+        status = process.wait(30)
+        process.stderr.close()
+    assert status == 2
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith("stream: error: the image could not be written (")
