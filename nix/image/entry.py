@@ -176,23 +176,32 @@ def command_of(container: Container, arguments: Sequence[str]) -> list[str]:
 
 def run(command: Sequence[str], variables: Mapping[str, str], grace: float = GRACE) -> int:
     """Run a command as process 1 must: signals go on to it, and orphans are waited for. Its exit status."""
-    child = subprocess.Popen(command, env=dict(variables))
+    running: list[int] = []
+    early: list[int] = []
     deadline: list[float] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
+        if not running:
+            early.append(number)
+            return
         # Not by its object, which would first look whether it has ended, and take the status from below.
-        os.kill(child.pid, number)
+        os.kill(running[0], number)
         if number in (signal.SIGTERM, signal.SIGINT) and not deadline:
             deadline.append(time.monotonic() + grace)
             signal.setitimer(signal.ITIMER_REAL, grace)
 
     def kill(_number: int, _frame: FrameType | None) -> None:
         print(f"gb10: not ended {grace:.0f} s after the signal; killed", file=sys.stderr)
-        os.kill(child.pid, signal.SIGKILL)
+        os.kill(running[0], signal.SIGKILL)
 
+    # Before the command: process 1 ignores a signal that it has no handler for.
     for number in PASSED_ON:
         signal.signal(number, pass_on)
     signal.signal(signal.SIGALRM, kill)
+    child = subprocess.Popen(command, env=dict(variables))
+    running.append(child.pid)
+    for came in early:
+        pass_on(came, None)
     while True:
         pid, status = os.wait()
         if pid == child.pid:

@@ -132,6 +132,26 @@ def test_signals_are_passed_on(number: signal.Signals) -> None:
     assert process.returncode == 7
 
 
+def test_a_signal_that_comes_before_the_command_is_passed_on_too(
+    entry: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = subprocess.Popen
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return start(*arguments, **named)
+
+    before = {number: signal.getsignal(number) for number in (*entry.PASSED_ON, signal.SIGALRM)}
+    monkeypatch.setattr(entry.subprocess, "Popen", interrupted)
+    try:
+        status = entry.run(["sleep", "60"], os.environ, 20)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert status == 128 + signal.SIGTERM
+
+
 def test_what_does_not_end_is_killed() -> None:
     process = started(0.5, "trap '' TERM; echo ready; while :; do sleep 0.05; done")
     begun = time.monotonic()
