@@ -12,8 +12,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -48,9 +50,8 @@ class Container:
 def writable(folder: Path) -> bool:
     """Whether a file can be made there."""
     try:
-        probe = folder / f".gb10-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError:
         return False
     return True
@@ -96,8 +97,8 @@ def check_variables(container: Container) -> None:
         raise UserError(
             "HF_TOKEN has blanks, quotes' remains or a line's end in it; give the token alone (hf_…)"
         )
-    if token[:1] in "\"'" and token:
-        raise UserError("HF_TOKEN begins with a quote; give the token alone (hf_…)")
+    if "'" in token or '"' in token:
+        raise UserError("HF_TOKEN has a quote in it; give the token alone (hf_…)")
 
 
 def address(container: Container) -> str:
@@ -185,14 +186,16 @@ def run(command: Sequence[str], variables: Mapping[str, str], grace: float = GRA
             early.append(number)
             return
         # Not by its object, which would first look whether it has ended, and take the status from below.
-        os.kill(running[0], number)
+        with suppress(ProcessLookupError):
+            os.kill(running[0], number)
         if number in (signal.SIGTERM, signal.SIGINT) and not deadline:
             deadline.append(time.monotonic() + grace)
             signal.setitimer(signal.ITIMER_REAL, grace)
 
     def kill(_number: int, _frame: FrameType | None) -> None:
         print(f"gb10: not ended {grace:.0f} s after the signal; killed", file=sys.stderr)
-        os.kill(running[0], signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(running[0], signal.SIGKILL)
 
     # Before the command: process 1 ignores a signal that it has no handler for.
     for number in PASSED_ON:
@@ -218,8 +221,9 @@ def main(arguments: Sequence[str]) -> int:
         print(f"gb10: error: {error}", file=sys.stderr)
         return 2
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GB10_IMAGE_")}
-    if ROLES.get(arguments[0] if arguments else "") is shell:
-        # A shell waits for orphans itself, and wants the terminal.
+    if ROLES.get(arguments[0] if arguments else "") is shell and os.isatty(0):
+        # It waits for orphans itself, and wants the terminal. Python ignores SIGPIPE, its programs must not.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.execve(command[0], command, variables)
     return run(command, variables)
 

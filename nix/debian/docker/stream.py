@@ -55,6 +55,10 @@ def member(path: Path, name: str, mtime: float) -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
     info.mtime = mtime
     info.uname = info.gname = "root"
+    if path == Path("/"):
+        # A folder on the way to the store: not as this machine's root folder is.
+        info.type, info.mode = tarfile.DIRTYPE, 0o755
+        return info
     info.mode = stat.S_IMODE(found.st_mode) & 0o1777
     if stat.S_ISLNK(found.st_mode):
         info.type, info.linkname, info.mode = tarfile.SYMTYPE, str(path.readlink()), 0o777

@@ -61,7 +61,8 @@ def test_a_role_is_a_command_and_arguments_stay_what_they_are(
         ([], {"PORT": "tcp://10.0.0.1:80"}, "enableServiceLinks"),
         ([], {"HF_TOKEN": "hf_a\n"}, "HF_TOKEN has blanks"),
         ([], {"HF_TOKEN": "hf_a b"}, "HF_TOKEN has blanks"),
-        ([], {"HF_TOKEN": '"hf_a"'}, "HF_TOKEN begins with a quote"),
+        ([], {"HF_TOKEN": '"hf_a"'}, "HF_TOKEN has a quote"),
+        ([], {"HF_TOKEN": "hf_a'"}, "HF_TOKEN has a quote"),
         ([], {"XDG_CACHE_HOME": "/proc"}, "the cache folder /proc cannot be written"),
     ],
 )

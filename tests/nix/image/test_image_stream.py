@@ -75,6 +75,18 @@ def test_entries_are_sorted(stream: ModuleType, folder: Path) -> None:
         assert held is not None and held.read() == b"b"
 
 
+def test_folders_on_the_way_to_the_store_are_not_this_machines(
+    stream: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Path("/").lstat()
+    closed = os.stat_result((stat.S_IFDIR | 0o700, *found[1:]))
+    monkeypatch.setattr(Path, "lstat", lambda _path: closed)
+    out = io.BytesIO()
+    stream.write_layer(out, stream.of_store([]), 1.0)
+    with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as archive:
+        assert [(m.name, m.mode) for m in archive.getmembers()] == [("nix", 0o755), ("nix/store", 0o755)]
+
+
 def test_a_socket_is_no_content(stream: ModuleType, folder: Path) -> None:
     os.mkfifo(folder / "pipe")
     with pytest.raises(ValueError, match="no file, folder or link"):
