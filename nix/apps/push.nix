@@ -1,4 +1,4 @@
-# `nix run .#push -- DEST`, `.#push-cpu`: sends an image to a registry, layer by layer: what it has is not sent again.
+# `nix run .#push -- DEST`, `.#push-cpu`: sends an image to a registry, layer by layer: what skopeo remembers of it is not sent again.
 { pkgs }:
 
 let
@@ -12,7 +12,7 @@ let
       # On the Debian base it is the machine's.
       runtimeInputs = pkgs.lib.optionals (pkgs ? skopeo) [ pkgs.skopeo ];
       text = ''
-        usage='usage: nix run .#${name} -- DEST [OPTION OF skopeo copy…]; DEST is docker://REGISTRY/NAME:TAG, oci:FOLDER:TAG or another transport of skopeo'
+        usage='usage: nix run .#${name} -- DEST [OPTION OF skopeo copy…]; DEST is docker://REGISTRY/NAME:TAG, oci:FOLDER:TAG, or skopeo'"'"'s dir:, docker-archive:, oci-archive: or containers-storage:'
         stop() {
           printf '${name}: error: %s\n' "$*" >&2
           exit 2

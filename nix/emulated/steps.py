@@ -62,6 +62,10 @@ PTX = """.version 9.0
 """
 
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that end the run."""
+
+
 class Difference(Exception):
     """aarch64 did not do what it must."""
 
@@ -76,7 +80,7 @@ class Stopped(BaseException):
 
 def stop(number: int, _frame: FrameType | None) -> None:
     """End the run; what comes after does not disturb the end."""
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for each in ENDING:
         signal.signal(each, signal.SIG_IGN)
     raise Stopped(number)
 
@@ -640,7 +644,7 @@ def main(arguments: Sequence[str]) -> int:
     chosen = list(dict.fromkeys(asked.steps)) or [
         name for name, step in steps.items() if asked.all or not step.long
     ]
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in ENDING:
         signal.signal(number, stop)
     adopt_orphans()
     results: list[dict[str, Any]] = []

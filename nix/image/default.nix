@@ -11,39 +11,42 @@ let
 
   # Store paths in groups, one layer each: what a group needs lies in its layer, or in that of an earlier group. What no group
   # has lies in the last layer.
-  pipeline = builtins.foldl' (inner: group: [
+  pipeline =
+    groups:
+    let
+      rest = builtins.tail groups;
+    in
     [
-      "subcomponent_out"
-      (map (path: "${path}") group)
-    ]
-  ] ++ lib.optionals (inner != [ ]) [
-    [
-      "over"
-      "rest"
       [
-        "pipe"
-        inner
+        "subcomponent_out"
+        (map (path: "${path}") (builtins.head groups))
       ]
     ]
-  ]) [ ];
-  reverse = builtins.foldl' (done: item: [ item ] ++ done) [ ];
+    ++ lib.optionals (rest != [ ]) [
+      [
+        "over"
+        "rest"
+        [
+          "pipe"
+          (pipeline rest)
+        ]
+      ]
+    ];
 
   # The least often changed first, ours last: a new commit of ours sends the last layers again, and no wheel.
   groupsOf =
     wheels: seldom: own:
     let
-      all = builtins.attrValues wheels;
       isLarge = wheel: wheel.size == null || wheel.size >= large;
       isNvidias = wheel: lib.hasPrefix "nvidia-" wheel.pname || lib.hasPrefix "cuda-" wheel.pname;
-      small = builtins.filter (wheel: !isLarge wheel) all;
+      bySize = builtins.partition isLarge (builtins.attrValues wheels);
+      small = builtins.partition isNvidias bySize.wrong;
     in
-    [
-      seldom
-    ]
-    ++ map (wheel: [ wheel ]) (builtins.filter isLarge all)
+    [ seldom ]
+    ++ map (wheel: [ wheel ]) bySize.right
     ++ builtins.filter (group: group != [ ]) [
-      (builtins.filter isNvidias small)
-      (builtins.filter (wheel: !isNvidias wheel) small)
+      small.right
+      small.wrong
     ]
     ++ map (path: [ path ]) own;
 
@@ -70,7 +73,7 @@ let
     pkgs.dockerTools.streamLayeredImage {
       inherit name;
       tag = version;
-      layeringPipeline = pipeline (reverse groups);
+      layeringPipeline = pipeline groups;
       # /bin/sh for what starts a command by its shell (Triton, ctypes), and names for the two users that there are.
       extraCommands = ''
         mkdir -p bin etc

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -40,6 +39,8 @@ class Container:
     variables: Mapping[str, str]
     shared_memory: Path = Path("/dev/shm")
     temporary: Path = Path("/tmp")
+    programs: Path = Path(sys.executable).parent
+    """The environment's."""
 
     @property
     def cache(self) -> Path:
@@ -111,7 +112,7 @@ def address(container: Container) -> str:
 
 def ray(container: Container, *arguments: str) -> list[str]:
     """A command of Ray, which an image has or has not."""
-    program = shutil.which("ray", path=container.variables.get("GB10_IMAGE_PATH", ""))
+    program = shutil.which("ray", path=str(container.programs))
     if program is None:
         raise UserError(
             "this image has no Ray; vLLM serves on several hosts without it (role serve with --nnodes, "
@@ -120,10 +121,20 @@ def ray(container: Container, *arguments: str) -> list[str]:
     return [program, *arguments]
 
 
+CHECKS = (
+    (
+        check_variables,
+        "No variable that only looks like one of ours, and no token that the hub would refuse.",
+    ),
+    (check_folders, "The cache, the temporary folder and the shared memory do."),
+)
+"""What a server needs, and what `doctor` says where it is so."""
+
+
 def serve(container: Container, arguments: Sequence[str]) -> list[str]:
     """``gb10 serve``."""
-    check_variables(container)
-    check_folders(container)
+    for check, _said in CHECKS:
+        check(container)
     return [container.variables["GB10_IMAGE_SERVE"], *arguments]
 
 
@@ -150,9 +161,9 @@ def shell(container: Container, arguments: Sequence[str]) -> list[str]:
 
 def doctor(container: Container, arguments: Sequence[str]) -> list[str]:
     """What a server would find, and what it would run: no server starts."""
-    for check in (check_variables, check_folders):
+    for check, said in CHECKS:
         check(container)
-        print(f"gb10: {check.__doc__.splitlines()[0] if check.__doc__ else check.__name__}", flush=True)
+        print(f"gb10: {said}", flush=True)
     return [container.variables["GB10_IMAGE_SERVE"], "--dry-run", *arguments]
 
 
@@ -177,38 +188,39 @@ def command_of(container: Container, arguments: Sequence[str]) -> list[str]:
 
 def run(command: Sequence[str], variables: Mapping[str, str], grace: float = GRACE) -> int:
     """Run a command as process 1 must: signals go on to it, and orphans are waited for. Its exit status."""
-    running: list[int] = []
+    child = 0
     early: list[int] = []
-    deadline: list[float] = []
+    ending = False
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
-        if not running:
+        nonlocal ending
+        if not child:
             early.append(number)
             return
         # Not by its object, which would first look whether it has ended, and take the status from below.
         with suppress(ProcessLookupError):
-            os.kill(running[0], number)
-        if number in (signal.SIGTERM, signal.SIGINT) and not deadline:
-            deadline.append(time.monotonic() + grace)
+            os.kill(child, number)
+        if number in (signal.SIGTERM, signal.SIGINT) and not ending:
+            ending = True
             signal.setitimer(signal.ITIMER_REAL, grace)
 
     def kill(_number: int, _frame: FrameType | None) -> None:
         print(f"gb10: not ended {grace:.0f} s after the signal; killed", file=sys.stderr)
         with suppress(ProcessLookupError):
-            os.kill(running[0], signal.SIGKILL)
+            os.kill(child, signal.SIGKILL)
 
     # Before the command: process 1 ignores a signal that it has no handler for.
     for number in PASSED_ON:
         signal.signal(number, pass_on)
     signal.signal(signal.SIGALRM, kill)
-    child = subprocess.Popen(command, env=dict(variables))
-    running.append(child.pid)
+    process = subprocess.Popen(command, env=dict(variables))
+    child = process.pid
     for came in early:
         pass_on(came, None)
     while True:
         pid, status = os.wait()
-        if pid == child.pid:
-            child.returncode = code = os.waitstatus_to_exitcode(status)
+        if pid == child:
+            process.returncode = code = os.waitstatus_to_exitcode(status)
             return code if code >= 0 else 128 - code
 
 
@@ -221,7 +233,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"gb10: error: {error}", file=sys.stderr)
         return 2
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GB10_IMAGE_")}
-    if ROLES.get(arguments[0] if arguments else "") is shell and os.isatty(0):
+    if command[0] == os.environ.get("GB10_IMAGE_SHELL") and os.isatty(0):
         # It waits for orphans itself, and wants the terminal. Python ignores SIGPIPE, its programs must not.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.execve(command[0], command, variables)

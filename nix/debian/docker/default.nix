@@ -7,22 +7,18 @@
     {
       name,
       tag,
-      # What the root folder shows: links into these.
-      contents ? [ ],
-      config ? { },
-      created ? "1970-01-01T00:00:01Z",
-      mtime ? "1970-01-01T00:00:01Z",
+      config,
       # Run in the root folder.
-      extraCommands ? "",
+      extraCommands,
       layeringPipeline,
-      passthru ? { },
-      meta ? { },
+      meta,
     }:
     let
-      baseName = baseNameOf name;
-      base = final.writeText "${baseName}-base.json" (
+      # nixpkgs' too, of the image and of all that is in it.
+      created = "1970-01-01T00:00:01Z";
+      base = final.writeText "${name}-base.json" (
         builtins.toJSON {
-          inherit config created mtime;
+          inherit config created;
           architecture =
             {
               x86_64-linux = "amd64";
@@ -34,21 +30,15 @@
       );
       # A tar file: the store would not keep the permissions that extraCommands give.
       root =
-        final.runCommand "${baseName}-root.tar"
-          {
-            inherit contents mtime;
-            nativeBuildInputs = [ final.gb10.python ];
-          }
-          ''
-            mkdir root
-            cd root
-            for content in $contents; do cp -rs --no-preserve=mode "$content"/. .; done
-            ${extraCommands}
-            cd ..
-            python3 ${./stream.py} root root "$mtime" >"$out"
-          '';
+        final.runCommand "${name}-root.tar" { nativeBuildInputs = [ final.gb10.python ]; } ''
+          mkdir root
+          cd root
+          ${extraCommands}
+          cd ..
+          python3 ${./stream.py} root root ${created} >"$out"
+        '';
       conf =
-        final.runCommand "${baseName}-conf.json"
+        final.runCommand "${name}-conf.json"
           {
             exportReferencesGraph = [
               "base.graph"
@@ -64,13 +54,11 @@
             python3 ${./layers.py} base.graph root.graph ${base} ${root} "$pipelinePath" >"$out"
           '';
     in
-    final.runCommand "stream-${baseName}"
+    final.runCommand "stream-${name}"
       {
-        passthru = passthru // {
+        passthru = {
           inherit conf;
           imageName = name;
-          imageTag = tag;
-          isExe = true;
         };
         inherit meta;
       }

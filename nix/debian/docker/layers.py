@@ -17,9 +17,6 @@ from typing import Any
 Graph = dict[str, frozenset[str]]
 """Store paths and what each refers to, itself left out."""
 
-Parts = Graph | dict[str, Any]
-"""One graph, or named parts that are graphs or have parts."""
-
 
 def read_graph(text: str) -> Graph:
     """What Nix writes: for each path itself, its deriver, the number of its references, and these."""

@@ -3,8 +3,8 @@
 usage: stream.py image CONF.json [--repo_tag NAME:TAG]
        stream.py root FOLDER TIME   (the layer of its root folder)
 
-Every run writes the same bytes: entries are sorted, times and owners are the configuration's. A layer is
-read twice, once for its name, which is its hash, and once to be written; nothing is kept on disk.
+Every run writes the same bytes: entries are sorted, the time is the configuration's and the owner root. A
+layer is read twice, once for its name, which is its hash, and once to be written; nothing is kept on disk.
 """
 
 from __future__ import annotations
@@ -17,28 +17,24 @@ import os
 import stat
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-Write = Callable[[bytes], object]
 
+class Measure(io.RawIOBase):
+    """A file that keeps of what is written its hash and its size."""
 
-class Sink(io.RawIOBase):
-    """A file of which nothing but what is written is asked."""
-
-    def __init__(self, *writes: Write) -> None:
-        self.writes = writes
+    def __init__(self) -> None:
+        self.digest = hashlib.sha256()
         self.size = 0
 
     def write(self, data: Any) -> int:
-        """Pass on."""
-        part = bytes(data)
-        for each in self.writes:
-            each(part)
-        self.size += len(part)
-        return len(part)
+        """Take it."""
+        self.digest.update(data)
+        self.size += len(data)
+        return len(data)
 
 
 def entries(top: Path) -> Iterator[Path]:
@@ -138,7 +134,7 @@ def time_of(text: str) -> float:
 
 def write_image(conf: dict[str, Any], name: str, out: IO[bytes]) -> None:
     """Write the archive."""
-    mtime = time_of(conf["mtime"])
+    mtime = time_of(conf["created"])
     digests: list[str] = []
     with tarfile.open(fileobj=out, mode="w|", bufsize=1 << 20) as archive:
 
@@ -155,14 +151,13 @@ def write_image(conf: dict[str, Any], name: str, out: IO[bytes]) -> None:
 
         layers = conf["store_layers"]
         for number, paths in enumerate(layers, 1):
-            digest = hashlib.sha256()
-            sink = Sink(digest.update)
-            write_layer(sink, of_store(paths), mtime)  # type: ignore[arg-type]
-            said = f"layer {number} of {len(layers) + 1}: {sink.size / 1e6:.1f} MB, {len(paths)} store paths"
+            found = Measure()
+            write_layer(found, of_store(paths), mtime)  # type: ignore[arg-type]
+            said = f"layer {number} of {len(layers) + 1}: {found.size / 1e6:.1f} MB, {len(paths)} store paths"
             print(said, file=sys.stderr)
-            digests.append(digest.hexdigest())
+            digests.append(found.digest.hexdigest())
             with Rewriter(paths, mtime) as layer:
-                add(f"{digests[-1]}/layer.tar", sink.size, layer)  # type: ignore[arg-type]
+                add(f"{digests[-1]}/layer.tar", found.size, layer)  # type: ignore[arg-type]
         root = Path(conf["root"]).read_bytes()
         digests.append(hashlib.sha256(root).hexdigest())
         add(f"{digests[-1]}/layer.tar", len(root), io.BytesIO(root))

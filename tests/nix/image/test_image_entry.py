@@ -27,7 +27,9 @@ def container(entry: ModuleType, tmp_path: Path) -> Any:
             "GB10_IMAGE_SERVE": "/serve",
             "GB10_IMAGE_SHELL": "/bash",
         }
-        return entry.Container(base | variables, shared_memory=Path("/"), temporary=tmp_path)
+        return entry.Container(
+            base | variables, shared_memory=Path("/"), temporary=tmp_path, programs=tmp_path / "bin"
+        )
 
     return make
 
@@ -76,18 +78,18 @@ def test_what_is_wrong_is_one_line(
 
 
 def test_ray_is_started_where_the_image_has_it(entry: ModuleType, container: Any, tmp_path: Path) -> None:
-    program = tmp_path / "ray"
+    program = tmp_path / "bin/ray"
+    program.parent.mkdir()
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    has = {"GB10_IMAGE_PATH": str(tmp_path)}
-    assert entry.command_of(container(**has), ["ray-head", "--num-gpus=1"]) == [
+    assert entry.command_of(container(), ["ray-head", "--num-gpus=1"]) == [
         str(program),
         "start",
         "--head",
         "--block",
         "--num-gpus=1",
     ]
-    worker = entry.command_of(container(**has, HEAD_IP="10.0.0.1"), ["ray-worker"])
+    worker = entry.command_of(container(HEAD_IP="10.0.0.1"), ["ray-worker"])
     assert worker == [str(program), "start", "--address=10.0.0.1:6379", "--block"]
 
 
@@ -98,10 +100,9 @@ def test_too_little_shared_memory_is_said(entry: ModuleType, tmp_path: Path) -> 
 
 
 RUN = """
-import importlib.util, os, sys
-spec = importlib.util.spec_from_file_location("entry", sys.argv[1])
-entry = importlib.util.module_from_spec(spec); sys.modules["entry"] = entry; spec.loader.exec_module(entry)
-import ctypes, signal
+import ctypes, os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import entry
 # Nix's builder ignores some, and bash sets no trap for what it finds ignored.
 for each in entry.PASSED_ON: signal.signal(each, signal.SIG_DFL)
 # PR_SET_CHILD_SUBREAPER: orphans come here, as to process 1.
@@ -113,7 +114,7 @@ sys.exit(entry.run(sys.argv[3:], os.environ, float(sys.argv[2])))
 def started(grace: float, script: str) -> subprocess.Popen[str]:
     """A process that is to `script` what process 1 is, once the script says "ready"."""
     process = subprocess.Popen(
-        [sys.executable, "-c", RUN, str(ENTRY), str(grace), "bash", "-c", script],
+        [sys.executable, "-c", RUN, str(ENTRY.parent), str(grace), "bash", "-c", script],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -33,6 +33,18 @@ def folder(tmp_path: Path) -> Path:
     return top
 
 
+def configuration(layers: list[list[str]], root: Path) -> dict[str, Any]:
+    """What layers.py writes."""
+    return {
+        "created": "1970-01-01T00:00:01Z",
+        "architecture": "arm64",
+        "config": {},
+        "repo_tag": "name:tag",
+        "store_layers": layers,
+        "root": str(root),
+    }
+
+
 def layer(stream: ModuleType, folder: Path) -> bytes:
     out = io.BytesIO()
     stream.write_layer(out, stream.of_root(folder), 1.0)
@@ -101,14 +113,7 @@ def test_an_image_is_what_its_manifest_says(stream: ModuleType, folder: Path, tm
         paths.append([str(tmp_path / name)])
     root = tmp_path / "root.tar"
     root.write_bytes(layer(stream, folder))
-    conf: dict[str, Any] = {
-        "created": "1970-01-01T00:00:01Z",
-        "mtime": "1970-01-01T00:00:01Z",
-        "architecture": "arm64",
-        "config": {"User": "10001:10001"},
-        "store_layers": paths,
-        "root": str(root),
-    }
+    conf = configuration(paths, root) | {"config": {"User": "10001:10001"}}
     out = io.BytesIO()
     stream.write_image(conf, "name:tag", out)
     again = io.BytesIO()
@@ -138,15 +143,7 @@ def test_an_image_is_what_its_manifest_says(stream: ModuleType, folder: Path, tm
 def test_an_image_that_cannot_be_written_is_one_line(to: str, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "one").write_bytes(os.urandom(3 << 20))
     (tmp_path / "root.tar").write_bytes(b"")
-    conf = {
-        "created": "1970-01-01T00:00:01Z",
-        "mtime": "1970-01-01T00:00:01Z",
-        "architecture": "arm64",
-        "config": {},
-        "repo_tag": "name:tag",
-        "store_layers": [[str(tmp_path / "one")]],
-        "root": str(tmp_path / "root.tar"),
-    }
+    conf = configuration([[str(tmp_path / "one")]], tmp_path / "root.tar")
     (tmp_path / "conf.json").write_text(json.dumps(conf))
     command = [
         sys.executable,
