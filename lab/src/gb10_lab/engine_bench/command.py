@@ -49,6 +49,13 @@ def run(
     name: Annotated[
         str | None, Option("--name", metavar="NAME", help="name of the files; default: --config")
     ] = None,
+    join: Annotated[
+        bool,
+        Option(
+            "--join",
+            help="be a further node of an engine on several (--engine says which), and measure nothing",
+        ),
+    ] = False,
     commit: Annotated[str, Option(metavar="NAME", help="what is measured, for the record")] = "unknown",
 ) -> int:
     """Measure one configuration of vLLM: decoding, prefill, GPU time, launches, bytes, the processor's share.
@@ -64,10 +71,20 @@ def run(
     extra = json_object("--engine", engine)
     began = _process_start()
     folder, overrides = _model(model, layers)
+    if join:
+        return _join(chosen, folder, overrides | extra)
     return _measure(
         chosen, out, name or config, folder, overrides | extra, wanted,
         tuple(batches or (1, 4, 16)), repeats, limit, began, commit,
     )  # fmt: skip
+
+
+def _join(chosen: configurations.Configuration, folder: Path, extra: dict[str, Any]) -> int:
+    from gb10_lab.engine_bench import session
+
+    session.prepare(chosen)
+    session.join(folder, chosen, extra)
+    return 0
 
 
 def _measure(

@@ -52,6 +52,8 @@ def prepare(configuration: Configuration) -> None:
     """Set the environment that vLLM reads at import: engine in this process, no network, no FlashInfer."""
     os.environ |= {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # Several ranks are asked what they ran, by a function of ours.
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
         "VLLM_USE_FLASHINFER_SAMPLER": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
@@ -79,9 +81,9 @@ class Session:
         from vllm import LLM, SamplingParams
 
         weights.install()
-        arguments = ENGINE | configuration.arguments | extra
         self._sampling = SamplingParams
-        self._llm = LLM(model=str(model), **arguments)
+        self._llm = LLM(model=str(model), **arguments(configuration, extra))
+        self._ranks = self._llm.llm_engine.vllm_config.parallel_config.world_size
         self.replayed: list[tuple[float, Any]] = []
         if not configuration.is_stock and "gb10.vllm_plugin.patches" not in sys.modules:
             raise UserError(
@@ -90,13 +92,19 @@ class Session:
 
     @property
     def _runner(self) -> Any:
+        if self._ranks > 1:
+            raise UserError("several ranks run in processes of their own; take --do decode prefill logp")
         return self._llm.collective_rpc(lambda worker: worker.model_runner)[0]
 
     def arguments(self) -> dict[str, Any]:
         """What vLLM made of the arguments, as far as it decides speed."""
-        config = self._runner.vllm_config
+        config = self._llm.llm_engine.vllm_config
+        parallel = config.parallel_config
         return {
-            "runner": type(self._runner).__module__,
+            "runner": self._llm.collective_rpc(_runner)[0],
+            "tensor_parallel_size": parallel.tensor_parallel_size,
+            "pipeline_parallel_size": parallel.pipeline_parallel_size,
+            "nodes": parallel.nnodes,
             "async_scheduling": config.scheduler_config.async_scheduling,
             "cudagraph_mode": str(config.compilation_config.cudagraph_mode),
             "cudagraph_capture_sizes": config.compilation_config.cudagraph_capture_sizes,
@@ -245,18 +253,19 @@ class Session:
         return found
 
     def dispatched(self) -> list[str]:
-        """What gb10 recorded of the first run of each operation; empty for stock."""
-        module = sys.modules.get("gb10.vllm_plugin.cuda.dispatch")
-        return [each.line for each in module.record()] if module else []
+        """What gb10 recorded of the first run of each operation, on any rank; empty for stock."""
+        each: list[list[str]] = self._llm.collective_rpc(_dispatched)
+        return list(dict.fromkeys(line for lines in each for line in lines))
 
     def peak_bytes(self) -> int | None:
-        """The most that torch had allocated on the GPU."""
-        return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+        """The most that torch had allocated on one GPU."""
+        return max((peak for peak in self._llm.collective_rpc(_peak_bytes) if peak is not None), default=None)
 
     @contextmanager
     def _watched(self, idle: bool = False) -> Iterator[None]:
         """Have replays of whole-model CUDA graphs noted, or with ``idle`` left out."""
-        manager = getattr(self._runner, "cudagraph_manager", None)
+        # The graphs of several ranks are in other processes.
+        manager = getattr(self._runner, "cudagraph_manager", None) if self._ranks == 1 else None
         if manager is None:
             yield
             return
@@ -273,10 +282,40 @@ class Session:
         return [1e3 * (after - before) for before, after in pairwise(times)]
 
 
+def arguments(configuration: Configuration, extra: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of ``vllm.LLM``, the model's but for its folder; the later ones win."""
+    return ENGINE | configuration.arguments | extra
+
+
+def join(model: Path, configuration: Configuration, extra: dict[str, Any]) -> None:
+    """Be a node of an engine on several, not the first one, until that ends; `prepare` comes first."""
+    import vllm
+    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+
+    weights.install()
+    given = vllm.EngineArgs(model=str(model), **arguments(configuration, extra))
+    executor = MultiprocExecutor(given.create_engine_config(headless=True), monitor_workers=False)
+    executor.start_worker_monitor(inline=True)
+
+
 def prompt_ids(batch: int, length: int, seed: int, vocabulary: int = 1100) -> list[list[int]]:
     """``batch`` different prompts of ``length`` ids, from 100 up."""
     span = min(1000, vocabulary - 101)
     return [[(7 * i + 13 * j + 101 * seed) % span + 100 for i in range(length)] for j in range(batch)]
+
+
+# What a rank is asked; with several the answers come from other processes.
+def _runner(worker: Any) -> str:
+    return type(worker.model_runner).__module__
+
+
+def _dispatched(_worker: Any) -> list[str]:
+    module = sys.modules.get("gb10.vllm_plugin.cuda.dispatch")
+    return [each.line for each in module.record()] if module else []
+
+
+def _peak_bytes(_worker: Any) -> int | None:
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
 
 
 def _wait() -> None:
