@@ -33,6 +33,9 @@ export VLLM_ALLREDUCE_USE_FLASHINFER=0 VLLM_ALLREDUCE_USE_SYMM_MEM=0 NCCL_NVLS_E
 # INFO: which way NCCL took is in the logs.
 export NCCL_DEBUG=INFO NCCL_SOCKET_IFNAME=lo GLOO_SOCKET_IFNAME=lo VLLM_HOST_IP=127.0.0.1
 
+# Between hosts it cannot be, and two nodes on one host it takes for one.
+alike='"disable_custom_all_reduce": true'
+
 # bench GPUS FILE ENGINE ARGUMENTS...: one process of engine-bench
 bench() {
   local gpus=$1 file=$2 engine=$3
@@ -63,15 +66,15 @@ for form in "${forms[@]}"; do
   status=0
   case $form in
     one) bench 0 one '{}' --do decode prefill logp || status=$? ;;
-    two) bench 0,1 two '{"tensor_parallel_size": 2}' --do decode prefill logp || status=$? ;;
-    nodes) nodes nodes '"tensor_parallel_size": 2' || status=$? ;;
-    sockets) NCCL_P2P_DISABLE=1 NCCL_SHM_DISABLE=1 nodes sockets '"tensor_parallel_size": 2' || status=$? ;;
+    two) bench 0,1 two "{\"tensor_parallel_size\": 2, $alike}" --do decode prefill logp || status=$? ;;
+    nodes) nodes nodes "\"tensor_parallel_size\": 2, $alike" || status=$? ;;
+    sockets) NCCL_P2P_DISABLE=1 NCCL_SHM_DISABLE=1 nodes sockets "\"tensor_parallel_size\": 2, $alike" || status=$? ;;
     pipeline) nodes pipeline '"pipeline_parallel_size": 2' || status=$? ;;
     *) echo "nodes.sh: unknown form $form" >&2 && exit 2 ;;
   esac
   [ $status = 0 ] || failed=$((failed + 1))
   echo "-- $form: status $status"
-  grep -aE '^(ready after|batch |[a-z]+( [0-9]+)?: [0-9.]+ s)|^FAILED|via (NET|P2P|SHM)' "$out/$form.log" | cut -c1-180 | awk '!seen[$0]++' | head -20
+  grep -aE '^(ready after|batch |[a-z]+( [0-9]+)?: [0-9.]+ s)|^FAILED|Channel 00/0 .* via' "$out/$form.log" | cut -c1-180 | awk '!seen[$0]++' | head -20
   [ $status = 0 ] || grep -ahE 'Error|error:|Traceback' "$out/$form"*.log | cut -c1-220 | awk '!seen[$0]++' | tail -12
   [ ! -f "$out/$form.json" ] || runs+=("$out/$form.json")
 done
