@@ -186,6 +186,7 @@ rec {
         ProtectSystem = true;
         UMask = "0022";
         RestrictAddressFamilies = "AF_UNIX AF_NETLINK";
+        SystemCallFilter = [ "@system-service @module" ];
       };
     };
 

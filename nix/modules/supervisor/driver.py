@@ -28,9 +28,7 @@ def prepare(seconds: float, root: Path = Path("/")) -> None:
     Raises UserError where there is no GPU, or where the files do not come.
     """
     if nvidia.seen(root) is None:
-        raise UserError(
-            "no NVIDIA GPU can be seen on this machine; for the CPU install the service with --cpu"
-        )
+        raise UserError("no NVIDIA GPU can be seen on this machine; for the CPU there is install-service-cpu")
     end = time.monotonic() + seconds
     _load()
     nvidia.wait(seconds, root)
