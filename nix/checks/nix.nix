@@ -84,7 +84,6 @@ in
     sources = [
       ../../docs/service.md
       ../../nix/modules
-      ../../nix/templates
     ]
     ++ sets.serve;
     variables.GB10_SERVICE_CASES = pkgs.writeText "gb10-service-cases.json" (
