@@ -43,8 +43,8 @@ DGX_OS = 255
 """systemd of Ubuntu 24.04."""
 
 _SINCE = {"RestartSteps": 254, "RestartMaxDelaySec": 254}
-_ONE_PAUSE = "RestartSec=30"
-"""For a systemd that knows no growing pause."""
+_ONE_PAUSE = {"RestartSec": 30, "StartLimitIntervalSec": 0}
+"""For a systemd that knows no growing pause: what waits for memory would come to the limit of starts."""
 
 _HIDDEN = ("/home", "/root", "/run/user")
 _PLAIN = re.compile(r"/[A-Za-z0-9/._+@=,-]*")
@@ -173,8 +173,8 @@ def unit_text(text: str, version: int, readable: Sequence[str]) -> str:
         name = line.partition("=")[0]
         if version < _SINCE.get(name, 0):
             continue
-        if line.startswith("RestartSec=") and version < _SINCE["RestartSteps"]:
-            line = _ONE_PAUSE
+        if version < _SINCE["RestartSteps"] and name in _ONE_PAUSE:
+            line = f"{name}={_ONE_PAUSE[name]}"
         if readable and name == "ProtectHome":
             lines += ["ProtectHome=tmpfs", *(f"BindReadOnlyPaths={path}" for path in readable)]
             continue

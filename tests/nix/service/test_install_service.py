@@ -17,6 +17,7 @@ from conftest import ROOT
 UNIT = """\
 [Unit]
 Description=x
+StartLimitIntervalSec=3600
 
 [Service]
 ExecStart=/nix/store/x/bin/service
@@ -131,6 +132,7 @@ def test_an_older_systemd_gets_what_it_knows(machine: Machine, version: str, lin
     text = machine.text("etc/systemd/system/gb10.service").splitlines()
     assert sum(line.startswith(("RestartSteps=", "RestartMaxDelaySec=")) for line in text) == lines
     assert ("RestartSec=5" if lines else "RestartSec=30") in text
+    assert ("StartLimitIntervalSec=3600" if lines else "StartLimitIntervalSec=0") in text
 
 
 @pytest.fixture
