@@ -101,6 +101,9 @@ def main(arguments: Sequence[str]) -> int:
     except UserError as error:
         print(f"install-service: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"install-service: error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        return _FAILED
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -144,11 +147,14 @@ def check(target: Target, given: argparse.Namespace) -> None:
         raise UserError("systemd does not run this machine (no /run/systemd/system); start serve yourself")
     if given.dry_run:
         return
-    if os.geteuid() != 0 or Path("/proc/self/uid_map").read_text().split() != ["0", "0", str(2**32 - 1)]:
+    if Path("/etc/NIXOS").exists():
+        raise UserError("this is NixOS, which makes /etc itself; use nixosModules.default (docs/service.md)")
+    if os.geteuid() != 0:
         raise UserError("it writes to /etc, so it must be started by root; use sudo")
     if given.uninstall:
         return
-    if not Path("/proc/1/root", *given.units.parts[1:]).exists():
+    # As systemd, which is process 1, sees it.
+    if not os.path.exists(f"/proc/1/root{given.units}"):  # noqa: PTH110 (False where it may not be looked at)
         raise UserError(
             f"systemd would not see {given.units}: this Nix store is not in /nix; install Nix, or "
             "start nixw as root once, which puts it there"
