@@ -28,13 +28,16 @@ let
 
   isName = text: match "[A-Za-z_][A-Za-z0-9_]*" text != null;
   nameOf = word: builtins.replaceStrings [ "_" ] [ "-" ] (head (split "=" word));
-  below = folder: path: path == folder || substring 0 (builtins.stringLength folder + 1) path == "${folder}/";
+  below =
+    folder: path:
+    path == folder || substring 0 (builtins.stringLength folder + 1) path == "${folder}/";
   isSecretPath = path: path == null || !below builtins.storeDir (toString path);
   # systemd would read more than a path out of these.
   isPlain = path: match "/[A-Za-z0-9/._+@=,-]*" path != null;
 in
 rec {
-  isLoopback = host: host == "localhost" || host == "::1" || match "127(\\.[0-9]{1,3}){3}" host != null;
+  isLoopback =
+    host: host == "localhost" || host == "::1" || match "127(\\.[0-9]{1,3}){3}" host != null;
 
   # Folders that ProtectHome hides.
   isHidden = path: builtins.any (folder: below folder path) [
@@ -42,9 +45,11 @@ rec {
     "/root"
     "/run/user"
   ];
-  readable = cfg: filter isHidden (
-    (if cfg.model != null && isString cfg.model then [ cfg.model ] else [ ]) ++ map toString cfg.readableFolders
-  );
+  readable =
+    cfg:
+    filter isHidden (
+      (if cfg.model != null then [ cfg.model ] else [ ]) ++ map toString cfg.readableFolders
+    );
 
   assertions =
     cfg:

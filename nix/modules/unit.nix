@@ -12,14 +12,13 @@ let
     toString
     ;
 
-  toLines = name: value: map (one: "${name}=${toWord one}") (if isList value then value else [ value ]);
   toWord =
-    value:
-    if isBool value then
-      (if value then "true" else "false")
-    else
-      toString value;
-  section = title: settings: [ "[${title}]" ] ++ concatLists (map (name: toLines name settings.${name}) (attrNames settings));
+    value: if isBool value then (if value then "true" else "false") else toString value;
+  toLines =
+    name: value: map (one: "${name}=${toWord one}") (if isList value then value else [ value ]);
+  section =
+    title: settings:
+    [ "[${title}]" ] ++ concatLists (map (name: toLines name settings.${name}) (attrNames settings));
 
   # What no part of the service needs, whoever it runs as.
   confined = {
@@ -177,7 +176,9 @@ rec {
         ExecStart = "${command} --prepare-gpu ${toString timeout}";
         TimeoutStartSec = timeout + 60;
         # nvidia-modprobe and modprobe are the system's: the driver's own.
-        Environment = [ "PATH=/usr/sbin:/usr/bin:/sbin:/bin:/run/current-system/sw/bin:/run/booted-system/sw/bin" ];
+        Environment = [
+          "PATH=/usr/sbin:/usr/bin:/sbin:/bin:/run/current-system/sw/bin:/run/booted-system/sw/bin"
+        ];
         # To load modules and to make device files, which nvidia-modprobe chowns.
         CapabilityBoundingSet = "CAP_SYS_MODULE CAP_MKNOD CAP_CHOWN CAP_FOWNER CAP_DAC_OVERRIDE CAP_SYS_ADMIN";
         ProtectKernelModules = false;

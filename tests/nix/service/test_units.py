@@ -174,3 +174,11 @@ def test_the_exposure_is_low_and_as_the_docs_say(analyze: Any, unit: str) -> Non
     if version.stdout.startswith("systemd 252 "):
         docs = (ROOT / "docs/service.md").read_text()
         assert f"| `gb10.service`, {unit.upper()} | {score[1]} |" in docs
+
+
+def test_the_docs_name_every_option() -> None:
+    module, docs = (ROOT / "nix/modules/nixos.nix").read_text(), (ROOT / "docs/service.md").read_text()
+    names = re.findall(r"^    (\w+) = mk(?:Enable)?Option ", module, re.MULTILINE)
+    assert len(names) > 12
+    # In the table of options, or in the example above it.
+    assert [name for name in names if f"`{name}`" not in docs and f"    {name} = " not in docs] == []
