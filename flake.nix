@@ -20,12 +20,12 @@
         }
       );
       forAllSystems = make: builtins.mapAttrs (_system: make) pkgsFor;
+      packages = forAllSystems (pkgs: import ./nix/packages { inherit pkgs; });
     in
     {
-      inherit overlays;
+      inherit overlays packages;
       # For the allowUnfreePredicate of a flake that takes the overlays.
       lib = { inherit unfree; };
-      packages = forAllSystems (pkgs: import ./nix/packages { inherit pkgs; });
       legacyPackages = forAllSystems (pkgs: import ./nix/packages/internal.nix { inherit pkgs; });
       apps = forAllSystems (
         pkgs:
@@ -34,6 +34,11 @@
           aarch64 = pkgsFor.aarch64-linux;
         }
       );
+      nixosModules = rec {
+        gb10 = import ./nix/modules/nixos.nix { inherit packages; };
+        default = gb10;
+      };
+      templates = import ./nix/templates;
       devShells = forAllSystems (pkgs: import ./nix/shells.nix { inherit pkgs; });
       checks = forAllSystems (pkgs: import ./nix/checks { inherit pkgs; });
       formatter = forAllSystems (pkgs: pkgs.gb10.formatter);

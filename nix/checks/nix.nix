@@ -1,5 +1,10 @@
 # What builds: nixw and the lock, and that a derivation reads what it should and nothing else.
-{ pkgs, room, ... }:
+{
+  pkgs,
+  room,
+  sets,
+  ...
+}:
 
 let
   inherit (pkgs.gb10) cpu-env demo-model package;
@@ -65,6 +70,25 @@ in
       ../../tests/nix/image
     ];
     variables.GB10_IMAGE_CONF = pkgs.gb10.image-cpu.conf;
+  };
+
+  # The units' text, what is said of wrong values (the module too, where lib evaluates modules), the process that they start,
+  # and the installer, into a folder.
+  service = room {
+    name = "service";
+    tests = [
+      ../../nix/apps/install-service
+      ../../nix/modules/supervisor
+      ../../tests/nix/service
+    ];
+    sources = [
+      ../../docs/service.md
+      ../../nix/modules
+    ]
+    ++ sets.serve;
+    variables.GB10_SERVICE_CASES = pkgs.writeText "gb10-service-cases.json" (
+      builtins.toJSON (import ../../tests/nix/service/cases.nix { inherit (pkgs) lib; })
+    );
   };
 
   flashinfer-build = room {

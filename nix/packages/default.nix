@@ -11,12 +11,16 @@
     flashinfer
     image
     image-cpu
+    install-service
+    install-service-cpu
     kernels
     kernels-sparse24
     quality
     serve
     serve-cuda
     serve-cuda-12x
+    service
+    service-cuda
     speculative
     vllm-fp4
     ;
