@@ -40,6 +40,8 @@ let
     "kernels-software"
     "kernels-sparse24"
     "kernels-sparse24-software"
+    "sbom"
+    "sbom-cpu"
     "vllm-fp4"
     "vllm-fp4-checks"
     "vllm-fp4-software"
@@ -85,6 +87,7 @@ let
         "cuda-toolkit"
         "lock"
         "report"
+        "sbom"
         "test"
       ];
       onlyTorch = system == "x86_64-linux";

@@ -14,6 +14,8 @@
     kernels
     kernels-sparse24
     quality
+    sbom
+    sbom-cpu
     serve
     serve-cuda
     serve-cuda-12x

@@ -1,0 +1,68 @@
+"""Bills of materials of the images: what nix/image/sbom.nix calls (see --help)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gb10_bom import bom, check, debian
+from gb10_bom.errors import BomError
+from gb10_bom.inputs import read
+
+
+def _sbom(args: argparse.Namespace) -> None:
+    inputs = read(json.loads(args.plan.read_text(encoding="utf-8")))
+    text = bom.to_json(bom.make(inputs))
+    if found := check.problems(text, inputs):
+        for line in found[1:20]:
+            print(f"sbom: {line}", file=sys.stderr)
+        raise BomError(f"{found[0]} ({len(found)} in all)")
+    args.out.write_text(text + "\n", encoding="utf-8")
+    print(f"{inputs.name}: {len(inputs.content.files)} files; {check.counted(json.loads(text))}")
+
+
+def _debian_files(args: argparse.Namespace) -> None:
+    packages = [path for path in args.paths if path.suffix == ".deb"]
+    cuts = [path for path in args.paths if path.suffix != ".deb"]
+    found = debian.table(packages, cuts, args.system)
+    lines = [
+        f"  {json.dumps(cut)}: {{\n"
+        + ",\n".join(f"    {json.dumps(name)}: {json.dumps(places)}" for name, places in table.items())
+        + "\n  }"
+        for cut, table in found.items()
+    ]
+    print("{\n" + ",\n".join(lines) + "\n}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gb10_bom", description="bills of materials of the images")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    sbom = commands.add_parser("sbom", help="write an image's bill of materials, checked against its content")
+    sbom.add_argument("plan", type=Path)
+    sbom.set_defaults(run=_sbom)
+    sbom.add_argument("--out", type=Path, required=True)
+    files = commands.add_parser(
+        "debian-files", help="print nix/image/debian-files.json, from packages (*.deb) and store paths cut out of them"
+    )
+    files.add_argument("--system", default="x86_64-linux", choices=sorted(debian.TRIPLES))
+    files.add_argument("paths", nargs="+", type=Path)
+    files.set_defaults(run=_debian_files)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; 0 done, 2 something to mend."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except (BomError, OSError) as error:
+        print("sbom: error:", *str(error).split(), file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
