@@ -109,7 +109,7 @@ let
 
   planOf =
     image:
-    builtins.toJSON {
+    pkgs.writeText "${image.about.name}-plan.json" (builtins.toJSON {
       image = {
         inherit (image.about) name version description;
         licence = image.about.licences;
@@ -127,7 +127,7 @@ let
       debianLock = "${../debian/packages.lock}";
       debianFiles = "${./debian-files.json}";
       debianLicences = "${./debian-licences.toml}";
-    };
+    });
   tag = "cp${builtins.replaceStrings [ "." ] [ "" ] python.pythonVersion}";
 
   sbom =
@@ -137,16 +137,14 @@ let
         nativeBuildInputs = [ python ];
         PYTHONPATH = "${source}:${pythonPath wheels.sbom}";
         plan = planOf image;
-        passAsFile = [ "plan" ];
         meta = import ../packages/meta.nix { inherit pkgs; } {
           description = "Bill of materials of the image ${image.about.name}, in CycloneDX";
         };
-        passthru.content = contentOf image;
+        passthru.plan = planOf image;
       }
       ''
         mkdir "$out"
-        cp "$planPath" plan.json
-        python3 -m gb10_bom sbom plan.json --out "$out/${image.about.name}.cdx.json"
+        python3 -m gb10_bom sbom "$plan" --out "$out/${image.about.name}.cdx.json"
       '';
 in
 {

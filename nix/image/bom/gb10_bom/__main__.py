@@ -20,7 +20,7 @@ def _sbom(args: argparse.Namespace) -> None:
         for line in found[1:20]:
             print(f"sbom: {line}", file=sys.stderr)
         raise BomError(f"{found[0]} ({len(found)} in all)")
-    args.out.write_text(text + "\n", encoding="utf-8")
+    args.out.write_text(text, encoding="utf-8")
     print(f"{inputs.name}: {len(inputs.content.files)} files; {check.counted(json.loads(text))}")
 
 
@@ -45,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     sbom.set_defaults(run=_sbom)
     sbom.add_argument("--out", type=Path, required=True)
     files = commands.add_parser(
-        "debian-files", help="print nix/image/debian-files.json, from packages (*.deb) and store paths cut out of them"
+        "debian-files",
+        help="print nix/image/debian-files.json, from packages (*.deb) and store paths cut out of them",
     )
     files.add_argument("--system", default="x86_64-linux", choices=sorted(debian.TRIPLES))
     files.add_argument("paths", nargs="+", type=Path)

@@ -73,11 +73,8 @@ class _Hashed(io.RawIOBase):
 def _layer(source: IO[bytes]) -> tuple[str, list[str]]:
     """A layer's hash and its files."""
     hashed = _Hashed(source)
-    files = []
     with tarfile.open(fileobj=io.BufferedReader(hashed, 1 << 20), mode="r|") as layer:
-        for entry in layer:
-            if not entry.isdir():
-                files.append("/" + entry.name.removeprefix("./").removeprefix("/"))
+        files = [f"/{entry.name.removeprefix('./').lstrip('/')}" for entry in layer if not entry.isdir()]
     return hashed.finish(), files
 
 

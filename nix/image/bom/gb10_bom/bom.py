@@ -1,7 +1,7 @@
 """A bill of materials in CycloneDX's model, with the library of its authors.
 
-What a component is found at, its occurrences, are paths in the image: a file is of the component with the longest one
-that it lies at or below (check.py reads them).
+What a component is found at, its occurrences, are paths in the image: a file is of the component with the
+longest one that it lies at or below (check.py reads them).
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from packageurl import PackageURL
 
 from gb10_bom import debian, patches
 from gb10_bom.errors import BomError
-from gb10_bom.inputs import Inputs, Item, Wheel
+from gb10_bom.inputs import Inputs, Item, Wheel, store_path
 
 SAID_BY = "gb10:said-by"
-"""Property of a part that a wheel's own bill of materials names: where that lies. It has no files of its own."""
+"""Property of a part that a wheel's own bill of materials names: where that lies. It has no files itself."""
 
 _TYPES = {
     "wheel": ComponentType.LIBRARY,
@@ -95,8 +95,8 @@ class _Writer:
         self.inputs = inputs
         self.by_path: dict[str, list[str]] = defaultdict(list)
         for file in inputs.content.files:
-            if file.startswith("/nix/store/"):
-                self.by_path["/".join(file.split("/", 4)[:4])].append(file)
+            if path := store_path(file, inputs.store):
+                self.by_path[path].append(file)
 
     def component(self, item: Item) -> Component:
         """A store path's component, with those within it."""
@@ -107,7 +107,7 @@ class _Writer:
         made = Component(
             type=_TYPES[item.kind],
             name=item.name,
-            version=item.version or None,
+            version=item.version or (self.inputs.version if item.kind in ("package", "model") else None),
             description=item.description or None,
             bom_ref=item.path,
             properties=[Property(name=f"nix:{key}", value=value) for key, value in nix.items() if value],
@@ -118,7 +118,7 @@ class _Writer:
             case "cut":
                 self._cut(made, item)
             case _:
-                made.purl = PackageURL("generic", None, item.name, item.version or None)
+                made.purl = PackageURL("generic", None, item.name, made.version)
                 made.licenses = _licence(item.licence)
                 made.evidence = _found_at([item.path])
         return made
@@ -161,7 +161,7 @@ class _Writer:
             yield ExternalReference(type=ExternalReferenceType.BOM, url=url)
 
     def _said(self, item: Item) -> dict[str, tuple[str, dict[str, Any]]]:
-        """Name -> where it is said, and the part: what a wheel's own bills of materials name. Build tools are left out."""
+        """Name -> where it is said, and the part, for what a wheel's own bills of materials name but build tools."""
         found: dict[str, tuple[str, dict[str, Any]]] = {}
         for file in self._boms_in(item):
             # Versions of CycloneDX that the library's reader does not know are among them.
@@ -222,7 +222,9 @@ class _Writer:
         inputs = self.inputs
         table = inputs.cuts.get(item.name)
         if table is None:
-            raise BomError(f"nix/image/debian-files.json does not know {item.name}; write it anew (its module says how)")
+            raise BomError(
+                f"nix/image/debian-files.json does not know {item.name}; write it anew (its module says how)"
+            )
         there = set(self.by_path[item.path])
         parts = []
         for package_name, places in table.items():
@@ -236,7 +238,9 @@ class _Writer:
                 continue
             package = inputs.packages.get(name)
             if package is None:
-                raise BomError(f"nix/image/debian-files.json names {name}, which is not in nix/debian/packages.lock")
+                raise BomError(
+                    f"nix/image/debian-files.json names {name}, which is not in nix/debian/packages.lock"
+                )
             parts.append(
                 Component(
                     type=ComponentType.LIBRARY,
@@ -260,7 +264,7 @@ class _Writer:
             type=ComponentType.FILE,
             name="root folder",
             version=self.inputs.version,
-            description="What the image has beside the store: names for users, links to the shell and to the command",
+            description="What lies outside the store: names for users, links to the shell and to the command",
             bom_ref="root folder",
             licenses=_licence("Apache-2.0"),
             evidence=_found_at(f"/{file}" for file in self.inputs.root_files),
@@ -315,5 +319,13 @@ def make(inputs: Inputs) -> Bom:
 
 
 def to_json(bom: Bom) -> str:
-    """CycloneDX 1.6 in JSON, the same text for the same model."""
-    return str(JsonV1Dot6(bom).output_as_string(indent=1))
+    """CycloneDX 1.6 in JSON. The library has some lists in an order of chance; here a model is one text."""
+    return json.dumps(_in_order(json.loads(JsonV1Dot6(bom).output_as_string())), indent=1) + "\n"
+
+
+def _in_order(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _in_order(data[key]) for key in sorted(data)}
+    if isinstance(data, list):
+        return sorted((_in_order(item) for item in data), key=lambda item: json.dumps(item, sort_keys=True))
+    return data

@@ -54,18 +54,22 @@ def label(part: Part) -> str:
 
 
 def ownership(parts: list[Part], files: list[str]) -> tuple[dict[str, int], list[str]]:
-    """How many files each component has by itself (by bom-ref), and what is wrong: files of none or of several."""
+    """How many files each component (its bom-ref) has by itself, and what is wrong: files of none or several."""
     owner: dict[str, str] = {}
-    problems = []
-    for part in nested(parts):
-        for place in places(part):
-            if owner.setdefault(place, part["bom-ref"]) != part["bom-ref"]:
-                problems.append(f"{place} is of two components: {owner[place]} and {part['bom-ref']}")
+    problems = [
+        f"{place} is of two components: {owner[place]} and {part['bom-ref']}"
+        for part in nested(parts)
+        for place in places(part)
+        if owner.setdefault(place, part["bom-ref"]) != part["bom-ref"]
+    ]
     counts = dict.fromkeys((part["bom-ref"] for part in nested(parts)), 0)
     unowned = []
     for file in files:
         # Byte code is of the component that has its source.
-        found = next((owner[place] for name in (file, source_of(file)) for place in _above(name) if place in owner), None)
+        found = next(
+            (owner[place] for name in (file, source_of(file)) for place in _above(name) if place in owner),
+            None,
+        )
         if found is None:
             unowned.append(file)
         else:
@@ -123,8 +127,14 @@ def content_problems(document: dict[str, Any], inputs: Inputs) -> list[str]:
         if not stated_elsewhere and not part.get("licenses"):
             problems.append(f"{label(part)} has no licence")
         problems += _pinned(part, inputs)
-    there = {PackageURL.from_string(part["purl"]).name for part in parts if part.get("purl", "").startswith("pkg:pypi/")}
-    problems += [f"the wheel {name} of the lock is no component" for name in sorted(inputs.wheels.keys() - there)]
+    there = {
+        PackageURL.from_string(part["purl"]).name
+        for part in parts
+        if part.get("purl", "").startswith("pkg:pypi/")
+    }
+    problems += [
+        f"the wheel {name} of the lock is no component" for name in sorted(inputs.wheels.keys() - there)
+    ]
     image = properties(document["metadata"]["component"])
     if image.get("gb10:image-id") != f"sha256:{inputs.content.config}":
         problems.append("the document is of another image")
@@ -139,11 +149,12 @@ def problems(text: str, inputs: Inputs) -> list[str]:
 def counted(document: dict[str, Any]) -> str:
     """A document in a line."""
     parts: list[Part] = document["components"]
-    everything = list(nested(parts))
-    said = sum(SAID_BY in properties(part) for part in everything)
+    within = [part for part in nested(parts) if part not in parts]
+    said = sum(SAID_BY in properties(part) for part in within)
     patched = [part for part in parts if "patches" in part.get("pedigree", {})]
+    patches = sum(len(part["pedigree"]["patches"]) for part in patched)
     return (
-        f"{len(parts)} components, {len(everything) - len(parts) - said} within them with files of their own, "
-        f"{said} that wheels' own bills name; {sum(len(part['pedigree']['patches']) for part in patched)} patches on "
-        f"{', '.join(part['name'] for part in patched) or 'none'}"
+        f"{len(parts)} components, {len(within) - said} within them that have files, "
+        f"{said} that wheels' own bills of materials name; "
+        f"{patches} patches on {', '.join(part['name'] for part in patched) or 'none'}"
     )

@@ -1,8 +1,8 @@
 """The Debian base's packages that are cut out of Debian's files: which file came from which package.
 
-``nix/image/debian-files.json`` has that, as ``python -m gb10_bom debian-files`` finds it in the packages themselves. There
-``@triple@`` stands for the architecture's name in paths, such as x86_64-linux-gnu, ``@dashed@`` for that in names of packages,
-``@loader@`` for the file name of the loader.
+``nix/image/debian-files.json`` has that, as ``python -m gb10_bom debian-files`` finds it in the packages
+themselves. There ``@triple@`` stands for the architecture's name in paths, such as x86_64-linux-gnu,
+``@dashed@`` for that in names of packages, ``@loader@`` for the file name of the loader.
 """
 
 from __future__ import annotations
@@ -39,13 +39,16 @@ _RULES: dict[str, list[tuple[str, list[str]]]] = {
         (r"(include/.*)", ["usr/{}"]),
     ],
     "gcc": [
-        (r"root/usr/bin/([^/]+)", ["usr/bin/@triple@-{}-12", "usr/bin/@triple@-{}", "usr/bin/@triple@-{}.bfd"]),
+        (
+            r"root/usr/bin/([^/]+)",
+            ["usr/bin/@triple@-{}-12", "usr/bin/@triple@-{}", "usr/bin/@triple@-{}.bfd"],
+        ),
         (r"root/(usr/lib/gcc/.*/(?:as|ld))", []),
         (r"root/(.*)", ["{}"]),
         (r"lib/([^/]+)", _LIBRARIES),
     ],
 }
-"""For each cut, where a file of it lies in Debian: the first pattern that fits the whole path, and where to look then."""
+"""For each cut, where a file of it lies in Debian: the first pattern that fits the path, and where to look."""
 
 
 _LOADERS = {"x86_64-linux": "ld-linux-x86-64.so.2", "aarch64-linux": "ld-linux-aarch64.so.1"}
@@ -168,6 +171,10 @@ def table(packages: Iterable[Path], cuts: Iterable[Path], system: str) -> dict[s
             raise BomError(f"{cut} is no package that the base cuts; there are: {', '.join(_RULES)}")
         origin = origins(name, files_below(cut), owners, system)
         # Links into another store path are the base's.
-        origin |= {file: OURS for file in origin if (cut / file).is_symlink() and (cut / file).readlink().is_absolute()}
+        origin |= {
+            file: OURS
+            for file in origin
+            if (cut / file).is_symlink() and (cut / file).readlink().is_absolute()
+        }
         found[name] = condensed(origin, system)
     return dict(sorted(found.items()))

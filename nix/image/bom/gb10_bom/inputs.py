@@ -1,4 +1,4 @@
-"""What a bill of materials is made of: the plan that nix/image/sbom.nix writes, and the files that it names."""
+"""What a bill of materials is made of: the plan that nix/image/sbom.nix writes, and the files it names."""
 
 from __future__ import annotations
 
@@ -94,6 +94,7 @@ class Inputs:
     package_licences: dict[str, str]
     cuts: dict[str, dict[str, list[str]]]
     patches: dict[str, patches.Patch]
+    store: str = "/nix/store"
 
     @property
     def triple(self) -> str:
@@ -137,10 +138,17 @@ def registered(text: str) -> dict[str, Valid]:
     return found
 
 
+def store_path(file: str, store: str) -> str:
+    """The store path that a file is of, or ""."""
+    if not file.startswith(f"{store}/"):
+        return ""
+    return f"{store}/{file.removeprefix(f'{store}/').partition('/')[0]}"
+
+
 def unlisted(items: list[Item], content: archive.Content) -> list[Item]:
     """What nixpkgs brings into the image beside the items: all that is known of it is its name."""
     listed = {item.path for item in items}
-    paths = {"/".join(file.split("/", 4)[:4]) for file in content.files if file.startswith("/nix/store/")}
+    paths = {path for file in content.files if (path := store_path(file, "/nix/store"))}
     found = []
     for path in sorted(paths - listed):
         # As Nix's parseDrvName: the version begins at the first dash before what is no letter.
