@@ -143,7 +143,6 @@ class _Writer:
                 purl=made.purl,
                 hashes=[_sha256(wheel.sha256)],
             )
-            made.modified = True
             made.pedigree = Pedigree(
                 ancestors=[upstream],
                 patches=[_patch(self.inputs.patches[path]) for path in item.patches],
