@@ -23,6 +23,11 @@ let
     fileset = ./bom/gb10_bom;
   };
 
+  # Versions are compared as pip does it.
+  needed = wheels.sbom // {
+    inherit (wheels.cpu) packaging;
+  };
+
   # On nixpkgs; the stand-in's packages are cut from Debian's, and debian-licences.toml has theirs.
   licenceOf =
     package:
@@ -135,16 +140,16 @@ let
     pkgs.runCommand "${image.about.name}-sbom"
       {
         nativeBuildInputs = [ python ];
-        PYTHONPATH = "${source}:${pythonPath wheels.sbom}";
+        PYTHONPATH = "${source}:${pythonPath needed}";
         plan = planOf image;
         meta = import ../packages/meta.nix { inherit pkgs; } {
-          description = "Bill of materials of the image ${image.about.name}, in CycloneDX";
+          description = "Bill of materials of the image ${image.about.name} in CycloneDX, and its OpenVEX document";
         };
         passthru.plan = planOf image;
       }
       ''
         mkdir "$out"
-        python3 -m gb10_bom sbom "$plan" --out "$out/${image.about.name}.cdx.json"
+        python3 -m gb10_bom sbom "$plan" ${./advisories.toml} --out "$out"
       '';
 in
 {

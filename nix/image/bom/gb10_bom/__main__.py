@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gb10_bom import bom, check, debian
+from gb10_bom import bom, check, debian, vex
 from gb10_bom.errors import BomError
 from gb10_bom.inputs import read
 
@@ -20,8 +20,13 @@ def _sbom(args: argparse.Namespace) -> None:
         for line in found[1:20]:
             print(f"sbom: {line}", file=sys.stderr)
         raise BomError(f"{found[0]} ({len(found)} in all)")
-    args.out.write_text(text, encoding="utf-8")
-    print(f"{inputs.name}: {len(inputs.content.files)} files; {check.counted(json.loads(text))}")
+    document = json.loads(text)
+    statements = vex.make(vex.parse(args.advisories.read_text(encoding="utf-8")), document)
+    if found := vex.problems(statements, document):
+        raise BomError(f"the OpenVEX document: {'; '.join(found)}")
+    (args.out / f"{inputs.name}.cdx.json").write_text(text, encoding="utf-8")
+    (args.out / f"{inputs.name}.openvex.json").write_text(vex.to_json(statements), encoding="utf-8")
+    print(f"{inputs.name}: {len(inputs.content.files)} files; {check.counted(document)}")
 
 
 def _debian_files(args: argparse.Namespace) -> None:
@@ -40,10 +45,11 @@ def _debian_files(args: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gb10_bom", description="bills of materials of the images")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    sbom = commands.add_parser("sbom", help="write an image's bill of materials, checked against its content")
+    sbom = commands.add_parser("sbom", help="write an image's bill of materials, checked against its content, and its VEX")
     sbom.add_argument("plan", type=Path)
+    sbom.add_argument("advisories", type=Path, help="nix/image/advisories.toml")
     sbom.set_defaults(run=_sbom)
-    sbom.add_argument("--out", type=Path, required=True)
+    sbom.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     files = commands.add_parser(
         "debian-files",
         help="print nix/image/debian-files.json, from packages (*.deb) and store paths cut out of them",
