@@ -4,7 +4,7 @@
   inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
 
   outputs =
-    { nixpkgs, ... }:
+    { self, nixpkgs, ... }:
     let
       inherit (nixpkgs) lib;
       overlays = import ./overlays { inherit lib; };
@@ -25,7 +25,13 @@
       inherit overlays;
       # For the allowUnfreePredicate of a flake that takes the overlays.
       lib = { inherit unfree; };
-      packages = forAllSystems (pkgs: import ./nix/packages { inherit pkgs; });
+      packages = forAllSystems (
+        pkgs:
+        import ./nix/packages {
+          inherit pkgs;
+          revision = self.rev or self.dirtyRev or "unknown";
+        }
+      );
       legacyPackages = forAllSystems (pkgs: import ./nix/packages/internal.nix { inherit pkgs; });
       apps = forAllSystems (
         pkgs:

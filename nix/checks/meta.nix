@@ -40,6 +40,8 @@ let
     "kernels-software"
     "kernels-sparse24"
     "kernels-sparse24-software"
+    "provenance"
+    "provenance-cpu"
     "sbom"
     "sbom-cpu"
     "vllm-fp4"

@@ -1,5 +1,5 @@
-# Each image's bill of materials, with what is known of advisories: made of the locks and the store, and held against what the
-# image's archive holds (docs/security.md).
+# Each image's bill of materials, what is known of advisories, and its provenance: made of the locks and the store, and held
+# against what the image's archive holds (docs/security.md).
 { pkgs }:
 
 let
@@ -126,13 +126,15 @@ let
       items = itemsOf image.about;
       content = "${contentOf image}";
       registration = "${pkgs.closureInfo { rootPaths = [ image.about.entry ]; }}/registration";
-      lock = "${../../python/locks + "/pylock.${image.about.profile}-${system}-${tag}.toml"}";
+      lock = "${lockOf image}";
       licences = "${../../python/licences.toml}";
       vendored = "${./vendored.toml}";
       debianLock = "${../debian/packages.lock}";
       debianFiles = "${./debian-files.json}";
       debianLicences = "${./debian-licences.toml}";
     });
+  lockName = image: "pylock.${image.about.profile}-${system}-${tag}.toml";
+  lockOf = image: ../../python/locks + "/${lockName image}";
   tag = "cp${builtins.replaceStrings [ "." ] [ "" ] python.pythonVersion}";
 
   sbom =
@@ -151,8 +153,28 @@ let
         mkdir "$out"
         python3 -m gb10_bom sbom "$plan" ${./advisories.toml} --out "$out"
       '';
+  # The file that says what was built from what: of one commit, so a function of it.
+  provenance =
+    output: image: revision:
+    pkgs.runCommand "${image.about.name}-provenance"
+      {
+        nativeBuildInputs = [ python ];
+        PYTHONPATH = "${source}:${pythonPath needed}";
+        meta = import ../packages/meta.nix { inherit pkgs; } {
+          description = "SLSA provenance of the image ${image.about.name}, as an in-toto statement that nobody signed";
+        };
+      }
+      ''
+        mkdir "$out"
+        python3 -m gb10_bom provenance ${planOf image} --out "$out" \
+          --output packages.${system}.${output} --revision ${revision} \
+          --lock python/locks/${lockName image}=${lockOf image} \
+          --lock flake.lock=${../../flake.lock} --lock nix/debian/packages.lock=${../debian/packages.lock}
+      '';
 in
 {
   sbom = sbom pkgs.gb10.image;
   sbom-cpu = sbom pkgs.gb10.image-cpu;
+  provenanceOf = provenance "image" pkgs.gb10.image;
+  provenanceOfCpu = provenance "image-cpu" pkgs.gb10.image-cpu;
 }

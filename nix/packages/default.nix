@@ -1,5 +1,9 @@
 # What people build and run: `nix build .#NAME`, `nix run .#NAME`.
-{ pkgs }:
+{
+  pkgs,
+  # The flake's commit, for the provenance.
+  revision ? "unknown",
+}:
 
 {
   inherit (pkgs.gb10)
@@ -23,4 +27,6 @@
     vllm-fp4
     ;
   default = pkgs.gb10.serve;
+  provenance = pkgs.gb10.provenanceOf revision;
+  provenance-cpu = pkgs.gb10.provenanceOfCpu revision;
 }

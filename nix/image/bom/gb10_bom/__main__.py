@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gb10_bom import bom, check, debian, vex
+from gb10_bom import bom, check, debian, provenance, vex
 from gb10_bom.errors import BomError
 from gb10_bom.inputs import read
 
@@ -27,6 +27,18 @@ def _sbom(args: argparse.Namespace) -> None:
     (args.out / f"{inputs.name}.cdx.json").write_text(text, encoding="utf-8")
     (args.out / f"{inputs.name}.openvex.json").write_text(vex.to_json(statements), encoding="utf-8")
     print(f"{inputs.name}: {len(inputs.content.files)} files; {check.counted(document)}")
+
+
+def _provenance(args: argparse.Namespace) -> None:
+    plan = json.loads(args.plan.read_text(encoding="utf-8"))
+    inputs = read(plan)
+    locks = {name: Path(path) for name, path in (pair.split("=", 1) for pair in args.lock)}
+    statement = provenance.make(
+        inputs, output=args.output, revision=args.revision, base=plan["base"], locks=locks
+    )
+    (args.out / f"{inputs.name}.intoto.json").write_text(provenance.to_json(statement), encoding="utf-8")
+    predicate = provenance.to_json(statement["predicate"])
+    (args.out / f"{inputs.name}.provenance.json").write_text(predicate, encoding="utf-8")
 
 
 def _debian_files(args: argparse.Namespace) -> None:
@@ -50,6 +62,13 @@ def _parser() -> argparse.ArgumentParser:
     sbom.add_argument("advisories", type=Path, help="nix/image/advisories.toml")
     sbom.set_defaults(run=_sbom)
     sbom.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    made = commands.add_parser("provenance", help="write the SLSA provenance of an image's build")
+    made.add_argument("plan", type=Path)
+    made.add_argument("--output", required=True, help="the flake's attribute")
+    made.add_argument("--revision", required=True, help="the flake's commit")
+    made.add_argument("--lock", action="append", default=[], metavar="NAME=FILE", help="what pins the rest")
+    made.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    made.set_defaults(run=_provenance)
     files = commands.add_parser(
         "debian-files",
         help="print nix/image/debian-files.json, from packages (*.deb) and store paths cut out of them",
