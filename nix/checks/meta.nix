@@ -135,7 +135,10 @@ in
       # What serves on the CPU, and what is unpacked for other checks anyway.
       GB10_CPU_WHEELS = sites pkgs.gb10.wheels.cpu;
       GB10_MORE_WHEELS = sites (
-        pkgs.gb10.wheels.cuda-toolkit // pkgs.gb10.wheels.lock // pkgs.gb10.wheels.tools
+        pkgs.gb10.wheels.sbom
+        // pkgs.gb10.wheels.cuda-toolkit
+        // pkgs.gb10.wheels.lock
+        // pkgs.gb10.wheels.tools
       );
     };
   };

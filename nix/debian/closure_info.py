@@ -1,6 +1,6 @@
 """nixpkgs' closureInfo: store-paths, and registration as ``nix-store --load-db`` reads it.
 
-It is the builder itself; Nix has written the derivation's attributes as JSON, and with them what the root paths need.
+It is the builder itself: Nix has written the derivation's attributes as JSON, with what the root paths need.
 """
 
 import json

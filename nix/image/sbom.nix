@@ -6,7 +6,7 @@ let
   inherit (pkgs) lib;
   inherit (pkgs.gb10) python pythonPath wheels;
   inherit (lib.fileset) toSource unions;
-  system = pkgs.stdenv.hostPlatform.system;
+  inherit (pkgs.stdenv.hostPlatform) system;
   onDebian = pkgs ? debianRuntime;
 
   # The archive's reader alone: it reads gigabytes, and nothing of what a bill says makes it do so again.
@@ -40,14 +40,10 @@ let
     );
 
   item =
-    kind: licence: package:
-    let
-      known = lib.getName package;
-    in
-    {
+    kind: licence: package: {
       path = "${package}";
       inherit kind licence;
-      name = known;
+      name = lib.getName package;
       version = package.version or "";
       description = package.meta.description or "";
       derivation = builtins.unsafeDiscardStringContext package.drvPath;

@@ -38,7 +38,13 @@ OWN_BOM = {
     "bomFormat": "CycloneDX",
     "specVersion": "1.5",
     "components": [
-        {"type": "library", "name": "crate", "version": "2.0", "purl": "pkg:cargo/crate@2.0", "scope": "required"},
+        {
+            "type": "library",
+            "name": "crate",
+            "version": "2.0",
+            "purl": "pkg:cargo/crate@2.0",
+            "scope": "required",
+        },
         {"type": "library", "name": "tool", "version": "1", "purl": "pkg:cargo/tool@1", "scope": "excluded"},
         {"type": "library", "name": "one", "version": "1.0", "purl": "pkg:pypi/one@1.0"},
         {"type": "library", "name": "zlib-ng", "version": "1.3", "purl": "pkg:rpm/almalinux/zlib-ng@1.3"},
@@ -76,7 +82,15 @@ def small(tmp_path: Path) -> Inputs:
         profile="cpu",
         site_packages="lib/python3.11/site-packages",
         items=[
-            Item(wheel, "wheel", "one", "1.0", derivation=f"{store}/ddd-one-1.0.drv", patches=["/p"], changes="rm x\n"),
+            Item(
+                wheel,
+                "wheel",
+                "one",
+                "1.0",
+                derivation=f"{store}/ddd-one-1.0.drv",
+                patches=["/p"],
+                changes="rm x\n",
+            ),
             Item(cut, "cut", "debian-runtime", licence="Apache-2.0"),
         ],
         root_files=["bin/sh", "etc/passwd"],

@@ -1,4 +1,4 @@
-"""What nix/image/advisories.toml says of vLLM and Starlette, tried on the wheels of the lock. Each test has its control."""
+"""What nix/image/advisories.toml says, tried on the wheels of the lock. Each test has its control."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def _made(inputs: Inputs, folder: Path, revision: str = REVISION) -> dict[str, A
 
 def test_it_is_a_statement_about_the_image(small: Inputs, tmp_path: Path) -> None:
     document = _made(small, tmp_path)
-    assert document["_type"] if "_type" in document else document["type"] == "https://in-toto.io/Statement/v1"
+    assert document["_type"] == "https://in-toto.io/Statement/v1"
     assert document["predicateType"] == "https://slsa.dev/provenance/v1"
     assert [subject["digest"]["sha256"] for subject in document["subject"]] == [
         small.content.config,
@@ -67,7 +67,10 @@ def test_files_that_no_commit_has_are_of_no_commit(small: Inputs, tmp_path: Path
         (lambda document: document.update(subject=[]), "subject"),
         (lambda document: document["subject"][0].pop("digest"), "digest"),
         (lambda document: document.update(surprise=1), "surprise"),
-        (lambda document: document.update(predicateType="https://slsa.dev/provenance/v0.2"), "predicate is no"),
+        (
+            lambda document: document.update(predicateType="https://slsa.dev/provenance/v0.2"),
+            "predicate is no",
+        ),
         (lambda document: document["predicate"].update(surprise=1), "surprise"),
         (lambda document: document["predicate"]["buildDefinition"].pop("buildType"), "lacks a build type"),
         (lambda document: document["predicate"]["runDetails"].pop("builder"), "or a builder"),

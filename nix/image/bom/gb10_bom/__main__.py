@@ -7,14 +7,23 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gb10_bom import bom, check, debian, provenance, vex
 from gb10_bom.errors import BomError
 from gb10_bom.inputs import read
 
 
+def _plan(path: Path) -> dict[str, Any]:
+    try:
+        plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BomError(f"{path} is no plan ({error})") from None
+    return plan
+
+
 def _sbom(args: argparse.Namespace) -> None:
-    inputs = read(json.loads(args.plan.read_text(encoding="utf-8")))
+    inputs = read(_plan(args.plan))
     text = bom.to_json(bom.make(inputs))
     if found := check.problems(text, inputs):
         for line in found[1:20]:
@@ -30,7 +39,7 @@ def _sbom(args: argparse.Namespace) -> None:
 
 
 def _provenance(args: argparse.Namespace) -> None:
-    plan = json.loads(args.plan.read_text(encoding="utf-8"))
+    plan = _plan(args.plan)
     inputs = read(plan)
     locks = {name: Path(path) for name, path in (pair.split("=", 1) for pair in args.lock)}
     statement = provenance.make(
@@ -57,7 +66,9 @@ def _debian_files(args: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gb10_bom", description="bills of materials of the images")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    sbom = commands.add_parser("sbom", help="write an image's bill of materials, checked against its content, and its VEX")
+    sbom = commands.add_parser(
+        "sbom", help="write an image's bill of materials, checked against its content, and its VEX"
+    )
     sbom.add_argument("plan", type=Path)
     sbom.add_argument("advisories", type=Path, help="nix/image/advisories.toml")
     sbom.set_defaults(run=_sbom)

@@ -16,8 +16,15 @@ from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cyclonedx.model import AttachedText, ExternalReference, ExternalReferenceType, HashAlgorithm, HashType
-from cyclonedx.model import Property, XsUri
+from cyclonedx.model import (
+    AttachedText,
+    ExternalReference,
+    ExternalReferenceType,
+    HashAlgorithm,
+    HashType,
+    Property,
+    XsUri,
+)
 from cyclonedx.model.bom import Bom, BomMetaData
 from cyclonedx.model.component import Component, ComponentType, Diff, Patch, PatchClassification, Pedigree
 from cyclonedx.model.component_evidence import ComponentEvidence, Occurrence
@@ -160,7 +167,7 @@ class _Writer:
             yield ExternalReference(type=ExternalReferenceType.BOM, url=url)
 
     def _said(self, item: Item) -> dict[str, tuple[str, dict[str, Any]]]:
-        """Name -> where it is said, and the part, for what a wheel's own bills of materials name but build tools."""
+        """Name -> where it is said, and the part: what a wheel's own bills name, without build tools."""
         found: dict[str, tuple[str, dict[str, Any]]] = {}
         for file in self._boms_in(item):
             # Versions of CycloneDX that the library's reader does not know are among them.

@@ -54,7 +54,7 @@ def label(part: Part) -> str:
 
 
 def ownership(parts: list[Part], files: list[str]) -> tuple[dict[str, int], list[str]]:
-    """How many files each component (its bom-ref) has by itself, and what is wrong: files of none or several."""
+    """How many files each component (its bom-ref) has itself, and what is wrong: files of none or several."""
     owner: dict[str, str] = {}
     problems = [
         f"{place} is of two components: {owner[place]} and {part['bom-ref']}"

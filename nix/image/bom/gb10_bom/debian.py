@@ -48,7 +48,7 @@ _RULES: dict[str, list[tuple[str, list[str]]]] = {
         (r"lib/([^/]+)", _LIBRARIES),
     ],
 }
-"""For each cut, where a file of it lies in Debian: the first pattern that fits the path, and where to look."""
+"""For each cut, where a file of it lies in Debian: the first pattern that fits its path, where to look."""
 
 
 _LOADERS = {"x86_64-linux": "ld-linux-x86-64.so.2", "aarch64-linux": "ld-linux-aarch64.so.1"}

@@ -1,4 +1,4 @@
-"""SLSA provenance (v1) of an image's build, as an in-toto statement. Nobody has signed it (docs/security.md)."""
+"""SLSA provenance (v1) of an image's build, as an in-toto statement that nobody signed (docs/security.md)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
-from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
-from in_toto_attestation.v1 import statement_pb2
-from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
-from in_toto_attestation.v1.statement import Statement
+from google.protobuf.json_format import (  # type: ignore[import-untyped]
+    MessageToDict,
+    ParseDict,
+    ParseError,
+)
+from in_toto_attestation.predicates.provenance.v1 import provenance_pb2  # type: ignore[import-untyped]
+from in_toto_attestation.v1 import statement_pb2  # type: ignore[import-untyped]
+from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor  # type: ignore[import-untyped]
+from in_toto_attestation.v1.statement import Statement  # type: ignore[import-untyped]
 
 from gb10_bom.bom import package_purl, wheel_purl
 from gb10_bom.errors import BomError
@@ -43,8 +47,12 @@ def _materials(inputs: Inputs, revision: str, locks: dict[str, Path]) -> Iterato
         yield ResourceDescriptor(
             name=package.name, uri=package_purl(package).to_string(), digest={"sha256": package.sha256}
         )
-    for patch in sorted({patch.file: patch for patch in inputs.patches.values()}.values(), key=lambda it: it.file):
-        yield ResourceDescriptor(name=patch.file, digest={"sha256": hashlib.sha256(patch.text.encode()).hexdigest()})
+    for patch in sorted(
+        {patch.file: patch for patch in inputs.patches.values()}.values(), key=lambda it: it.file
+    ):
+        yield ResourceDescriptor(
+            name=patch.file, digest={"sha256": hashlib.sha256(patch.text.encode()).hexdigest()}
+        )
 
 
 def _outputs(inputs: Inputs) -> Iterator[ResourceDescriptor]:
@@ -108,7 +116,11 @@ def check(document: dict[str, Any]) -> None:
     except (ParseError, ValueError) as error:
         raise BomError(f"the provenance is not as in-toto wants it ({error})") from None
     definition = provenance.build_definition
-    if not definition.build_type or not definition.external_parameters or not provenance.run_details.builder.id:
+    if (
+        not definition.build_type
+        or not definition.external_parameters
+        or not provenance.run_details.builder.id
+    ):
         raise BomError("the provenance lacks a build type, its parameters or a builder")
 
 

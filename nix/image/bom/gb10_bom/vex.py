@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packageurl import PackageURL
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from gb10_bom.errors import BomError
 
@@ -86,11 +86,13 @@ def _products(row: Statement, bom: dict[str, Any]) -> list[dict[str, Any]]:
         try:
             inside = SpecifierSet(row.affected).contains(part["version"], prereleases=True)
         except InvalidSpecifier:
-            raise BomError(f"advisories.toml: {row.vulnerability}: {row.affected} is no range of versions") from None
+            raise BomError(
+                f"advisories.toml: {row.vulnerability}: {row.affected} is no range of versions"
+            ) from None
         if inside is (row.status == "fixed"):
             raise BomError(
-                f"advisories.toml: {row.vulnerability}: {part['name']} {part['version']} is called {row.status}, "
-                f"and the advisory's range is {row.affected}"
+                f"advisories.toml: {row.vulnerability}: {part['name']} {part['version']} is called "
+                f"{row.status}, and the advisory's range is {row.affected}"
             )
         found.append({"@id": part["purl"], "identifiers": {"purl": part["purl"]}})
     return found
@@ -136,7 +138,7 @@ def _keys(what: str, data: dict[str, Any], known: set[str], needed: set[str]) ->
 
 
 def problems(document: dict[str, Any], bom: dict[str, Any]) -> list[str]:
-    """What the specification refuses in a document, and what is not of the bill of materials: no lines where nothing."""
+    """What the specification refuses in a document, and what is not of the bill of materials, in lines."""
     found = list(_keys("the document", document, _DOCUMENT, _DOCUMENT))
     if document.get("@context") != CONTEXT:
         found.append(f"@context is not {CONTEXT}")
