@@ -45,18 +45,17 @@ def test_a_document_that_is_wrong_is_not_written(tmp_path: Path, capsys: pytest.
     if not plan:
         pytest.skip("GB10_SBOM_PLAN is not set: the flake's check has it")
     data = json.loads(Path(plan).read_text())
+    if data["base"] != "debian":
+        pytest.skip("on nixpkgs a store path that nothing lists is a component by its name")
     [gone] = [item for item in data["items"] if item["name"] == "entry.py"]
     data["items"].remove(gone)
     changed = tmp_path / "plan.json"
     changed.write_text(json.dumps(data))
     out = tmp_path / "out"
     out.mkdir()
-    if data["base"] == "debian":
-        said = _fails(capsys, "sbom", str(changed), ADVISORIES, "--out", str(out))
-        assert said == f"sbom: error: {gone['path']} is of no component (1 in all)\n"
-        assert list(out.iterdir()) == []
-    assert main(["sbom", plan, ADVISORIES, "--out", str(out)]) == 0
-    assert len(list(out.iterdir())) == 2
+    said = _fails(capsys, "sbom", str(changed), ADVISORIES, "--out", str(out))
+    assert said == f"sbom: error: {gone['path']} is of no component (1 in all)\n"
+    assert list(out.iterdir()) == []
 
 
 def test_a_lock_is_read() -> None:

@@ -148,13 +148,12 @@ def condensed(found: dict[str, str], system: str) -> dict[str, list[str]]:
             owners_of[folder].add(owner)
     places: dict[str, set[str]] = defaultdict(set)
     for file, owner in found.items():
-        folders = [*reversed(PurePosixPath(file).parents)][1:]
+        if source_of(file) != file and found.get(source_of(file)) == owner:
+            continue
         # The highest folder that is one package's.
+        folders = [*reversed(PurePosixPath(file).parents)][1:]
         whole = next((folder for folder in folders if len(owners_of[folder]) == 1), None)
-        if whole is not None:
-            places[owner].add(f"{whole}/")
-        elif source_of(file) == file or found.get(source_of(file)) != owner:
-            places[owner].add(file)
+        places[owner].add(file if whole is None else f"{whole}/")
     return {
         everywhere(owner, system): sorted(everywhere(path, system) for path in paths)
         for owner, paths in sorted(places.items())
