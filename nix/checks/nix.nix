@@ -83,6 +83,7 @@ in
       ../../nix/image/debian-licences.toml
       ../../nix/image/vendored.toml
       ../../patches
+      ../../python/src
     ];
     variables = {
       GB10_SBOM = pkgs.gb10.sbom-cpu;

@@ -6,6 +6,7 @@ import ast
 import asyncio
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddlew
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 from vllm.transformers_utils.dynamic_module import try_get_class_from_dynamic_module
+
+from gb10.serve.guard import Guard, arm
 
 BAD_HOST = b"localhost/health?"
 """A Host header that carries a path: put before the path that was asked for, it hides that one."""
@@ -73,7 +76,16 @@ def test_the_number_of_answers_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> N
     assert SamplingParams(n=16385, temperature=1.0).n == 16385
 
 
-def _status(path: str, host: bytes, key: str | None) -> int:
+def _vllms(application: Any) -> Any:
+    return AuthenticationMiddleware(application, ["secret"])
+
+
+def _ours(application: Any) -> Any:
+    arm(["secret"], metrics=False, cross_origin=False)
+    return Guard(application)
+
+
+def _status(guarded: Callable[[Any], Any], path: str, host: bytes, key: str | None) -> int:
     """What a server with the key ``secret`` answers."""
     sent: list[dict[str, Any]] = []
 
@@ -93,19 +105,20 @@ def _status(path: str, host: bytes, key: str | None) -> int:
     scope = {"type": "http", "method": "GET", "path": path, "root_path": "", "headers": headers}
 
     async def run() -> None:
-        await AuthenticationMiddleware(application, ["secret"])(scope, receive, send)
+        await guarded(application)(scope, receive, send)
 
     asyncio.run(run())
     return int(sent[0]["status"])
 
 
-def test_the_key_is_asked_for_whatever_the_host_header_says() -> None:
-    """CVE-2026-48746."""
-    assert _status("/v1/models", b"localhost", None) == 401
-    assert _status("/v1/models", BAD_HOST, None) == 401
-    assert _status("/v1/models", BAD_HOST, "wrong") == 401
-    assert _status("/v1/models", BAD_HOST, "secret") == 200
-    assert _status("/health", BAD_HOST, None) == 200
+@pytest.mark.parametrize("guarded", [_vllms, _ours])
+def test_the_key_is_asked_for_whatever_the_host_header_says(guarded: Callable[[Any], Any]) -> None:
+    """CVE-2026-48746. `gb10 serve` has a guard of its own in place of vLLM's."""
+    assert _status(guarded, "/v1/models", b"localhost", None) == 401
+    assert _status(guarded, "/v1/models", BAD_HOST, None) == 401
+    assert _status(guarded, "/v1/models", BAD_HOST, "wrong") == 401
+    assert _status(guarded, "/v1/models", BAD_HOST, "secret") == 200
+    assert _status(guarded, "/health", BAD_HOST, None) == 200
 
 
 @pytest.mark.parametrize("host", [b"localhost:8000", BAD_HOST, b"localhost/health#"])
