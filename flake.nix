@@ -29,7 +29,11 @@
         pkgs:
         import ./nix/packages {
           inherit pkgs;
-          revision = self.rev or self.dirtyRev or "unknown";
+          # Nix does not say the commit where an input is overridden, as nixw does for the Debian base.
+          source = {
+            revision = self.rev or self.dirtyRev or "unknown";
+            narHash = self.narHash or "unknown";
+          };
         }
       );
       legacyPackages = forAllSystems (pkgs: import ./nix/packages/internal.nix { inherit pkgs; });

@@ -149,9 +149,9 @@ let
         mkdir "$out"
         python3 -m gb10_bom sbom "$plan" ${./advisories.toml} --out "$out"
       '';
-  # The file that says what was built from what: of one commit, so a function of it.
+  # The file that says what was built from what: of one state of the flake, so a function of it.
   provenance =
-    output: image: revision:
+    output: image: flake:
     pkgs.runCommand "${image.about.name}-provenance"
       {
         nativeBuildInputs = [ python ];
@@ -163,7 +163,7 @@ let
       ''
         mkdir "$out"
         python3 -m gb10_bom provenance ${planOf image} --out "$out" \
-          --output packages.${system}.${output} --revision ${revision} \
+          --output packages.${system}.${output} --revision ${flake.revision} --nar-hash ${flake.narHash} \
           --lock python/locks/${lockName image}=${lockOf image} \
           --lock flake.lock=${../../flake.lock} --lock nix/debian/packages.lock=${../debian/packages.lock}
       '';

@@ -1,8 +1,11 @@
 # What people build and run: `nix build .#NAME`, `nix run .#NAME`.
 {
   pkgs,
-  # The flake's commit, for the provenance.
-  revision ? "unknown",
+  # The flake's commit and the hash of its files, for the provenance.
+  source ? {
+    revision = "unknown";
+    narHash = "unknown";
+  },
 }:
 
 {
@@ -27,6 +30,6 @@
     vllm-fp4
     ;
   default = pkgs.gb10.serve;
-  provenance = pkgs.gb10.provenanceOf revision;
-  provenance-cpu = pkgs.gb10.provenanceOfCpu revision;
+  provenance = pkgs.gb10.provenanceOf source;
+  provenance-cpu = pkgs.gb10.provenanceOfCpu source;
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ def _made(inputs: Inputs, folder: Path, revision: str = REVISION) -> dict[str, A
         inputs,
         output="packages.x86_64-linux.image-cpu",
         revision=revision,
+        nar_hash="sha256-" + base64.b64encode(bytes(range(32))).decode(),
         base="debian",
         locks={"nix/a.lock": lock},
     )
@@ -42,7 +44,7 @@ def test_it_is_a_statement_about_the_image(small: Inputs, tmp_path: Path) -> Non
         "base": "debian",
     }
     by_name = {one["name"]: one for one in definition["resolvedDependencies"]}
-    assert by_name["the flake"]["digest"] == {"gitCommit": REVISION}
+    assert by_name["the flake"]["digest"] == {"gitCommit": REVISION, "nar-sha256": bytes(range(32)).hex()}
     assert by_name["nix/a.lock"]["digest"] == {"sha256": hashlib.sha256(b"pinned").hexdigest()}
     wheel = small.wheels["one"]
     assert by_name[wheel.file]["digest"] == {"sha256": wheel.sha256}

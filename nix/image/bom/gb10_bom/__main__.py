@@ -43,7 +43,12 @@ def _provenance(args: argparse.Namespace) -> None:
     inputs = read(plan)
     locks = {name: Path(path) for name, path in (pair.split("=", 1) for pair in args.lock)}
     statement = provenance.make(
-        inputs, output=args.output, revision=args.revision, base=plan["base"], locks=locks
+        inputs,
+        output=args.output,
+        revision=args.revision,
+        nar_hash=args.nar_hash,
+        base=plan["base"],
+        locks=locks,
     )
     (args.out / f"{inputs.name}.intoto.json").write_text(provenance.to_json(statement), encoding="utf-8")
     predicate = provenance.to_json(statement["predicate"])
@@ -76,7 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     made = commands.add_parser("provenance", help="write the SLSA provenance of an image's build")
     made.add_argument("plan", type=Path)
     made.add_argument("--output", required=True, help="the flake's attribute")
-    made.add_argument("--revision", required=True, help="the flake's commit")
+    made.add_argument("--revision", required=True, help="the flake's commit, or unknown")
+    made.add_argument("--nar-hash", required=True, help="the hash of the flake's files, or unknown")
     made.add_argument("--lock", action="append", default=[], metavar="NAME=FILE", help="what pins the rest")
     made.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     made.set_defaults(run=_provenance)

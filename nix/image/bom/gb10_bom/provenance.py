@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -33,10 +34,20 @@ def _file(path: Path, name: str) -> ResourceDescriptor:
     return ResourceDescriptor(name=name, digest={"sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
 
 
-def _materials(inputs: Inputs, revision: str, locks: dict[str, Path]) -> Iterator[ResourceDescriptor]:
-    """What the build is determined by: the commit, the locks, and what these name."""
+def _flake(revision: str, nar_hash: str) -> ResourceDescriptor:
+    """The flake's files, by their commit and their NAR hash as far as Nix said them."""
+    digest = {}
     if re.fullmatch("[0-9a-f]{40}", revision):
-        yield ResourceDescriptor(name="the flake", uri=f"git+gb10@{revision}", digest={"gitCommit": revision})
+        digest["gitCommit"] = revision
+    if nar_hash.startswith("sha256-"):
+        # As `nix hash path` has it, in hex: in-toto wants that of hashes.
+        digest["nar-sha256"] = base64.b64decode(nar_hash.removeprefix("sha256-"), validate=True).hex()
+    return ResourceDescriptor(name="the flake", digest=digest, annotations={"nix:nar_hash": nar_hash})
+
+
+def _materials(inputs: Inputs, flake: ResourceDescriptor, locks: dict[str, Path]) -> Iterator[Any]:
+    """What the build is determined by: the flake's files, the locks, and what these name."""
+    yield flake
     for name, path in sorted(locks.items()):
         yield _file(path, name)
     for wheel in sorted(inputs.wheels.values(), key=lambda wheel: wheel.name):
@@ -69,13 +80,16 @@ def _dict(descriptor: ResourceDescriptor) -> dict[str, Any]:
     return dict(MessageToDict(descriptor.pb))
 
 
-def make(inputs: Inputs, *, output: str, revision: str, base: str, locks: dict[str, Path]) -> dict[str, Any]:
+def make(
+    inputs: Inputs, *, output: str, revision: str, nar_hash: str, base: str, locks: dict[str, Path]
+) -> dict[str, Any]:
     """The statement about an image.
 
     Args:
         inputs: what the image is made of
         output: the flake's attribute that was built
         revision: the commit, with ``-dirty`` after it where files differ from it, or ``unknown``
+        nar_hash: the hash of the flake's files, as Nix writes it, or ``unknown``
         base: ``debian`` or ``nixpkgs``
         locks: name in the repository -> file, of what pins the rest
     """
@@ -84,7 +98,9 @@ def make(inputs: Inputs, *, output: str, revision: str, base: str, locks: dict[s
             "buildType": BUILD_TYPE,
             "externalParameters": {"output": output, "revision": revision, "base": base},
             "internalParameters": {"system": inputs.system},
-            "resolvedDependencies": [_dict(one) for one in _materials(inputs, revision, locks)],
+            "resolvedDependencies": [
+                _dict(one) for one in _materials(inputs, _flake(revision, nar_hash), locks)
+            ],
         },
         "runDetails": {
             "builder": {"id": BUILDER},
