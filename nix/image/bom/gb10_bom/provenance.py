@@ -93,6 +93,7 @@ def make(
         base: ``debian`` or ``nixpkgs``
         locks: name in the repository -> file, of what pins the rest
     """
+    materials = _materials(inputs, _flake(revision, nar_hash), locks)
     predicate = {
         "buildDefinition": {
             "buildType": BUILD_TYPE,
