@@ -99,9 +99,7 @@ def make(
             "buildType": BUILD_TYPE,
             "externalParameters": {"output": output, "revision": revision, "base": base},
             "internalParameters": {"system": inputs.system},
-            "resolvedDependencies": [
-                _dict(one) for one in _materials(inputs, _flake(revision, nar_hash), locks)
-            ],
+            "resolvedDependencies": [_dict(one) for one in materials],
         },
         "runDetails": {
             "builder": {"id": BUILDER},
