@@ -4,7 +4,7 @@
   inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
 
   outputs =
-    { nixpkgs, ... }:
+    { self, nixpkgs, ... }:
     let
       inherit (nixpkgs) lib;
       overlays = import ./overlays { inherit lib; };
@@ -20,7 +20,17 @@
         }
       );
       forAllSystems = make: builtins.mapAttrs (_system: make) pkgsFor;
-      packages = forAllSystems (pkgs: import ./nix/packages { inherit pkgs; });
+      packages = forAllSystems (
+        pkgs:
+        import ./nix/packages {
+          inherit pkgs;
+          # Nix does not say the commit where an input is overridden, as nixw does for the Debian base.
+          source = {
+            revision = self.rev or self.dirtyRev or "unknown";
+            narHash = self.narHash or "unknown";
+          };
+        }
+      );
     in
     {
       inherit overlays packages;

@@ -91,6 +91,31 @@ in
     );
   };
 
+  # The bills of materials: the CPU image's is built, and spoiled in each way that it must not be.
+  sbom = room {
+    name = "sbom";
+    tests = [
+      ../../nix/debian/closure_info.py
+      ../../nix/image/bom
+      ../../tests/nix/sbom
+    ];
+    sources = [
+      ../../nix/debian/docker/stream.py
+      ../../nix/debian/packages.lock
+      ../../nix/image/advisories.toml
+      ../../nix/image/debian-files.json
+      ../../nix/image/debian-licences.toml
+      ../../nix/image/vendored.toml
+      ../../patches
+      ../../python/src
+    ];
+    variables = {
+      GB10_SBOM = pkgs.gb10.sbom-cpu;
+      GB10_SBOM_PLAN = pkgs.gb10.sbom-cpu.plan;
+      PYTHONPATH = pkgs.gb10.pythonPath pkgs.gb10.wheels.sbom;
+    };
+  };
+
   flashinfer-build = room {
     name = "flashinfer-build";
     tests = [ ../../tests/nix/flashinfer ];

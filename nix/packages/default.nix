@@ -1,5 +1,12 @@
 # What people build and run: `nix build .#NAME`, `nix run .#NAME`.
-{ pkgs }:
+{
+  pkgs,
+  # The flake's commit and the hash of its files, for the provenance.
+  source ? {
+    revision = "unknown";
+    narHash = "unknown";
+  },
+}:
 
 {
   inherit (pkgs.gb10)
@@ -16,6 +23,8 @@
     kernels
     kernels-sparse24
     quality
+    sbom
+    sbom-cpu
     serve
     serve-cuda
     serve-cuda-12x
@@ -25,4 +34,6 @@
     vllm-fp4
     ;
   default = pkgs.gb10.serve;
+  provenance = pkgs.gb10.provenanceOf source;
+  provenance-cpu = pkgs.gb10.provenanceOfCpu source;
 }
