@@ -160,6 +160,11 @@ class Link:
         self._thread.start()
 
     @property
+    def is_head(self) -> bool:
+        """Whether this node has the API."""
+        return self._nodes.is_head
+
+    @property
     def trouble(self) -> Trouble | None:
         """The first thing that went wrong with another node; None where all is well."""
         return self._trouble

@@ -44,8 +44,8 @@ PEER_WAIT = 2.0
 ANSWER_WAIT = 8.0
 """Seconds for vLLM to end over another node's end, so that its clients get an answer."""
 
-_ENGINE = "VLLM::EngineCor"
-"""How the kernel calls vLLM's engine core."""
+_ENGINE = "VLLM::EngineCore"
+"""What vLLM's engine core calls itself."""
 
 _KEEPER = "gb10's process gb10-keeper, which vLLM ends with,"
 _PR_SET_CHILD_SUBREAPER = 36
@@ -296,7 +296,8 @@ class Server:
             return
         if trouble.hangs:
             self._end_engine()
-        until = time.monotonic() + (ANSWER_WAIT if self._ready else 0.0)
+        clients = self._ready and self.link.is_head
+        until = time.monotonic() + (ANSWER_WAIT if clients else 0.0)
         while self.exit_code is None and self.stopping is None and time.monotonic() < until:
             time.sleep(_POLL)
         raise trouble.error(str(self.log_path))
@@ -305,7 +306,7 @@ class Server:
         """Kill what computes and may wait for ever, so that the API server answers with an error."""
         for pid in family(self._process.pid):
             with contextlib.suppress(psutil.Error, ProcessLookupError):
-                if psutil.Process(pid).name() == _ENGINE:
+                if psutil.Process(pid).name().startswith(_ENGINE):
                     os.kill(pid, signal.SIGKILL)
 
     def _error(self, probe: Probe) -> UserError:
