@@ -127,9 +127,12 @@ def find(settings: Settings) -> Nodes | None:
     """
     count, rank = settings.nnodes or 1, settings.node_rank or 0
     if count == 1:
-        if rank or settings.master_addr is not None:
-            said = settings.said("node_rank" if rank else "master_addr")
-            raise UserError(f"{said} is for several nodes; add --nnodes N, or leave it out")
+        given = {"node_rank": rank, "master_addr": settings.master_addr, "headless": settings.headless}
+        for field, value in given.items():
+            if value:
+                raise UserError(
+                    f"{settings.said(field)} is for several nodes; add --nnodes N, or leave it out"
+                )
         return None
     if rank >= count:
         raise UserError(

@@ -44,9 +44,6 @@ PEER_WAIT = 2.0
 ANSWER_WAIT = 8.0
 """Seconds for vLLM to end over another node's end, so that its clients get an answer."""
 
-_ENGINE = "VLLM::EngineCore"
-"""What vLLM's engine core calls itself."""
-
 _KEEPER = "gb10's process gb10-keeper, which vLLM ends with,"
 _PR_SET_CHILD_SUBREAPER = 36
 _POLL = 0.2
@@ -273,11 +270,9 @@ class Server:
                     show.beat()
                 if self.exit_code is not None or self.refused is not None:
                     raise self.failure("loading")
-                if joined and self.link is not None:
-                    self.link.say("joined")
-                    if self.link.others("ready"):
-                        self._ready = True
-                        return True
+                if joined and self.link is not None and self.link.others("ready"):
+                    self._ready = True
+                    return True
                 time.sleep(_POLL / 2)
         finally:
             show.clear()
@@ -303,11 +298,16 @@ class Server:
         raise trouble.error(str(self.log_path))
 
     def _end_engine(self) -> None:
-        """Kill what computes and may wait for ever, so that the API server answers with an error."""
-        for pid in family(self._process.pid):
-            with contextlib.suppress(psutil.Error, ProcessLookupError):
-                if psutil.Process(pid).name().startswith(_ENGINE):
-                    os.kill(pid, signal.SIGKILL)
+        """Kill what computes and may wait for ever, so that the API server answers with an error.
+
+        The keeper's child is the API server, whose children are the engine core and Python's tracker; a node
+        without an API has workers there.
+        """
+        with contextlib.suppress(psutil.Error):
+            for server in psutil.Process(self._process.pid).children():
+                for child in server.children():
+                    if not keeper.is_tracker(child.pid):
+                        child.kill()
 
     def _error(self, probe: Probe) -> UserError:
         """What a wrong answer means: the cause is in the log if vLLM is about to end."""
