@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from typing import Any
 
 import pytest
 
@@ -18,8 +17,6 @@ from gb10.serve.nodes import Nodes
 
 SAME = {"gb10": "1", "model": "m 0123"}
 LIMIT = 3.0
-
-Make = Callable[..., Link]
 
 
 def two_free_ports() -> int:
@@ -42,10 +39,9 @@ class Ring:
         self.links: list[Link] = []
         self.told: list[str] = []
 
-    def join(self, rank: int, identity: dict[str, str] = SAME, **more: Any) -> Link:
+    def join(self, rank: int, identity: dict[str, str] = SAME, patience: float = 60.0) -> Link:
         nodes = Nodes(self.count, rank, "127.0.0.1", self.port, f"127.0.0.{rank + 1}", "lo")
-        given = {"limit": LIMIT, "patience": 60.0, "tell": self.told.append} | more
-        link = Link(nodes, identity, **given)
+        link = Link(nodes, identity, limit=LIMIT, patience=patience, tell=self.told.append)
         self.links.append(link)
         return link
 

@@ -74,7 +74,7 @@ def test_a_way_that_there_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
         def connect(self, _: object) -> None:
             raise OSError(101, "Network is unreachable")
 
-    monkeypatch.setattr(nodes.socket, "socket", NoWay)
+    monkeypatch.setattr(socket, "socket", NoWay)
     with pytest.raises(
         UserError, match=r"there is no way to --master-addr 192.0.2.1 from here .Network is unr"
     ):
