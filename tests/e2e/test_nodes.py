@@ -259,7 +259,7 @@ def test_nodes_that_do_not_go_together(nodes_variables: dict[str, str]) -> None:
     ("words", "said"),
     [
         (["--headless"], "--headless is for several nodes; add --nnodes N"),
-        (["--nnodes", "2"], "--nnodes 2 needs --master-addr"),
+        (["-tp", "2", "--nnodes", "2"], "--nnodes 2 needs --master-addr"),
         (
             ["--nnodes", "2", "--master-addr", "127.0.0.1", "--headless"],
             "the head (--node-rank 0) has the API",
