@@ -15,6 +15,7 @@ FIRST_TOKEN_STAGE = "computing the first token"
 _STAGES = (
     (re.compile(r"non-default args"), "reading the model's configuration"),
     (re.compile(r"Initializing a V1 LLM engine"), "starting the engine"),
+    (re.compile(r"\bworld_size=(?!1 )\d+ rank=\d+ "), "waiting for the other ranks"),
     (re.compile(r"Starting to load model"), "loading weights"),
     (re.compile(r"Loading \w+ checkpoint shards:\s+(\d+)%"), "loading weights {0} %"),
     (re.compile(r"Loading weights took"), "preparing weights"),

@@ -353,7 +353,6 @@ def _linked(server: Server, plan: command.Plan, among: nodes.Nodes) -> Iterator[
     server.link = link
     try:
         yield
-        link.say("stopped")
     except UserError as error:
         link.say("failed", str(error))
         raise
@@ -419,6 +418,9 @@ def _serve_alone(
 
 def _ended(server: Server) -> int:
     """Stop the server, as a signal asked; the exit status."""
+    if server.link is not None:
+        # Before vLLM's connections end: the others would wonder.
+        server.link.say("stopped")
     server.stop()
     interrupted = server.stopping == signal.SIGINT
     # The terminal has drawn ^C where the cursor was.
