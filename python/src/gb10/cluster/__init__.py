@@ -1,4 +1,4 @@
-"""``gb10 cluster``: one engine on several hosts, each with its share of the model; planned, checked and run."""
+"""``gb10 cluster``: one engine on several hosts, each with a share of the model; planned, checked, run."""
 
 from gb10.cluster.command import run
 

@@ -1,6 +1,7 @@
 """What must be so on the hosts before anything is started; each problem is a line."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 from gb10.cluster.facts import Facts
 from gb10.cluster.plan import Node, Plan, text_speed
@@ -25,9 +26,14 @@ def _installed(request: Request, facts: Facts) -> Iterator[str]:
         )
         yield f"{facts.host} has no {program}; {way}"
     if request.folder is not None and not facts.model:
-        yield f"{facts.host} has no {request.folder}/config.json; each host needs the whole model at that path"
+        yield f"{facts.host} has no {request.folder}/config.json; each host needs the model there"
     for tool in facts.lacks:
         yield f"{facts.host} has no `{tool}`; install it there (coreutils, util-linux, iproute2)"
+
+
+def _is_ours(program: str | None) -> bool:
+    """Not nix or podman, which may be others on each host."""
+    return program is not None and program.startswith(_STORE) and Path(program).name.startswith("serve")
 
 
 def _same_build(everyone: Sequence[Facts]) -> Iterator[str]:
@@ -35,14 +41,14 @@ def _same_build(everyone: Sequence[Facts]) -> Iterator[str]:
     for facts in everyone[1:]:
         if None in (first.program, facts.program) or first.program == facts.program:
             continue
-        if str(first.program).startswith(_STORE) or str(facts.program).startswith(_STORE):
+        if _is_ours(first.program) or _is_ours(facts.program):
             yield (
                 f"{first.host} and {facts.host} have different builds: {first.program} and {facts.program}; "
                 "nodes of one engine need the same"
             )
     for facts in everyone[1:]:
         if facts.machine != first.machine:
-            yield f"{first.host} is {first.machine} and {facts.host} {facts.machine}; one engine needs one kind"
+            yield f"{first.host} is {first.machine} and {facts.host} {facts.machine}; nodes must be alike"
 
 
 def _link(request: Request, nodes: Sequence[Node]) -> Iterator[str]:
@@ -98,7 +104,7 @@ def _ping(address: str, bytes_: int) -> str:
 
 
 def unreached(plan: Plan, hosts: Mapping[str, Host]) -> list[str]:
-    """Whether each worker reaches the head with packets of the link's MTU. A host without ping is not asked."""
+    """Which workers do not reach the head with packets of the link's MTU. One without ping is not asked."""
     head = plan.head
     address, found = head.link.address, []
     for node in plan.nodes[1:]:
@@ -117,7 +123,7 @@ def unreached(plan: Plan, hosts: Mapping[str, Host]) -> list[str]:
             )
         elif answer == ["small"]:
             found.append(
-                f"{node.host} reaches {head.host} at {address}, but not with packets of {mtu} bytes; what lies "
-                "between them has a smaller MTU"
+                f"{node.host} reaches {head.host} at {address}, but not with packets of {mtu} bytes; what "
+                "lies between them has a smaller MTU"
             )
     return found

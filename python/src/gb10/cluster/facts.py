@@ -40,7 +40,7 @@ for port in "$root"/sys/class/infiniband/*/ports/1; do
   device=${port%/ports/1}
   for net in "$device"/device/net/*; do
     [ -e "$net" ] || net=
-    say rdma "${device##*/}" "$(value "$port/state")" "$(value "$port/link_layer")" "${net##*/}"
+    say rdma "${device##*/}" "$(value "$port/state")" "${net##*/}"
   done
 done
 command -v ip >/dev/null || say lacks ip
@@ -75,7 +75,6 @@ class Rdma:
 
     name: str
     active: bool
-    link_layer: str
     interface: str
 
 
@@ -101,9 +100,7 @@ class Facts:
 
     def carrier(self, address: Address) -> Interface | None:
         """The interface that has this address."""
-        return next(
-            (one for one in self.interfaces if any(address == own for own, _ in one.addresses)), None
-        )
+        return next((one for one in self.interfaces if any(address == own for own, _ in one.addresses)), None)
 
 
 def script(program: str, folder: str | None, *, root: str = "") -> str:
@@ -146,9 +143,7 @@ def parse(host: str, said: str) -> Facts:
             Interface(name, _whole(mtu) or 0, _speed(speed), state != "down", tuple(addresses.get(name, ())))
             for name, mtu, speed, state in every("net")
         ),
-        rdma=tuple(
-            Rdma(name, state == _UP, layer, interface) for name, state, layer, interface in every("rdma")
-        ),
+        rdma=tuple(Rdma(name, state == _UP, interface) for name, state, interface in every("rdma")),
         listens=frozenset(int(port, 16) for (port,) in every("listens")),
         program=programs[0][0] if programs else None,
         model=bool(every("model")),

@@ -1,8 +1,9 @@
-"""What stands between sshd and a node's process on its host, so that nothing is left when the connection ends.
+"""What stands between sshd and a node's process on its host: nothing is left there when the connection ends.
 
-A shell there starts the process in a session of its own and reads our end of the connection: `BEAT` comes all
-few seconds. Its end (ssh was ended, we were killed) or its silence (the network is cut: no side learns of that
-by itself) ends the process: SIGTERM, and SIGKILL after a grace. The shell ends with the process's status.
+A shell starts the process in a session of its own and reads our end of the connection, where `BEAT` comes
+every few seconds. Its end (ssh was ended, we were killed) or its silence (the network is cut, of which no
+side learns by itself) ends the process: SIGTERM, and SIGKILL after a grace. The shell ends with the process's
+status.
 """
 
 import shlex
@@ -19,7 +20,7 @@ SILENCE = 15
 GRACE = 9
 """Seconds from SIGTERM to SIGKILL: ``gb10 serve`` takes up to 8 to end its vLLM."""
 
-# $1: silence, $2: grace; then the command. `exec 3<&0`: the shell gives what runs in the background /dev/null.
+# $1: silence, $2: grace; then the command. `exec 3<&0`: what runs in the background has no other input.
 # setsid forks nothing here: what a shell without job control starts leads no group.
 _SHELL = """\
 silence=$1 grace=$2

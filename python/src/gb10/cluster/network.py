@@ -1,6 +1,6 @@
 """Which address, interface and RDMA devices each host's node takes.
 
-On a Spark one QSFP port is two interfaces with an RDMA device each, since the adapter hangs on two PCIe links;
+On a Spark one QSFP port is two interfaces with an RDMA device each, as the adapter hangs on two PCIe links;
 NCCL needs both for the whole speed. So what is taken are all devices that are up and whose interface has an
 address in a network that every host reaches over such a device.
 """
@@ -16,7 +16,7 @@ from gb10.errors import UserError
 
 @dataclass(frozen=True)
 class Link:
-    """A host's side of the network between the nodes. ``left_out`` are RDMA devices that are up, and why not."""
+    """A host's side of the network between the nodes. ``left_out`` are RDMA devices that are up as well."""
 
     address: Address
     interface: Interface
@@ -25,7 +25,7 @@ class Link:
 
 
 def _networks(interface: Interface | None) -> set[Network]:
-    """Of IPv6 not the link-local one, which every interface has. IPv4's is what cables without a router get."""
+    """Without IPv6's link-local one, which every interface has. IPv4's is what a cable alone gets."""
     if interface is None or not interface.up:
         return set()
     return {
@@ -84,8 +84,8 @@ def _choose(facts: Facts, given: Address | None, shared: set[Network], request: 
     chosen = _preferred(facts, shared) or facts.came
     if chosen is None or chosen.is_loopback:
         raise UserError(
-            f"{facts.host}: at which address the other hosts reach it is not known: give {facts.host}=ADDRESS, "
-            "or --interface"
+            f"{facts.host}: at which address the others reach it is not known: give {facts.host}=ADDRESS, or "
+            "--interface"
         )
     return chosen
 

@@ -14,7 +14,7 @@ from gb10.errors import UserError
 
 @dataclass(frozen=True)
 class Node:
-    """One host's part: rank 0 is the head, which answers requests. ``facts`` is None where nobody asked it."""
+    """One host's part. Rank 0 is the head, which answers requests. ``facts`` is None for one not asked."""
 
     host: str
     rank: int
@@ -88,9 +88,7 @@ def _notes(request: Request, found: Sequence[Link]) -> list[str]:
 
 def _nodes(request: Request, found: Sequence[Link], everyone: Sequence[Facts | None]) -> tuple[Node, ...]:
     return tuple(
-        Node(
-            named.name, rank, link, _environment(request, link), _command(request, rank, found[0]), facts
-        )
+        Node(named.name, rank, link, _environment(request, link), _command(request, rank, found[0]), facts)
         for rank, (named, link, facts) in enumerate(zip(request.hosts, found, everyone, strict=True))
     )
 

@@ -61,8 +61,8 @@ class Request:
     """Everything that the user said, checked as far as that needs no host.
 
     ``command`` are the words that start ``gb10 serve`` on a host, ``model`` what they serve (None: the demo
-    model), ``arguments`` its options, ``sizes`` the ones that divide the model. ``mtu`` in bytes and ``speed``
-    in Mbit/s are the least that the link must have.
+    model), ``arguments`` its options, ``sizes`` the ones that divide the model. ``mtu`` in bytes and
+    ``speed`` in Mbit/s are the least that the link must have.
     """
 
     hosts: tuple[Named, ...]
@@ -97,12 +97,12 @@ def _hosts(texts: Sequence[str]) -> tuple[Named, ...]:
 
 
 def _model(text: str) -> str:
-    """A folder of this machine by its whole path; what is none is a name of the hub, or a folder of theirs."""
+    """A folder of this machine by its whole path; what is none is a name of the hub."""
     if text.startswith("/"):
         return str(Path(os.path.normpath(text)))
     folder = Path(text).expanduser()
     if folder.is_dir():
-        return os.path.abspath(folder)
+        return str(Path.cwd() / os.path.normpath(folder))
     if text.startswith((".", "~")):
         raise UserError(f"there is no folder {text} here; give the path that it has on the hosts, from / on")
     return text
@@ -167,8 +167,8 @@ def _variables(texts: Sequence[str]) -> dict[str, str]:
             raise UserError(f"--env {text!r} is not NAME=VALUE")
         if name in SECRETS or name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             raise UserError(
-                f"--env {name}: it would be seen by every user of the hosts; put it into the environment that "
-                "ssh sessions have there"
+                f"--env {name}: it would be seen by every user of the hosts; put it into the environment "
+                "that ssh sessions have there"
             )
         result[name] = value
     return result

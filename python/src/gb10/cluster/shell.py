@@ -114,7 +114,7 @@ class Local:
 
 
 def of(name: str, client: str) -> Host:
-    """The host that a user names; ``localhost`` needs no ssh. ``client`` is a command line that starts ssh."""
+    """The host that a user names; ``localhost`` needs no ssh. ``client``: a command line that starts ssh."""
     if name == "localhost":
         return Local(name)
     try:
