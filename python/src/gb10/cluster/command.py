@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from gb10 import arguments
 from gb10.arguments import Command
 
-_ABOUT = (
-    "One engine on several hosts, over ssh: gb10 cluster plan|up HOST HOST [-- MODEL OPTION OF gb10 serve…]"
-)
+_ABOUT = "One engine on several hosts, over ssh: plan|up HOST HOST [-- MODEL OPTION OF gb10 serve…]"
 _COMMANDS = {
     "plan": Command("gb10.cluster.plan_command:run", "Ask the hosts and print what each would run."),
     "up": Command("gb10.cluster.up_command:run", "Check the hosts, start all, and end all together."),

@@ -35,8 +35,13 @@ def _networks(interface: Interface | None) -> set[Network]:
     }
 
 
+def _order(name: str) -> tuple[int, str]:
+    """The first PCIe domain, which has no number in its names, first: rocep1s0f0, roceP2p1s0f0."""
+    return len(name), name
+
+
 def _active(facts: Facts) -> list[Rdma]:
-    return [device for device in facts.rdma if device.active]
+    return sorted((device for device in facts.rdma if device.active), key=lambda device: _order(device.name))
 
 
 def _shared(everyone: Sequence[Facts]) -> set[Network]:
@@ -49,9 +54,9 @@ def _shared(everyone: Sequence[Facts]) -> set[Network]:
 
 
 def _preferred(facts: Facts, shared: set[Network]) -> Address | None:
-    """The address on the fastest interface with an RDMA device; of equals, the first by name and number."""
+    """The address on the fastest interface with an RDMA device; of equals, the first."""
     found = [
-        (-(interface.speed or 0), interface.name, address.version, int(address), address)
+        (-(interface.speed or 0), *_order(interface.name), address.version, int(address), address)
         for device in _active(facts)
         if (interface := facts.interface(device.interface)) is not None
         for address, network in interface.addresses
