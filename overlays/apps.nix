@@ -69,6 +69,7 @@ final: prev: {
     cuda-closed-checks = import ../nix/packages/cuda-closed-checks.nix { pkgs = final; };
     inherit (import ../nix/image { pkgs = final; }) image image-cpu;
     inherit (import ../nix/apps/push.nix { pkgs = final; }) push push-cpu;
+    cluster = import ../nix/apps/cluster.nix { pkgs = final; };
     lock = import ../nix/apps/lock.nix { pkgs = final; };
     rebuild = import ../nix/apps/rebuild.nix { pkgs = final; };
     formatter = import ../nix/apps/formatter.nix { pkgs = final; };

@@ -13,6 +13,7 @@ let
   };
 in
 {
+  cluster = app pkgs.gb10.cluster "Plan, check and run one engine on several hosts, over ssh";
   lock = app pkgs.gb10.lock "Write python/locks/ from python/profiles.toml";
   push = app pkgs.gb10.push "Send the image to a registry, layer by layer";
   push-cpu = app pkgs.gb10.push-cpu "Send the image for the CPU to a registry, layer by layer";

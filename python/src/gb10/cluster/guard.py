@@ -39,7 +39,7 @@ echo STARTED
   kill -s KILL -- "-$node"
 } 2>/dev/null &
 watch=$!
-wait "$node"
+wait "$node" 2>/dev/null
 status=$?
 kill "$watch" 2>/dev/null
 exit "$status"

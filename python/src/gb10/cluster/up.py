@@ -46,7 +46,7 @@ class Running:
         self.ready: str | None = None
         """The address that the head named, "" where it named none; None until it is ready."""
         self.said = ""
-        """The last line, or the last one that says an error."""
+        """Its last line, or the last that says an error; before it started, what ssh or a login shell said."""
         self._process = process
         self._prefix = f"{node.host:<{width}} | "
         self._beaten = time.monotonic()
@@ -61,6 +61,7 @@ class Running:
             line = raw.decode(errors="replace").rstrip("\r\n")
             if line == guard.STARTED:
                 self.started.set()
+                self.said = ""
                 continue
             if self.ready is None and (match := _READY.search(line)):
                 self.ready = match["url"] or ""
@@ -95,8 +96,7 @@ class Running:
 
     def cut(self) -> None:
         """End the connection. What runs on the host ends by its shell, if that can be reached no more."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
 
     def join(self, timeout: float) -> bool:
         """Wait for its end and its last lines; whether they came."""
