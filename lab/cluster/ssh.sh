@@ -22,6 +22,7 @@ namespace() {
   ip netns add "$1" && ip -n "$1" link set lo up
 }
 
+# shellcheck disable=SC2329
 clean() {
   [ -z "$up" ] || kill -KILL "$up" 2>/dev/null
   for server in "${servers[@]}"; do kill "$server" 2>/dev/null; done

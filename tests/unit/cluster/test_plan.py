@@ -58,7 +58,7 @@ def model(tmp_path: Path) -> str:
 
 def test_two_sparks(plan: Plan, model: str, capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--max-model-len", "4096", "--served-model-name", "a b")
-    assert plan("spark-a", "spark-b", "--env", "HF_HUB_OFFLINE=1", "--", model, *options) == 0
+    assert plan("--env", "HF_HUB_OFFLINE=1", "spark-a", "spark-b", "--", model, *options) == 0
     assert capsys.readouterr().out == PLAN.replace("MODEL", model)
 
 

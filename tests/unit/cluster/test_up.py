@@ -230,6 +230,19 @@ def test_a_second_signal_does_not_wait(up: Up) -> None:
     up.wait(lambda: up.alive() == [], guard.GRACE + 3)
 
 
+def test_stopped_while_a_host_is_asked(up: Up, hosts: Hosts) -> None:
+    hosts.write(
+        "spark-b/bin/uname",
+        "#!/bin/sh\ntouch NOTES/asked\nsleep 20\n".replace("NOTES", str(up.notes)),
+        program=True,
+    )
+    up.start()
+    up.wait(lambda: (up.notes / "asked").exists())
+    up.process.send_signal(signal.SIGTERM)
+    assert up.status(5.0) == 0
+    assert up.said == "stopped\n"
+
+
 def test_a_host_does_not_start_a_shell(up: Up, hosts: Hosts) -> None:
     """sshd may take a connection and give it nothing."""
     script = (hosts.folder / "ssh").read_text()
@@ -257,6 +270,14 @@ def test_silence_ends_a_node() -> None:
     assert process.poll() is None
     assert process.wait(10) == 128 + signal.SIGTERM
     assert time.monotonic() - began > 4.0
+
+
+def test_what_a_node_left_in_its_group_goes_too(tmp_path: Path) -> None:
+    note = tmp_path / "left"
+    process = _guarded(["sh", "-c", f"sleep 600 & echo $! >{note}; kill -9 $$"])
+    assert process.wait(10) == 128 + signal.SIGKILL
+    stat = Path(f"/proc/{note.read_text().strip()}/stat")
+    assert not stat.exists() or stat.read_text().split()[2] == "Z"
 
 
 def test_words_arrive_as_they_are() -> None:

@@ -12,9 +12,19 @@ _COMMANDS = {
 }
 
 
+def _joined(words: Sequence[str]) -> list[str]:
+    """``--env A=1 HOST`` as ``--env=A=1 HOST``: what follows is no second value (`arguments.spread`)."""
+    result: list[str] = []
+    for word in words:
+        if result[-1:] == ["--env"]:
+            result[-1] += f"={word}"
+        else:
+            result.append(word)
+    return result
+
+
 def run(argv: Sequence[str]) -> int:
     """``gb10 cluster``: what comes after ``--`` is not read here; a second one keeps where it began."""
-    words = list(argv)
-    if "--" in words:
-        words.insert(words.index("--"), "--")
-    return arguments.run("gb10 cluster", _ABOUT, _COMMANDS, words)
+    at = argv.index("--") if "--" in argv else len(argv)
+    rest = ["--", *argv[at:]] if argv[at:] else []
+    return arguments.run("gb10 cluster", _ABOUT, _COMMANDS, [*_joined(argv[:at]), *rest])

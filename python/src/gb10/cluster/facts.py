@@ -119,7 +119,14 @@ def _speed(text: str) -> int | None:
 
 
 def parse(host: str, said: str) -> Facts:
-    """What the script printed. Raises UserError when it broke off."""
+    """What the script printed. Raises UserError when it broke off or is not understood."""
+    try:
+        return _parse(host, said)
+    except (ValueError, IndexError) as error:
+        raise UserError(f"{host}: what it says of its network is not understood: {error}") from None
+
+
+def _parse(host: str, said: str) -> Facts:
     rows = [line.removeprefix(_MARK).split("\t") for line in said.splitlines() if line.startswith(_MARK)]
     if ["end"] not in rows:
         raise UserError(f"{host}: what it says of its network breaks off; is there a POSIX shell at /bin/sh?")

@@ -3,7 +3,7 @@
 A shell starts the process in a session of its own and reads our end of the connection, where `BEAT` comes
 every few seconds. Its end (ssh was ended, we were killed) or its silence (the network is cut, of which no
 side learns by itself) ends the process: SIGTERM, and SIGKILL after a grace. The shell ends with the process's
-status.
+status, and takes along what the process left in its group.
 """
 
 import shlex
@@ -42,6 +42,10 @@ watch=$!
 wait "$node" 2>/dev/null
 status=$?
 kill "$watch" 2>/dev/null
+if kill -s TERM -- "-$node"; then
+  sleep 1
+  kill -s KILL -- "-$node"
+fi 2>/dev/null
 exit "$status"
 """.replace("STARTED", shlex.quote(STARTED))
 

@@ -37,6 +37,10 @@ _LEAST_WAIT, _MOST_WAIT = 5.0, 60.0
 """Seconds before the set is started again: doubled after each start that did not become ready."""
 
 
+class _Stopped(Exception):
+    """A signal came while the hosts were asked."""
+
+
 class Running:
     """A node that runs: its output printed line by line behind the host's name, its input the beats."""
 
@@ -46,7 +50,7 @@ class Running:
         self.ready: str | None = None
         """The address that the head named, "" where it named none; None until it is ready."""
         self.said = ""
-        """Its last line, or the last that says an error; before it started, what ssh or a login shell said."""
+        """Its last line, or the last that says an error; before it started, what ssh or a greeting said."""
         self._process = process
         self._prefix = f"{node.host:<{width}} | "
         self._beaten = time.monotonic()
@@ -135,12 +139,15 @@ class Supervisor:
         self._least_wait = least_wait
         self._stopping: int | None = None
         self._asked = 0.0
+        self._asking = False
         self._running: list[Running] = []
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._stopping is None:
             self._stopping, self._asked = number, now
+            if self._asking:
+                raise _Stopped
         elif now - self._asked > _TOGETHER:
             for one in self._running:
                 one.cut()
@@ -166,11 +173,12 @@ class Supervisor:
         while self._stopping is None:
             ready = False
             try:
-                plan, hosts = self._prepare()
-                if self._stopping is None:
-                    self._start(plan, hosts)
-                    ready = self._wait_ready(plan)
-                    self._wait_end()
+                plan, hosts = self._ask()
+                self._start(plan, hosts)
+                ready = self._wait_ready(plan)
+                self._wait_end()
+            except _Stopped:
+                break
             except UserError as error:
                 self._end()
                 # What was right before may be so again: a host boots, a port is still taken.
@@ -187,6 +195,14 @@ class Supervisor:
         self._end()
         write("stopped\n")
         return _INTERRUPTED if self._stopping == signal.SIGINT else 0
+
+    def _ask(self) -> tuple[Plan, Mapping[str, Host]]:
+        """A signal does not wait for a host that is slow to answer: it raises _Stopped here."""
+        self._asking = True
+        try:
+            return self._prepare()
+        finally:
+            self._asking = False
 
     def _sleep(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -236,9 +252,9 @@ class Supervisor:
 
     def _wait_ready(self, plan: Plan) -> bool:
         """Wait until the head answers; whether it does."""
-        began, head = time.monotonic(), self._running[-1]
-        if head.node.rank:
+        if len(self._running) < len(plan.nodes):
             return False
+        began, head = time.monotonic(), self._running[-1]
         self._wait(lambda: head.ready is not None)
         if head.ready is None:
             return False
