@@ -86,7 +86,7 @@ case_plan() {
   local began
   began=$(now)
   if inside "$cluster" plan "${words[@]}" --speed 0 "${options[@]}" >"$out/plan.log" 2>&1 && said plan 'VLLM_HOST_IP=10.78.0.2'; then
-    record plan passed "$(since "$began")" "$(grep -F 'unknown' "$out/plan.log" | head -n 1)"
+    record plan passed "$(since "$began")" "$(grep -F 'note: ' "$out/plan.log" | head -n 1)"
   else
     record plan failed "$(since "$began")" "$(tail -n 1 "$out/plan.log")"
   fi
@@ -162,16 +162,35 @@ case_restarts() {
 
 twice() { [ "$(grep -cF ' of gb10-c' "$out/restarts.log")" -ge 2 ]; }
 
+# What the kernel says of a virtual link is 10 Gbit/s.
+case_speed() {
+  refused speed "gb10-link runs at 10 Gbit/s and 100 Gbit/s is asked"
+}
+
 case_mtu() {
-  local began status
   ip -n gb10-d link set gb10-link mtu 1500
+  refused mtu 'MTU differs' --speed 0
+}
+
+# A tunnel or a switch in between that lets only smaller packets through, and says so to nobody.
+case_switch() {
+  ip -n gb10-d link set gb10-link mtu 9000
+  ip netns exec gb10-d tc qdisc add dev gb10-link root tbf rate 10gbit burst 4000 latency 50ms mtu 4000
+  refused switch 'but not with packets of 9000 bytes' --speed 0
+  ip netns exec gb10-d tc qdisc del dev gb10-link root
+}
+
+# refused CASE TEXT [OPTION…]: `up` must refuse it before anything starts.
+refused() {
+  local began status name=$1 text=$2
+  shift 2
   began=$(now)
-  inside "$cluster" up "${words[@]}" --speed 0 "${options[@]}" >"$out/mtu.log" 2>&1
+  inside "$cluster" up "${words[@]}" "$@" "${options[@]}" >"$out/$name.log" 2>&1
   status=$?
-  if [ "$status" = 2 ] && said mtu 'MTU differs'; then
-    record mtu passed "$(since "$began")" "$(cat "$out/mtu.log")"
+  if [ "$status" = 2 ] && said "$name" "$text" && [ "$(wc -l <"$out/$name.log")" = 1 ]; then
+    record "$name" passed "$(since "$began")" "$(cat "$out/$name.log")"
   else
-    record mtu failed "$(since "$began")" "status $status: $(tail -n 1 "$out/mtu.log")"
+    record "$name" failed "$(since "$began")" "status $status: $(tail -n 1 "$out/$name.log")"
   fi
 }
 

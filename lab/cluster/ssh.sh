@@ -74,6 +74,7 @@ words=(gb10-c gb10-d --ssh "ssh -F $folder/config" --command "$serve" --env GB10
 options=(-- "$model" --max-model-len 512 --port 8078)
 
 case_plan
+case_speed
 case_serves
 case_worker_dies
 case_up_is_killed
@@ -81,4 +82,5 @@ case_ssh_dies
 case_link_is_cut
 case_restarts
 case_mtu
+case_switch
 finish
