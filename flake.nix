@@ -4,7 +4,7 @@
   inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-unstable";
 
   outputs =
-    { nixpkgs, ... }:
+    { self, nixpkgs, ... }:
     let
       inherit (nixpkgs) lib;
       overlays = import ./overlays { inherit lib; };
@@ -20,12 +20,22 @@
         }
       );
       forAllSystems = make: builtins.mapAttrs (_system: make) pkgsFor;
+      packages = forAllSystems (
+        pkgs:
+        import ./nix/packages {
+          inherit pkgs;
+          # Nix does not say the commit where an input is overridden, as nixw does for the Debian base.
+          source = {
+            revision = self.rev or self.dirtyRev or "unknown";
+            narHash = self.narHash or "unknown";
+          };
+        }
+      );
     in
     {
-      inherit overlays;
+      inherit overlays packages;
       # For the allowUnfreePredicate of a flake that takes the overlays.
       lib = { inherit unfree; };
-      packages = forAllSystems (pkgs: import ./nix/packages { inherit pkgs; });
       legacyPackages = forAllSystems (pkgs: import ./nix/packages/internal.nix { inherit pkgs; });
       apps = forAllSystems (
         pkgs:
@@ -34,6 +44,11 @@
           aarch64 = pkgsFor.aarch64-linux;
         }
       );
+      nixosModules = rec {
+        gb10 = import ./nix/modules/nixos.nix { inherit packages; };
+        default = gb10;
+      };
+      templates = import ./nix/templates;
       devShells = forAllSystems (pkgs: import ./nix/shells.nix { inherit pkgs; });
       checks = forAllSystems (pkgs: import ./nix/checks { inherit pkgs; });
       formatter = forAllSystems (pkgs: pkgs.gb10.formatter);

@@ -12,3 +12,8 @@ else
   echo "gb10: $PWD is in no checkout of gb10: Python imports the packages of the store" >&2
 fi
 unset gb10_checkout
+# Not where a command is run in it (nix develop --command), nor by direnv.
+if [[ $- == *i* ]] && [ -n "${gb10_next:-}" ]; then
+  sed '1s/^/gb10: /; 2,$s/^/  /' "$gb10_next" >&2
+fi
+unset gb10_next

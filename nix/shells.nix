@@ -7,6 +7,8 @@ let
       name,
       description,
       packages,
+      # Commands to go on with, as the shell's greeting has them.
+      next,
       shellHook,
     }:
     pkgs.mkShell {
@@ -16,6 +18,7 @@ let
         export GB10_DEMO_MODEL=${pkgs.gb10.demo-model} GB10_HELDOUT=${pkgs.gb10.heldout}/heldout.jsonl
         # Nix's build has /noshell for it.
         export SHELL=${pkgs.bashInteractive}/bin/bash
+        gb10_next=${pkgs.writeText "${name}-next" "${description}. Next:\n${next}"}
         source ${./shell-hook.sh}
         ${shellHook}
       '';
@@ -26,6 +29,12 @@ let
     name = "gb10-shell";
     description = "vLLM for the CPU, the tools of the tests and the packages of the checkout";
     packages = [ pkgs.gb10.dev-env ];
+    next = ''
+      gb10 serve                                   # the demo model, at http://127.0.0.1:8000/v1
+      gb10 routing                                 # what runs where, and why
+      pytest -c python/pyproject.toml tests/unit
+      ./nixw fmt && ./nixw flake check             # before a commit
+    '';
     shellHook = "";
   };
 
@@ -38,6 +47,11 @@ let
       pkgs.gb10.cuda-toolkit
       pkgs.stdenv.cc
     ];
+    next = ''
+      gb10 serve /path/to/model
+      make -C kernels                              # then: export GB10_KERNELS=$PWD/kernels/build
+      pytest -c python/pyproject.toml tests/gpu
+    '';
     shellHook = ''
       # As kernels/Makefile and the tests read them: make -C kernels, pytest tests/kernels, pytest tests/gpu.
       export CUDA=${pkgs.gb10.cuda-toolkit} GB10_CUDA_TOOLKIT=${pkgs.gb10.cuda-toolkit}

@@ -68,7 +68,16 @@ final: prev: {
     # What they need is in the store: the check `closed` for serve, this one for serve-cuda.
     cuda-closed-checks = import ../nix/packages/cuda-closed-checks.nix { pkgs = final; };
     inherit (import ../nix/image { pkgs = final; }) image image-cpu;
+    inherit (import ../nix/image/sbom.nix { pkgs = final; })
+      sbom
+      sbom-cpu
+      provenanceOf
+      provenanceOfCpu
+      ;
     inherit (import ../nix/apps/push.nix { pkgs = final; }) push push-cpu;
+    # What systemd starts, and what tells systemd so.
+    inherit (import ../nix/modules/command.nix { pkgs = final; }) service service-cuda;
+    inherit (import ../nix/apps/install-service.nix { pkgs = final; }) install-service install-service-cpu;
     lock = import ../nix/apps/lock.nix { pkgs = final; };
     rebuild = import ../nix/apps/rebuild.nix { pkgs = final; };
     formatter = import ../nix/apps/formatter.nix { pkgs = final; };

@@ -35,6 +35,7 @@ in
       report = final.gb10.wheelhouse.wheelsOf { profile = "report"; };
       lock = final.gb10.wheelhouse.wheelsOf { profile = "lock"; };
       cuda-toolkit = final.gb10.wheelhouse.wheelsOf { profile = "cuda-toolkit"; };
+      sbom = final.gb10.wheelhouse.wheelsOf { profile = "sbom"; };
       # What the tests and the linters run in: the CPU profile, plots and the tools. Not Triton: the CPU profile has none,
       # and vLLM looks whether it is there.
       tools =

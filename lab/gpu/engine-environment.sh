@@ -12,6 +12,10 @@ if ! ls -d "${GB10_SITE:-/nonexistent}"/gb10-*.dist-info >/dev/null 2>&1; then
   printf 'Metadata-Version: 2.1\nName: gb10\nVersion: 0.1.0\n' >"$info/METADATA"
   printf '[vllm.general_plugins]\ngb10 = gb10.vllm_plugin:register\n' >"$info/entry_points.txt"
 fi
+# Seeded weights in ranks that are processes of their own.
+mkdir -p "$caches/plugin/gb10_lab-0.1.0.dist-info"
+printf 'Metadata-Version: 2.1\nName: gb10-lab\nVersion: 0.1.0\n' >"$caches/plugin/gb10_lab-0.1.0.dist-info/METADATA"
+printf '[vllm.general_plugins]\ngb10-lab-weights = gb10_lab.engine_bench.weights:install\n' >"$caches/plugin/gb10_lab-0.1.0.dist-info/entry_points.txt"
 export PYTHONPATH=$PWD/python/src:$PWD/lab/src:$caches/plugin${GB10_SITE:+:$GB10_SITE}
 export CUDA_HOME=${CUDA_HOME:-/usr/local/cuda}
 export PATH=$PATH:$CUDA_HOME/bin

@@ -33,6 +33,18 @@ export VLLM_ALLREDUCE_USE_FLASHINFER=0 VLLM_ALLREDUCE_USE_SYMM_MEM=0 NCCL_NVLS_E
 # INFO: which way NCCL took is in the logs.
 export NCCL_DEBUG=INFO NCCL_SOCKET_IFNAME=lo GLOO_SOCKET_IFNAME=lo VLLM_HOST_IP=127.0.0.1
 
+# Between hosts it cannot be, and two nodes on one host it takes for one.
+alike='"disable_custom_all_reduce": true'
+
+# Each form's processes are known by it: vLLM's workers on the second node outlive a head that is gone, and keep their memory.
+end_left() {
+  local file pid
+  for file in /proc/[0-9]*/environ; do
+    pid=${file#/proc/} pid=${pid%/environ}
+    if grep -qzxF "NODES_SH_FORM=$1" "$file" 2>/dev/null; then kill -KILL "$pid" 2>/dev/null; fi
+  done
+}
+
 # bench GPUS FILE ENGINE ARGUMENTS...: one process of engine-bench
 bench() {
   local gpus=$1 file=$2 engine=$3
@@ -61,17 +73,19 @@ failed=0 runs=()
 for form in "${forms[@]}"; do
   echo "== $form at $SECONDS s"
   status=0
+  export NODES_SH_FORM=$$-$form
   case $form in
     one) bench 0 one '{}' --do decode prefill logp || status=$? ;;
-    two) bench 0,1 two '{"tensor_parallel_size": 2}' --do decode prefill logp || status=$? ;;
-    nodes) nodes nodes '"tensor_parallel_size": 2' || status=$? ;;
-    sockets) NCCL_P2P_DISABLE=1 NCCL_SHM_DISABLE=1 nodes sockets '"tensor_parallel_size": 2' || status=$? ;;
+    two) bench 0,1 two "{\"tensor_parallel_size\": 2, $alike}" --do decode prefill logp || status=$? ;;
+    nodes) nodes nodes "\"tensor_parallel_size\": 2, $alike" || status=$? ;;
+    sockets) NCCL_P2P_DISABLE=1 NCCL_SHM_DISABLE=1 nodes sockets "\"tensor_parallel_size\": 2, $alike" || status=$? ;;
     pipeline) nodes pipeline '"pipeline_parallel_size": 2' || status=$? ;;
     *) echo "nodes.sh: unknown form $form" >&2 && exit 2 ;;
   esac
   [ $status = 0 ] || failed=$((failed + 1))
+  end_left "$NODES_SH_FORM"
   echo "-- $form: status $status"
-  grep -aE '^(ready after|batch |[a-z]+( [0-9]+)?: [0-9.]+ s)|^FAILED|via (NET|P2P|SHM)' "$out/$form.log" | cut -c1-180 | awk '!seen[$0]++' | head -20
+  grep -aE '^(ready after|batch |[a-z]+( [0-9]+)?: [0-9.]+ s)|^FAILED|Channel 00/0 .* via' "$out/$form.log" | cut -c1-180 | awk '!seen[$0]++' | head -20
   [ $status = 0 ] || grep -ahE 'Error|error:|Traceback' "$out/$form"*.log | cut -c1-220 | awk '!seen[$0]++' | tail -12
   [ ! -f "$out/$form.json" ] || runs+=("$out/$form.json")
 done

@@ -13,6 +13,8 @@ let
   };
 in
 {
+  install-service = app pkgs.gb10.install-service "Install serve-cuda as a service of systemd, or remove it";
+  install-service-cpu = app pkgs.gb10.install-service-cpu "Install serve, for the CPU, as a service of systemd, or remove it";
   lock = app pkgs.gb10.lock "Write python/locks/ from python/profiles.toml";
   push = app pkgs.gb10.push "Send the image to a registry, layer by layer";
   push-cpu = app pkgs.gb10.push-cpu "Send the image for the CPU to a registry, layer by layer";

@@ -81,6 +81,7 @@ in
             ../../tests/nix/emulation
             ../../tests/nix/fresh-machine
             ../../tests/nix/rebuild/control
+            ../../tests/nix/service/machine
           ]
           ''
             grep -rlE '^#!.*sh$|^# shellcheck shell=' . | sort | xargs -t shellcheck -x

@@ -40,6 +40,10 @@ let
     "kernels-software"
     "kernels-sparse24"
     "kernels-sparse24-software"
+    "provenance"
+    "provenance-cpu"
+    "sbom"
+    "sbom-cpu"
     "vllm-fp4"
     "vllm-fp4-checks"
     "vllm-fp4-software"
@@ -85,6 +89,7 @@ let
         "cuda-toolkit"
         "lock"
         "report"
+        "sbom"
         "test"
       ];
       onlyTorch = system == "x86_64-linux";
@@ -130,7 +135,10 @@ in
       # What serves on the CPU, and what is unpacked for other checks anyway.
       GB10_CPU_WHEELS = sites pkgs.gb10.wheels.cpu;
       GB10_MORE_WHEELS = sites (
-        pkgs.gb10.wheels.cuda-toolkit // pkgs.gb10.wheels.lock // pkgs.gb10.wheels.tools
+        pkgs.gb10.wheels.sbom
+        // pkgs.gb10.wheels.cuda-toolkit
+        // pkgs.gb10.wheels.lock
+        // pkgs.gb10.wheels.tools
       );
     };
   };

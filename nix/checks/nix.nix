@@ -1,5 +1,10 @@
 # What builds: nixw and the lock, and that a derivation reads what it should and nothing else.
-{ pkgs, room, ... }:
+{
+  pkgs,
+  room,
+  sets,
+  ...
+}:
 
 let
   inherit (pkgs.gb10) cpu-env demo-model package;
@@ -65,6 +70,50 @@ in
       ../../tests/nix/image
     ];
     variables.GB10_IMAGE_CONF = pkgs.gb10.image-cpu.conf;
+  };
+
+  # The units' text, what is said of wrong values (the module too, where lib evaluates modules), the process that they start,
+  # and the installer, into a folder.
+  service = room {
+    name = "service";
+    tests = [
+      ../../nix/apps/install-service
+      ../../nix/modules/supervisor
+      ../../tests/nix/service
+    ];
+    sources = [
+      ../../docs/service.md
+      ../../nix/modules
+    ]
+    ++ sets.serve;
+    variables.GB10_SERVICE_CASES = pkgs.writeText "gb10-service-cases.json" (
+      builtins.toJSON (import ../../tests/nix/service/cases.nix { inherit (pkgs) lib; })
+    );
+  };
+
+  # The bills of materials: the CPU image's is built, and spoiled in each way that it must not be.
+  sbom = room {
+    name = "sbom";
+    tests = [
+      ../../nix/debian/closure_info.py
+      ../../nix/image/bom
+      ../../tests/nix/sbom
+    ];
+    sources = [
+      ../../nix/debian/docker/stream.py
+      ../../nix/debian/packages.lock
+      ../../nix/image/advisories.toml
+      ../../nix/image/debian-files.json
+      ../../nix/image/debian-licences.toml
+      ../../nix/image/vendored.toml
+      ../../patches
+      ../../python/src
+    ];
+    variables = {
+      GB10_SBOM = pkgs.gb10.sbom-cpu;
+      GB10_SBOM_PLAN = pkgs.gb10.sbom-cpu.plan;
+      PYTHONPATH = pkgs.gb10.pythonPath pkgs.gb10.wheels.sbom;
+    };
   };
 
   flashinfer-build = room {

@@ -76,6 +76,19 @@ let
 
       dockerTools = import ./docker { inherit final; };
 
+      # The image's bill of materials: hashes and references of all that a store path needs.
+      closureInfo =
+        { rootPaths }:
+        derivation {
+          name = "closure-info";
+          inherit system;
+          builder = "/usr/bin/python3";
+          args = [ ./closure_info.py ];
+          __structuredAttrs = true;
+          exportReferencesGraph.closure = rootPaths;
+          debianRoot = root;
+        };
+
       # `nix develop`.
       mkShell =
         {

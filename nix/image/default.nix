@@ -56,7 +56,11 @@ let
       # The program that serves, and its environment.
       program,
       environment,
-      groups,
+      # What changes the least, and what is ours.
+      seldom,
+      own,
+      # Its wheels' profile.
+      profile,
       variables ? [ ],
       description,
       licences,
@@ -73,7 +77,7 @@ let
     pkgs.dockerTools.streamLayeredImage {
       inherit name;
       tag = version;
-      layeringPipeline = pipeline groups;
+      layeringPipeline = pipeline (groupsOf wheels.${profile} seldom own);
       # /bin/sh for what starts a command by its shell (Triton, ctypes), and names for the two users that there are.
       extraCommands = ''
         mkdir -p bin etc
@@ -112,6 +116,33 @@ let
         };
       };
       meta = import ../packages/meta.nix { inherit pkgs; } { inherit description; };
+    }
+    // {
+      # For sbom.nix.
+      about = {
+        inherit
+          name
+          version
+          description
+          licences
+          profile
+          entry
+          program
+          environment
+          own
+          ;
+        script = ./entry.py;
+        # What extraCommands makes.
+        rootFiles = [
+          "bin/bash"
+          "bin/gb10-image"
+          "bin/sh"
+          "etc/group"
+          "etc/nsswitch.conf"
+          "etc/passwd"
+        ];
+        base = seldom;
+      };
     };
 in
 {
@@ -119,7 +150,13 @@ in
     name = "gb10-cpu";
     program = serve;
     environment = pkgs.gb10.cpu-env;
-    groups = groupsOf wheels.cpu [ python pkgs.bash pkgs.util-linux ] [ pkgs.gb10.demo-model ];
+    profile = "cpu";
+    seldom = [
+      python
+      pkgs.bash
+      pkgs.util-linux
+    ];
+    own = [ pkgs.gb10.demo-model ];
     description = "Serves NVFP4 models on the CPU with an OpenAI-compatible API";
     licences = "Apache-2.0";
   };
@@ -128,7 +165,15 @@ in
     name = "gb10";
     program = pkgs.gb10.serve-cuda;
     environment = pkgs.gb10.cuda-env;
-    groups = groupsOf wheels.cuda [ python pkgs.bash pkgs.util-linux pkgs.rdma-core pkgs.stdenv.cc ] [ pkgs.gb10.kernels ];
+    profile = "cuda";
+    seldom = [
+      python
+      pkgs.bash
+      pkgs.util-linux
+      pkgs.rdma-core
+      pkgs.stdenv.cc
+    ];
+    own = [ pkgs.gb10.kernels ];
     # What NVIDIA's container tools (CDI, the hook) give the container.
     variables = [
       "NVIDIA_VISIBLE_DEVICES=all"

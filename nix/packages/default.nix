@@ -1,5 +1,12 @@
 # What people build and run: `nix build .#NAME`, `nix run .#NAME`.
-{ pkgs }:
+{
+  pkgs,
+  # The flake's commit and the hash of its files, for the provenance.
+  source ? {
+    revision = "unknown";
+    narHash = "unknown";
+  },
+}:
 
 {
   inherit (pkgs.gb10)
@@ -11,14 +18,22 @@
     flashinfer
     image
     image-cpu
+    install-service
+    install-service-cpu
     kernels
     kernels-sparse24
     quality
+    sbom
+    sbom-cpu
     serve
     serve-cuda
     serve-cuda-12x
+    service
+    service-cuda
     speculative
     vllm-fp4
     ;
   default = pkgs.gb10.serve;
+  provenance = pkgs.gb10.provenanceOf source;
+  provenance-cpu = pkgs.gb10.provenanceOfCpu source;
 }

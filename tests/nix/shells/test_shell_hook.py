@@ -53,3 +53,25 @@ def test_the_nearest_checkout_counts(tmp_path: Path) -> None:
     inner = _checkout(_checkout(tmp_path / "outer") / "kernels" / "inner")
     (path, _, _), _ = _start(inner / "kernels", pythonpath="")
     assert path == f"{inner}/python/src:{inner}/lab/src"
+
+
+@pytest.mark.parametrize(("options", "greets"), [((), False), (("--norc", "-i"), True)])
+def test_a_shell_for_people_greets_with_the_next_commands(
+    tmp_path: Path, options: tuple[str, ...], greets: bool
+) -> None:
+    checkout = _checkout(tmp_path / "checkout")
+    lines = tmp_path / "next"
+    lines.write_text("What it has. Next:\ngb10 serve   # here\npytest\n")
+    done = subprocess.run(
+        ["bash", *options, "-c", 'gb10_next=$2; source "$1"; echo "${gb10_next-unset}"', "bash", HOOK, lines],
+        cwd=checkout,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    # An interactive shell without a terminal complains of that.
+    said = [line for line in done.stderr.splitlines() if not line.startswith("bash: ")]
+    assert said == (["gb10: What it has. Next:", "  gb10 serve   # here", "  pytest"] if greets else [])
+    assert done.stdout == "unset\n"

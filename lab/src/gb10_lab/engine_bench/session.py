@@ -59,6 +59,8 @@ def prepare(configuration: Configuration) -> None:
         "HF_HUB_OFFLINE": "1",
         **configuration.environment,
     }
+    # Ranks in processes of their own fill their weights likewise, where the distribution names it.
+    os.environ["VLLM_PLUGINS"] += ",gb10-lab-weights"
 
 
 class _Watched:

@@ -87,6 +87,8 @@ def install() -> None:
     """Have vLLM's loader of dummy weights fill tensors so; its own walk, online quantisation too, stays."""
     from vllm.model_executor.model_loader import dummy_loader
 
+    if dummy_loader.initialize_single_dummy_weight.__module__ == __name__:
+        return
     load_weights = dummy_loader.DummyModelLoader.load_weights
     layer_info = dummy_loader.get_layerwise_info
     at: dict[str, Any] = {}

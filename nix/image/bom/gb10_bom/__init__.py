@@ -1,0 +1,1 @@
+"""What is in an image: bills of materials, VEX and provenance (docs/security.md)."""
