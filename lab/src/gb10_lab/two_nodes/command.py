@@ -3,11 +3,12 @@
 import json
 import os
 import platform
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 from typer import Argument, Option
 
@@ -40,6 +41,8 @@ def run(
         raise UserError(f"there is no case {unknown[0]}; there are {', '.join([*FORMS, *FAULTS])}")
     if server not in ("gb10", "vllm") or split not in ("tensor", "pipeline"):
         raise UserError("--server is gb10 or vllm, and --split is tensor or pipeline")
+    # Ended by a signal, it still ends what it started.
+    signal.signal(signal.SIGTERM, _leave)
     out.mkdir(parents=True, exist_ok=True)
     places = (Place(None, addresses[0], devices[0]), Place(other, addresses[1], devices[1]))
     bench = Bench(model, out, places, server, split, float(limit), slow)
@@ -68,6 +71,10 @@ def run(
         (out / "runs.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
     print("\n".join(table.lines(content["runs"])))
     return EXIT_FAILED if failed else 0
+
+
+def _leave(number: int, _frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 @contextmanager
