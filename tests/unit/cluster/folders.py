@@ -17,7 +17,9 @@ if [ ! -d "$hosts/$host" ]; then
   exit 255
 fi
 echo "Welcome to $host!"
-export PATH="$hosts/$host/bin:$PATH" SSH_CONNECTION="$(cat "$hosts/$host/came")"
+tools=$PATH
+[ ! -d "$hosts/$host/tools" ] || tools=$hosts/$host/tools
+export PATH="$hosts/$host/bin:$tools" SSH_CONNECTION="$(cat "$hosts/$host/came")"
 if [ "$command" = "sh -s" ]; then
   sed "s|^root='' |root='$hosts/$host' |" | sh -s
 else

@@ -1,6 +1,7 @@
 """What ``gb10 cluster plan`` prints for two Sparks, and what it refuses."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,6 +119,19 @@ def test_speed_unknown(plan: Plan, hosts: Hosts, capsys: pytest.CaptureFixture[s
         hosts.add(name, [*spark(last)[:1], Port("veth0", address=f"10.0.0.{last}/24", speed="-1")])
     assert plan("spark-a", "spark-b") == 0
     assert "the speed of veth0 is unknown" in capsys.readouterr().out
+
+
+def test_a_host_without_ping(plan: Plan, hosts: Hosts, capsys: pytest.CaptureFixture[str]) -> None:
+    (hosts.folder / "spark-b/bin/ping").unlink()
+    tools = hosts.folder / "spark-b/tools"
+    tools.mkdir()
+    for name in ("sh", "sed", "cat", "uname", "readlink", "setsid", "timeout", "head", "env"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    assert plan("spark-a", "spark-b") == 0
+    assert "note: spark-b: no `ping` there, so that packets of 9000 bytes" in capsys.readouterr().out
+    (tools / "timeout").unlink()
+    assert plan("spark-a", "spark-b") == 2
+    assert "spark-b has no `timeout`; install it there" in capsys.readouterr().err
 
 
 def test_offline(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,10 +103,10 @@ def _ping(address: str, bytes_: int) -> str:
     )
 
 
-def unreached(plan: Plan, hosts: Mapping[str, Host]) -> list[str]:
-    """Which workers do not reach the head with packets of the link's MTU. One without ping is not asked."""
-    head = plan.head
-    address, found = head.link.address, []
+def unreached(plan: Plan, hosts: Mapping[str, Host]) -> tuple[list[str], list[str]]:
+    """Which workers do not reach the head with packets of the link's MTU, and a note on each without ping."""
+    head, found, notes = plan.head, list[str](), list[str]()
+    address = head.link.address
     for node in plan.nodes[1:]:
         mtu = min(node.link.interface.mtu, head.link.interface.mtu)
         try:
@@ -117,6 +117,8 @@ def unreached(plan: Plan, hosts: Mapping[str, Host]) -> list[str]:
             found.append(str(error))
             continue
         answer = said.split()[-1:]
+        if answer == ["lacks"]:
+            notes.append(f"{node.host}: no `ping` there, so that packets of {mtu} bytes arrive is not tried")
         if answer == ["none"]:
             found.append(
                 f"{node.host} does not reach {head.host} at {address} (ping); see cables, addresses, firewall"
@@ -126,4 +128,4 @@ def unreached(plan: Plan, hosts: Mapping[str, Host]) -> list[str]:
                 f"{node.host} reaches {head.host} at {address}, but not with packets of {mtu} bytes; what "
                 "lies between them has a smaller MTU"
             )
-    return found
+    return found, notes

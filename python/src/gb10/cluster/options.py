@@ -1,5 +1,6 @@
 """Options that ``plan`` and ``up`` share, and what both do with them."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -47,8 +48,10 @@ def asked(wanted: request.Request, client: str) -> tuple[plan.Plan, dict[str, sh
     hosts = {named.name: shell.of(named.name, client) for named in wanted.hosts}
     found = facts.ask_all(list(hosts.values()), wanted.command[0], wanted.folder)
     made = plan.build(wanted, found)
-    wrong = checks.problems(wanted, made)
-    return made, hosts, wrong or checks.unreached(made, hosts)
+    if wrong := checks.problems(wanted, made):
+        return made, hosts, wrong
+    wrong, notes = checks.unreached(made, hosts)
+    return dataclasses.replace(made, notes=(*made.notes, *notes)), hosts, wrong
 
 
 def refuse(wrong: Sequence[str]) -> None:
