@@ -60,7 +60,7 @@ def _became(content: bytes, stream: bool, limit: float = 5) -> Asked:
             "200, then an error in the stream: gone",
             1,
         ),
-        (_HEAD % 200 + _PIECE, True, "200, then the end of the stream after 1 pieces, without an error", 1),
+        (_HEAD % 200 + _PIECE, True, "200, then nothing more after 1 pieces: the connection closed", 1),
         (b"", False, "connection closed (RemoteDisconnected)", 0),
     ],
 )

@@ -127,7 +127,7 @@ class Asked:
             if line.startswith(b"data:"):
                 self.pieces += 1
                 self.first.set()
-        return f"200, then the end of the stream after {self.pieces} pieces, without an error"
+        return f"200, then nothing more after {self.pieces} pieces: the connection closed"
 
 
 def _message(text: bytes) -> str:
