@@ -61,7 +61,7 @@ answers() {
 }
 
 # worker: the `gb10 serve` process of the second host.
-worker() { pgrep -f -- 'gb10 serve .*--headless' | grep -xF "$(ip netns pids gb10-d)" | head -n 1; }
+worker() { pgrep -f -- '^[^ ]*python[^ ]* .*serve .*--headless' | grep -xF "$(ip netns pids gb10-d)" | head -n 1; }
 
 # over CASE STATUS TEXT BEGAN: `up` must end in time with this status, say TEXT and leave nothing.
 over() {

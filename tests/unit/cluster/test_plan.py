@@ -160,8 +160,8 @@ WRONG_WORDS = [
     (["spark-a", "spark-b", "--env", "A"], "--env 'A' is not NAME=VALUE"),
     (["spark-a", "spark-b", "--hca", "a b"], "is not a list of RDMA devices"),
     (["spark-a", "spark-b", "--mtu", "9k"], "'9k' is not a whole number"),
-    (["spark-a", "spark-b", "--master-port", "70000"], "--master-port 70000 is no port"),
-    (["spark-a", "spark-b", "--master-port", "8000"], "are both 8000"),
+    (["spark-a", "spark-b", "--master-port", "70000"], "--master-port 70000 is no port here: 1 to 65534"),
+    (["spark-a", "spark-b", "--master-port", "7999"], "--port 8000 is a port of the nodes"),
     (["spark-a", "spark-b", "--offline"], "--offline asks no host: give --interface"),
     (["spark-a", "spark-b", "--offline", "--interface", "e"], "give the address of spark-a"),
     (["spark-a", "spark-b", "--command", "'"], "cannot be split into words"),
@@ -237,6 +237,12 @@ WRONG_HOSTS: list[tuple[str, Callable[[Hosts], object], list[str], str]] = [
         lambda hosts: hosts.add("spark-a", spark(1), listens=(22, 29501)),
         [],
         "spark-a: port 29501 is taken",
+    ),
+    (
+        "link's port",
+        lambda hosts: hosts.add("spark-a", spark(1), listens=(29502,)),
+        [],
+        "spark-a: port 29502 is taken; end what listens there, or give another --master-port",
     ),
     (
         "API port",

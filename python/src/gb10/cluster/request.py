@@ -209,11 +209,13 @@ def build(
     hosts = _hosts(words[:at])
     model, arguments = _arguments(words[at + 1 :])
     port = _size(arguments, "--port") if arguments.has("--port") else API_PORT
-    for name, number in (("--port", port), ("--master-port", master_port)):
-        if not 0 < number < 1 << 16:
-            raise UserError(f"{name} {number} is no port: 1 to 65535")
-    if port == master_port:
-        raise UserError(f"--port and --master-port are both {port}; the head needs two")
+    for name, number, most in (("--port", port, 65535), ("--master-port", master_port, 65534)):
+        if not 0 < number <= most:
+            raise UserError(f"{name} {number} is no port here: 1 to {most}")
+    if port in (master_port, master_port + 1):
+        raise UserError(
+            f"--port {port} is a port of the nodes, which take --master-port and the one after it"
+        )
     devices = tuple(hca.removeprefix("=").split(",")) if hca else ()
     if not all(re.fullmatch(r"[\w.-]+(:[0-9]+)?", name) for name in devices):
         raise UserError(f"--hca {hca!r} is not a list of RDMA devices, such as rocep1s0f0,roceP2p1s0f0")
