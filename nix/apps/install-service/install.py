@@ -160,6 +160,12 @@ def check(target: Target, given: argparse.Namespace) -> None:
     if not target.real:
         if not target.root.is_dir():
             raise UserError(f"--root {target.root} is no folder")
+        top = target.root.resolve()
+        for name in (UNITS, SETTINGS, CREDENTIALS, ROOT, WANTED, *DATA):
+            if not (place := target.path(name).parent.resolve()).is_relative_to(top):
+                raise UserError(
+                    f"{target.path(name)} leads out of --root, to {place}; an image's links must lead within it"
+                )
         return
     if given.dry_run:
         return

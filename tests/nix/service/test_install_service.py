@@ -202,6 +202,11 @@ def _linked_unit(machine: Machine) -> None:
     (machine.root / "etc/systemd/system/gb10-gpu.service").symlink_to("/dev/null")
 
 
+def _link_out(machine: Machine) -> None:
+    (machine.root.parent / "elsewhere").mkdir()
+    (machine.root / "etc").symlink_to("../elsewhere")
+
+
 def _nothing(_machine: Machine) -> None:
     pass
 
@@ -212,6 +217,8 @@ def _nothing(_machine: Machine) -> None:
         (_foreign_unit, ("org/model",), "gb10.service is there and was not made by this program"),
         (_foreign_unit, ("--uninstall",), "gb10.service is there and was not made by this program"),
         (_linked_unit, ("org/model",), "gb10-gpu.service is there and was not made by this program"),
+        (_link_out, ("org/model",), "leads out of --root"),
+        (_link_out, ("--uninstall",), "leads out of --root"),
         (_nothing, ("--sytemd", "252"), "unrecognized arguments"),
         (_nothing, ("--systemd", "new"), "invalid int value: 'new'"),
         (_nothing, ("a", "b"), "unrecognized arguments: b"),
