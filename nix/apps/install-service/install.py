@@ -164,7 +164,7 @@ def check(target: Target, given: argparse.Namespace) -> None:
         for name in (UNITS, SETTINGS, CREDENTIALS, ROOT, WANTED, *DATA):
             if not (place := target.path(name).parent.resolve()).is_relative_to(top):
                 raise UserError(
-                    f"{target.path(name)} leads out of --root, to {place}; an image's links must lead within it"
+                    f"{target.path(name)} leads out of --root, to {place}; links must lead within it"
                 )
         return
     if given.dry_run:
