@@ -5,10 +5,10 @@
 #
 # CLUSTER is the program of `nix run .#cluster`, SERVE what starts `gb10 serve` on the CPU (words), MODEL a folder. OUT gets the
 # logs and results.json, one line: each case with what was seen and after how many seconds. The exit status is the number of cases
-# that failed. Wants root, iproute2, OpenSSH's server and client, curl, jq, and 6 GB of memory; takes about 6 minutes. The
+# that failed. Wants root, iproute2, OpenSSH's server and client, curl, jq, and 6 GB of memory; takes 10 minutes where nothing else runs. The
 # namespaces are gb10-c and gb10-d (10.78.0.1 and 10.78.0.2) and go at the end, as do keys and servers. The hosts share one file
 # system, and the process table too.
-# Variables: GB10_READY, seconds in which a set must be ready (240).
+# Variables: GB10_READY, seconds in which a set must be ready (240); GB10_CASES, the cases to run (all).
 set -uo pipefail
 [ $# = 4 ] || { sed -n '4p' "$0" >&2 && exit 2; }
 mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
@@ -73,14 +73,7 @@ words=(gb10-c gb10-d --ssh "ssh -F $folder/config" --command "$serve" --env GB10
   --env OMP_NUM_THREADS=1 --env VLLM_CPU_KVCACHE_SPACE=1)
 options=(-- "$model" --max-model-len 512 --port 8078)
 
-case_plan
-case_speed
-case_serves
-case_worker_dies
-case_up_is_killed
-case_ssh_dies
-case_link_is_cut
-case_restarts
-case_mtu
-case_switch
+for name in ${GB10_CASES:-plan speed mtu switch serves restarts up_is_killed ssh_dies link_is_cut worker_dies}; do
+  "case_$name"
+done
 finish

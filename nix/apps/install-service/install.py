@@ -46,6 +46,12 @@ _SINCE = {"RestartSteps": 254, "RestartMaxDelaySec": 254}
 _ONE_PAUSE = {"RestartSec": 30, "StartLimitIntervalSec": 0}
 """For a systemd that knows no growing pause: what waits for memory would come to the limit of starts."""
 
+LEAST = 247
+"""What first knew LoadCredential."""
+
+_NAME = re.compile(r"[\w.@:=,+-]+(/[\w.@:=,+-]+)?", re.ASCII)
+"""Of a model on a hub."""
+
 _HIDDEN = ("/home", "/root", "/run/user")
 _PLAIN = re.compile(r"/[A-Za-z0-9/._+@=,-]*")
 _FAILED = 1
@@ -106,6 +112,13 @@ def main(arguments: Sequence[str]) -> int:
         return _FAILED
 
 
+def _folder(text: str) -> Path:
+    """Of --root. A variable that is empty is no folder."""
+    if not text:
+        raise UserError("--root is empty; give a folder, or leave it out")
+    return Path(os.path.abspath(text))  # noqa: PTH100 (a link stays one)
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = Parser(prog="install-service", description=__doc__, allow_abbrev=False)
@@ -117,7 +130,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--no-start", action="store_true", help="install, and start nothing")
     parser.add_argument(
-        "--root", type=Path, default=Path("/"), metavar="FOLDER", help="install into a folder, for an image"
+        "--root",
+        type=_folder,
+        default=Path("/"),
+        metavar="FOLDER",
+        help="install into a folder, for an image",
     )
     parser.add_argument(
         "--systemd",
@@ -127,13 +144,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--units", type=Path, required=True, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
-    given.root = Path(os.path.abspath(given.root))  # noqa: PTH100 (a link stays one)
     if given.uninstall and given.model is not None:
         raise UserError("--uninstall takes no MODEL")
     if given.keep_data and not given.uninstall:
         raise UserError("--keep-data goes with --uninstall")
     if given.model is not None and (not given.model.strip() or not given.model.isprintable()):
         raise UserError("MODEL is empty or has a line's end in it; give a folder or a hub name (org/name)")
+    if given.systemd is not None and given.systemd < LEAST:
+        raise UserError(f"--systemd {given.systemd}: {LEAST} is the first that has what the units need")
     return given
 
 
@@ -143,10 +161,10 @@ def check(target: Target, given: argparse.Namespace) -> None:
         if not target.root.is_dir():
             raise UserError(f"--root {target.root} is no folder")
         return
-    if not Path("/run/systemd/system").is_dir():
-        raise UserError("systemd does not run this machine (no /run/systemd/system); start serve yourself")
     if given.dry_run:
         return
+    if not _systemd_runs():
+        raise UserError("systemd does not run this machine (no /run/systemd/system); start serve yourself")
     if Path("/etc/NIXOS").exists():
         raise UserError("this is NixOS, which makes /etc itself; use nixosModules.default (docs/service.md)")
     if os.geteuid() != 0:
@@ -163,13 +181,22 @@ def check(target: Target, given: argparse.Namespace) -> None:
         raise UserError(f"there is no /{Path(ROOT).parent}, so Nix would not know what the service needs")
 
 
+def _systemd_runs() -> bool:
+    return Path("/run/systemd/system").is_dir()
+
+
 def systemd_version() -> int:
-    """This machine's."""
+    """This machine's. Raises UserError where it has not what the units need."""
     try:
         said = subprocess.run(["systemctl", "--version"], capture_output=True, text=True, check=False).stdout
-        return int(said.split()[1])
+        version = int(said.split()[1])
     except (OSError, IndexError, ValueError):
         raise UserError("systemctl --version does not tell the version; give it with --systemd") from None
+    if version < LEAST:
+        raise UserError(
+            f"this machine has systemd {version}, and the units need {LEAST}; start serve yourself"
+        )
+    return version
 
 
 def unit_text(text: str, version: int, readable: Sequence[str]) -> str:
@@ -281,14 +308,18 @@ def check_units(target: Target) -> None:
 def install(target: Target, given: argparse.Namespace) -> int:
     """Write all, then tell systemd."""
     units: dict[str, Any] = json.loads(given.units.read_text())
-    version = given.systemd or (systemd_version() if target.real else DGX_OS)
+    version = given.systemd or (systemd_version() if target.real and _systemd_runs() else DGX_OS)
     check_units(target)
     model, readable = given.model, []
     if model is not None and Path(model).is_dir():
         model = str(Path(model).resolve())
+        if not (Path(model) / "config.json").is_file():
+            raise UserError(f"{model} is no checkpoint: it has no config.json")
         readable = folders(Path(model))
-    elif model is not None and model.startswith(("/", "./", "../", "-")):
-        raise UserError(f"{model} is no folder; give a checkpoint folder or a hub name (org/name)")
+    elif model is not None and (model.startswith(("./", "../", "-")) or not _NAME.fullmatch(model)):
+        raise UserError(
+            f"{model} is neither a folder nor a name on a hub; give a checkpoint folder or org/name"
+        )
     conf = target.path(SETTINGS)
     before = conf.read_text() if conf.is_file() else None
     if model is None and before is not None:

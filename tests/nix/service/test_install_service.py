@@ -217,7 +217,12 @@ def _nothing(_machine: Machine) -> None:
         (_nothing, ("a", "b"), "unrecognized arguments: b"),
         (_nothing, ("",), "MODEL is empty"),
         (_nothing, ("a\nb",), "MODEL is empty or has a line's end"),
-        (_nothing, ("/nowhere/model",), "/nowhere/model is no folder"),
+        (_nothing, ("/nowhere/model",), "/nowhere/model is neither a folder nor"),
+        (_nothing, ("~/model",), "~/model is neither a folder nor"),
+        (_nothing, ("org/my model",), "org/my model is neither a folder nor"),
+        (_nothing, ("/",), "/ is no checkpoint: it has no config.json"),
+        (_nothing, ("--root", ""), "--root is empty"),
+        (_nothing, ("--systemd", "100"), "--systemd 100: 247 is the first"),
         (_nothing, ("--uninstall", "org/model"), "--uninstall takes no MODEL"),
         (_nothing, ("--keep-data",), "--keep-data goes with --uninstall"),
         (_nothing, ("--root", "/nowhere"), "--root /nowhere is no folder"),
@@ -263,6 +268,13 @@ def test_the_machine_itself_must_have_systemd_and_give_root(
     said = capsys.readouterr().err
     assert ("systemd does not run this machine" in said) or ("must be started by root" in said)
     assert said.count("\n") == 1
+
+
+def test_a_dry_run_needs_no_systemd(
+    program: ModuleType, machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert program.main(["--units", str(machine.units), "--dry-run", "org/model"]) == 0
+    assert "# /etc/systemd/system/gb10.service" in capsys.readouterr().out
 
 
 def test_a_model_with_blanks_is_quoted(program: ModuleType) -> None:

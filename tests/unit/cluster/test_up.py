@@ -144,6 +144,11 @@ def test_before_it_is_ready(up: Up) -> None:
             "echo 'it is over'; exit 3",
             "spark-b (worker 1) ended with status 3: it is over; all nodes were ended",
         ),
+        ("printf 'red \\033[31m'; exit 3", "spark-b (worker 1) ended with status 3: red [31m; all"),
+        (
+            "yes word | head -n 9999 | tr '\\n' ' '; exit 3",
+            "spark-b (worker 1) ended with status 3: word word",
+        ),
         ("kill -9 $$", "spark-b (worker 1) was ended by signal 9"),
         ("exit 255", "the ssh connection to spark-b (worker 1) ended"),
         ("exit 0", "spark-b (worker 1) ended with status 0; all nodes were ended"),
@@ -158,6 +163,7 @@ def test_one_that_ends_takes_the_others_along(up: Up, end: str, said: str) -> No
     (up.notes / "now").touch()
     assert up.status() == 1
     assert f"gb10: error: {said}" in up.said and up.alive() == []
+    assert "\033" not in up.said and len(up.said.splitlines()[-1]) < 500
 
 
 def test_the_head_ends_before_it_is_ready(up: Up) -> None:

@@ -74,7 +74,12 @@ def _link(request: Request, nodes: Sequence[Node]) -> Iterator[str]:
 
 
 def _ports(request: Request, head: Facts) -> Iterator[str]:
-    for option, port in (("--master-port", request.master_port), ("--port", request.api_port)):
+    """The port after --master-port is that of the nodes' own link (`gb10.serve.link`)."""
+    for option, port in (
+        ("--master-port", request.master_port),
+        ("--master-port", request.master_port + 1),
+        ("--port", request.api_port),
+    ):
         if port in head.listens:
             yield f"{head.host}: port {port} is taken; end what listens there, or give another {option}"
 

@@ -1,6 +1,7 @@
 """Options that ``plan`` and ``up`` share, and what both do with them."""
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -55,7 +56,8 @@ def asked(wanted: request.Request, client: str) -> tuple[plan.Plan, dict[str, sh
 
 
 def refuse(wrong: Sequence[str]) -> None:
-    """Raises UserError with the first problem."""
+    """Raises UserError with the last problem, after a line for each before it."""
+    for line in wrong[:-1]:
+        print(f"gb10: error: {line}", file=sys.stderr)
     if wrong:
-        more = f" (and {len(wrong) - 1} more: see plan --json)" if len(wrong) > 1 else ""
-        raise UserError(f"{wrong[0]}{more}")
+        raise UserError(wrong[-1])

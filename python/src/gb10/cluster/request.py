@@ -32,6 +32,15 @@ _OURS = (
     "--headless",
     "--distributed-executor-backend",
 )
+_OUR_VARIABLES = {
+    "VLLM_HOST_IP": "it is another one on each host, and set by this command; give HOST=ADDRESS",
+    "PORT": "give --port after --",
+    "HOST": "give --host after --",
+}
+_SECRET = re.compile(r"(key|token|secret|passw(or)?d|credentials?)$", re.IGNORECASE)
+"""Names of options and variables whose values nobody else should see."""
+
+_URL_WITH_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 _READ = (*_OURS, _TENSOR, _PIPELINE, "--port", "--data-parallel-size")
 
 
@@ -91,6 +100,8 @@ def _hosts(texts: Sequence[str]) -> tuple[Named, ...]:
             raise UserError(f"{host.name} is named twice; each host runs one node")
         if host.address is not None and host.address in (other.address for other in hosts[:at]):
             raise UserError(f"two hosts have the address {host.address}; each needs its own")
+    if not hosts:
+        raise UserError("no host is named: hosts come first, then -- and what each serves")
     if len(hosts) < 2:
         raise UserError("one host needs no cluster: name two or more, or call `gb10 serve` there")
     return hosts
@@ -111,6 +122,8 @@ def _model(text: str) -> str:
 def _size(given: VllmArguments, option: str) -> int:
     text = given.value(option)
     if text is None:
+        if given.has(option):
+            raise UserError(f"{option} has no value; give a whole number after it")
         return 1
     try:
         return parse_whole(text)
@@ -151,7 +164,8 @@ def _arguments(tokens: Sequence[str]) -> tuple[str | None, VllmArguments]:
     if spelled.has("--data-parallel-size") and _size(spelled, "--data-parallel-size") != 1:
         raise UserError("--data-parallel-size: several hosts share one model here; run `gb10 serve` on each")
     for name in given.names:
-        if any(secret.startswith(name) and len(name) > len("--a") for secret in SECRETS):
+        abbreviated = any(secret.startswith(name) and len(name) > len("--a") for secret in SECRETS)
+        if abbreviated or _SECRET.search(name):
             raise UserError(
                 f"{name} would be seen by every user of the hosts; put it into the environment that ssh "
                 "sessions have there"
@@ -165,7 +179,9 @@ def _variables(texts: Sequence[str]) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not equals or not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
             raise UserError(f"--env {text!r} is not NAME=VALUE")
-        if name in SECRETS or name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if name in _OUR_VARIABLES:
+            raise UserError(f"--env {name}: {_OUR_VARIABLES[name]}")
+        if name in SECRETS or _SECRET.search(name) or _URL_WITH_PASSWORD.search(value):
             raise UserError(
                 f"--env {name}: it would be seen by every user of the hosts; put it into the environment "
                 "that ssh sessions have there"
@@ -209,11 +225,13 @@ def build(
     hosts = _hosts(words[:at])
     model, arguments = _arguments(words[at + 1 :])
     port = _size(arguments, "--port") if arguments.has("--port") else API_PORT
-    for name, number in (("--port", port), ("--master-port", master_port)):
-        if not 0 < number < 1 << 16:
-            raise UserError(f"{name} {number} is no port: 1 to 65535")
-    if port == master_port:
-        raise UserError(f"--port and --master-port are both {port}; the head needs two")
+    for name, number, most in (("--port", port, 65535), ("--master-port", master_port, 65534)):
+        if not 0 < number <= most:
+            raise UserError(f"{name} {number} is no port here: 1 to {most}")
+    if port in (master_port, master_port + 1):
+        raise UserError(
+            f"--port {port} is a port of the nodes, which take --master-port and the one after it"
+        )
     devices = tuple(hca.removeprefix("=").split(",")) if hca else ()
     if not all(re.fullmatch(r"[\w.-]+(:[0-9]+)?", name) for name in devices):
         raise UserError(f"--hca {hca!r} is not a list of RDMA devices, such as rocep1s0f0,roceP2p1s0f0")

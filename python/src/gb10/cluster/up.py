@@ -15,6 +15,7 @@ from gb10.cluster.plan import Node, Plan
 from gb10.cluster.shell import Host
 from gb10.errors import EXIT_USAGE, ServerFailed, UserError
 from gb10.serve.progress import write
+from gb10.serve.words import one_line
 
 _INTERRUPTED = 130
 _SSH_FAILED = 255
@@ -62,7 +63,9 @@ class Running:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for raw in self._process.stdout:
-            line = raw.decode(errors="replace").rstrip("\r\n")
+            # Colours and other things for a terminal are not for ours.
+            text = raw.decode(errors="replace").rstrip()
+            line = "".join(character if character.isprintable() else " " for character in text)
             if line == guard.STARTED:
                 self.started.set()
                 self.said = ""
@@ -70,7 +73,7 @@ class Running:
             if self.ready is None and (match := _READY.search(line)):
                 self.ready = match["url"] or ""
             if line.strip() and (line.startswith(_ERROR) or not self.said.startswith(_ERROR)):
-                self.said = line.strip()
+                self.said = one_line(line)
             write(f"{self._prefix}{line}\n")
 
     @property
