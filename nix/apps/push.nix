@@ -29,8 +29,17 @@ let
         destination=$1
         shift
         # skopeo reads an archive from a file alone; it goes when this ends.
-        folder=$(mktemp -d "''${TMPDIR:-/var/tmp}/gb10-push.XXXXXX")
+        folder=$(mktemp -d "''${TMPDIR:-/var/tmp}/gb10-push.XXXXXX" 2>/dev/null) || stop "no folder can be made in ''${TMPDIR:-/var/tmp}; TMPDIR names another place"
         trap 'rm -rf "$folder"' EXIT
+        # Before the image is written, which takes minutes: skopeo reads its words and both names first, and misses the image then.
+        said=$(skopeo copy --insecure-policy "$@" "dir:$folder" "$destination" 2>&1) || true
+        case $said in
+          *"$folder/manifest.json"*) ;;
+          *)
+            why=$(sed -n 's/.*level=fatal msg="\(.*\)"$/\1/p' <<<"$said")
+            stop "skopeo does not take '$destination''${*:+ $*}'; ''${why:-see skopeo copy --help}"
+            ;;
+        esac
         ${image} >"$folder/image.tar" || stop "the image could not be written to $folder; has it the room? TMPDIR names another place"
         # The place may be a machine's that has no policy: what is sent was made here.
         skopeo copy --insecure-policy "$@" "docker-archive:$folder/image.tar" "$destination"
