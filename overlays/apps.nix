@@ -78,6 +78,7 @@ final: prev: {
     # What systemd starts, and what tells systemd so.
     inherit (import ../nix/modules/command.nix { pkgs = final; }) service service-cuda;
     inherit (import ../nix/apps/install-service.nix { pkgs = final; }) install-service install-service-cpu;
+    cluster = import ../nix/apps/cluster.nix { pkgs = final; };
     lock = import ../nix/apps/lock.nix { pkgs = final; };
     rebuild = import ../nix/apps/rebuild.nix { pkgs = final; };
     formatter = import ../nix/apps/formatter.nix { pkgs = final; };

@@ -46,6 +46,7 @@ in
     "test_incomplete"
     "test_serve"
   ] [ ../../tests/confined ];
+  e2e-nodes = e2e "nodes" [ "test_nodes" ] [ ];
   e2e-numerics = e2e "numerics" [
     "test_engine_layers"
     "test_fused_scales"

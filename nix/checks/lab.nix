@@ -89,6 +89,13 @@ in
       "training"
     ]
   );
+  lab-two-nodes = tests "two_nodes" (
+    sets.lab [
+      "record.py"
+      "two_nodes"
+    ]
+    ++ [ ../../lab/cluster ]
+  );
 
   # The quality figures of models/testbed/expectation.json: fails when a figure is not the recorded one.
   quality = pkgs.runCommand "gb10-check-quality" { nativeBuildInputs = [ test-env ]; } ''

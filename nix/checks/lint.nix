@@ -73,6 +73,7 @@ in
             ../../.ci
             ../../.envrc
             ../../nixw
+            ../../lab/cluster
             ../../lab/gpu
             ../../nix/debian
             ../../nix/shell-hook.sh

@@ -107,6 +107,7 @@ in
       ../../nix/image/debian-licences.toml
       ../../nix/image/vendored.toml
       ../../patches
+      ../../python/licences.toml
       ../../python/src
     ];
     variables = {

@@ -43,6 +43,7 @@ rec {
     ++ gb10 [
       "__main__.py"
       "cli.py"
+      "cluster"
       "routing"
       "serve"
     ];

@@ -13,6 +13,7 @@ in
 {
   unit-checkpoint = unit "checkpoint" (sets.formats ++ sets.gb10 [ "machine" ]);
   unit-cli = unit "cli" sets.serve;
+  unit-cluster = unit "cluster" sets.serve;
   unit-dependencies = unit "dependencies" [
     ../../lab/pyproject.toml
     ../../lab/src

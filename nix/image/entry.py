@@ -25,6 +25,8 @@ GRACE = 8.0
 SHARED_MEMORY = 160 << 20
 """Bytes of /dev/shm that vLLM's processes talk through (measured); a container has 64 MiB unless told."""
 
+HELP = frozenset({"-h", "--help"})
+
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -132,8 +134,8 @@ CHECKS = (
 
 
 def serve(container: Container, arguments: Sequence[str]) -> list[str]:
-    """``gb10 serve``."""
-    for check, _said in CHECKS:
+    """``gb10 serve``. Its help needs nothing of the container."""
+    for check, _said in CHECKS if not HELP.intersection(arguments) else ():
         check(container)
     return [container.variables["GB10_IMAGE_SERVE"], *arguments]
 

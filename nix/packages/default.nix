@@ -10,6 +10,7 @@
 
 {
   inherit (pkgs.gb10)
+    cluster
     cpu-env
     cuda-12x-env
     cuda-env

@@ -99,6 +99,15 @@ def test_too_little_shared_memory_is_said(entry: ModuleType, tmp_path: Path) -> 
         entry.check_folders(without)
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "-h"], ["serve", "model", "--help"]])
+def test_help_needs_nothing_of_the_container(entry: ModuleType, tmp_path: Path, arguments: list[str]) -> None:
+    variables = {"GB10_IMAGE_SERVE": "/serve", "XDG_CACHE_HOME": str(tmp_path / "none")}
+    bare = entry.Container(variables, shared_memory=tmp_path / "none", temporary=tmp_path / "none")
+    assert entry.command_of(bare, arguments)[0] == "/serve"
+    with pytest.raises(entry.UserError, match="cannot be written"):
+        entry.command_of(bare, ["serve", "model"])
+
+
 RUN = """
 import ctypes, os, signal, sys
 sys.path.insert(0, sys.argv[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from gb10_bom.archive import Content
 from gb10_bom.errors import BomError
 from gb10_bom.inputs import Item, licences_of, registered, unlisted, wheels_of
 from gb10_bom.patches import parse
+from packaging.licenses import canonicalize_license_expression
 
 ROOT = Path(__file__).parents[3]
 ADVISORIES = str(ROOT / "nix/image/advisories.toml")
@@ -118,3 +120,13 @@ def test_every_patch_of_the_repository_is_read() -> None:
     assert len(files) > 10
     for file in files:
         assert parse(file.name, file.read_text()).fields["Test"]
+
+
+def test_the_parts_of_wheels_have_wheels_and_licences() -> None:
+    rows = tomllib.loads((ROOT / "nix/image/vendored.toml").read_text())["part"]
+    wheels = tomllib.loads((ROOT / "python/licences.toml").read_text())["wheels"]
+    assert rows == sorted(rows, key=lambda row: row["wheel"])
+    for row in rows:
+        assert row.keys() - {"said"} == {"wheel", "files", "name", "licence"}
+        assert row["wheel"] in wheels, "no lock has it"
+        assert canonicalize_license_expression(row["licence"]) == row["licence"]

@@ -18,6 +18,12 @@ API = "(APIServer pid=1) INFO 11-22 14:36:19 [x.py:1] "
     [
         (API + "non-default args: {'port': 1}", "reading the model's configuration"),
         ("(EngineCore pid=2) INFO 1 [c.py:1] Initializing a V1 LLM engine (v0.32.0)", "starting the engine"),
+        (
+            "(Worker pid=3) INFO 1 [p.py:9] world_size=2 rank=1 local_rank=0 dist",
+            "waiting for the other ranks",
+        ),
+        ("(Worker pid=3) INFO 1 [p.py:9] world_size=1 rank=0 local_rank=0 dist", None),
+        ("gb10: this node has joined the others", "waiting for the head"),
         ("(Worker pid=3) INFO 1 [m.py:68] Starting to load model /m...", "loading weights"),
         ("Loading safetensors checkpoint shards:  50% Completed | 1/2 [00:00<00:00]", "loading weights 50 %"),
         ("Capturing CUDA graphs (decode, FULL):  29%|##9  | 10/35", "capturing CUDA graphs 29 %"),

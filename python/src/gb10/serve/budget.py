@@ -277,7 +277,7 @@ def on_cpu(
     Raises UserError when it cannot fit. A share that the user gave is of all memory, as vLLM takes it.
     """
     shape, mode = _shape(settings, checkpoint, target), target.cpu_mode
-    weights = _weights(settings, checkpoint, mode)
+    weights = _weights(settings, checkpoint, mode) // (settings.nnodes or 1)
     cache, share = _given_cache(settings), settings.gpu_memory_utilization
     if cache is not None:
         _check_context(settings, shape, tokens, cache)
@@ -300,7 +300,7 @@ def on_cpu(
         _check_levels(settings, free, free.total, need.total, checkpoint.name)
         remedies = [*_less_context(settings, checkpoint), "use a smaller model", "free memory"]
         remedies += _less_level(settings)
-        packed = replace(need, weights=_weights(settings, checkpoint, "packed"))
+        packed = replace(need, weights=_weights(settings, checkpoint, "packed") // (settings.nnodes or 1))
         if mode == "dequant" and packed.weights < weights and packed.total <= room.size:
             remedies = [f"set {routing.CPU_MODE_VARIABLE}=packed to keep the weights at 4 bit", remedies[0]]
         raise _refusal(checkpoint.name, need, room, remedies)
@@ -323,7 +323,7 @@ def on_gpu(
 
     Raises UserError for what cannot fit.
     """
-    ranks = (settings.tensor_parallel_size or 1) * max(int(_number(settings, "--pipeline-parallel-size")), 1)
+    ranks = settings.ranks
     shape = _shape(settings, checkpoint, target, ranks)
     forms = routing.requantised(checkpoint, target, _element(settings))
     weights = _weights(settings, checkpoint, None, forms) // ranks
@@ -350,7 +350,7 @@ def on_gpu(
         offloaded = int(_number(settings, "--cpu-offload-gb") * GIB)
         need = replace(need, weights=max(weights - offloaded, 0), work=size.OVERHEAD // 2)
         _check_levels(settings, free, free.total, _PROCESSES, "vLLM's processes")
-        offer = _own_memory(settings, gpus[:ranks])
+        offer = _own_memory(settings, gpus[: settings.local_ranks])
     left = offer.room.size - need.weights - need.work
     fits = shape.tokens(left)
     if need.total > offer.room.size:

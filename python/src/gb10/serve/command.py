@@ -16,7 +16,7 @@ from gb10.checkpoint.inventory import check_mtp
 from gb10.errors import UserError
 from gb10.machine import cpu, memory
 from gb10.machine.gpu import Gpu
-from gb10.serve import budget, isolation
+from gb10.serve import budget, isolation, nodes
 from gb10.serve.environment import package_folder
 from gb10.serve.preflight import Verdict
 from gb10.serve.settings import ROWS, SECRETS, Origin, Settings, is_loopback
@@ -53,6 +53,8 @@ class Plan:
     """Variables of vLLM's process on top of the user's."""
     demo: bool
     """Whether the model is the one that gb10 brings along."""
+    among: nodes.Nodes | None = None
+    """All that serve it, where this machine does not so alone."""
 
     @property
     def chats(self) -> bool:
@@ -121,9 +123,9 @@ def _draft_vocabulary(settings: Settings, checkpoint: Checkpoint) -> list[str]:
     kind = checkpoint.text.get("model_type")
     if kind is not None and kind != "qwen3_next":
         raise UserError(f"{said} works with Qwen3-Next's MTP head, not with {kind}; leave it out")
-    ranks = settings.tensor_parallel_size or 1
+    ranks = settings.ranks
     if ranks != 1:
-        raise UserError(f"{said} needs one GPU, and --tensor-parallel-size is {ranks}; leave one of them out")
+        raise UserError(f"{said} needs one GPU, and the model is on {ranks} ranks; leave one of them out")
     tokens = checkpoint.text.get("vocab_size")
     if isinstance(tokens, int):
         vocabulary.check(tokens)
@@ -150,7 +152,10 @@ def check_verdict(settings: Settings, verdict: Verdict) -> None:
     if verdict.model_tag is not None:
         raise UserError(f"unexpected argument {verdict.model_tag!r}; MODEL comes first: MODEL [options]")
     for option in verdict.ignored:
-        raise UserError(f"{option} is not supported here; {_OWN_SERVER}")
+        if option != "--headless" or not settings.headless or settings.nnodes is None:
+            raise UserError(f"{option} is not supported here; {_OWN_SERVER}")
+    if settings.headless:
+        return
     settings.api_keys = settings.api_keys or verdict.keys
     _check_listening(verdict.host, settings.api_keys, uds=verdict.uds is not None)
     settings.host, settings.port = verdict.host or "", verdict.port
@@ -308,10 +313,12 @@ def _cpu_start(settings: Settings) -> None:
     On two cores that takes a start from 39 s to 19 s. vLLM's CPU platform insists on spawn because the
     worker's OpenMP settings are read when the library loads; so they are set for the whole tree here:
     torch's libgomp first, one thread per physical core less one for the API server and scheduler. With
-    several ranks each needs its own cores, and the user may ask for vLLM's own way: then nothing is set.
+    several ranks each needs its own cores, and the user may ask for vLLM's own way: then nothing is set. Nor
+    is it for ranks on several nodes: forked, they hang or fail when gloo connects them (seen on two of two
+    starts).
     """
     own_way = ("VLLM_WORKER_MULTIPROC_METHOD", "VLLM_CPU_OMP_THREADS_BIND")
-    if any(map(settings.environment.get, own_way)) or (settings.tensor_parallel_size or 1) > 1:
+    if any(map(settings.environment.get, own_way)) or settings.ranks > 1:
         return
     settings.export(Origin.DEFAULT, VLLM_WORKER_MULTIPROC_METHOD="fork", VLLM_CPU_OMP_THREADS_BIND="nobind")
     settings.export(Origin.MACHINE, OMP_NUM_THREADS=str(max(physical_cores() - 1, 1)))
@@ -332,7 +339,9 @@ def _check_ranks(settings: Settings, gpus: Sequence[Gpu]) -> None:
     On the CPU each rank gets the cores of a NUMA node of its own (vllm/utils/ompmultiprocessing.py), unless
     the user says which cores.
     """
-    ranks, said = settings.tensor_parallel_size or 1, settings.said("tensor_parallel_size")
+    ranks, said = settings.local_ranks, settings.said("tensor_parallel_size")
+    if settings.nnodes:
+        said = f"{settings.said('nnodes')} {settings.nnodes} with {settings.ranks} ranks in all: this node's"
     if gpus and ranks > len(gpus):
         raise UserError(f"{said} {ranks} needs {ranks} GPUs and {len(gpus)} can be seen")
     by_hand = ("VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_SIM_MULTI_NUMA")
@@ -374,7 +383,11 @@ def build(
     default what is free now. ``formats`` is what vLLM's process read in the checkpoint; without it vLLM is
     imported here. Raises UserError for what cannot work.
     """
-    _check_listening(settings.host, settings.api_keys, uds=settings.passed_on.has("--uds"))
+    if not settings.headless:
+        _check_listening(settings.host, settings.api_keys, uds=settings.passed_on.has("--uds"))
+    among = nodes.find(settings)
+    if among is not None:
+        nodes.export(settings, among)
     if formats is None:
         asked = settings.passed_on.value("--quantization")
         formats = read_formats(replace(checkpoint, quantization=asked))
@@ -399,7 +412,7 @@ def build(
     elsewhere = ("--tokenizer", "--tokenizer-revision", "--hf-config-path", "--code-revision")
     if checkpoint.folder is not None and not settings.passed_on.has("--speculative-config", *elsewhere):
         settings.export(Origin.MACHINE, HF_HUB_OFFLINE="1")
-    return Plan(settings, checkpoint, target, rows, notes, *render(settings, checkpoint), demo)
+    return Plan(settings, checkpoint, target, rows, notes, *render(settings, checkpoint), demo, among)
 
 
 def render(settings: Settings, checkpoint: Checkpoint) -> tuple[list[str], dict[str, str]]:

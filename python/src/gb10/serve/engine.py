@@ -74,6 +74,12 @@ def _converse(line: Line) -> None:
 
     state: dict[str, Prepared] = {}
     while (question := line.receive()) is not None:
+        if question["ask"] == "join":
+            line.close()
+            headers.forget()
+            gc.enable()
+            launch.join(state["judged"], planned=question["planned"])
+            return
         if question["ask"] == "serve":
             from gb10.serve import listen
 

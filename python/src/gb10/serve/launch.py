@@ -41,6 +41,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.utils.ompmultiprocessing import OMPProcessManager
 from vllm.utils.system_utils import decorate_logs
+from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 
 from gb10 import routing
 from gb10.checkpoint.entries import check_entries
@@ -247,7 +248,8 @@ def prepare(arguments: Sequence[str], *, configure: bool) -> Prepared:
         ):
             if plugin:
                 manager_import(plugin)
-        validate_api_server_args(parsed)
+        if not parsed.headless:
+            validate_api_server_args(parsed)
         for place in parsed.middleware:
             module, _, name = place.rpartition(".")
             if not callable(getattr(importlib.import_module(module), name)):
@@ -256,7 +258,7 @@ def prepare(arguments: Sequence[str], *, configure: bool) -> Prepared:
         if configure:
             engine = AsyncEngineArgs.from_cli_args(parsed)
             propagate_flash_late_interaction(parsed, engine)
-            configuration = engine.create_engine_config(usage_context=_CONTEXT)
+            configuration = engine.create_engine_config(usage_context=_CONTEXT, headless=parsed.headless)
             # Asked for again when the engine's client is built.
             engine.create_engine_config = lambda **_: configuration
             made.engine = engine
@@ -276,6 +278,28 @@ def serve(prepared: Prepared, keys: Sequence[str], *, metrics: bool, planned: Ma
     endpoints.reporting(OwnLog().report)
     guarded(prepared.arguments, keys, metrics=metrics)
     uvloop.run(_serve(prepared))
+
+
+def join(prepared: Prepared, *, planned: Mapping[str, Any]) -> None:
+    """Be a node without an API: run this node's part of the model for the head until a signal ends it.
+
+    It does what `vllm.entrypoints.cli.serve.run_headless` does for such a node. ``planned`` as in `serve`.
+    """
+    print(routing.serving(planned, vllm.__version__), flush=True)
+    asked = False
+
+    def end(*_: object) -> None:
+        nonlocal asked
+        if not asked:
+            asked = True
+            raise SystemExit(0)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    executor = MultiprocExecutor(prepared.engine.create_engine_config(), monitor_workers=False)
+    print(log.ours(log.JOINED), flush=True)
+    # Returns when one of this node's workers has ended.
+    executor.start_worker_monitor(inline=True)
 
 
 def guarded(arguments: Namespace, keys: Sequence[str], *, metrics: bool) -> None:

@@ -7,7 +7,7 @@ message is a line of JSON. In this order:
 2. ``judge``: the final arguments; vLLM's own parser reads them and its own classes make the configuration.
    The answer is a `Verdict`.
 3. ``serve``: the keys, what was planned, and the socket to listen on. No answer: the line closes, and the
-   process serves what was judged last.
+   process serves what was judged last. On a node without an API it is ``join``, with what was planned.
 
 An answer ``{"error": TEXT}`` is a UserError here: exit code 2.
 """
@@ -146,6 +146,12 @@ class Engine:
         question = {"ask": "serve", "keys": keys, "metrics": metrics, "planned": planned}
         with contextlib.suppress(OSError):
             self._line.send(question, listener)
+        self._line.close()
+
+    def join(self, *, planned: Mapping[str, Any]) -> None:
+        """Let it run this node's part of a model whose head is another node."""
+        with contextlib.suppress(OSError):
+            self._line.send({"ask": "join", "planned": planned})
         self._line.close()
 
     def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:

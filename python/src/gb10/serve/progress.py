@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from gb10.vllm_plugin.log import ASKING, CANARY, OPEN
+from gb10.vllm_plugin.log import ASKING, CANARY, JOINED, OPEN
 
 FIRST_STAGE = "starting Python and vLLM"
 FIRST_TOKEN_STAGE = "computing the first token"
@@ -15,6 +15,7 @@ FIRST_TOKEN_STAGE = "computing the first token"
 _STAGES = (
     (re.compile(r"non-default args"), "reading the model's configuration"),
     (re.compile(r"Initializing a V1 LLM engine"), "starting the engine"),
+    (re.compile(r"\bworld_size=(?!1 )\d+ rank=\d+ "), "waiting for the other ranks"),
     (re.compile(r"Starting to load model"), "loading weights"),
     (re.compile(r"Loading \w+ checkpoint shards:\s+(\d+)%"), "loading weights {0} %"),
     (re.compile(r"Loading weights took"), "preparing weights"),
@@ -22,6 +23,7 @@ _STAGES = (
     (re.compile(r"Capturing CUDA graphs?.*?(\d+)%"), "capturing CUDA graphs {0} %"),
     (re.compile(r"KV cache size|GPU blocks|CPU blocks"), "making the KV cache"),
     (re.compile(rf"init engine .* took|^{re.escape(OPEN)}"), "opening the API"),
+    (re.compile(f"^{re.escape(JOINED)}"), "waiting for the head"),
     (re.compile(f"^{re.escape(ASKING)}"), FIRST_TOKEN_STAGE),
     (re.compile(f"^{re.escape(CANARY)}"), "waiting for the first answer"),
 )

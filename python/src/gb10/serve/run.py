@@ -24,8 +24,9 @@ from gb10.checkpoint.hub import locate
 from gb10.errors import UserError
 from gb10.machine import cuda_memory, flashinfer, memory, nvidia
 from gb10.machine import gpu as device
-from gb10.serve import command, environment, isolation
+from gb10.serve import command, environment, isolation, nodes
 from gb10.serve.hide import hide_arguments
+from gb10.serve.link import Link
 from gb10.serve.listen import Claim, claim
 from gb10.serve.preflight import SOCKET_VARIABLE, Engine, Line, Stopped
 from gb10.serve.progress import Progress, write
@@ -283,7 +284,11 @@ def run(argv: Sequence[str]) -> int:
     # Before vLLM's process has its own.
     free = memory.available()
     plan = _first_plan(settings, free)
-    port = None if plan is None or settings.dry_run else claim(settings.host, settings.port)
+    port = None
+    if plan is not None and not settings.dry_run:
+        if plan.among is not None:
+            nodes.check_ports(plan.among)
+        port = None if settings.headless else claim(settings.host, settings.port)
     progress = Progress(sys.stderr if settings.dry_run else sys.stdout, news=not settings.verbose)
     draw = not settings.verbose and (not settings.dry_run or sys.stderr.isatty())
     variables = plan.environment if plan else {}
@@ -325,6 +330,64 @@ def _serve(server: Server, engine: Engine, plan: command.Plan, progress: Progres
     if settings.dry_run:
         _print_plan(plan)
         return 0
+    if plan.among is not None:
+        return _serve_together(server, engine, plan, progress, port, plan.among)
+    return _serve_alone(server, engine, plan, progress, port)
+
+
+@contextmanager
+def _linked(server: Server, plan: command.Plan, among: nodes.Nodes) -> Iterator[None]:
+    """The link to the other nodes: what becomes of this one, they hear."""
+    settings = plan.settings
+
+    def tell(text: str) -> None:
+        write(f"{text}\n")
+
+    link = Link(
+        among,
+        nodes.identity(settings, plan.checkpoint),
+        limit=settings.node_limit,
+        patience=settings.node_wait,
+        tell=tell,
+    )
+    server.link = link
+    try:
+        yield
+    except UserError as error:
+        link.say("failed", str(error))
+        raise
+    finally:
+        link.close()
+
+
+def _serve_together(
+    server: Server,
+    engine: Engine,
+    plan: command.Plan,
+    progress: Progress,
+    port: Claim | None,
+    among: nodes.Nodes,
+) -> int:
+    """Serve a plan with other nodes; the exit status."""
+    with _linked(server, plan, among):
+        if among.is_head:
+            return _serve_alone(server, engine, plan, progress, port)
+        _announce(plan)
+        write(f"node    {among.rank} of {among.count}; the head is {among.master} port {among.port}\n")
+        write(f"log     {_short(server.log_path)}\n")
+        server.weights = plan.checkpoint.files
+        engine.join(planned=routing.plan(plan.target, plan.rows))
+        if server.wait_joined(progress):
+            write(f"ready after {progress.seconds:.0f} s: {among.name} serves with the head\n")
+            server.wait()
+        return _ended(server)
+
+
+def _serve_alone(
+    server: Server, engine: Engine, plan: command.Plan, progress: Progress, port: Claim | None
+) -> int:
+    """Serve a plan as the only node, or as the head; the exit status."""
+    settings = plan.settings
     held = port if port is not None and port.is_for(settings.host, settings.port) else None
     if held is None:
         if port is not None:
@@ -340,6 +403,8 @@ def _serve(server: Server, engine: Engine, plan: command.Plan, progress: Progres
     name = server.wait_ready(url, first_key, progress, lambda: held.answers)
     if name is not None:
         name = name or settings.served_model_name or plan.checkpoint.name
+        if server.link is not None:
+            server.link.say("ready")
         write(f"ready after {progress.seconds:.0f} s: {url}/v1  (model name: {name})\n")
         log = routing.told(server.log_path.read_text(errors="replace"))
         for difference in routing.compare(plan.rows, log):
@@ -353,6 +418,9 @@ def _serve(server: Server, engine: Engine, plan: command.Plan, progress: Progres
 
 def _ended(server: Server) -> int:
     """Stop the server, as a signal asked; the exit status."""
+    if server.link is not None:
+        # Before vLLM's connections end: the others would wonder.
+        server.link.say("stopped")
     server.stop()
     interrupted = server.stopping == signal.SIGINT
     # The terminal has drawn ^C where the cursor was.

@@ -106,6 +106,8 @@ KEYS = Kind(
 )
 ROUTES = Kind(argparse={"action": "append", "metavar": "OP=BACKEND"}, several=True)
 PORT = Kind(_above_zero(parse_whole, 65535), "a port (1 to 65535)")
+RANK = Kind(parse_whole, "a whole number of 0 or more")
+LIMIT = Kind(_above_zero(parse_decimal), "a number of seconds above 0 such as 10")
 SECONDS = Kind(parse_decimal, "a number of seconds such as 60, or 0")
 SHARE = Kind(_above_zero(parse_decimal, 1), "a fraction above 0, at most 1")
 TOKENS = Kind(token_count, "a number of tokens such as 4096, 32k or auto")
@@ -351,6 +353,29 @@ class Settings:
         shown="60",
         help="percent of 10 s in which all processes wait for memory: 503, after 30 s the end; `off`",
     )
+    node_limit: float = setting(
+        "",
+        "GB10_NODE_LIMIT",
+        LIMIT,
+        10.0,
+        "10",
+        help="several nodes: seconds of silence after which another one counts as cut off "
+        "([two-sparks.md](two-sparks.md))",
+    )
+    node_wait: float = setting(
+        "",
+        "GB10_NODE_WAIT",
+        LIMIT,
+        600.0,
+        "600",
+        help="several nodes: seconds in which all must have come",
+    )
+    nnodes: int | None = setting("--nnodes", kind=WHOLE)
+    node_rank: int | None = setting("--node-rank", kind=RANK)
+    master_addr: str | None = setting("--master-addr")
+    master_port: int | None = setting("--master-port", kind=PORT)
+    headless: bool | None = setting("--headless", kind=SWITCH)
+    pipeline_parallel_size: int | None = setting("--pipeline-parallel-size", kind=WHOLE)
     served_model_name: str | None = setting("--served-model-name")
     dtype: str | None = setting("--dtype")
     enforce_eager: bool | None = setting("--enforce-eager", kind=SWITCH)
@@ -399,6 +424,16 @@ class Settings:
         for name, value in variables.items():
             if not self.environment.get(name) or origin >= Origin.VARIABLE:
                 self.variables[name], self.origins[name] = value, origin
+
+    @property
+    def ranks(self) -> int:
+        """Parts that the model is split into, on all nodes together."""
+        return (self.tensor_parallel_size or 1) * (self.pipeline_parallel_size or 1)
+
+    @property
+    def local_ranks(self) -> int:
+        """Those of them that are on this node."""
+        return max(self.ranks // (self.nnodes or 1), 1)
 
     @property
     def limits(self) -> Limits:

@@ -19,10 +19,11 @@ import psutil  # type: ignore[import-untyped, unused-ignore]
 from gb10.errors import MemoryShort, ServerFailed, UserError
 from gb10.machine import memory, watch
 from gb10.serve import cause, keeper, progress
+from gb10.serve.link import Link
 from gb10.serve.readiness import Probe
 from gb10.serve.scratch import Scratch, clear_left_overs, open_log
 from gb10.vllm_plugin import lifeline, refusal
-from gb10.vllm_plugin.log import UNHEALTHY, WORD_NAME, Reader, after
+from gb10.vllm_plugin.log import JOINED, UNHEALTHY, WORD_NAME, Reader, after
 
 TERM_GRACE = 6.0
 """Seconds that vLLM gets after SIGTERM before it is killed. Killing takes well under a second more."""
@@ -36,6 +37,12 @@ _DEATH_WAIT = 8.0
 
 _TOGETHER = 0.5
 """Seconds in which a second signal is none of its own."""
+
+PEER_WAIT = 2.0
+"""Seconds in which another node says why it ended, when vLLM ended here: over that, perhaps."""
+
+ANSWER_WAIT = 8.0
+"""Seconds for vLLM to end over another node's end, so that its clients get an answer."""
 
 _KEEPER = "gb10's process gb10-keeper, which vLLM ends with,"
 _PR_SET_CHILD_SUBREAPER = 36
@@ -87,6 +94,8 @@ class Server:
         self.stopping: int | None = None
         self.weights: Sequence[Path] = ()
         """Files that are dropped from the page cache when memory gets short."""
+        self.link: Link | None = None
+        """To the other nodes, where there are some."""
         self.refused: str | None = None
         """What vLLM's log says against the model, if it does (`gb10.vllm_plugin.refusal`)."""
         self._verbose = verbose
@@ -97,6 +106,8 @@ class Server:
         self._offset = 0
         self._ready = False
         self._asked = 0.0
+        self._dying = False
+        """Whether a process of vLLM's was killed, and the other nodes know."""
         self._killed_before = memory.oom_kills()
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         clear_left_overs()
@@ -188,6 +199,8 @@ class Server:
             death = cause.killed(_KEEPER, -status, self._killed_before)
         if death is not None:
             return self._failed(f"vLLM ended while {doing}: {death}")
+        if self.link is not None and (trouble := self.link.wait(PEER_WAIT)) is not None:
+            return trouble.error(str(self.log_path))
         reason = cause.last_error(lines)
         if reason is None:
             last = cause.last_line(lines)
@@ -224,6 +237,7 @@ class Server:
                 if probe.listed:
                     show.stage = progress.FIRST_TOKEN_STAGE
                 self._tell(show)
+                self._check_nodes()
                 if not self._verbose:
                     show.beat()
                 if self.exit_code is not None or self.refused is not None:
@@ -237,6 +251,63 @@ class Server:
             probe.stop()
             show.clear()
         return None
+
+    def wait_joined(self, show: progress.Progress) -> bool:
+        """Wait until this node without an API has joined the others, and then until the head serves.
+
+        False when a signal asked for the end. Raises an error when vLLM or another node ends.
+        """
+        joined = False
+        try:
+            while self.stopping is None:
+                for line in self.new_lines():
+                    joined = joined or after(JOINED, line, self._word) is not None
+                    for heard in self._reader.heard([line]):
+                        show.feed(heard)
+                self._tell(show)
+                self._check_nodes()
+                if not self._verbose:
+                    show.beat()
+                if self.exit_code is not None or self.refused is not None:
+                    raise self.failure("loading")
+                if joined and self.link is not None and self.link.others("ready"):
+                    self._ready = True
+                    return True
+                time.sleep(_POLL / 2)
+        finally:
+            show.clear()
+        return False
+
+    def _check_nodes(self) -> None:
+        """Raise an error where another node is gone or cut off: first vLLM ends, and answers its clients."""
+        if self.link is None:
+            return
+        if not self._dying and (death := cause.violent_death(self._deaths, self._killed_before)) is not None:
+            # vLLM takes seconds to end over it, and the others would blame the connection.
+            self._dying = True
+            self.link.say("failed", death)
+        trouble = self.link.trouble
+        if trouble is None or self._dying:
+            return
+        if trouble.hangs:
+            self._end_engine()
+        clients = self._ready and self.link.is_head
+        until = time.monotonic() + (ANSWER_WAIT if clients else 0.0)
+        while self.exit_code is None and self.stopping is None and time.monotonic() < until:
+            time.sleep(_POLL)
+        raise trouble.error(str(self.log_path))
+
+    def _end_engine(self) -> None:
+        """Kill what computes and may wait for ever, so that the API server answers with an error.
+
+        The keeper's child is the API server, whose children are the engine core and Python's tracker; a node
+        without an API has workers there.
+        """
+        with contextlib.suppress(psutil.Error):
+            for server in psutil.Process(self._process.pid).children():
+                for child in server.children():
+                    if not keeper.is_tracker(child.pid):
+                        child.kill()
 
     def _error(self, probe: Probe) -> UserError:
         """What a wrong answer means: the cause is in the log if vLLM is about to end."""
@@ -261,6 +332,7 @@ class Server:
                 if (reason := after(UNHEALTHY, line, self._word)) is not None:
                     progress.write(f"unhealthy: {reason} (/health says so; a restart is needed)\n")
             self._tell()
+            self._check_nodes()
             try:
                 self._process.wait(_POLL)
             except subprocess.TimeoutExpired:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from gb10.errors import UserError
 
 _SHORT = {
+    "-n": "--nnodes",
+    "-r": "--node-rank",
     "-q": "--quantization",
     "-tp": "--tensor-parallel-size",
     "-pp": "--pipeline-parallel-size",

@@ -17,6 +17,9 @@ _NAME = "gb10: "
 OPEN = "gb10: the server opens"
 """Written when the engine is up, and before a client is heard."""
 
+JOINED = "gb10: this node has joined the others"
+"""Written by a node without an API, when its part of the model is loaded and the head has it."""
+
 SERVING = "gb10: serving: "
 """Begins the line with the versions and the plan of the server, in JSON (`gb10.routing.report`)."""
 

@@ -1,0 +1,233 @@
+"""What the user asks for: hosts, what serves on them, and how the model is divided."""
+
+import ipaddress
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gb10.cluster.facts import Address
+from gb10.errors import UserError
+from gb10.serve.settings import SECRETS
+from gb10.serve.vllm_arguments import VllmArguments, Vocabulary, option_name
+from gb10.units import parse_whole
+
+SERVE_VARIABLE = "GB10_CLUSTER_SERVE"
+"""The program that serves, of the same build as this command (nix/apps/cluster.nix sets it)."""
+
+MASTER_PORT = 29501
+"""vLLM's own default of ``--master-port``."""
+
+API_PORT = 8000
+"""vLLM's own default of ``--port``, and gb10's."""
+
+_TENSOR, _PIPELINE = "--tensor-parallel-size", "--pipeline-parallel-size"
+_OURS = (
+    "--nnodes",
+    "--node-rank",
+    "--master-addr",
+    "--master-port",
+    "--headless",
+    "--distributed-executor-backend",
+)
+_READ = (*_OURS, _TENSOR, _PIPELINE, "--port", "--data-parallel-size")
+
+
+@dataclass(frozen=True)
+class Named:
+    """A host of the command line: what ssh calls it, and the address that the others reach it at."""
+
+    name: str
+    address: Address | None = None
+
+    @staticmethod
+    def parse(text: str) -> "Named":
+        """``NAME`` or ``NAME=ADDRESS``. Raises UserError."""
+        name, equals, address = text.partition("=")
+        if not name or name.startswith("-") or re.search(r"\s", name):
+            raise UserError(f"{text!r} is no host; it is NAME, as ssh knows it, or NAME=ADDRESS")
+        try:
+            return Named(name, ipaddress.ip_address(address) if equals else None)
+        except ValueError:
+            raise UserError(
+                f"{text!r}: {address!r} is no IP address; NAME=ADDRESS is the one that the other hosts reach"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that the user said, checked as far as that needs no host.
+
+    ``command`` are the words that start ``gb10 serve`` on a host, ``model`` what they serve (None: the demo
+    model), ``arguments`` its options, ``sizes`` the ones that divide the model. ``mtu`` in bytes and
+    ``speed`` in Mbit/s are the least that the link must have.
+    """
+
+    hosts: tuple[Named, ...]
+    command: tuple[str, ...]
+    model: str | None
+    arguments: VllmArguments
+    sizes: tuple[str, ...]
+    variables: Mapping[str, str]
+    interface: str | None
+    hca: tuple[str, ...]
+    mtu: int
+    speed: int
+    master_port: int
+    api_port: int
+
+    @property
+    def folder(self) -> str | None:
+        """The model's folder, if it is one."""
+        return self.model if self.model is not None and self.model.startswith("/") else None
+
+
+def _hosts(texts: Sequence[str]) -> tuple[Named, ...]:
+    hosts = tuple(map(Named.parse, texts))
+    for at, host in enumerate(hosts):
+        if host.name in (other.name for other in hosts[:at]):
+            raise UserError(f"{host.name} is named twice; each host runs one node")
+        if host.address is not None and host.address in (other.address for other in hosts[:at]):
+            raise UserError(f"two hosts have the address {host.address}; each needs its own")
+    if len(hosts) < 2:
+        raise UserError("one host needs no cluster: name two or more, or call `gb10 serve` there")
+    return hosts
+
+
+def _model(text: str) -> str:
+    """A folder of this machine by its whole path; what is none is a name of the hub."""
+    if text.startswith("/"):
+        return str(Path(os.path.normpath(text)))
+    folder = Path(text).expanduser()
+    if folder.is_dir():
+        return str(Path.cwd() / os.path.normpath(folder))
+    if text.startswith((".", "~")):
+        raise UserError(f"there is no folder {text} here; give the path that it has on the hosts, from / on")
+    return text
+
+
+def _size(given: VllmArguments, option: str) -> int:
+    text = given.value(option)
+    if text is None:
+        return 1
+    try:
+        return parse_whole(text)
+    except ValueError:
+        raise UserError(f"{option} {text!r} is not a whole number") from None
+
+
+def _sizes(given: VllmArguments, hosts: int, *, pipeline: bool) -> tuple[str, ...]:
+    """The options that make as many ranks as there are hosts, unless the user said how many."""
+    if given.has(_TENSOR, _PIPELINE):
+        if pipeline:
+            raise UserError(f"--pipeline does not go with {_TENSOR} or {_PIPELINE}: they say it themselves")
+        ranks = _size(given, _TENSOR) * _size(given, _PIPELINE)
+        if ranks < hosts or ranks % hosts:
+            raise UserError(
+                f"{_TENSOR} times {_PIPELINE} is {ranks}, which {hosts} hosts cannot share evenly; "
+                "leave them out for one rank on each"
+            )
+        return ()
+    return (_PIPELINE if pipeline else _TENSOR, str(hosts))
+
+
+def _arguments(tokens: Sequence[str]) -> tuple[str | None, VllmArguments]:
+    """MODEL and its options. Raises UserError where one is set here."""
+    words, model = list(tokens), None
+    if words and option_name(words[0]) is None:
+        model = _model(words.pop(0))
+    vocabulary = Vocabulary({name: name for name in _READ})
+    given = VllmArguments.parse(words)
+    spelled = VllmArguments.parse(
+        [vocabulary.spell(token) if option_name(token) else token for token in words]
+    )
+    for name in _OURS:
+        if spelled.has(name):
+            raise UserError(f"{name} is set for each host by this command; leave it out")
+    if spelled.has("--model"):
+        raise UserError("MODEL comes first after --, and not as --model")
+    if spelled.has("--data-parallel-size") and _size(spelled, "--data-parallel-size") != 1:
+        raise UserError("--data-parallel-size: several hosts share one model here; run `gb10 serve` on each")
+    for name in given.names:
+        if any(secret.startswith(name) and len(name) > len("--a") for secret in SECRETS):
+            raise UserError(
+                f"{name} would be seen by every user of the hosts; put it into the environment that ssh "
+                "sessions have there"
+            )
+    return model, spelled
+
+
+def _variables(texts: Sequence[str]) -> dict[str, str]:
+    result = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+            raise UserError(f"--env {text!r} is not NAME=VALUE")
+        if name in SECRETS or name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            raise UserError(
+                f"--env {name}: it would be seen by every user of the hosts; put it into the environment "
+                "that ssh sessions have there"
+            )
+        result[name] = value
+    return result
+
+
+def _command(text: str | None) -> tuple[str, ...]:
+    if text is None:
+        program = os.environ.get(SERVE_VARIABLE)
+        if program is None:
+            raise UserError(
+                "it is not known what serves on the hosts: say --command 'nix run FLAKE#serve-cuda --', or "
+                "start this with `nix run .#cluster`"
+            )
+        return (program,)
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise UserError(f"--command {text!r} cannot be split into words: {error}") from None
+    if not words:
+        raise UserError("--command is empty; it is what starts gb10 serve on each host")
+    return words
+
+
+def build(
+    words: Sequence[str],
+    *,
+    pipeline: bool,
+    command: str | None,
+    variables: Sequence[str],
+    interface: str | None,
+    hca: str | None,
+    mtu: int,
+    speed: int,
+    master_port: int,
+) -> Request:
+    """From the command line: hosts, then ``--`` and what each serves. Raises UserError."""
+    at = words.index("--") if "--" in words else len(words)
+    hosts = _hosts(words[:at])
+    model, arguments = _arguments(words[at + 1 :])
+    port = _size(arguments, "--port") if arguments.has("--port") else API_PORT
+    for name, number in (("--port", port), ("--master-port", master_port)):
+        if not 0 < number < 1 << 16:
+            raise UserError(f"{name} {number} is no port: 1 to 65535")
+    if port == master_port:
+        raise UserError(f"--port and --master-port are both {port}; the head needs two")
+    devices = tuple(hca.removeprefix("=").split(",")) if hca else ()
+    if not all(re.fullmatch(r"[\w.-]+(:[0-9]+)?", name) for name in devices):
+        raise UserError(f"--hca {hca!r} is not a list of RDMA devices, such as rocep1s0f0,roceP2p1s0f0")
+    return Request(
+        hosts=hosts,
+        command=_command(command),
+        model=model,
+        arguments=arguments,
+        sizes=_sizes(arguments, len(hosts), pipeline=pipeline),
+        variables=_variables(variables),
+        interface=interface,
+        hca=devices,
+        mtu=mtu,
+        speed=speed,
+        master_port=master_port,
+        api_port=port,
+    )
