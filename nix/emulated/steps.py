@@ -599,8 +599,10 @@ def unpacked(archive: Path, root: Path) -> tuple[dict[str, Any], int, int]:
 def image(machine: Machine) -> str:
     """The image for the CPU, unpacked: its roles start in its own root, and `serve` has x86_64's tokens."""
     archive, root = machine.folder / "image.tar", machine.folder / "image"
+    plan = machine.plan["image"]
     with archive.open("wb") as file:
-        subprocess.run([built(machine.plan["image"])], env=machine.variables, stdout=file, check=True)
+        writer = [*plan["writer"], str(built(plan["derivation"]))]
+        subprocess.run(writer, env=machine.variables, stdout=file, check=True)
     config, layers, size = unpacked(archive, root)
     archive.unlink()
     for folder in ("proc", "sys", "dev"):
