@@ -9,6 +9,8 @@
   toolkit,
   # aarch64's kernels and kernels-software.
   kernels,
+  # aarch64's image for the CPU.
+  image,
 }:
 
 let
@@ -49,11 +51,8 @@ let
   '';
 
   # Named, not built: that takes long, and one step alone asks for it.
-  derivations =
-    x86_64: aarch64:
-    builtins.mapAttrs (_system: package: builtins.unsafeDiscardOutputDependency package.drvPath) {
-      inherit x86_64 aarch64;
-    };
+  named = package: builtins.unsafeDiscardOutputDependency package.drvPath;
+  derivations = x86_64: aarch64: builtins.mapAttrs (_system: named) { inherit x86_64 aarch64; };
 
   plan = {
     inherit env name source;
@@ -61,6 +60,23 @@ let
     inherit (python) sitePackages;
     heldout = "${pkgs.gb10.heldout}/heldout.jsonl";
     serve = pkgs.lib.getExe pkgs.gb10.serve;
+    # The Debian base's is written by this machine's Python: its hashes take QEMU half an hour.
+    image =
+      if image ? conf then
+        {
+          writer = [
+            "${python}/bin/python3"
+            "-I"
+            "${../debian/docker/stream.py}"
+            "image"
+          ];
+          derivation = named image.conf;
+        }
+      else
+        {
+          writer = [ ];
+          derivation = named image;
+        };
     bash = "${aarch64.bash}/bin/bash";
     # aarch64's lscpu, which vLLM's CPU platform asks.
     programs = "${aarch64.util-linux}/bin";

@@ -76,11 +76,35 @@ let
     torch = (wheelsOf changes "cuda").torch;
   };
 
+  # The image for the CPU, of these wheels.
+  imageOf =
+    wheels:
+    let
+      changed = aarch64 // {
+        gb10 = aarch64.gb10 // {
+          inherit (pkgs.gb10) demo-model;
+          wheels = aarch64.gb10.wheels // {
+            cpu = wheels;
+          };
+          cpu-env = (wheelhouse { }).mkEnvironment {
+            name = "gb10-aarch64-cpu-env";
+            packages = builtins.attrValues wheels ++ [ pkgs.gb10.package ];
+            inherit (pkgs.gb10) allowedDuplicates;
+            isolated = true;
+          };
+          inherit (import ../apps/serve.nix { pkgs = changed; }) serve;
+        };
+      };
+    in
+    (import ../image { pkgs = changed; }).image-cpu;
+
   app =
     {
       name,
       torch,
       env,
+      # What the image has.
+      cpu,
     }:
     import ./app.nix {
       inherit
@@ -91,6 +115,7 @@ let
         toolkit
         ;
       kernels = kernelsOn torch;
+      image = imageOf cpu;
     };
 in
 {
@@ -105,6 +130,7 @@ in
     name = "emulated";
     inherit (wheelsOf changes "cpu") torch;
     env = environment (toolsOf changes);
+    cpu = wheelsOf changes "cpu";
   };
 
   # Where only mirrors can be reached.
@@ -112,5 +138,8 @@ in
     name = "emulated-mirrored";
     inherit (stand-in) torch;
     env = environment (toolsOf stand-in.changes // { inherit (stand-in) torch stubs; });
+    cpu = wheelsOf stand-in.changes "cpu" // {
+      inherit (stand-in) torch stubs;
+    };
   };
 }

@@ -40,6 +40,7 @@ in
   };
 
   # One library that has every symbol which torch takes of NVIDIA's libraries, and one of each name that it asks for.
+  # With what a wheel says of itself.
   stubs = aarch64.runCommand "gb10-cuda-stubs" { } ''
     folder=$out/${sitePackages}/nvidia/cu13/lib
     mkdir -p "$folder"
@@ -73,5 +74,9 @@ in
       mkdir -p "$out/${sitePackages}/nvidia/$other/lib"
       ln -s "$folder"/* "$out/${sitePackages}/nvidia/$other/lib/"
     done
-  '';
+  ''
+  // {
+    pname = "gb10-cuda-stubs";
+    size = 0;
+  };
 }

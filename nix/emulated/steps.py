@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import filecmp
+import hashlib
 import json
 import os
 import shlex
@@ -19,6 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import urllib.request
@@ -525,16 +527,15 @@ class Server:
         self.process.wait()
 
 
-def serve(machine: Machine) -> str:
-    """`serve` on aarch64 answers the line that it prints with x86_64's tokens."""
+def same_answers(machine: Machine, name: str, command: Sequence[str], variables: dict[str, str]) -> str:
+    """How far a `serve` is from x86_64's on the line that that one prints; a Difference at another token."""
     known = {name: os.environ[name] for name in ("PATH", "LC_ALL") if name in os.environ}
     native = {"HOME": str(machine.folder), "GB10_PROFILE": "cpu", **known}
-    command = [machine.python, "-I", "-m", "gb10", "serve"]
     servers: list[Server] = []
     try:
         servers = [
             Server("x86_64", [machine.plan["serve"]], native, machine.folder),
-            Server("aarch64", command, machine.variables, machine.folder),
+            Server(name, command, variables, machine.folder),
         ]
         answers, after = [], []
         for server in servers:
@@ -554,6 +555,92 @@ def serve(machine: Machine) -> str:
     return f"the same {len(tokens)} tokens, log-probabilities within {far:.3f}; ready after {after[1]:.0f} s"
 
 
+def serve(machine: Machine) -> str:
+    """`serve` on aarch64 answers the line that it prints with x86_64's tokens."""
+    return same_answers(machine, "aarch64", [machine.python, "-I", "-m", "gb10", "serve"], machine.variables)
+
+
+def unpacked(archive: Path, root: Path) -> tuple[dict[str, Any], int, int]:
+    """Unpack an image for Arm; its configuration, how many layers it has and their bytes."""
+    root.mkdir()
+    size = 0
+    with tarfile.open(archive) as image:
+
+        def read(name: str) -> bytes:
+            file = image.extractfile(name)
+            if file is None:
+                raise Difference(f"{name} of the image is no file")
+            with file:
+                return file.read()
+
+        (manifest,) = json.loads(read("manifest.json"))
+        config: dict[str, Any] = json.loads(read(manifest["Config"]))
+        if config["architecture"] != "arm64":
+            raise Difference(f"the image says that it is for {config['architecture']}")
+        if len(manifest["Layers"]) != len(config["rootfs"]["diff_ids"]):
+            raise Difference("the image has another number of layers than it says")
+        for name, expected in zip(manifest["Layers"], config["rootfs"]["diff_ids"], strict=True):
+            layer = image.extractfile(name)
+            if layer is None:
+                raise Difference(f"{name} of the image is no file")
+            with layer:
+                digest = hashlib.sha256()
+                while block := layer.read(1 << 20):
+                    digest.update(block)
+                if f"sha256:{digest.hexdigest()}" != expected:
+                    raise Difference(f"layer {name} has the hash {digest.hexdigest()}, not {expected}")
+                size += layer.tell()
+                layer.seek(0)
+                with tarfile.open(fileobj=layer) as files:
+                    files.extractall(root)
+    return config, len(manifest["Layers"]), size
+
+
+def image(machine: Machine) -> str:
+    """The image for the CPU, unpacked: its roles start in its own root, and `serve` has x86_64's tokens."""
+    archive, root = machine.folder / "image.tar", machine.folder / "image"
+    plan = machine.plan["image"]
+    with archive.open("wb") as file:
+        writer = [*plan["writer"], str(built(plan["derivation"]))]
+        subprocess.run(writer, env=machine.variables, stdout=file, check=True)
+    config, layers, size = unpacked(archive, root)
+    archive.unlink()
+    for folder in ("proc", "sys", "dev"):
+        (root / folder).mkdir()
+    # The tools are this machine's, what they start has the image's PATH.
+    enter = (
+        'inside=$PATH PATH=$1; shift; for folder in proc sys dev; do mount --rbind "/$folder" "$0/$folder"; '
+        'done; chroot=$(command -v chroot); PATH=$inside exec "$chroot" "$0" "$@"'
+    )
+    said = config["config"]
+    # As in `Machine.variables`.
+    variables = {
+        **dict(variable.split("=", 1) for variable in said["Env"]),
+        "HOST": "127.0.0.1",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "fork",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+    path = os.environ.get("PATH", "/usr/bin:/bin")
+    unshare, bash = (shutil.which(tool) or tool for tool in ("unshare", "bash"))
+    start = [unshare, "--mount", bash, "-euc", enter, str(root), path, *said["Entrypoint"]]
+    for role, status in (("doctor", 0), ("no-role", 2)):
+        done = subprocess.run(
+            [*start, role],
+            env=variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        if done.returncode != status:
+            raise Difference(
+                f"role {role} ended with {done.returncode}, not {status}:\n{done.stdout[-3000:]}"
+            )
+    answers = same_answers(machine, "image", [*start, *said["Cmd"]], variables)
+    return f"{layers} layers, {size / 1e9:.2f} GB; doctor; {answers}"
+
+
 @dataclass(frozen=True)
 class Step:
     """What is run by its name; long ones run when they are asked for."""
@@ -570,6 +657,7 @@ STEPS = {
     "demo-model": Step(demo_model),
     "ptxas": Step(assembler),
     "serve": Step(serve),
+    "image": Step(image, long=True),
     "nvfp4": Step(tests("tests/unit/nvfp4")),
     "memory": Step(tests("tests/unit/machine")),
     "kernels": Step(kernels("hardware"), long=True),

@@ -6,12 +6,15 @@ QEMU and half an hour or more.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import ModuleType
 
@@ -276,3 +279,43 @@ def test_results_that_cannot_be_written_in_the_end_are_one_line(
     said = capsys.readouterr()
     assert "--json: /dev/full cannot be written" in said.err
     assert "| quick | passed |" in said.out
+
+
+def archive(folder: Path, architecture: str, spoil: bool = False) -> Path:
+    """An image of two layers with a file each; `spoil`: the second one is not what the configuration says."""
+    layers = {}
+    for name in ("one", "two"):
+        file = io.BytesIO()
+        with tarfile.open(fileobj=file, mode="w") as layer:
+            member = tarfile.TarInfo(f"folder/{name}")
+            member.size = len(name)
+            layer.addfile(member, io.BytesIO(name.encode()))
+        layers[f"{name}/layer.tar"] = file.getvalue()
+    hashes = [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in layers.values()]
+    if spoil:
+        hashes[1] = hashes[0]
+    config = {"architecture": architecture, "config": {}, "rootfs": {"diff_ids": hashes}}
+    manifest = [{"Config": "config.json", "Layers": list(layers)}]
+    texts = {"config.json": config, "manifest.json": manifest}
+    files = layers | {name: json.dumps(text).encode() for name, text in texts.items()}
+    with tarfile.open(folder / "image.tar", "w") as image:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            image.addfile(member, io.BytesIO(content))
+    return folder / "image.tar"
+
+
+def test_an_image_is_unpacked_layer_by_layer(steps: ModuleType, tmp_path: Path) -> None:
+    config, layers, size = steps.unpacked(archive(tmp_path, "arm64"), tmp_path / "root")
+    assert (config["architecture"], layers) == ("arm64", 2)
+    assert size == 2 * tarfile.RECORDSIZE
+    assert [(tmp_path / "root/folder" / name).read_text() for name in ("one", "two")] == ["one", "two"]
+
+
+@pytest.mark.parametrize(("architecture", "spoil"), [("amd64", False), ("arm64", True)])
+def test_an_image_for_another_machine_or_of_other_layers_is_a_difference(
+    steps: ModuleType, tmp_path: Path, architecture: str, spoil: bool
+) -> None:
+    with pytest.raises(steps.Difference, match="is for amd64" if not spoil else "two/layer.tar has the hash"):
+        steps.unpacked(archive(tmp_path, architecture, spoil), tmp_path / "root")
