@@ -25,6 +25,8 @@ PROMPTS, PROMPT, TOKENS = 3, 160, 24
 """How many prompts, and tokens of each prompt and of each completion."""
 SAMPLES, SAMPLED = 600, 3
 RARE = "qxz"
+LIMIT = 1500
+"""Seconds for all engines that a file of tests starts; ten minutes where a processor has no BF16."""
 
 ENGINES: dict[str, dict[str, Any]] = {
     **{f"mtp {count}": {"num_speculative_tokens": count} for count in (1, 2, 3, 4)},

@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 from reference.engines import on_path
+from speculative_requests import LIMIT
 
 from gb10_lab.speculative.equality import NEAR_TIE
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
+
+pytestmark = pytest.mark.timeout(LIMIT + 60)
 
 DRAFTS = [1, 3]
 PROMPTS, TOKENS, SAMPLES = 8, 32, 1000
@@ -39,7 +42,7 @@ def figures(
     command += ["--draft", *map(str, DRAFTS), "--draft-vocabulary", "full", "1/8"]
     command += ["--prompts", str(PROMPTS), "--tokens", str(TOKENS), "--timed", "1", "--concurrency", "32"]
     command += ["--samples", str(SAMPLES), "--out", str(out)]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert max(len(line) for line in done.stdout.split("\n")) <= 80
     assert (out / "speculative.txt").read_text().split("\n")[:3] == done.stdout.split("\n")[:3]
@@ -167,7 +170,7 @@ def answer(
     arguments = map(str, (demo_model, held_out, draft_ids, shuffled, SAMPLES))
     command = [sys.executable, "-c", ENGINES, *arguments]
     done = subprocess.run(
-        command, env=on_path(variables), capture_output=True, text=True, timeout=600, check=False
+        command, env=on_path(variables), capture_output=True, text=True, timeout=LIMIT, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     answer: dict[str, Any] = json.loads(done.stdout.rstrip().split("\n")[-1])

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 from reference.engines import on_path
-from speculative_requests import ALONE, ENGINES, ONE_TOKEN, REFUSED, SAMPLED_ALIKE, kinds
+from speculative_requests import ALONE, ENGINES, LIMIT, ONE_TOKEN, REFUSED, SAMPLED_ALIKE, kinds
 
 from gb10_lab.speculative.distribution import THRESHOLD
 from gb10_lab.speculative.equality import NEAR_TIE
 
 pytest.importorskip("vllm", reason="vLLM is not installed")
+
+pytestmark = pytest.mark.timeout(LIMIT + 60)
 
 PROGRAM = Path(__file__).with_name("speculative_requests.py")
 LARGEST = 0.2
@@ -28,7 +30,7 @@ def answer(
     file = tmp_path_factory.mktemp("requests") / "answer.json"
     command = [sys.executable, str(PROGRAM), str(demo_model), str(held_out), str(file)]
     done = subprocess.run(
-        command, env=on_path(variables), capture_output=True, text=True, timeout=600, check=False
+        command, env=on_path(variables), capture_output=True, text=True, timeout=LIMIT, check=False
     )
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
     found: dict[str, Any] = json.loads(file.read_text())
