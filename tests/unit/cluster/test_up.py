@@ -52,6 +52,8 @@ class Up:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                # What runs these tests in the background may ignore it.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     @property
