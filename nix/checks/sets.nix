@@ -44,6 +44,7 @@ rec {
       "__main__.py"
       "cli.py"
       "cluster"
+      "recipes"
       "routing"
       "serve"
     ];

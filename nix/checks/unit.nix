@@ -28,6 +28,7 @@ in
       "nvfp4"
     ]
   );
+  unit-recipes = unit "recipes" (sets.serve ++ [ ../../docs/recipes.md ]);
   unit-routing = unit "routing" (
     sets.plugin
     ++ sets.gb10 [
