@@ -70,7 +70,13 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(argv) == 0
         printed = capsys.readouterr()
         listed = printed.out.partition("Commands:")[2].splitlines()
-        assert [line.split()[0] for line in listed if line] == ["serve", "cluster", "routing", "sparse24"]
+        assert [line.split()[0] for line in listed if line] == [
+            "serve",
+            "cluster",
+            "recipes",
+            "routing",
+            "sparse24",
+        ]
         assert printed.err == ""
 
 

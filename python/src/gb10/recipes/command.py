@@ -17,20 +17,6 @@ from gb10.recipes import choice, find
 from gb10.recipes.recipe import Machine, Recipe
 from gb10.units import text_size
 
-_ABOUT = "What is known to be good for a model on a Spark. `gb10 serve --recipe NAME` serves one."
-_HERE = f"{__name__}:"
-_COMMANDS = {
-    "list": Command(_HERE + "list_all", "Print all recipes as a table; the same as `gb10 recipes` alone."),
-    "show": Command(_HERE + "show", "Print what a recipe says, and the command for each machine."),
-    "check": Command(_HERE + "check", "Ask the installed vLLM, and do the arithmetic, for each recipe."),
-    "import": Command(_HERE + "take_over", "Print a recipe of NVIDIA's or eugr's as one of gb10's."),
-}
-
-
-def run(argv: Sequence[str]) -> int:
-    """``gb10 recipes``."""
-    return arguments.run("gb10 recipes", _ABOUT, _COMMANDS, [*argv] or ["list"])
-
 
 def _nodes(machine: Machine) -> str:
     return f"{machine.nodes} x {machine.memory}" if machine.nodes > 1 else str(machine.memory)
@@ -142,3 +128,22 @@ def take_over(
     for line in made.left:
         print(f"not carried over: {line}", file=sys.stderr)
     return 0
+
+
+_ABOUT = "What is known to be good for a model on a Spark. `gb10 serve --recipe NAME` serves one."
+_HERE = f"{__name__}:"
+_COMMANDS = {
+    "list": Command(
+        _HERE + list_all.__name__, "Print all recipes as a table; the same as `gb10 recipes` alone."
+    ),
+    "show": Command(_HERE + show.__name__, "Print what a recipe says, and the command for each machine."),
+    "check": Command(
+        _HERE + check.__name__, "Ask the installed vLLM, and do the arithmetic, for each recipe."
+    ),
+    "import": Command(_HERE + take_over.__name__, "Print a recipe of NVIDIA's or eugr's as one of gb10's."),
+}
+
+
+def run(argv: Sequence[str]) -> int:
+    """``gb10 recipes``."""
+    return arguments.run("gb10 recipes", _ABOUT, _COMMANDS, [*argv] or ["list"])

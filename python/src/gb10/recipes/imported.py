@@ -4,6 +4,7 @@ Both hold a shell's ``vllm serve`` line. What of them cannot be carried over is 
 """
 
 import json
+import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -125,6 +126,15 @@ def _value(texts: list[str]) -> Any:
     return made[0] if len(made) == 1 else made
 
 
+def _in_toml(value: Any) -> bool:
+    """Whether TOML has such a value: it has no null, and its numbers of JSON are finite."""
+    if isinstance(value, dict):
+        return all(map(_in_toml, value.values()))
+    if isinstance(value, list):
+        return all(map(_in_toml, value))
+    return value is not None and (not isinstance(value, float) or math.isfinite(value))
+
+
 def _options(words: list[str], left: list[str]) -> dict[str, Any]:
     """The options of a ``vllm serve`` line; what a recipe does without goes to ``left``."""
     found: dict[str, Any] = {}
@@ -132,6 +142,7 @@ def _options(words: list[str], left: list[str]) -> dict[str, Any]:
         first, *values = group
         plain, equals, value = with_dashes(first).partition("=")
         values = [value, *values] if equals else values
+        values = [first[2:]] if re.fullmatch(r"-O\d+", first) else values
         name = option_name(first) or plain
         shown = " ".join([plain, *values])
         head, dot, inner = plain.partition(".")
@@ -140,6 +151,8 @@ def _options(words: list[str], left: list[str]) -> dict[str, Any]:
             left.append(f"{shown}: {_OURS[name]}")
         elif key in NOT_HERE:
             left.append(f"{shown}: {NOT_HERE[key]}")
+        elif not _in_toml(_value(values)):
+            left.append(f"{shown}: TOML has no such value (null)")
         elif not name.startswith("--"):
             left.append(f"{shown}: gb10 does not know the short form {first}; write the long one")
         elif dot:
