@@ -96,7 +96,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["sevre"], "no command named 'sevre'; the commands are: serve, cluster, routing, sparse24"),
+        (["sevre"], "no command named 'sevre'; the commands are: serve, cluster, recipes, routing, sparse24"),
         (["--nonsense"], "No such option: --nonsense (see: gb10 --help)"),
         (["routing", "--xyzzy"], "No such option: --xyzzy (see: gb10 routing --help)"),
         (

@@ -192,8 +192,7 @@ class Settings:
         "--recipe",
         "GB10_RECIPE",
         shown="none",
-        help="what is known to be good for a model on a Spark: a name of `gb10 recipes`, or a file "
-        "([recipes.md](recipes.md))",
+        help="what is known to be good for a model on a Spark: a name, or a file ([recipes.md](recipes.md))",
     )
     port: int = setting("--port", "PORT", PORT, 8000, help="port to listen on")
     host: str = setting(
