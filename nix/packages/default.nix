@@ -24,6 +24,7 @@
     kernels
     kernels-sparse24
     quality
+    recipes
     sbom
     sbom-cpu
     serve
