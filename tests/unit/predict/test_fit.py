@@ -109,7 +109,7 @@ def test_every_engine_that_is_fitted_is_shipped() -> None:
 
 
 def numbers(text: str) -> str:
-    """A table without the last digit of its percents and rates, which another processor may round otherwise."""
+    """A table without the last digit of percents and rates, which another processor may round otherwise."""
     return re.sub(r"(\d+\.\d)\d*", r"\1", re.sub(r"\d\.\d%", "%", text))
 
 
