@@ -39,7 +39,7 @@ class Part:
     Attributes:
         name: The module's name in the checkpoint.
         component: One of `WEIGHTS` or `APART`.
-        format: How its weights are stored: nvfp4, fp8, mxfp4, ... (a word of `gb10.checkpoint.formats.Format`),
+        format: How its weights are stored: nvfp4, fp8, mxfp4, ... (words of `checkpoint.formats.Format`),
             or bf16, f16, f32.
         size: Bytes on the GPU, once loaded as they are.
         tensors: How many tensors it has.
