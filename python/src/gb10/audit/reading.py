@@ -39,7 +39,7 @@ _SIXTEEN = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
 
 
 def target(formats: Formats, dense: str = words.KEEP, head: str = words.KEEP) -> routing.Target:
-    """A DGX Spark that serves such a checkpoint with our engine and these values of ``--dense``, ``--head``."""
+    """A DGX Spark that serves such a checkpoint with our engine and these ``--dense`` and ``--head``."""
     return routing.Target(
         GB10,
         kv_cache=formats.kv_cache,
@@ -56,13 +56,13 @@ def _component(name: str, leaf: str, module: Module) -> str:
     if module.draft:
         return words.DRAFT
     parts = name.split(".")
+    if "norm" in parts[-1] and (len(parts) < 4 or parts[-2].isdigit()) and module.role != modules.TOWER:
+        return words.NORMS
     if module.role == modules.GDN:
         return words.GDN_IN if parts[-1].startswith("in_proj") else words.GDN
     if module.role == modules.MLP:
         if "mixer" in parts and (_RECURRENT & {leaf, parts[-1]}):
             return words.GDN
-        if "norm" in parts[-1]:
-            return words.NORMS
     return _COMPONENTS[module.role]
 
 

@@ -54,7 +54,8 @@ def layer_state(checkpoint: Checkpoint, dtype: str) -> int | None:
         )
         with suppress(AttributeError):
             # It sets the state's type, and more that is not here.
-            MODELS_CONFIG_MAP[name].verify_and_update_config(config) if name in MODELS_CONFIG_MAP else None
+            if name in MODELS_CONFIG_MAP:
+                MODELS_CONFIG_MAP[name].verify_and_update_config(config)
         try:
             shapes = model.get_mamba_state_shape_from_config(config)
             dtypes = model.get_mamba_state_dtype_from_config(config)
