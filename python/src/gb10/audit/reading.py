@@ -60,9 +60,8 @@ def _component(name: str, leaf: str, module: Module) -> str:
         return words.NORMS
     if module.role == modules.GDN:
         return words.GDN_IN if parts[-1].startswith("in_proj") else words.GDN
-    if module.role == modules.MLP:
-        if "mixer" in parts and (_RECURRENT & {leaf, parts[-1]}):
-            return words.GDN
+    if module.role == modules.MLP and "mixer" in parts and _RECURRENT & {leaf, parts[-1]}:
+        return words.GDN
     return _COMPONENTS[module.role]
 
 

@@ -4,6 +4,7 @@ The figures of `gb10.checkpoint.size` are for the budget and take FP32, which is
 the states of Qwen3-Next in the model's type, and those of Qwen3.5 as its config says.
 """
 
+import math
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
@@ -61,4 +62,5 @@ def layer_state(checkpoint: Checkpoint, dtype: str) -> int | None:
             dtypes = model.get_mamba_state_dtype_from_config(config)
         except AttributeError:
             return None
-    return sum(torch.Size(shape).numel() * kind.itemsize for shape, kind in zip(shapes, dtypes, strict=True))
+    sizes: list[int] = [math.prod(shape) * kind.itemsize for shape, kind in zip(shapes, dtypes, strict=True)]
+    return sum(sizes)
