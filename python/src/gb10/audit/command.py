@@ -104,9 +104,7 @@ def run(
     formats.check(checkpoint.name)
     read = read_model(checkpoint, formats)
     if read.context is not None and context > read.context:
-        raise UserError(
-            f"--context {context} is more than the {read.context} tokens of {read.name}; give less"
-        )
+        raise UserError(f"--context {context}: {read.name} takes at most {read.context} tokens; give less")
     audit = Audit(read, context, speed, fits(read, checkpoint, formats, machines))
     print(json.dumps(as_json(audit), indent=2) if json_ else "\n".join(lines(audit)))
     if plot is not None:

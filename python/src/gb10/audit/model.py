@@ -76,7 +76,7 @@ class Model:
     """What is known of a model.
 
     Attributes:
-        name: What the user calls it.
+        name: The folder's name, or that on the hub.
         architecture: The class that its config names.
         method: vLLM's name for its quantisation, "" for none.
         parts: Its modules, in the order of the files.

@@ -41,9 +41,7 @@ def check(file: Path) -> None:
     if file.suffix != ".svg":
         raise UserError(f"--plot {file} is not named .svg")
     if importlib.util.find_spec("matplotlib") is None:
-        raise UserError(
-            "--plot needs matplotlib, which `nix run .#audit` has; install it, or leave out --plot"
-        )
+        raise UserError("--plot needs matplotlib, which `nix run .#audit` has; use that, or leave it out")
 
 
 def draw(audit: Audit, file: Path) -> None:
@@ -73,7 +71,7 @@ def draw(audit: Audit, file: Path) -> None:
         axes.invert_yaxis()
         axes.set_xlim(0, read[0].step / 1e9 * 1.16)
         axes.set_xlabel(
-            f"GB a decoded token, batch 1, {audit.context} tokens of context; at {audit.bandwidth / 1e9:g} GB/s"
+            f"GB a token, batch 1, {audit.context} tokens of context; tok/s at {audit.bandwidth / 1e9:g} GB/s"
         )
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_title(audit.model.name, loc="left", fontsize=10)

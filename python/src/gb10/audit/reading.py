@@ -172,7 +172,7 @@ def read_model(checkpoint: Checkpoint, formats: Formats) -> Model:
     top = next((n for key in read if isinstance(n := checkpoint.text.get(key), int) and n > 0), 0)
     experts = checkpoint.experts or 0
     return Model(
-        checkpoint.name,
+        checkpoint.label,
         str(checkpoint.config["architectures"][0]),
         formats.method,
         parts,

@@ -146,7 +146,7 @@ def _choices(audit: Audit) -> list[str]:
         for head in FORMS:
             read = audit.traffic(dense, head)
             seconds = read.floor(audit.bandwidth)
-            cells.append(f"{read.weights / 1e9:.3f} GB {seconds * 1e3:5.1f} ms {1 / seconds:5.1f}/s")
+            cells.append(f"{read.weights / 1e9:.3f} GB {1 / seconds:6.1f}/s")
         rows.append([dense, *cells])
     return _table(("--dense", *(f"--head {head}" for head in FORMS)), rows)
 
@@ -183,8 +183,8 @@ def lines(audit: Audit) -> list[str]:
         "",
         *_apart(audit),
         *([""] if any(model.of(name) for name in APART) else []),
-        "what --dense and --head of `gb10 serve` make of it: GB of weights a token; with",
-        f"states and {audit.context} tokens of KV at {audit.bandwidth / 1e9:g} GB/s at least ms, at most tokens/s",
+        "--dense and --head of `gb10 serve`: GB of weights a token; and, states and KV",
+        f"with them, at most that many tokens/s at {audit.bandwidth / 1e9:g} GB/s",
         "",
         *_choices(audit),
         "",
@@ -197,18 +197,17 @@ def lines(audit: Audit) -> list[str]:
 def as_json(audit: Audit) -> dict[str, Any]:
     """The audit for programs. All sizes are bytes, times seconds."""
     model, read = audit.model, audit.traffic()
-    components = []
-    for name in (*WEIGHTS, *APART):
-        if parts := model.of(name):
-            components.append(
-                {
-                    "component": name,
-                    "stored": sum(part.size for part in parts),
-                    "read": read.parts.get(name, 0),
-                    "tensors": sum(part.tensors for part in parts),
-                    "formats": formats(parts),
-                }
-            )
+    components = [
+        {
+            "component": name,
+            "stored": sum(part.size for part in parts),
+            "read": read.parts.get(name, 0),
+            "tensors": sum(part.tensors for part in parts),
+            "formats": formats(parts),
+        }
+        for name in (*WEIGHTS, *APART)
+        if (parts := model.of(name))
+    ]
     choices = []
     for dense in FORMS:
         for head in FORMS:
