@@ -310,7 +310,19 @@ QWEN3_6 = "nvidia/Qwen3.6-35B-A3B-NVFP4"
 
 PUBLISHED = {
     QWEN3_NEXT: Published(_QWEN3_NEXT, tuple(_qwen3_next())),
-    QWEN3_6: Published(_QWEN3_6, tuple(_qwen3_6())),
+    # Its wish for an FP8 cache stands in the side file alone.
+    QWEN3_6: Published(
+        _QWEN3_6,
+        tuple(_qwen3_6()),
+        {
+            "producer": {"name": "modelopt"},
+            "quantization": {
+                "quant_algo": "MIXED_PRECISION",
+                "kv_cache_quant_algo": "FP8",
+                "quantized_layers": _mixed(),
+            },
+        },
+    ),
 }
 
 
@@ -319,7 +331,7 @@ def size(spec: Spec) -> int:
     return math.prod(spec[2]) * _BYTES[spec[1]]
 
 
-def header(specs: "list[Spec]") -> tuple[bytes, int]:
+def header(specs: list[Spec]) -> tuple[bytes, int]:
     """The first bytes of a safetensors file, and how long the whole file would be."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
