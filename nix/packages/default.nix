@@ -10,6 +10,7 @@
 
 {
   inherit (pkgs.gb10)
+    audit
     cluster
     cpu-env
     cuda-12x-env
