@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU by a part of its name. ``rate``: bytes a second that a kernel that only reads gets of its memory."""
+    """A GPU by a part of its name. ``rate``: bytes a second that a kernel gets which only reads."""
 
     name: str
     rate: float
@@ -19,7 +19,9 @@ DEVICES = (
         "least of four: 228 (omnigeeker/GB10-Engine README), 231 to 234 (antirez/ds4 #773), 233.6 (DGPP), "
         "238 (sf-stav/veloGB10 README); NVIDIA names 273",
     ),
-    Device("H200", 4.26e12, "lab/results/2026-11-22-h200.json: this kernel, on an H200; NVIDIA names 4.8 TB/s"),
+    Device(
+        "H200", 4.26e12, "lab/results/2026-11-22-h200.json: this kernel, on an H200; NVIDIA names 4.8 TB/s"
+    ),
 )
 """The first that fits counts. Others are measured and not judged."""
 

@@ -6,7 +6,7 @@ Sizes are bytes, clocks MHz, speeds of links Mbit/s. None means that nobody coul
 from pydantic import BaseModel, ConfigDict
 
 SCHEMA = 1
-"""Of a record and of ``--json``: raised when a field changes its meaning or goes. New fields do not raise it."""
+"""Of a record and of ``--json``: raised when a field goes or changes its meaning, not for a new one."""
 
 
 class Part(BaseModel):
@@ -145,6 +145,8 @@ class Port(Part):
 
     number: int
     problem: str | None = None
+    ours: bool = False
+    """Whether a `gb10 serve` of this user listens there."""
 
 
 class Interface(Part):

@@ -13,8 +13,15 @@ from gb10.errors import UserError
 _ROOT = Path("/")
 
 
-def gather(environ: Mapping[str, str] = os.environ, root: Path = _ROOT, *, quick: bool = False) -> Facts:
-    """The facts of this machine. ``quick`` runs no kernel and reads no memory.
+def gather(
+    environ: Mapping[str, str] = os.environ,
+    root: Path = _ROOT,
+    *,
+    quick: bool = False,
+    port: int | None = None,
+) -> Facts:
+    """The facts of this machine. ``quick`` runs no kernel and reads no memory; ``port`` is the
+    one that shall be free, None for a server's own.
 
     ``root`` is a folder in place of /, for what is asked of dev, proc and sys there.
     """
@@ -50,7 +57,7 @@ def gather(environ: Mapping[str, str] = os.environ, root: Path = _ROOT, *, quick
         memory=memory,
         cpu=host.cpu(root),
         folders=folders.folders(environ),
-        ports=(links.port(live.host(environ), live.port(environ)),),
+        ports=(links.port(live.host(environ), port or live.port(environ)),),
         network=network,
         settings=live.settings(environ),
         e2m1=e2m1,

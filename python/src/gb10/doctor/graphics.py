@@ -22,7 +22,7 @@ from gb10.serve import isolation
 Answer = TypeVar("Answer", bound=BaseModel)
 
 PATIENCE = 60.0
-"""Seconds for a question. A first look at the GPU after the start can take some, importing torch some more."""
+"""Seconds for a question. A first look at the GPU can take some, importing torch some more."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import resource
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped, unused-ignore]
 
 from gb10.doctor.facts import Cpu, Memory, System
 from gb10.machine import gauges, memory

@@ -119,11 +119,12 @@ def look(capability: Capability) -> E2m1:
         live: str | None = _route(targets, capability) if target else "software"
     except (UserError, OSError, ValueError):
         targets, live = frozenset(), None
-    found = {"targets": tuple(sorted(targets)), "live": live}
+    found = E2m1(targets=tuple(sorted(targets)), live=live)
     if target is None:
-        return E2m1(**found)
+        return found
     pairs = inputs()
     said = _run(pairs, target)
     if isinstance(said, str):
-        return E2m1(refused=said, **found)
-    return E2m1(checked=len(pairs), wrong=int((said != software(pairs)).sum()), **found)
+        return found.model_copy(update={"refused": said})
+    wrong = int((said != software(pairs)).sum())
+    return found.model_copy(update={"checked": len(pairs), "wrong": wrong})

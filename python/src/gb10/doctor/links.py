@@ -1,7 +1,10 @@
 """What connects this machine with others: `gb10.cluster` asks for it, over ssh or here."""
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
+
+import psutil  # type: ignore[import-untyped, unused-ignore]
 
 from gb10.cluster import facts as cluster
 from gb10.cluster.shell import Local
@@ -29,10 +32,19 @@ def network(root: Path, environ: Mapping[str, str], host: Local | None = None) -
     )
 
 
+def _ours(number: int) -> bool:
+    """Whether a process of `gb10 serve` listens on a port; of other users' processes nobody knows it."""
+    with contextlib.suppress(psutil.Error, OSError):
+        for one in psutil.net_connections("tcp"):
+            if one.status == psutil.CONN_LISTEN and one.laddr.port == number and one.pid:
+                return any("gb10.serve" in word for word in psutil.Process(one.pid).cmdline())
+    return False
+
+
 def port(host: str, number: int) -> Port:
     """Whether a server could listen there; it is tried and given back."""
     try:
         listen.claim(host, number).close()
     except UserError as error:
-        return Port(number=number, problem=str(error))
+        return Port(number=number, problem=str(error), ours=_ours(number))
     return Port(number=number)

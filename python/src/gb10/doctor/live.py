@@ -18,11 +18,13 @@ def servers(environ: Mapping[str, str]) -> tuple[Server, ...]:
     for path in running_logs(environment.log_folder(environ)):
         with path.open(errors="replace") as lines:
             said = routing.report(routing.told(lines))
+        # The log of one that still starts does not have all that runs. The canary comes last.
+        differences = said.differences if said.canary is not None else ()
         found.append(
             Server(
                 engine=said.engine,
                 ran=tuple(one.words for one in said.ran),
-                differences=tuple(said.differences),
+                differences=tuple(differences),
                 failed=said.self_test["failed"] if said.self_test else 0,
                 unhealthy=said.unhealthy,
             )
@@ -41,8 +43,8 @@ def _troubles(environ: Mapping[str, str]) -> Iterator[str]:
             yield str(error).removeprefix("environment: ")
     if "://" in (value := kept.get("PORT", "")):
         yield (
-            f"PORT is {value}, as Kubernetes sets it for a service called port; set enableServiceLinks: false "
-            "in the pod, or rename the service"
+            f"PORT is {value}, as Kubernetes sets it for a service called port; set "
+            "enableServiceLinks: false in the pod, or rename the service"
         )
 
 

@@ -24,7 +24,7 @@ _SM, _CORE = 1, 0
 
 @dataclass(frozen=True)
 class State:
-    """Of one GPU, now. Clocks in MHz, power in watt, temperature in degrees Celsius; None: it does not say."""
+    """Of one GPU, now. Clocks in MHz, power in watt, temperature in degrees Celsius; None: not known."""
 
     clock: int | None = None
     clock_most: int | None = None

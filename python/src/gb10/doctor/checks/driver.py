@@ -55,7 +55,9 @@ def _answer(driver: Driver, gpus: int) -> list[Finding]:
     """What CUDA says."""
     versions = {version for version in (driver.module, driver.version) if version}
     if len(versions) > 1 or _MISMATCH in (driver.management or "").lower():
-        seen = f" ({driver.module} is loaded, the libraries are {driver.version})" if len(versions) > 1 else ""
+        seen = (
+            f" ({driver.module} is loaded, the libraries are {driver.version})" if len(versions) > 1 else ""
+        )
         return [
             stops(
                 "driver-mismatch",

@@ -33,7 +33,7 @@ def _unwritable(folder: Folder) -> Finding:
         mend = f"free some space there, or export {variable}=FOLDER" if variable else "free some space there"
     else:
         mend = f"sudo chown -R $USER {folder.path}"
-    # Without models, caches and logs a server starts: what is in the folder can be read, the rest goes elsewhere.
+    # A server starts without: what is in the folder can be read, the rest goes elsewhere.
     make = stops if folder.role in (TEMPORARY, SHARED) else warning
     return make(f"{folder.role.replace(' ', '-')}-unwritable", what, mend)
 

@@ -144,9 +144,9 @@ def check_speed(facts: Facts) -> list[Finding]:
         found.append(
             warning(
                 "e2m1-software",
-                "our kernels convert to E2M1 in software, and this GPU has an instruction for it: they were "
-                f"built for {', '.join(probe.targets)}",
-                "take the kernels of `nix build .#kernels`, which are for sm_120f: export GB10_KERNELS=RESULT",
+                "our kernels convert to E2M1 in software, and this GPU has an instruction for it: they "
+                f"were built for {', '.join(probe.targets)}",
+                "nix build .#kernels makes them for sm_120f: export GB10_KERNELS=./result",
             )
         )
     return found

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from gb10.doctor.facts import Facts, Network
+from gb10.doctor.facts import Facts, Network, Port
 from gb10.doctor.findings import Finding, stops, warning
 
 MTU, SPEED = 9000, 100_000
@@ -18,15 +18,17 @@ def check_ports(facts: Facts) -> list[Finding]:
             f"ss -ltnp 'sport = :{port.number}' names who listens; or --port N",
         )
         for port in facts.ports
-        if port.problem and not facts.servers
+        if port.problem and not port.ours
     ]
+
+
+def _taken(port: Port) -> str:
+    return "a server's of yours" if port.ours else "taken" if port.problem else "free"
 
 
 def says_ports(facts: Facts) -> str:
     """One line."""
-    return ", ".join(
-        f"{port.number} is {'taken' if port.problem else 'free'}" for port in facts.ports
-    ) or "none was asked for"
+    return ", ".join(f"{port.number} is {_taken(port)}" for port in facts.ports) or "none was asked for"
 
 
 def _names(text: str) -> list[str]:

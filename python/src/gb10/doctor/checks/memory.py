@@ -29,7 +29,7 @@ def _room(memory: Memory, unified: bool, serving: bool) -> Iterator[Finding]:
             f"needs {text_size(LEAST)} beside its model",
             "end what has it: ps -eo rss,comm --sort=-rss | head"
             if machine
-            else "raise the limit: --memory (podman, docker), resources.limits.memory (Kubernetes), MemoryMax=",
+            else "raise the limit: --memory (podman, docker), limits.memory (Kubernetes), MemoryMax=",
         )
     elif unified and not machine and memory.limit_total < _HALF * memory.total:
         yield warning(
@@ -51,7 +51,7 @@ def _unified(memory: Memory, *, contained: bool) -> Iterator[Finding]:
     if memory.swap_used > _SWAPPED:
         yield warning(
             "swap-used",
-            f"{text_size(memory.swap_used)} is swapped out, and with unified memory the host can freeze over it",
+            f"{text_size(memory.swap_used)} is swapped out; with unified memory the host can freeze over it",
             "sudo swapoff -a",
         )
     if not memory.guards and not contained:

@@ -44,7 +44,7 @@ def check_cpu(facts: Facts) -> list[Finding]:
             stops(
                 "no-avx2",
                 "the processor has no AVX2, and vLLM's CPU engine needs it",
-                "in a virtual machine: let it have the host's processor (QEMU: -cpu host); else another machine",
+                "a virtual machine can have it of its host (QEMU: -cpu host); else take another machine",
             )
         ]
     quota = facts.cpu.quota
