@@ -1,0 +1,99 @@
+"""Recorded machines: each has the findings that its report names and no others, and none once it is mended."""
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gb10.cli import main
+from gb10.doctor import report
+from gb10.doctor.checks import AREAS
+from gb10.doctor.facts import Facts
+
+MACHINES = sorted((Path(__file__).parent / "machines").glob("*.json"))
+RECORDS = {path.stem: json.loads(path.read_text()) for path in MACHINES}
+HEALTHY = {name: record for name, record in RECORDS.items() if name.startswith("healthy")}
+FAULTS = {name: record for name, record in RECORDS.items() if name not in HEALTHY}
+
+
+def found(machine: dict[str, Any]) -> list[list[str]]:
+    areas = report.judge(Facts.model_validate_json(json.dumps(machine)))
+    return [[one.check, str(one.severity)] for one in report.findings(areas)]
+
+
+def mended(machine: Any, patch: Any) -> Any:
+    """A merge patch as in RFC 7386."""
+    if not isinstance(patch, dict):
+        return copy.deepcopy(patch)
+    result = dict(machine) if isinstance(machine, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            result.pop(name, None)
+        else:
+            result[name] = mended(result.get(name), value)
+    return result
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(FAULTS) >= 25
+    assert len(HEALTHY) >= 2
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_machine_has_just_the_findings_of_its_report(name: str) -> None:
+    assert found(RECORDS[name]["machine"]) == RECORDS[name]["finds"]
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_healthy_machine_has_none(name: str) -> None:
+    assert HEALTHY[name]["finds"] == []
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_finding_goes_with_the_fault(name: str) -> None:
+    record = FAULTS[name]
+    assert record["finds"] and record["mended"]
+    assert mended(record["machine"], record["mended"]) != record["machine"]
+    assert found(mended(record["machine"], record["mended"])) == []
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_has_a_public_source(name: str) -> None:
+    assert re.fullmatch(r"https://[\w.-]+/\S+", FAULTS[name]["source"])
+    assert len(FAULTS[name]["report"]) > 20
+
+
+def test_every_check_is_found_in_some_machine() -> None:
+    """A check that no record sets off may never do so: all names in the sources are here."""
+    folder = Path(report.__file__).parent / "checks"
+    text = "".join(path.read_text() for path in folder.glob("*.py"))
+    named = set(re.findall(r'(?:stops|warning)\(\s*"([a-z0-9-]+)"', text))
+    seen = {check for record in FAULTS.values() for check, _ in record["finds"]}
+    assert len(named) > 30
+    # Not a Spark's: a user's own limits, and a driver whose files belong to a group.
+    assert named - seen == {"cpu-quota", "driver-denied", "self-test"}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_each_line_is_one_line_and_names_what_mends(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "machine.json"
+    record.write_text(json.dumps(RECORDS[name]["machine"]))
+    status = main(["doctor", "--from", str(record), "--json"])
+    said = json.loads(capsys.readouterr().out)
+    severities = {severity for _, severity in RECORDS[name]["finds"]}
+    assert status == said["exit_status"] == (2 if "stops" in severities else 1 if severities else 0)
+    assert said["verdict"] == ("ok", "warnings", "stops")[status]
+    assert set(said["areas"]) == set(AREAS)
+    for one in said["findings"]:
+        assert all(one[part] and "\n" not in one[part] for part in ("what", "mend"))
+        assert one["mend"] != one["what"]
+    assert all(text and "\n" not in text for text in said["areas"].values())
+    main(["doctor", "--from", str(record)])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith(("warning ", "stops ")) for line in lines) == len(said["findings"])
+    assert "\33" not in "".join(lines)
