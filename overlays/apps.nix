@@ -79,6 +79,7 @@ final: prev: {
     inherit (import ../nix/modules/command.nix { pkgs = final; }) service service-cuda;
     inherit (import ../nix/apps/install-service.nix { pkgs = final; }) install-service install-service-cpu;
     cluster = import ../nix/apps/cluster.nix { pkgs = final; };
+    inherit (import ../nix/apps/doctor.nix { pkgs = final; }) doctor doctor-cpu doctor-cuda;
     lock = import ../nix/apps/lock.nix { pkgs = final; };
     rebuild = import ../nix/apps/rebuild.nix { pkgs = final; };
     formatter = import ../nix/apps/formatter.nix { pkgs = final; };

@@ -20,6 +20,7 @@ in
     ../../python/profiles.toml
     ../../python/src
   ];
+  unit-doctor = unit "doctor" (sets.serve ++ [ ../../nix/image/entry.py ]);
   unit-machine = unit "machine" (sets.base ++ sets.gb10 [ "machine" ]);
   unit-nvfp4 = unit "nvfp4" (
     sets.base

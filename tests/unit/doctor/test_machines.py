@@ -1,4 +1,4 @@
-"""Recorded machines: each has the findings that its report names and no others, and none once it is mended."""
+"""Recorded machines: each has the findings that its report names, no others, and none once mended."""
 
 import copy
 import json

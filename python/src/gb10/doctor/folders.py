@@ -26,8 +26,8 @@ def _places(environ: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
     home = Path(environ.get("HOME") or os.path.expanduser("~"))  # noqa: PTH111 (Path.home() may raise)
     cache = Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
     hub = Path(environ.get("HF_HOME") or cache / "huggingface").expanduser()
-    yield MODELS, Path(environ.get("HF_HUB_CACHE") or hub / "hub").expanduser()
     yield CACHE, cache
+    yield MODELS, Path(environ.get("HF_HUB_CACHE") or hub / "hub").expanduser()
     logs = log_folder(environ)
     if logs is not None:
         yield LOGS, logs
