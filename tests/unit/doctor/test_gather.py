@@ -3,12 +3,13 @@
 import os
 import socket
 import stat
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import Machine
+from made_up_machine import Machine
 
 from gb10.doctor import folders, graphics, live, reading
 from gb10.doctor.checks import driver as driver_checks
@@ -144,8 +145,6 @@ class TestFolders:
         ],
     )
     def test_models_are_where_the_hub_puts_them(self, machine: Machine, variables: dict[str, str]) -> None:
-        import subprocess
-
         asked = "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
         given = machine.environ | variables
         said = subprocess.run(

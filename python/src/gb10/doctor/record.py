@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from gb10.doctor.facts import SCHEMA, Facts
 from gb10.doctor.folders import CACHE, LOGS, MODELS
@@ -38,6 +39,7 @@ def _names() -> list[str]:
 
 
 def _clean(text: str, names: list[str]) -> str:
+    text = text.replace("\0", "")
     home = os.environ.get("HOME", "")
     if len(home) > 1:
         text = text.replace(home, "~")
@@ -94,7 +96,7 @@ def read(path: Path) -> Facts:
         said = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UserError(f"--from {path}: {said}; give a file that `gb10 doctor --record` wrote") from None
     try:
-        found = json.loads(text)
+        found = from_json(text)
         version = found.get("schema_version") if isinstance(found, dict) else None
     except ValueError as error:
         raise UserError(f"--from {path} is no JSON: {error}; give a file of --record") from None
