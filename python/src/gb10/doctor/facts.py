@@ -126,7 +126,7 @@ class Folder(Part):
     """A folder that a server writes to."""
 
     role: str
-    """One of `gb10.doctor.folders.ROLES`."""
+    """What it is for: CACHE and the others of `gb10.doctor.folders`."""
     path: str
     writable: bool
     why: str | None = None

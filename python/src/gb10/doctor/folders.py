@@ -11,14 +11,9 @@ import psutil  # type: ignore[import-untyped, unused-ignore]
 from gb10.doctor.facts import Folder
 from gb10.serve.environment import log_folder
 
-MODELS, CACHE, LOGS, TEMPORARY, SHARED = "models", "cache", "logs", "temporary", "shared memory"
-ROLES = {
-    MODELS: "what the hub gives is kept there",
-    CACHE: "what is compiled is kept there",
-    LOGS: "the logs of `gb10 serve`",
-    TEMPORARY: "sockets, and files that live as long as the server",
-    SHARED: "vLLM's processes talk through it",
-}
+CACHE, MODELS, LOGS, TEMPORARY, SHARED = "cache", "models", "logs", "temporary", "shared memory"
+"""Roles: what is compiled is kept, what the hub gives, logs of `gb10 serve`, files that live as long as a
+server, what vLLM's processes talk through."""
 
 
 def _places(environ: Mapping[str, str]) -> Iterator[tuple[str, Path]]:

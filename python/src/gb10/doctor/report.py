@@ -9,7 +9,7 @@ from typing import Any, TextIO
 import typer
 
 from gb10.doctor.checks import AREAS
-from gb10.doctor.facts import SCHEMA, Facts
+from gb10.doctor.facts import Facts
 from gb10.doctor.findings import Finding, Severity
 
 OK = "ok"
@@ -47,7 +47,7 @@ def as_json(facts: Facts, areas: list[Area]) -> dict[str, Any]:
     """All of it. The names of fields, checks and areas stay, as `gb10.doctor.facts.SCHEMA` says."""
     found = findings(areas)
     return {
-        "schema": SCHEMA,
+        "schema": facts.schema_version,
         "gb10": facts.gb10,
         "verdict": (OK, "warnings", "stops")[status(found)],
         "exit_status": status(found),

@@ -15,10 +15,6 @@ _MISMATCH, _NO_DEVICE, _COMPAT = "mismatch", 100, 803
 _GIVE = "give the container the GPU: --device nvidia.com/gpu=all (podman), --gpus all (docker)"
 
 
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".") if part.isdigit())
-
-
 def _start(driver: Driver, container: bool) -> list[Finding]:
     """Device files and libraries."""
     if not driver.nodes:
