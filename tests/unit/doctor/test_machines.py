@@ -97,3 +97,38 @@ def test_each_line_is_one_line_and_names_what_mends(
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith(("warning ", "stops ")) for line in lines) == len(said["findings"])
     assert "\33" not in "".join(lines)
+
+
+def test_a_dead_variable_is_to_be_unset() -> None:
+    areas = report.judge(Facts.model_validate(RECORDS["dead-variable"]["machine"]))
+    (one,) = report.findings(areas)
+    assert one.mend == "unset VLLM_FLASHINFER_MOE_BACKEND; use --moe-backend NAME or --route nvfp4_moe=NAME"
+
+
+def altered(name: str, **changed: Any) -> list[list[str]]:
+    return found(mended(RECORDS[name]["machine"], changed))
+
+
+def test_what_no_report_was_found_of() -> None:
+    assert altered("healthy-cpu", cpu={"quota": 0.5}) == [["cpu-quota", "warning"]]
+    assert altered("healthy-cpu", cpu={"quota": 1.0}) == []
+    assert altered("healthy-spark", driver={"denied": True}) == [["driver-denied", "stops"]]
+    assert altered("other-kernel", servers=[{"failed": 2}]) == [["self-test", "stops"]]
+
+
+def test_a_machine_with_two_gpus_says_which() -> None:
+    gpu = RECORDS["healthy-h200"]["machine"]["gpus"][0]
+    machine = RECORDS["healthy-h200"]["machine"] | {"gpus": [gpu, gpu | {"power_limit": 300.0}]}
+    (one,) = report.findings(report.judge(Facts.model_validate(machine)))
+    assert "GPU 1 (NVIDIA H200)" in one.what
+
+
+def test_a_server_of_ours_may_have_the_port_and_the_memory() -> None:
+    server = {"engine": "engine gb10"}
+    port = {"number": 8000, "problem": "port 8000 on 127.0.0.1 is in use; choose another", "ours": True}
+    memory = {"available": 20 << 30, "free": 9 << 30, "limit_free": 20 << 30, "cuda": 9 << 30}
+    assert altered("healthy-spark", servers=[server], ports=[port], memory=memory) == []
+    assert altered("healthy-spark", ports=[port | {"ours": False}], memory=memory) == [
+        ["memory-taken", "warning"],
+        ["port-taken", "stops"],
+    ]

@@ -74,7 +74,7 @@ def _disk(folder: Folder) -> Iterator[Finding]:
         )
 
 
-def _folder(folder: Folder, *, gpu: bool) -> Iterator[Finding]:
+def _folder(folder: Folder, facts: Facts) -> Iterator[Finding]:
     name = _NAMES[folder.role]
     if folder.role in (TEMPORARY, SHARED) and not folder.writable:
         yield _unwritable(folder)
@@ -84,7 +84,7 @@ def _folder(folder: Folder, *, gpu: bool) -> Iterator[Finding]:
             f"{folder.path} has {text_size(folder.total)}, and vLLM needs {text_size(SHARED_LEAST)}",
             "start the container with --shm-size=1g (Kubernetes: an emptyDir with medium: Memory there)",
         )
-    if folder.role == MODELS and gpu and folder.writable and _FULL <= folder.free < _MODEL:
+    if folder.role == MODELS and facts.gpu_machine and folder.writable and _FULL <= folder.free < _MODEL:
         yield warning(
             "models-room",
             f"the {name} {folder.path} has {text_size(folder.free)} left, and a model takes up to "
@@ -95,14 +95,16 @@ def _folder(folder: Folder, *, gpu: bool) -> Iterator[Finding]:
         yield stops(
             f"{folder.role}-noexec",
             f"the {name} {folder.path} is mounted noexec, and compiled code is loaded from it",
-            f"sudo mount -o remount,exec {folder.path}, or export {_VARIABLES[folder.role]}=FOLDER",
+            f"start the container with --tmpfs {folder.path}:exec, or a volume there"
+            if facts.system.container
+            else f"sudo mount -o remount,exec {folder.path}, or export {_VARIABLES[folder.role]}=FOLDER",
         )
 
 
 def check(facts: Facts) -> list[Finding]:
     """Each folder."""
     found = [one for folder in _disks(facts.folders) for one in _disk(folder)]
-    return found + [one for folder in facts.folders for one in _folder(folder, gpu=facts.gpu_machine)]
+    return found + [one for folder in facts.folders for one in _folder(folder, facts)]
 
 
 def says(facts: Facts) -> str:

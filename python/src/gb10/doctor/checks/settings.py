@@ -3,13 +3,21 @@
 from gb10.doctor.facts import Cpu, Facts
 from gb10.doctor.findings import Finding, stops, warning
 
+_DEAD = "does nothing any more"
+"""So end the words of `gb10.serve.environment` on a variable that nobody reads."""
+
 
 def check(facts: Facts) -> list[Finding]:
     """What `gb10 serve` would refuse, and a token that the hub would."""
     found = []
     for trouble in facts.settings.troubles:
         what, _, mend = trouble.partition("; ")
-        found.append(stops("variable", what, mend or f"unset {what.partition(' ')[0].partition('=')[0]}"))
+        unset = f"unset {what.partition(' ')[0].partition('=')[0]}"
+        if not mend:
+            mend = unset
+        elif what.endswith(_DEAD):
+            mend = f"{unset}; {mend}"
+        found.append(stops("variable", what, mend))
     if facts.settings.token:
         found.append(
             warning("token", f"HF_TOKEN {facts.settings.token}", "give the token alone: export HF_TOKEN=hf_…")
