@@ -27,7 +27,7 @@ in
   unit-doctor = room {
     name = "unit-doctor";
     tests = [ ../../tests/unit/doctor ];
-    sources = sets.serve;
+    sources = sets.serve ++ [ ../../docs/doctor.md ];
     # What the driver compiles at run time is assembled here.
     variables.GB10_PTXAS = "${pkgs.gb10.cuda-toolkit}/bin/ptxas";
   };

@@ -132,3 +132,14 @@ def test_a_server_of_ours_may_have_the_port_and_the_memory() -> None:
         ["memory-taken", "warning"],
         ["port-taken", "stops"],
     ]
+
+
+def test_the_documentation_names_every_check_record_and_source() -> None:
+    text = (Path(__file__).parents[3] / "docs/doctor.md").read_text()
+    rows = {row.split(" | ")[0].lstrip("| "): row for row in text.splitlines() if row.startswith("| ")}
+    for name, record in FAULTS.items():
+        assert all(check in rows[name] for check, _ in record["finds"])
+        assert record["source"] in rows[name]
+    area = {name: rows[name] for name in AREAS}
+    listed = set(re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)+|variable|token", " ".join(area.values())))
+    assert {check for record in FAULTS.values() for check, _ in record["finds"]} <= listed
