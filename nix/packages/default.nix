@@ -10,12 +10,15 @@
 
 {
   inherit (pkgs.gb10)
+    audit
     cluster
     cpu-env
     cuda-12x-env
     cuda-env
     cuda-toolkit
     demo-model
+    doctor
+    doctor-cuda
     flashinfer
     image
     image-cpu
@@ -23,6 +26,7 @@
     install-service-cpu
     kernels
     kernels-sparse24
+    predict
     quality
     recipes
     sbom

@@ -11,7 +11,6 @@ import ./python-package.nix { inherit pkgs; } {
   src = toSource {
     root = ../../python;
     fileset = unions [
-      # Files that are not Python: the recipes.
       ../../python/MANIFEST.in
       ../../python/pyproject.toml
       ../../python/src

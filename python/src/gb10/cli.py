@@ -10,7 +10,12 @@ COMMANDS = {
     "recipes": Command(
         "gb10.recipes.command:run", "What is known to be good for a model: list, show, check.", passed_on=True
     ),
+    "audit": Command("gb10.audit.command:run", "Print what a decoded token reads of a model, and what fits."),
+    "doctor": Command(
+        "gb10.doctor.command:run", "Say what of this machine stops a server, and what mends it."
+    ),
     "routing": Command("gb10.routing.command:run", "Print what runs where, whose choice it is, and why."),
+    "predict": Command("gb10.predict.command:run", "Predict the tokens a second of a GB10."),
     "sparse24": Command(
         "gb10.sparse24.command:run", "Print what keeping 2 of 4 values would drop of a model."
     ),
