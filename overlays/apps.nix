@@ -84,6 +84,7 @@ final: prev: {
     lock = import ../nix/apps/lock.nix { pkgs = final; };
     predict = import ../nix/apps/predict.nix { pkgs = final; };
     rebuild = import ../nix/apps/rebuild.nix { pkgs = final; };
+    recipes = import ../nix/apps/recipes.nix { pkgs = final; };
     formatter = import ../nix/apps/formatter.nix { pkgs = final; };
   };
 }

@@ -25,6 +25,7 @@ in
   push-cpu = app pkgs.gb10.push-cpu "Send the image for the CPU to a registry, layer by layer";
   quality = app pkgs.gb10.quality "Measure what NVFP4, FP8 and 2:4 cost the testbed model in quality";
   rebuild = app pkgs.gb10.rebuild "Build every derivation of this flake once more and compare";
+  recipes = app pkgs.gb10.recipes "List, show, check and import recipes for serve --recipe";
   serve = app pkgs.gb10.serve "Serve an NVFP4 model with an OpenAI-compatible API";
   serve-cuda = app pkgs.gb10.serve-cuda "Serve an NVFP4 model on NVIDIA GPUs (with NVIDIA's libraries, which are not free)";
   serve-cuda-12x = app pkgs.gb10.serve-cuda-12x "As serve-cuda, with FlashInfer's modules for GPUs of 12.x";

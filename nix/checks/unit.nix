@@ -57,6 +57,7 @@ in
       ../../lab/results/2026-11-27-h200-engine.json
     ]
   );
+  unit-recipes = unit "recipes" (sets.serve ++ [ ../../docs/recipes.md ]);
   unit-routing = unit "routing" (
     sets.plugin
     ++ sets.gb10 [

@@ -28,6 +28,7 @@
     kernels-sparse24
     predict
     quality
+    recipes
     sbom
     sbom-cpu
     serve
