@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gb10.cli import main
-from gb10.doctor import report
+from gb10.doctor import forms, report
 from gb10.doctor.checks import AREAS
 from gb10.doctor.facts import Facts
 
@@ -20,7 +20,7 @@ FAULTS = {name: record for name, record in RECORDS.items() if name not in HEALTH
 
 
 def found(machine: dict[str, Any]) -> list[list[str]]:
-    areas = report.judge(Facts.model_validate_json(json.dumps(machine)))
+    areas = report.judge(forms.read(Facts, machine))
     return [[one.check, str(one.severity)] for one in report.findings(areas)]
 
 
@@ -100,7 +100,7 @@ def test_each_line_is_one_line_and_names_what_mends(
 
 
 def test_a_dead_variable_is_to_be_unset() -> None:
-    areas = report.judge(Facts.model_validate(RECORDS["dead-variable"]["machine"]))
+    areas = report.judge(forms.read(Facts, RECORDS["dead-variable"]["machine"]))
     (one,) = report.findings(areas)
     assert one.mend == "unset VLLM_FLASHINFER_MOE_BACKEND; use --moe-backend NAME or --route nvfp4_moe=NAME"
 
@@ -119,7 +119,7 @@ def test_what_no_report_was_found_of() -> None:
 def test_a_machine_with_two_gpus_says_which() -> None:
     gpu = RECORDS["healthy-h200"]["machine"]["gpus"][0]
     machine = RECORDS["healthy-h200"]["machine"] | {"gpus": [gpu, gpu | {"power_limit": 300.0}]}
-    (one,) = report.findings(report.judge(Facts.model_validate(machine)))
+    (one,) = report.findings(report.judge(forms.read(Facts, machine)))
     assert "GPU 1 (NVIDIA H200)" in one.what
 
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel
-
+from gb10.doctor import forms
 from gb10.doctor.facts import Driver
 from gb10.doctor.folders import denied
 from gb10.doctor.probe import Said
@@ -19,7 +18,7 @@ from gb10.machine import driver as libraries
 from gb10.machine import nvidia
 from gb10.serve import isolation
 
-Answer = TypeVar("Answer", bound=BaseModel)
+Answer = TypeVar("Answer")
 
 PATIENCE = 60.0
 """Seconds for a question. A first look at the GPU can take some, importing torch some more."""
@@ -57,7 +56,7 @@ def ask(question: str, form: type[Answer], environ: Mapping[str, str], limit: fl
         return Silent(f"no answer within {limit:g} s", limit)
     lines = out.splitlines()
     if process.returncode == 0 and lines:
-        return form.model_validate_json(lines[-1])
+        return forms.loads(form, lines[-1])
     said = [line for line in errors.splitlines() if line.strip()]
     return Silent(said[-1].strip() if said else f"its process ended with status {process.returncode}")
 
