@@ -1,6 +1,5 @@
 """The GPU: the driver from its device to CUDA, and what only a running kernel tells."""
 
-import os
 import re
 import subprocess
 import tempfile
@@ -61,8 +60,13 @@ def ask(question: str, form: type[Answer], environ: Mapping[str, str], limit: fl
     return Silent(said[-1].strip() if said else f"its process ended with status {process.returncode}")
 
 
-def _nodes(root: Path) -> list[Path]:
-    return [root / "dev/nvidiactl", *sorted((root / "dev").glob("nvidia[0-9]*"))]
+def _started(root: Path) -> bool:
+    """Whether the driver has made the device files of a GPU that is there."""
+    try:
+        nvidia.wait(0, root)
+    except UserError:
+        return False
+    return nvidia.seen(root) is not None
 
 
 def _module(root: Path) -> str | None:
@@ -84,8 +88,6 @@ def _found(environ: Mapping[str, str], root: Path, private: str) -> tuple[Path |
 
 def look(root: Path, environ: Mapping[str, str], limit: float = PATIENCE) -> tuple[Driver, Said]:
     """The driver and its GPUs. Where there is no sign of a GPU, nothing is asked."""
-    seen = nvidia.seen(root)
-    nodes = _nodes(root)
     with tempfile.TemporaryDirectory(prefix="gb10-doctor-") as private:
         folder, missing = _found(environ, root, private)
         said: Said | Silent = Said()
@@ -95,9 +97,9 @@ def look(root: Path, environ: Mapping[str, str], limit: float = PATIENCE) -> tup
     answer = said if isinstance(said, Said) else Said(error=said.why)
     return (
         Driver(
-            seen=seen,
-            nodes=nodes[0].exists() and len(nodes) > 1,
-            denied=any(map(denied, nodes)),
+            seen=nvidia.seen(root),
+            nodes=_started(root),
+            denied=any(map(denied, [root / "dev/nvidiactl", *(root / "dev").glob("nvidia[0-9]*")])),
             hidden=environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"),
             libcuda=str(real) if real else None,
             missing=missing,
@@ -114,9 +116,10 @@ def look(root: Path, environ: Mapping[str, str], limit: float = PATIENCE) -> tup
 
 
 def variables(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """Variables with which a process finds the driver's libraries there."""
-    rest = environ.get("LD_LIBRARY_PATH", "")
-    return {**environ, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, (str(folder), rest)))}
+    """Variables with which a process finds the driver's libraries there, and none that is built against
+    another glibc than ours: the same as nix/apps/driver-libraries.nix.
+    """
+    return {**environ, "LD_LIBRARY_PATH": str(folder)}
 
 
 def measure(

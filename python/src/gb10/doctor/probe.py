@@ -92,8 +92,11 @@ def main() -> int:
     """Answer; status 3 with a line for what this environment lacks, 4 for what failed."""
     try:
         print(forms.dumps(QUESTIONS[sys.argv[1]]()))
-    except (UserError, ImportError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
+    except ImportError as error:
+        print(f"{error}; nix run .#doctor-cuda has what this needs", file=sys.stderr)
+        return 3
+    except UserError as error:
+        print(error, file=sys.stderr)
         return 3
     except RuntimeError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
