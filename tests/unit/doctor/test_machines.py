@@ -105,6 +105,11 @@ def test_a_dead_variable_is_to_be_unset() -> None:
     assert one.mend == "unset VLLM_FLASHINFER_MOE_BACKEND; use --moe-backend NAME or --route nvfp4_moe=NAME"
 
 
+def test_what_is_to_be_unset_is_named() -> None:
+    areas = report.judge(forms.read(Facts, RECORDS["nvcc-flags"]["machine"]))
+    assert [one.mend for one in report.findings(areas)] == ["unset NVCC_PREPEND_FLAGS"]
+
+
 def altered(name: str, **changed: Any) -> list[list[str]]:
     return found(mended(RECORDS[name]["machine"], changed))
 
