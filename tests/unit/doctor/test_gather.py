@@ -171,7 +171,8 @@ class TestFolders:
 
     def test_one_that_a_server_would_make(self, tmp_path: Path) -> None:
         found = folders.look(CACHE, tmp_path / "not" / "there" / "yet")
-        assert found.writable and not (tmp_path / "not").exists()
+        assert found.writable and not found.exists and not (tmp_path / "not").exists()
+        assert folders.look(CACHE, tmp_path).exists
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
     def test_one_of_another_user(self, tmp_path: Path) -> None:

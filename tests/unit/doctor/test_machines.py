@@ -110,6 +110,20 @@ def test_what_is_to_be_unset_is_named() -> None:
     assert [one.mend for one in report.findings(areas)] == ["unset NVCC_PREPEND_FLAGS"]
 
 
+@pytest.mark.parametrize(
+    ("exists", "mend"),
+    [
+        (True, "sudo chown -R $USER ~/.cache/huggingface/hub"),
+        (False, "export HF_HOME=FOLDER, one of your own"),
+    ],
+)
+def test_a_folder_that_is_not_there_has_no_owner(exists: bool, mend: str) -> None:
+    machine = RECORDS["cache-of-root"]["machine"]
+    changed = [one | {"exists": exists} if not one["writable"] else one for one in machine["folders"]]
+    areas = report.judge(forms.read(Facts, machine | {"folders": changed}))
+    assert [one.mend for one in report.findings(areas)] == [mend]
+
+
 def altered(name: str, **changed: Any) -> list[list[str]]:
     return found(mended(RECORDS[name]["machine"], changed))
 

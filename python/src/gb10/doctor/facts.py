@@ -135,6 +135,8 @@ class Folder:
     total: int = 0
     files: int | None = None
     """Files that can still be made; None where the file system sets no number."""
+    exists: bool = True
+    """False: a server would make it, in the nearest folder above that is there."""
     noexec: bool = False
     kind: str = ""
     """Type of the file system."""
