@@ -142,6 +142,18 @@ def test_a_machine_with_two_gpus_says_which() -> None:
     assert "GPU 1 (NVIDIA H200)" in one.what
 
 
+def test_clocks_that_a_card_came_with_are_nobodys_setting() -> None:
+    gpu = RECORDS["healthy-h200"]["machine"]["gpus"][0]
+    assert altered("healthy-h200", gpus=[gpu | {"name": "Tesla T4", "held": ["application clocks"]}]) == []
+
+
+def test_a_server_of_ours_may_have_the_gpu() -> None:
+    gpu = RECORDS["healthy-h200"]["machine"]["gpus"][0]
+    taken = gpu | {"mode": "exclusive", "processes": 1, "free": 9 << 30}
+    assert altered("healthy-h200", gpus=[taken], servers=[{}]) == []
+    assert altered("healthy-h200", gpus=[taken]) == [["gpu-exclusive", "stops"], ["gpu-taken", "warning"]]
+
+
 def test_a_server_of_ours_may_have_the_port_and_the_memory() -> None:
     server = {"engine": "engine gb10"}
     port = {"number": 8000, "problem": "port 8000 on 127.0.0.1 is in use; choose another", "ours": True}
