@@ -15,6 +15,8 @@ from gb10.audit import model as words
 from gb10.audit.command import _checkpoint, _formats
 from gb10.audit.model import Model, Part, bytes_per_token, draft_bytes
 from gb10.audit.reading import read_model
+from gb10.audit.state import layer_state
+from gb10.checkpoint.folder import Checkpoint
 from gb10.checkpoint.size import CacheShape
 
 pytest.importorskip("vllm.version", reason="vLLM is not installed")
@@ -232,6 +234,30 @@ def test_a_tied_embedding_is_the_head(tmp_path: Path) -> None:
     model = audited(write(tmp_path / "tied", published))
     assert words.EMBEDDING not in model.stored
     assert bytes_per_token(model).weights == sum(map(size, published.tensors))
+
+
+def test_a_state_is_what_vllms_class_of_the_model_says(tmp_path: Path) -> None:
+    """Nemotron-H: the convolution in the model's type, the recurrence in FP32; a plain model has none."""
+    config = {
+        "architectures": ["NemotronHForCausalLM"],
+        "model_type": "nemotron_h",
+        "hidden_size": 256,
+        "num_hidden_layers": 8,
+        "hybrid_override_pattern": "M-M*M-M*",
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 64,
+        "n_groups": 2,
+        "ssm_state_size": 32,
+        "conv_kernel": 4,
+        "vocab_size": VOCABULARY,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    convolution = (8 * 64 + 2 * 2 * 32) * 3 * 2
+    assert layer_state(Checkpoint("m", tmp_path, config), "bfloat16") == convolution + 8 * 64 * 32 * 4
+    assert layer_state(Checkpoint("m", config=QWEN3), "bfloat16") is None
 
 
 MOE = Model(
