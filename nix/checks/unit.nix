@@ -1,5 +1,9 @@
 # tests/unit: a check for each folder.
-{ room, sets, ... }:
+{
+  pkgs,
+  room,
+  sets,
+}:
 
 let
   unit =
@@ -21,12 +25,36 @@ in
     ../../python/profiles.toml
     ../../python/src
   ];
+  unit-doctor = room {
+    name = "unit-doctor";
+    tests = [ ../../tests/unit/doctor ];
+    sources = sets.serve ++ [ ../../docs/doctor.md ];
+    # What the driver compiles at run time is assembled here.
+    variables.GB10_PTXAS = "${pkgs.gb10.cuda-toolkit}/bin/ptxas";
+  };
   unit-machine = unit "machine" (sets.base ++ sets.gb10 [ "machine" ]);
   unit-nvfp4 = unit "nvfp4" (
     sets.base
     ++ sets.gb10 [
       "fp8.py"
       "nvfp4"
+    ]
+  );
+  unit-predict = unit "predict" (
+    sets.base
+    ++ sets.gb10 [
+      "cli.py"
+      "predict"
+    ]
+    ++ sets.lab [
+      "__init__.py"
+      "predict"
+      "py.typed"
+    ]
+    ++ [
+      ../../docs/predict.md
+      ../../docs/predict.svg
+      ../../lab/results/2026-11-27-h200-engine.json
     ]
   );
   unit-routing = unit "routing" (

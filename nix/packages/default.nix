@@ -17,6 +17,8 @@
     cuda-env
     cuda-toolkit
     demo-model
+    doctor
+    doctor-cuda
     flashinfer
     image
     image-cpu
@@ -24,6 +26,7 @@
     install-service-cpu
     kernels
     kernels-sparse24
+    predict
     quality
     sbom
     sbom-cpu
