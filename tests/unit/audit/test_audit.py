@@ -332,6 +332,14 @@ def test_the_plot(
     assert not list(tmp_path.glob("[tf]*r*g"))
 
 
+def test_a_model_of_short_contexts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path / "short", Published(QWEN3 | {"max_position_embeddings": 2048}, qwen3(bf16)))
+    assert cli.main(["audit", str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["context"] == 2048
+    assert [list(fit["sequences"]) for fit in found["fits"]] == [["2048"]] * 2
+
+
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert cli.main(["audit", *arguments]) == 2
     out, err = capsys.readouterr()
