@@ -1,7 +1,7 @@
 """Send requests side by side and time the answers, with the code behind ``vllm bench serve``.
 
 That command cannot be called as it is: its warm-up repeats the first prompt, which is in the prefix cache
-then, its files of prompts need pandas, and each call imports vLLM anew. Its function `benchmark` is.
+then, its files of prompts need pandas, and each call imports vLLM anew. So `benchmark` is.
 """
 
 import asyncio
