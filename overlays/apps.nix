@@ -80,6 +80,7 @@ final: prev: {
     inherit (import ../nix/apps/install-service.nix { pkgs = final; }) install-service install-service-cpu;
     cluster = import ../nix/apps/cluster.nix { pkgs = final; };
     lock = import ../nix/apps/lock.nix { pkgs = final; };
+    predict = import ../nix/apps/predict.nix { pkgs = final; };
     rebuild = import ../nix/apps/rebuild.nix { pkgs = final; };
     formatter = import ../nix/apps/formatter.nix { pkgs = final; };
   };

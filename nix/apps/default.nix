@@ -17,6 +17,7 @@ in
   install-service = app pkgs.gb10.install-service "Install serve-cuda as a service of systemd, or remove it";
   install-service-cpu = app pkgs.gb10.install-service-cpu "Install serve, for the CPU, as a service of systemd, or remove it";
   lock = app pkgs.gb10.lock "Write python/locks/ from python/profiles.toml";
+  predict = app pkgs.gb10.predict "Predict the tokens a second of a model on one GB10, with an error bar";
   push = app pkgs.gb10.push "Send the image to a registry, layer by layer";
   push-cpu = app pkgs.gb10.push-cpu "Send the image for the CPU to a registry, layer by layer";
   quality = app pkgs.gb10.quality "Measure what NVFP4, FP8 and 2:4 cost the testbed model in quality";

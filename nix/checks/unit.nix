@@ -28,6 +28,23 @@ in
       "nvfp4"
     ]
   );
+  unit-predict = unit "predict" (
+    sets.base
+    ++ sets.gb10 [
+      "cli.py"
+      "predict"
+    ]
+    ++ sets.lab [
+      "__init__.py"
+      "predict"
+      "py.typed"
+    ]
+    ++ [
+      ../../docs/predict.md
+      ../../docs/predict.svg
+      ../../lab/results/2026-11-27-h200-engine.json
+    ]
+  );
   unit-routing = unit "routing" (
     sets.plugin
     ++ sets.gb10 [

@@ -23,6 +23,7 @@
     install-service-cpu
     kernels
     kernels-sparse24
+    predict
     quality
     sbom
     sbom-cpu

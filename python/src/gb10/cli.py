@@ -9,6 +9,7 @@ COMMANDS = {
     "cluster": Command("gb10.cluster:run", "Serve one model on several hosts.", passed_on=True),
     "bench": Command("gb10.bench:run", "Measure how fast a server answers, and compare.", passed_on=True),
     "routing": Command("gb10.routing.command:run", "Print what runs where, whose choice it is, and why."),
+    "predict": Command("gb10.predict.command:run", "Predict the tokens a second of a GB10."),
     "sparse24": Command(
         "gb10.sparse24.command:run", "Print what keeping 2 of 4 values would drop of a model."
     ),
