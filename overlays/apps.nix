@@ -78,6 +78,7 @@ final: prev: {
     # What systemd starts, and what tells systemd so.
     inherit (import ../nix/modules/command.nix { pkgs = final; }) service service-cuda;
     inherit (import ../nix/apps/install-service.nix { pkgs = final; }) install-service install-service-cpu;
+    bench = import ../nix/apps/bench.nix { pkgs = final; };
     cluster = import ../nix/apps/cluster.nix { pkgs = final; };
     lock = import ../nix/apps/lock.nix { pkgs = final; };
     predict = import ../nix/apps/predict.nix { pkgs = final; };

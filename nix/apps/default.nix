@@ -13,6 +13,7 @@ let
   };
 in
 {
+  bench = app pkgs.gb10.bench "Measure how fast a server answers, and compare results or two servers";
   cluster = app pkgs.gb10.cluster "Plan, check and run one engine on several hosts, over ssh";
   install-service = app pkgs.gb10.install-service "Install serve-cuda as a service of systemd, or remove it";
   install-service-cpu = app pkgs.gb10.install-service-cpu "Install serve, for the CPU, as a service of systemd, or remove it";

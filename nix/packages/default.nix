@@ -10,6 +10,7 @@
 
 {
   inherit (pkgs.gb10)
+    bench
     cluster
     cpu-env
     cuda-12x-env

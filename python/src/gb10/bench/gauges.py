@@ -3,6 +3,9 @@
 Each value is asked for by itself: a GB10 says some and not others.
 """
 
+import contextlib
+import ctypes
+import os
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -10,9 +13,17 @@ from statistics import fmean
 from typing import Any
 
 from gb10.bench.results import Power
+from gb10.errors import UserError
+from gb10.machine import driver
 
 _INTERVAL = 0.1
 """Seconds between two questions."""
+
+
+def _load_library() -> None:
+    """The driver's library, whose name then finds it: a glibc of our own does not look where it lies."""
+    with contextlib.suppress(UserError, OSError):
+        ctypes.CDLL(str(driver.folder(os.environ) / "libnvidia-ml.so.1"))
 
 
 class Gauges:
@@ -24,6 +35,7 @@ class Gauges:
         try:
             from vllm.third_party import pynvml
 
+            _load_library()
             pynvml.nvmlInit()
         except Exception:
             # No vLLM, no driver, or a driver that does not answer.
