@@ -16,7 +16,7 @@ from gb10 import cli
 from gb10.bench import against, results
 
 STAND_IN = Path(__file__).parent / "stand_in.py"
-QUICK = ["--tokens", "16", "--repeat", "2", "--long", "0", "--texts", "prose", "--concurrency", "2"]
+QUICK = ["--tokens", "16", "--repeat", "3", "--long", "0", "--texts", "prose", "--concurrency", "2"]
 
 
 def free_port() -> int:
@@ -51,7 +51,7 @@ def test_two_servers_in_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for name in ("a", "b"):
         found = results.load(tmp_path / "out" / f"{name}.json")
         assert [turn["turn"] for turn in found.turns] == [1, 2]
-        assert [len(point.repeats) for point in found.points] == [4, 4]
+        assert [len(point.repeats) for point in found.points] == [6, 6]
     logs = sorted(path.name for path in (tmp_path / "logs").iterdir())
     assert logs == ["A-1.log", "A-2.log", "B-1.log", "B-2.log"]
     assert "a line of the stand-in's log" in (tmp_path / "logs" / "B-2.log").read_text()

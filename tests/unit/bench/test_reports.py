@@ -22,7 +22,7 @@ from gb10.bench.table import Reads
 def test_the_table_fits_a_terminal(made: Result) -> None:
     text = table.render(made, Reads(2_000_000_000, 230.0))
     assert max(map(len, text.splitlines())) <= 80
-    assert "NVIDIA GB10" in text and "33 tokens an answer, 3 repeats" in text
+    assert "NVIDIA GB10" in text and "33 tokens an answer, 5 repeats" in text
     prose = next(line for line in text.splitlines() if line.startswith("prose "))
     assert prose.split()[1:3] == ["100", "50"]
     assert "prefill of 1000 tokens, nothing cached: 2000" in text
@@ -140,7 +140,7 @@ def test_nvidia_performance_yaml() -> None:
     }
     assert [profile["id"] for profile in content["profiles"]] == ["prose", "long", "mixed-x4"]
     long = content["profiles"][1]
-    assert long["workload"]["input_tokens"] == 1000 and long["workload"]["requests"] == 3
+    assert long["workload"]["input_tokens"] == 1000 and long["workload"]["requests"] == 5
     assert long["results"]["prefill_tokens_per_second_mean"] == 2000
     assert long["results"]["decode_tokens_per_second_mean"] == 50
     assert long["results"]["e2e_latency_ms_mean"] == pytest.approx(1140, abs=1)
@@ -158,7 +158,7 @@ def test_inference_atlas_record() -> None:
     assert record["kind"] == "sweep" and record["metrics"] is None and record["args_canonical"] is None
     assert [one["concurrency"] for one in record["sweep"]] == [1, 1, 4]
     metrics = record["sweep"][2]["metrics"]
-    assert metrics["requests_ok"] == 12 and metrics["power_peak_w"] == 35
+    assert metrics["requests_ok"] == 20 and metrics["power_peak_w"] == 35
     assert metrics["accepted_tokens_per_step"] == 2.5 and metrics["acceptance_rate"] == 0.75
     assert metrics["ttft_ms"]["p50"] == pytest.approx(100)
     assert metrics["itl_ms"]["p99"] == pytest.approx(1e3 / 49, rel=0.01)

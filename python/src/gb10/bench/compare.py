@@ -8,8 +8,11 @@ from gb10.bench.results import FIGURES, Figure, Point, Result, Spread
 from gb10.bench.table import WIDTH
 from gb10.errors import UserError
 
-LEAST_REPEATS = 3
-"""With fewer there is no spread to speak of, and so no verdict."""
+LEAST_REPEATS = 5
+"""With fewer the spread says too little, and there is no verdict."""
+_MARGIN = 1.5
+"""How many times the spread of both a difference must be. With 5 repeats of a standard deviation of 8 %, one
+of 40 comparisons of a server with itself is called a difference; with 1.0 it would be one of 16."""
 _LENGTHS = 0.02
 """By how much of their tokens two prompts may differ and be the same input: nonces are not all equal."""
 
@@ -32,7 +35,7 @@ class Row:
     @property
     def noise(self) -> float:
         """A share that a difference must exceed: the figure's own floor, or what both spreads say."""
-        return max(self.figure.floor, math.hypot(self.first.relative, self.second.relative))
+        return max(self.figure.floor, _MARGIN * math.hypot(self.first.relative, self.second.relative))
 
     @property
     def verdict(self) -> str:
@@ -121,6 +124,10 @@ def render(first: Result, second: Result, names: tuple[str, str]) -> str:
             f"{row.point:<12}{label:<17}{row.first.median:>8.4g}{row.second.median:>8.4g}{row.ratio:>7.2f}"
             f"{row.noise:>7.0%}  {verdict}"[:WIDTH].rstrip()
         )
-    lines += ["", "B : A is speed: above 1, B is faster, of times too. noise: 10 % of decoding, 20 % of the"]
-    lines += ["time to the first token and of prefill, or the spread of the repeats where it is larger"]
+    lines += [
+        "",
+        "B : A is of speed, of times too: above 1, B is faster. noise: 10 % of decoding,",
+        "20 % of prefill and of the time to the first token, or what the spread of the",
+        "repeats says where that is more",
+    ]
     return "\n".join(lines) + "\n"

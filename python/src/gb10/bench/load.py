@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import ssl
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,7 +86,8 @@ async def _benchmark(target: Target, prompts: Sequence[str], tokens: int, chat: 
         context = not target.insecure
     requests = [SampleRequest(prompt=text, prompt_len=0, expected_output_len=tokens) for text in prompts]
     # It prints a report of its own.
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         found: dict[str, Any] = await benchmark(
             task_type=TaskType.GENERATION,
             endpoint_type="openai-chat" if chat else "openai",

@@ -55,7 +55,8 @@ def parse(text: str) -> str:
     except ValueError as error:
         raise UserError(f"{text!r} is no address of a server: {error}; give a URL or a port") from None
     odd = parts.username or parts.query or parts.fragment
-    if parts.scheme not in ("http", "https") or not parts.hostname or odd or port == 0:
+    named = re.fullmatch("[A-Za-z0-9._:%-]+", parts.hostname or "")
+    if parts.scheme not in ("http", "https") or not named or odd or port == 0:
         raise UserError(f"{text!r} is no address of a server; give http://HOST:PORT or a port")
     path = parts.path.rstrip("/").removesuffix("/v1")
     return f"{parts.scheme}://{parts.netloc}{path}"
