@@ -41,7 +41,7 @@ class Row:
     def verdict(self) -> str:
         """In words."""
         if min(self.first.count, self.second.count) < LEAST_REPEATS:
-            return "too few repeats to tell"
+            return "too few repeats"
         if self.ratio > 1 + self.noise:
             return "B is faster"
         if self.ratio < 1 / (1 + self.noise):
