@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gb10.bench import battery
 from gb10.bench.results import FIGURES, Figure, Point, Result, Spread
-from gb10.bench.table import WIDTH
+from gb10.bench.table import WIDTH, shown
 from gb10.errors import UserError
 
 LEAST_REPEATS = 5
@@ -121,7 +121,7 @@ def render(first: Result, second: Result, names: tuple[str, str]) -> str:
         label = f"{row.figure.name}, {row.figure.unit}"
         verdict = row.verdict.replace("no difference beyond the noise", "within the noise")
         lines.append(
-            f"{row.point:<12}{label:<17}{row.first.median:>8.4g}{row.second.median:>8.4g}{row.ratio:>7.2f}"
+            f"{row.point:<12}{label:<17}{shown(row.first.median):>8}{shown(row.second.median):>8}{row.ratio:>7.2f}"
             f"{row.noise:>7.0%}  {verdict}"[:WIDTH].rstrip()
         )
     lines += [

@@ -22,7 +22,7 @@ body { font: 15px/1.5 sans-serif; max-width: 62rem; margin: 2rem auto; padding: 
 body { color: #222; background: #fff; }
 table { border-collapse: collapse; margin: 1rem 0; }
 th, td { padding: 0.2rem 0.7rem; border-bottom: 1px solid #ccc; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; white-space: nowrap; }
 small { color: #666; }
 svg { max-width: 100%; height: auto; }
 pre { overflow-x: auto; background: #f4f4f4; padding: 0.7rem; }
@@ -50,8 +50,10 @@ def _row(cells: Iterable[str], tag: str = "td") -> str:
 
 def _cell(point: Point, name: str) -> str:
     spread = point.spread(name)
-    shown = f"{spread.median:.4g}"
-    return shown if spread.count < 2 else f"{shown} <small>{spread.low:.4g}–{spread.high:.4g}</small>"
+    text = table.shown(spread.median)
+    if spread.count < 2:
+        return text
+    return f"{text} <small>{table.shown(spread.low)}–{table.shown(spread.high)}</small>"
 
 
 def _figures(points: Sequence[Point]) -> str:

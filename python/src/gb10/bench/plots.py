@@ -54,6 +54,12 @@ def _bars(points: Sequence[Point], figure: str) -> tuple[list[float], list[list[
     return [spread.median for spread in spreads], reach
 
 
+def _from_zero(axes: Any, heights: Sequence[float], reach: Sequence[Sequence[float]]) -> None:
+    """Show zero, and room above the highest quartile."""
+    top = max(height + up for height, up in zip(heights, reach[1], strict=True))
+    axes.set_ylim(0, 1.1 * top)
+
+
 def decode(result: Result) -> str:
     """Tokens a second of each text alone."""
     points = [point for point in result.points if point.concurrency == 1]
@@ -61,7 +67,7 @@ def decode(result: Result) -> str:
     heights, reach = _bars(points, "decode")
     axes.bar([point.text for point in points], heights, yerr=reach, color=_COLOUR, capsize=4)
     axes.set_ylabel("tok/s, one request")
-    axes.set_ylim(bottom=0)
+    _from_zero(axes, heights, reach)
     return _svg(figure, "Tokens a second of each text", "decode")
 
 
@@ -82,7 +88,7 @@ def sweep(result: Result) -> str:
         axes.set_xticks(counts, [str(count) for count in counts])
         axes.set_xlabel("requests side by side")
         axes.set_ylabel(words)
-        axes.set_ylim(bottom=0)
+        _from_zero(axes, heights, reach)
     return _svg(figure, "Throughput and time to the first token", "sweep")
 
 

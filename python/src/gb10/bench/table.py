@@ -37,9 +37,14 @@ def heading(result: Result) -> list[str]:
     ]
 
 
+def shown(value: float) -> str:
+    """Three digits, and never an exponent."""
+    return f"{value:.3g}" if 0.001 < value < 99.5 else f"{value:.0f}"
+
+
 def _spread(point: Point, figure: str) -> str:
     spread = point.spread(figure)
-    text = f"{spread.median:.3g}" if spread.median < 100 else f"{spread.median:.0f}"
+    text = shown(spread.median)
     return f"{text} ±{spread.relative / 2:.0%}" if spread.count > 1 else text
 
 
