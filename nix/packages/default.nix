@@ -10,6 +10,7 @@
 
 {
   inherit (pkgs.gb10)
+    audit
     bench
     cluster
     cpu-env
@@ -17,6 +18,8 @@
     cuda-env
     cuda-toolkit
     demo-model
+    doctor
+    doctor-cuda
     flashinfer
     image
     image-cpu
