@@ -17,7 +17,8 @@ PROJECTS = {"python": "gb10", "lab": "gb10_lab"}
 GIVEN_BY_VLLM = {"fastapi", "starlette"}
 """What vLLM's server gives its plug-ins to work with: the plug-in runs nowhere else, as vLLM wants it."""
 ASKED_FOR = {"matplotlib", "yaml"}
-"""What reports of `gb10 bench` are made with: the app has both, and elsewhere a line says what is missing."""
+"""What reports and plots are made with: the apps have both, and elsewhere a line says what is missing."""
+REPORTS = ("python/src/gb10/audit/", "python/src/gb10/bench/")
 
 
 def project(folder: str) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def test_every_import_is_declared(folder: str, package: str) -> None:
         projects = {canonicalize_name(name) for name in [*installed.get(module, []), module]}
         if module in GIVEN_BY_VLLM and path.startswith("python/src/gb10/vllm_plugin/"):
             continue
-        if module in ASKED_FOR and path.startswith("python/src/gb10/bench/"):
+        if module in ASKED_FOR and path.startswith(REPORTS):
             continue
         assert projects & known, f"{path} imports {module}, which {folder}/pyproject.toml does not declare"
 
