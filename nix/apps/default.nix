@@ -14,6 +14,7 @@ let
 in
 {
   audit = app pkgs.gb10.audit "Say what a decoded token reads of a model and what fits, from its headers";
+  bench = app pkgs.gb10.bench "Measure how fast a server answers, and compare results or two servers";
   cluster = app pkgs.gb10.cluster "Plan, check and run one engine on several hosts, over ssh";
   doctor = app pkgs.gb10.doctor "Say what of this machine stops a server, and what mends it";
   doctor-cuda = app pkgs.gb10.doctor-cuda "As doctor, and run kernels on the GPU (with NVIDIA's libraries, which are not free)";

@@ -16,6 +16,15 @@ let
 in
 {
   unit-audit = unit "audit" (sets.serve ++ sets.gb10 [ "audit" ]);
+  unit-bench = unit "bench" (
+    sets.base
+    ++ sets.gb10 [
+      "__main__.py"
+      "bench"
+      "cli.py"
+      "machine"
+    ]
+  );
   unit-checkpoint = unit "checkpoint" (sets.formats ++ sets.gb10 [ "machine" ]);
   unit-cli = unit "cli" sets.serve;
   unit-cluster = unit "cluster" sets.serve;

@@ -11,6 +11,7 @@
 {
   inherit (pkgs.gb10)
     audit
+    bench
     cluster
     cpu-env
     cuda-12x-env
