@@ -48,7 +48,7 @@ let
       small.right
       small.wrong
     ]
-    ++ map (path: [ path ]) own;
+    ++ own;
 
   image =
     {
@@ -59,8 +59,9 @@ let
       # What changes the least, and what is ours.
       seldom,
       own,
-      # Its wheels' profile.
+      # Its wheels' profile, and those that stand on it.
       profile,
+      upon ? [ ],
       variables ? [ ],
       description,
       licences,
@@ -77,7 +78,11 @@ let
     pkgs.dockerTools.streamLayeredImage {
       inherit name;
       tag = version;
-      layeringPipeline = pipeline (groupsOf wheels.${profile} seldom own);
+      layeringPipeline = pipeline (
+        groupsOf wheels.${profile} seldom (
+          map (name: builtins.attrValues wheels.${name}) upon ++ map (path: [ path ]) own
+        )
+      );
       # /bin/sh for what starts a command by its shell (Triton, ctypes), and names for the two users that there are.
       extraCommands = ''
         mkdir -p bin etc
@@ -126,6 +131,7 @@ let
           description
           licences
           profile
+          upon
           entry
           program
           environment
@@ -144,9 +150,8 @@ let
         base = seldom;
       };
     };
-in
-{
-  image-cpu = image {
+
+  onCpu = {
     name = "gb10-cpu";
     program = serve;
     environment = pkgs.gb10.cpu-env;
@@ -161,7 +166,7 @@ in
     licences = "Apache-2.0";
   };
 
-  image = image {
+  onCuda = {
     name = "gb10";
     program = pkgs.gb10.serve-cuda;
     environment = pkgs.gb10.cuda-env;
@@ -182,4 +187,30 @@ in
     description = "Serves NVFP4 models on NVIDIA GPUs with an OpenAI-compatible API";
     licences = "Apache-2.0 AND LicenseRef-NVIDIA";
   };
+in
+{
+  image = image onCuda;
+  image-cpu = image onCpu;
+
+  # Ray in a layer of its own; all layers of wheels are those of the images above.
+  image-ray = image (
+    onCuda
+    // {
+      name = "gb10-ray";
+      program = pkgs.gb10.serve-cuda-ray;
+      environment = pkgs.gb10.cuda-ray-env;
+      upon = [ "ray" ];
+      description = "As the image gb10, with Ray";
+    }
+  );
+  image-cpu-ray = image (
+    onCpu
+    // {
+      name = "gb10-cpu-ray";
+      program = pkgs.gb10.serve-ray;
+      environment = pkgs.gb10.cpu-ray-env;
+      upon = [ "ray" ];
+      description = "As the image gb10-cpu, with Ray";
+    }
+  );
 }

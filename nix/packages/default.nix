@@ -19,6 +19,8 @@
     flashinfer
     image
     image-cpu
+    image-cpu-ray
+    image-ray
     install-service
     install-service-cpu
     kernels
@@ -29,6 +31,8 @@
     serve
     serve-cuda
     serve-cuda-12x
+    serve-cuda-ray
+    serve-ray
     service
     service-cuda
     speculative
