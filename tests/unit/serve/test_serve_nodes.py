@@ -54,8 +54,10 @@ def test_an_address_of_the_users() -> None:
         (f"-tp 2 -dp 2 --nnodes 2 {HERE}", "--data-parallel-size with --nnodes is not supported here"),
         (
             f"-tp 2 --nnodes 2 {HERE} --master-port 65535",
-            "--master-port 65535 leaves no room for the ports after it; give at most 65534",
+            "--master-port 65535 leaves no room for the 1 after it; give at most 65534",
         ),
+        (f"-tp 2 --nnodes 2 {HERE} --port 29501", "--port 29501 is a port of the nodes"),
+        (f"-tp 2 --nnodes 2 {HERE} --master-port 7999", "8000 is a port of the nodes"),
         (
             "-tp 2 --nnodes 2 --master-addr nohost.invalid",
             "nohost.invalid is no host that this machine knows",

@@ -166,8 +166,16 @@ def find(settings: Settings) -> Nodes | None:
             f"for one rank a node give --tensor-parallel-size {count}"
         )
     port = settings.master_port or MASTER_PORT
-    if port > (last := 65533 if settings.on_ray else 65534):
-        raise UserError(f"--master-port {port} leaves no room for the ports after it; give at most {last}")
+    after = 2 if settings.on_ray else 1
+    if port + after > 65535:
+        raise UserError(
+            f"--master-port {port} leaves no room for the {after} after it; give at most {65535 - after}"
+        )
+    if rank == 0 and port <= settings.port <= port + after:
+        raise UserError(
+            f"{settings.said('port')} {settings.port} is a port of the nodes, which take --master-port "
+            f"{port} and the {after} after it; give another"
+        )
     master = _resolved(settings)
     own = _own(settings, rank, master)
     interface = interface_of(own)

@@ -81,8 +81,8 @@ class Start:
         words += ["--disable-usage-stats", "--log-style=record", "--log-color=false"]
         if self.is_head:
             words += ["--head", f"--port={self.port}", "--include-dashboard=false"]
-            # For clients of Ray's own, of which there are none; Ray has no word to leave it out. The port before
-            # is gb10's link's.
+            # For clients of Ray's own, of which there are none; Ray has no word to leave it out.
+            # The port before is gb10's link's.
             words += [f"--ray-client-server-port={self.port + 2}"]
         else:
             words += [f"--address={self.place}"]
