@@ -98,8 +98,12 @@ final: prev: {
     inherit (import ../nix/image/sbom.nix { pkgs = final; })
       sbom
       sbom-cpu
+      sbom-cpu-ray
+      sbom-ray
       provenanceOf
       provenanceOfCpu
+      provenanceOfCpuRay
+      provenanceOfRay
       ;
     inherit (import ../nix/apps/push.nix { pkgs = final; })
       push

@@ -28,6 +28,8 @@
     quality
     sbom
     sbom-cpu
+    sbom-cpu-ray
+    sbom-ray
     serve
     serve-cuda
     serve-cuda-12x
@@ -41,4 +43,6 @@
   default = pkgs.gb10.serve;
   provenance = pkgs.gb10.provenanceOf source;
   provenance-cpu = pkgs.gb10.provenanceOfCpu source;
+  provenance-cpu-ray = pkgs.gb10.provenanceOfCpuRay source;
+  provenance-ray = pkgs.gb10.provenanceOfRay source;
 }
