@@ -13,10 +13,12 @@ let
   };
 in
 {
+  audit = app pkgs.gb10.audit "Say what a decoded token reads of a model and what fits, from its headers";
   cluster = app pkgs.gb10.cluster "Plan, check and run one engine on several hosts, over ssh";
   install-service = app pkgs.gb10.install-service "Install serve-cuda as a service of systemd, or remove it";
   install-service-cpu = app pkgs.gb10.install-service-cpu "Install serve, for the CPU, as a service of systemd, or remove it";
   lock = app pkgs.gb10.lock "Write python/locks/ from python/profiles.toml";
+  predict = app pkgs.gb10.predict "Predict the tokens a second of a model on one GB10, with an error bar";
   push = app pkgs.gb10.push "Send the image to a registry, layer by layer";
   push-cpu = app pkgs.gb10.push-cpu "Send the image for the CPU to a registry, layer by layer";
   push-cpu-ray = app pkgs.gb10.push-cpu-ray "Send the image for the CPU with Ray to a registry, layer by layer";

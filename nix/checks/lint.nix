@@ -30,7 +30,12 @@ in
 {
   lint-gb10 = python "lint-gb10" "python/src" [ ../../python/src ] "python/src";
   lint-lab = python "lint-lab" "lab/src" (
-    [ ../../lab/src ] ++ sets.plugin ++ sets.gb10 [ "kernels" ]
+    [ ../../lab/src ]
+    ++ sets.plugin
+    ++ sets.gb10 [
+      "kernels"
+      "predict"
+    ]
   ) "lab/src:python/src";
   lint-wheelhouse = python "lint-wheelhouse" "nix/wheelhouse" [ ../../nix/wheelhouse ] "nix/wheelhouse";
 

@@ -15,6 +15,7 @@ let
     };
 in
 {
+  unit-audit = unit "audit" (sets.serve ++ sets.gb10 [ "audit" ]);
   unit-checkpoint = unit "checkpoint" (sets.formats ++ sets.gb10 [ "machine" ]);
   unit-cli = unit "cli" sets.serve;
   unit-cluster = unit "cluster" sets.serve;
@@ -30,6 +31,23 @@ in
     ++ sets.gb10 [
       "fp8.py"
       "nvfp4"
+    ]
+  );
+  unit-predict = unit "predict" (
+    sets.base
+    ++ sets.gb10 [
+      "cli.py"
+      "predict"
+    ]
+    ++ sets.lab [
+      "__init__.py"
+      "predict"
+      "py.typed"
+    ]
+    ++ [
+      ../../docs/predict.md
+      ../../docs/predict.svg
+      ../../lab/results/2026-11-27-h200-engine.json
     ]
   );
   unit-routing = unit "routing" (

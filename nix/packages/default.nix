@@ -10,6 +10,7 @@
 
 {
   inherit (pkgs.gb10)
+    audit
     cluster
     cpu-env
     cuda-12x-env
@@ -25,6 +26,7 @@
     install-service-cpu
     kernels
     kernels-sparse24
+    predict
     quality
     sbom
     sbom-cpu

@@ -12,7 +12,10 @@ import ./python-package.nix { inherit pkgs; } {
   src = toSource {
     root = ../../python;
     fileset = unions (
-      [ ../../python/pyproject.toml ]
+      [
+        ../../python/MANIFEST.in
+        ../../python/pyproject.toml
+      ]
       ++ map (name: ../../python/src/gb10 + "/${name}") [
         "__init__.py"
         "arguments.py"
@@ -25,6 +28,7 @@ import ./python-package.nix { inherit pkgs; } {
         "libraries.py"
         "machine"
         "nvfp4"
+        "predict"
         "py.typed"
         "segments.py"
         "sparse24"

@@ -11,6 +11,7 @@ import ./python-package.nix { inherit pkgs; } {
   src = toSource {
     root = ../../python;
     fileset = unions [
+      ../../python/MANIFEST.in
       ../../python/pyproject.toml
       ../../python/src
     ];

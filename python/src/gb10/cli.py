@@ -7,7 +7,9 @@ from gb10.arguments import Command, run
 COMMANDS = {
     "serve": Command("gb10.serve:run", "Serve a model with an OpenAI-compatible API.", passed_on=True),
     "cluster": Command("gb10.cluster:run", "Serve one model on several hosts.", passed_on=True),
+    "audit": Command("gb10.audit.command:run", "Print what a decoded token reads of a model, and what fits."),
     "routing": Command("gb10.routing.command:run", "Print what runs where, whose choice it is, and why."),
+    "predict": Command("gb10.predict.command:run", "Predict the tokens a second of a GB10."),
     "sparse24": Command(
         "gb10.sparse24.command:run", "Print what keeping 2 of 4 values would drop of a model."
     ),

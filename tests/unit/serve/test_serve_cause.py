@@ -226,8 +226,8 @@ def test_what_vllm_ended_itself_is_no_cause(tmp_path: Path) -> None:
 
 RAY_LOST = [
     "\x1b[33m(raylet)\x1b[0m A worker died or was killed while executing a task by an unexpected system "
-    "error. Lease ID: 02 Node ID: b1 Worker IP address: 10.77.0.2 Worker port: 12803 Worker PID: 21168 Worker exit "
-    "type: SYSTEM_ERROR Worker exit detail: End of file.",
+    "error. Lease ID: 02 Node ID: b1 Worker IP address: 10.77.0.2 Worker port: 12803 Worker PID: 21168 "
+    "Worker exit type: SYSTEM_ERROR Worker exit detail: End of file.",
     CORE + "irrelevant",
     "(EngineCore pid=20) ERROR 11-27 23:15:06 [ray_executor_v2.py:522] RayWorkerProc rank=[1] died "
     "unexpectedly, shutting down executor.",

@@ -1,0 +1,1 @@
+"""Fits the constants of ``gb10 predict`` and holds them against figures that they were not fitted on."""

@@ -1,0 +1,183 @@
+"""``gb10 predict``: print the tokens a second that a GB10 should give, and where the time goes."""
+
+import json
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Annotated, Any
+
+from typer import Argument, Option
+
+from gb10.arguments import whole
+from gb10.errors import UserError
+from gb10.predict.architecture import Architecture, architectures
+from gb10.predict.cost import fitted
+from gb10.predict.engines import OURS, Prediction, predict
+from gb10.predict.measured import FIT, VLLM, Row, rows
+from gb10.predict.step import KINDS, KV_FORMATS, Load
+
+_LONGEST = 1 << 20
+
+
+class Engine(StrEnum):
+    """Whose kernels: both is gb10's engine beside stock vLLM."""
+
+    BOTH = "both"
+    GB10 = OURS
+    VLLM = VLLM
+
+
+class Form(StrEnum):
+    """What gb10's engine makes of 16 bit at load, as ``gb10 serve``."""
+
+    KEEP = "keep"
+    FP8 = "fp8"
+    NVFP4 = "nvfp4"
+
+
+def _model(name: str) -> Architecture:
+    known = architectures()
+    found = known.get(name.lower())
+    if found is None:
+        raise UserError(f"no model is known as {name!r}; known are: {', '.join(known)}")
+    return found
+
+
+def _engines(
+    wanted: Engine, model: Architecture, load: Load, options: dict[str, Any], dense: Form, head: Form
+) -> list[Prediction]:
+    made = []
+    if wanted is not Engine.GB10:
+        made.append(predict(model, VLLM, load, **options))
+    if wanted is not Engine.VLLM:
+        try:
+            made.append(predict(model, OURS, load, dense=dense.value, head=head.value, **options))
+        except UserError:
+            if wanted is Engine.GB10:
+                raise
+    return made
+
+
+def _as_json(model: Architecture, load: Load, made: Sequence[Prediction]) -> dict[str, Any]:
+    held = fitted().spread
+    return {
+        "model": model.name,
+        "family": model.family,
+        "predicted": True,
+        "sequences": load.sequences,
+        "context": load.context,
+        "drafts": load.drafts,
+        "predictions": [
+            {
+                "engine": one.engine,
+                "formats": one.formats,
+                "tokens_per_second": one.tokens_per_second,
+                "lowest": one.lowest,
+                "highest": one.highest,
+                "accepted_length": one.accepted,
+                "step_seconds": one.seconds,
+                "step_bytes": one.bytes,
+                "seconds": dict(one.times),
+            }
+            for one in made
+        ],
+        "error_bar": {
+            "of": "vLLM, model families held out",
+            "points": held.points,
+            "median": held.median,
+            "four_of_five": held.most,
+            "worst": held.worst,
+        },
+        "measured": [
+            {"tokens_per_second": row.tokens_per_second, "engine": row.engine, "source": row.source}
+            for row in _measured(model)
+        ],
+    }
+
+
+def _measured(model: Architecture) -> list[Row]:
+    """What others measured of the model, in the shipped formats."""
+    return [
+        row
+        for row in rows()
+        if row.use == FIT and row.model == model.name and dict(row.formats) == dict(model.shipped)
+    ]
+
+
+def _text(model: Architecture, load: Load, made: Sequence[Prediction]) -> list[str]:
+    held = fitted().spread
+    lines = [
+        f"{model.name}: predicted for one GB10, not measured here",
+        f"sequences {load.sequences}, context {load.context}, drafts {load.drafts}",
+        "",
+        f"{'engine':<8}{'formats':<26}{'tok/s':>7}  {'4 of 5 lie in':<15}{'ms a step':>9}{'GB a step':>11}",
+    ]
+    lines += [
+        f"{one.engine:<8}{one.formats:<26}{one.tokens_per_second:>7.1f}  "
+        f"{f'{one.lowest:.1f} to {one.highest:.1f}':<15}{one.seconds * 1e3:>9.2f}{one.bytes / 1e9:>11.2f}"
+        for one in made
+    ]
+    lines += ["", f"{'where the time goes, ms':<26}" + "".join(f"{one.engine:>10}" for one in made)]
+    lines += [
+        f"{kind:<26}" + "".join(f"{one.times[kind] * 1e3:>10.2f}" for one in made)
+        for kind in KINDS
+        if any(one.times[kind] for one in made)
+    ]
+    lines += [
+        "",
+        f"4 of 5: of {held.points} published figures of vLLM, each predicted with its model's family held",
+        f"out, four of five are within {held.most:.1%}; half within {held.median:.1%}, the worst off by "
+        f"{held.worst:.1%}.",
+    ]
+    if load.drafts or load.sequences > 1:
+        lines.append("With drafts or several sequences it is less certain: docs/predict.md.")
+    if any(one.engine == OURS for one in made):
+        lines.append(
+            "gb10: launches and bytes as measured on an H200. No GB10 has run it; its own error is unknown."
+        )
+    else:
+        lines.append(f"gb10: not predicted; its kernels do not take all layers of {model.name} as shipped.")
+    lines += [
+        f"measured by others: {row.tokens_per_second:g} tok/s, {row.source}" for row in _measured(model)
+    ]
+    return lines
+
+
+def run(
+    model: Annotated[str, Argument(metavar="MODEL", help="a published model, such as qwen3-next-80b-a3b")],
+    batch: Annotated[int, Option(parser=whole(1), metavar="N", help="sequences at once")] = 1,
+    context: Annotated[
+        int, Option(parser=whole(0), metavar="N", help="tokens of each in the KV cache")
+    ] = 1024,
+    draft: Annotated[int, Option(parser=whole(0), metavar="N", help="drafts of MTP to a step")] = 0,
+    accepted: Annotated[
+        float | None,
+        Option(
+            metavar="X",
+            help="tokens that a step gives a sequence; default: by published runs",
+            show_default=False,
+        ),
+    ] = None,
+    engine: Annotated[Engine, Option(help="whose kernels")] = Engine.BOTH,
+    dense: Annotated[Form, Option(help="gb10: as with serve --dense")] = Form.FP8,
+    head: Annotated[Form, Option(help="gb10: as with serve --head")] = Form.FP8,
+    kv: Annotated[
+        str | None,
+        Option(metavar="TYPE", help="of the KV cache; default: the checkpoint's", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, Option("--json", help="print JSON")] = False,
+) -> int:
+    """Print the tokens a second that one GB10 should give, with an error bar, and where the time goes."""
+    if kv is not None and kv not in KV_FORMATS:
+        raise UserError(f"--kv {kv!r} is none of {', '.join(KV_FORMATS)}")
+    if context > _LONGEST:
+        raise UserError(f"--context {context} is more than any model here has; at most {_LONGEST}")
+    if accepted is not None and not 1 <= accepted <= draft + 1:
+        raise UserError(f"--accepted {accepted:g} with {draft} drafts: a step gives 1 to {draft + 1} tokens")
+    found = _model(model)
+    load = Load(batch, context, draft)
+    made = _engines(engine, found, load, {"kv": kv, "accepted": accepted}, dense, head)
+    if as_json:
+        print(json.dumps(_as_json(found, load, made), indent=2))
+    else:
+        print("\n".join(_text(found, load, made)))
+    return 0
