@@ -1,5 +1,7 @@
 """Ray on the CPU: a resource of Ray's by which ranks are placed, and workers that need no other."""
 
+from functools import wraps
+
 from vllm.platforms.cpu import CpuPlatform
 from vllm.v1.executor import ray_executor_v2
 from vllm.v1.executor.ray_executor_v2 import RayWorkerProc
@@ -11,6 +13,7 @@ RESOURCE = "vllm_cpu"
 class CpuRayWorkerProc(RayWorkerProc):  # type: ignore[misc]
     """A rank that has no accelerator. Ray imports this module for it, before vLLM loads plug-ins there."""
 
+    @wraps(RayWorkerProc.get_node_and_physical_gpu_ids)
     def get_node_and_physical_gpu_ids(self) -> tuple[str, list[int]]:
         """The node, and no accelerators: Ray lists those of its own kinds alone."""
         return ray_executor_v2.ray.get_runtime_context().get_node_id(), []
@@ -18,5 +21,6 @@ class CpuRayWorkerProc(RayWorkerProc):  # type: ignore[misc]
 
 def install() -> None:
     """Give the platform its resource, and the executor these workers."""
-    CpuPlatform.ray_device_key = RESOURCE
+    if not CpuPlatform.ray_device_key:
+        CpuPlatform.ray_device_key = RESOURCE
     ray_executor_v2.RayWorkerProc = CpuRayWorkerProc
