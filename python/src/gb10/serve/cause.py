@@ -36,7 +36,7 @@ _NO_HEADER = re.compile(r"Can't find Python\.h in \S+")
 
 _CONSEQUENCES = re.compile(
     r"Engine core initialization failed|See root cause|WorkerProc initialization failed|EngineDeadError|"
-    r"Worker failed with error|Executor failed|resource_tracker|"
+    r"Worker failed with error|Executor failed|resource_tracker|ActorHandleNotFoundError|"
     r"^\s*(?:[\w.]*\.)?(BrokenPipe|Cancelled|ConnectionReset|EOF)Error\b|KeyboardInterrupt"
 )
 """Errors that only report another's end. They count where there is nothing else."""
