@@ -116,6 +116,13 @@ final: prev: {
     inherit (import ../nix/apps/install-service.nix { pkgs = final; }) install-service install-service-cpu;
     audit = import ../nix/apps/audit.nix { pkgs = final; };
     cluster = import ../nix/apps/cluster.nix { pkgs = final; };
+    inherit (import ../nix/apps/doctor.nix { pkgs = final; })
+      doctor
+      doctor-cpu
+      doctor-cpu-ray
+      doctor-cuda
+      doctor-cuda-ray
+      ;
     lock = import ../nix/apps/lock.nix { pkgs = final; };
     predict = import ../nix/apps/predict.nix { pkgs = final; };
     rebuild = import ../nix/apps/rebuild.nix { pkgs = final; };

@@ -25,6 +25,13 @@ in
     ../../python/profiles.toml
     ../../python/src
   ];
+  unit-doctor = room {
+    name = "unit-doctor";
+    tests = [ ../../tests/unit/doctor ];
+    sources = sets.serve ++ [ ../../docs/doctor.md ];
+    # What the driver compiles at run time is assembled here.
+    variables.GB10_PTXAS = "${pkgs.gb10.cuda-toolkit}/bin/ptxas";
+  };
   unit-machine = unit "machine" (sets.base ++ sets.gb10 [ "machine" ]);
   unit-nvfp4 = unit "nvfp4" (
     sets.base

@@ -53,8 +53,9 @@ let
   image =
     {
       name,
-      # The program that serves, and its environment.
+      # The program that serves, the one that looks at the machine, and their environment.
       program,
+      doctor,
       environment,
       # What changes the least, and what is ours.
       seldom,
@@ -70,7 +71,7 @@ let
       entry = pkgs.writeShellApplication {
         name = "gb10-image";
         text = ''
-          export GB10_IMAGE_SERVE=${lib.getExe program} GB10_IMAGE_SHELL=${pkgs.bash}/bin/bash
+          export GB10_IMAGE_SERVE=${lib.getExe program} GB10_IMAGE_DOCTOR=${lib.getExe doctor} GB10_IMAGE_SHELL=${pkgs.bash}/bin/bash
           exec ${environment}/bin/python3 -I ${./entry.py} "$@"
         '';
       };
@@ -134,6 +135,7 @@ let
           upon
           entry
           program
+          doctor
           environment
           own
           ;
@@ -154,6 +156,7 @@ let
   onCpu = {
     name = "gb10-cpu";
     program = serve;
+    doctor = pkgs.gb10.doctor-cpu;
     environment = pkgs.gb10.cpu-env;
     profile = "cpu";
     seldom = [
@@ -169,6 +172,7 @@ let
   onCuda = {
     name = "gb10";
     program = pkgs.gb10.serve-cuda;
+    doctor = pkgs.gb10.doctor-cuda;
     environment = pkgs.gb10.cuda-env;
     profile = "cuda";
     seldom = [
@@ -198,6 +202,7 @@ in
     // {
       name = "gb10-ray";
       program = pkgs.gb10.serve-cuda-ray;
+      doctor = pkgs.gb10.doctor-cuda-ray;
       environment = pkgs.gb10.cuda-ray-env;
       upon = [ "ray" ];
       description = "As the image gb10, with Ray";
@@ -208,6 +213,7 @@ in
     // {
       name = "gb10-cpu-ray";
       program = pkgs.gb10.serve-ray;
+      doctor = pkgs.gb10.doctor-cpu-ray;
       environment = pkgs.gb10.cpu-ray-env;
       upon = [ "ray" ];
       description = "As the image gb10-cpu, with Ray";

@@ -17,6 +17,8 @@
     cuda-env
     cuda-toolkit
     demo-model
+    doctor
+    doctor-cuda
     flashinfer
     image
     image-cpu
