@@ -82,5 +82,16 @@ in
       ../../tests/confined
     ]
   );
+  # What of the plug-in needs Ray beside vLLM.
+  unit-ray = room {
+    name = "unit-ray";
+    tests = [
+      ../../tests/unit/vllm_plugin/test_compat.py
+      ../../tests/unit/vllm_plugin/test_ray.py
+    ];
+    sources = sets.plugin;
+    variables.PYTHONPATH = pkgs.gb10.pythonPath pkgs.gb10.wheels.ray;
+    lint = false;
+  };
   unit-vllm-plugin = unit "vllm_plugin" (sets.plugin ++ [ ../../tests/reference ]);
 }
