@@ -78,7 +78,9 @@ final: prev: {
     # What systemd starts, and what tells systemd so.
     inherit (import ../nix/modules/command.nix { pkgs = final; }) service service-cuda;
     inherit (import ../nix/apps/install-service.nix { pkgs = final; }) install-service install-service-cpu;
+    audit = import ../nix/apps/audit.nix { pkgs = final; };
     cluster = import ../nix/apps/cluster.nix { pkgs = final; };
+    inherit (import ../nix/apps/doctor.nix { pkgs = final; }) doctor doctor-cpu doctor-cuda;
     lock = import ../nix/apps/lock.nix { pkgs = final; };
     predict = import ../nix/apps/predict.nix { pkgs = final; };
     rebuild = import ../nix/apps/rebuild.nix { pkgs = final; };

@@ -19,7 +19,7 @@ inside() { ip netns exec gb10-c "$@"; }
 processes() {
   local pid
   for pid in $(ip netns pids gb10-c) $(ip netns pids gb10-d); do
-    case "$(tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null)" in
+    case "$({ tr '\0' ' ' <"/proc/$pid/cmdline"; } 2>/dev/null)" in
       '' | *sshd* | "ssh -F"* | *"gb10 cluster"* | *" cluster up "*) ;;
       *) [ "$pid" = "$up" ] || echo "$pid" ;;
     esac
@@ -40,11 +40,11 @@ said() { grep -qF -- "$2" "$out/$1.log"; }
 none_left() { [ -z "$(processes)" ]; }
 ended() { ! kill -0 "$up" 2>/dev/null; }
 
-# begin CASE [OPTION…]: starts `up` and waits until it is ready.
+# begin CASE [OPTION…]: starts `up` and waits until it is ready. A shell's background jobs ignore SIGINT, and `up` would, too.
 begin() {
   local name=$1
   shift
-  ip netns exec gb10-c "$cluster" up "${words[@]}" --speed 0 "$@" "${options[@]}" >"$out/$name.log" 2>&1 &
+  ip netns exec gb10-c env --default-signal=INT "$cluster" up "${words[@]}" --speed 0 "$@" "${options[@]}" >"$out/$name.log" 2>&1 &
   up=$!
   within "$patience" ready_or_ended "$name" && said "$name" ' of gb10-c' && return
   record "$name" failed 0 "not ready: $(tail -n 1 "$out/$name.log")"
@@ -133,7 +133,7 @@ case_ssh_dies() {
   begin ssh_dies || return
   began=$(now)
   pgrep -P "$up" -f -- '-- gb10-d' | head -n 1 | xargs kill -KILL
-  over ssh_dies 1 'gb10-d (worker 1) was ended by signal 9' "$began"
+  over ssh_dies 1 'the ssh connection to gb10-d (worker 1) was ended here by signal 9' "$began"
 }
 
 case_link_is_cut() {
@@ -141,7 +141,7 @@ case_link_is_cut() {
   begin link_is_cut || return
   began=$(now)
   ip -n gb10-d link set gb10-link down
-  over link_is_cut 1 'the ssh connection to gb10-d (worker 1) ended' "$began"
+  over link_is_cut 1 'node 1 (10.78.0.2) has said nothing for 10 s' "$began"
   ip -n gb10-d link set gb10-link up
 }
 

@@ -13,7 +13,10 @@ let
   };
 in
 {
+  audit = app pkgs.gb10.audit "Say what a decoded token reads of a model and what fits, from its headers";
   cluster = app pkgs.gb10.cluster "Plan, check and run one engine on several hosts, over ssh";
+  doctor = app pkgs.gb10.doctor "Say what of this machine stops a server, and what mends it";
+  doctor-cuda = app pkgs.gb10.doctor-cuda "As doctor, and run kernels on the GPU (with NVIDIA's libraries, which are not free)";
   install-service = app pkgs.gb10.install-service "Install serve-cuda as a service of systemd, or remove it";
   install-service-cpu = app pkgs.gb10.install-service-cpu "Install serve, for the CPU, as a service of systemd, or remove it";
   lock = app pkgs.gb10.lock "Write python/locks/ from python/profiles.toml";

@@ -149,9 +149,12 @@ in
       ''
         export HOME=$PWD
         ${pkgs.gb10.cpu-env}/bin/python3 -c '
-        import torch, vllm, vllm._C, gb10
+        import torch, vllm, gb10
         from vllm.platforms import current_platform
         assert current_platform.is_cpu(), current_platform
+        # The library for this processor: without it there are no operators.
+        current_platform.import_kernels()
+        torch.ops._C.greedy_argmax
         assert (torch.__version__, vllm.__version__) == ("2.13.0+cpu", "0.32.0"), (torch.__version__, vllm.__version__)
         ' 2>&1 | tee "$out"
         # Its commands run nothing out of PYTHONPATH or the current folder; its python3 is the user's own.

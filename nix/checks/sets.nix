@@ -44,6 +44,7 @@ rec {
       "__main__.py"
       "cli.py"
       "cluster"
+      "doctor"
       "routing"
       "serve"
     ];

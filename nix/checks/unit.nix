@@ -1,5 +1,9 @@
 # tests/unit: a check for each folder.
-{ room, sets, ... }:
+{
+  pkgs,
+  room,
+  sets,
+}:
 
 let
   unit =
@@ -11,6 +15,7 @@ let
     };
 in
 {
+  unit-audit = unit "audit" (sets.serve ++ sets.gb10 [ "audit" ]);
   unit-checkpoint = unit "checkpoint" (sets.formats ++ sets.gb10 [ "machine" ]);
   unit-cli = unit "cli" sets.serve;
   unit-cluster = unit "cluster" sets.serve;
@@ -20,6 +25,13 @@ in
     ../../python/profiles.toml
     ../../python/src
   ];
+  unit-doctor = room {
+    name = "unit-doctor";
+    tests = [ ../../tests/unit/doctor ];
+    sources = sets.serve ++ [ ../../docs/doctor.md ];
+    # What the driver compiles at run time is assembled here.
+    variables.GB10_PTXAS = "${pkgs.gb10.cuda-toolkit}/bin/ptxas";
+  };
   unit-machine = unit "machine" (sets.base ++ sets.gb10 [ "machine" ]);
   unit-nvfp4 = unit "nvfp4" (
     sets.base

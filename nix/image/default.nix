@@ -53,8 +53,9 @@ let
   image =
     {
       name,
-      # The program that serves, and its environment.
+      # The program that serves, the one that looks at the machine, and their environment.
       program,
+      doctor,
       environment,
       # What changes the least, and what is ours.
       seldom,
@@ -69,7 +70,7 @@ let
       entry = pkgs.writeShellApplication {
         name = "gb10-image";
         text = ''
-          export GB10_IMAGE_SERVE=${lib.getExe program} GB10_IMAGE_SHELL=${pkgs.bash}/bin/bash
+          export GB10_IMAGE_SERVE=${lib.getExe program} GB10_IMAGE_DOCTOR=${lib.getExe doctor} GB10_IMAGE_SHELL=${pkgs.bash}/bin/bash
           exec ${environment}/bin/python3 -I ${./entry.py} "$@"
         '';
       };
@@ -128,6 +129,7 @@ let
           profile
           entry
           program
+          doctor
           environment
           own
           ;
@@ -149,6 +151,7 @@ in
   image-cpu = image {
     name = "gb10-cpu";
     program = serve;
+    doctor = pkgs.gb10.doctor-cpu;
     environment = pkgs.gb10.cpu-env;
     profile = "cpu";
     seldom = [
@@ -164,6 +167,7 @@ in
   image = image {
     name = "gb10";
     program = pkgs.gb10.serve-cuda;
+    doctor = pkgs.gb10.doctor-cuda;
     environment = pkgs.gb10.cuda-env;
     profile = "cuda";
     seldom = [

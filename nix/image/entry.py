@@ -123,19 +123,13 @@ def ray(container: Container, *arguments: str) -> list[str]:
     return [program, *arguments]
 
 
-CHECKS = (
-    (
-        check_variables,
-        "No variable that only looks like one of ours, and no token that the hub would refuse.",
-    ),
-    (check_folders, "The cache, the temporary folder and the shared memory do."),
-)
-"""What a server needs, and what `doctor` says where it is so."""
+CHECKS = (check_variables, check_folders)
+"""What a server needs."""
 
 
 def serve(container: Container, arguments: Sequence[str]) -> list[str]:
     """``gb10 serve``. Its help needs nothing of the container."""
-    for check, _said in CHECKS if not HELP.intersection(arguments) else ():
+    for check in CHECKS if not HELP.intersection(arguments) else ():
         check(container)
     return [container.variables["GB10_IMAGE_SERVE"], *arguments]
 
@@ -162,11 +156,8 @@ def shell(container: Container, arguments: Sequence[str]) -> list[str]:
 
 
 def doctor(container: Container, arguments: Sequence[str]) -> list[str]:
-    """What a server would find, and what it would run: no server starts."""
-    for check, said in CHECKS:
-        check(container)
-        print(f"gb10: {said}", flush=True)
-    return [container.variables["GB10_IMAGE_SERVE"], "--dry-run", *arguments]
+    """``gb10 doctor``: what of the machine, as far as the container shows it, stops a server. None starts."""
+    return [container.variables["GB10_IMAGE_DOCTOR"], *arguments]
 
 
 ROLES: dict[str, Callable[[Container, Sequence[str]], list[str]]] = {

@@ -81,6 +81,7 @@ let
     ++ map (item "package" "Apache-2.0") [
       about.entry
       about.program
+      about.doctor
       about.environment
       pkgs.gb10.package
     ]

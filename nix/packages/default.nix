@@ -10,12 +10,15 @@
 
 {
   inherit (pkgs.gb10)
+    audit
     cluster
     cpu-env
     cuda-12x-env
     cuda-env
     cuda-toolkit
     demo-model
+    doctor
+    doctor-cuda
     flashinfer
     image
     image-cpu

@@ -1,10 +1,18 @@
 """What vLLM's own tests take from their `conftest.py`, which needs libraries that this environment lacks."""
 
 import gc
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from vllm.platforms import current_platform
+
+# One file imports vllm._C by name, and with it instructions that this processor may lack. vLLM itself chooses
+# a library that the processor can run, whose operators are the same.
+current_platform.import_kernels()
+sys.modules.setdefault("vllm._C", ModuleType("vllm._C"))
 
 # Until all modules are loaded, as in tests/conftest.py.
 gc.disable()
@@ -20,8 +28,6 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def cpu_kernels() -> None:
     """Put the CPU's functions in the place of Triton's kernels, as the CPU worker does when it starts."""
-    from vllm.platforms import current_platform
-
     current_platform.register_triton_kernel_overrides()
 
 

@@ -7,6 +7,10 @@ from gb10.arguments import Command, run
 COMMANDS = {
     "serve": Command("gb10.serve:run", "Serve a model with an OpenAI-compatible API.", passed_on=True),
     "cluster": Command("gb10.cluster:run", "Serve one model on several hosts.", passed_on=True),
+    "audit": Command("gb10.audit.command:run", "Print what a decoded token reads of a model, and what fits."),
+    "doctor": Command(
+        "gb10.doctor.command:run", "Say what of this machine stops a server, and what mends it."
+    ),
     "routing": Command("gb10.routing.command:run", "Print what runs where, whose choice it is, and why."),
     "predict": Command("gb10.predict.command:run", "Predict the tokens a second of a GB10."),
     "sparse24": Command(

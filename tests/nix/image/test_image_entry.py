@@ -25,6 +25,7 @@ def container(entry: ModuleType, tmp_path: Path) -> Any:
         base = {
             "XDG_CACHE_HOME": str(tmp_path),
             "GB10_IMAGE_SERVE": "/serve",
+            "GB10_IMAGE_DOCTOR": "/doctor",
             "GB10_IMAGE_SHELL": "/bash",
         }
         return entry.Container(
@@ -42,7 +43,7 @@ def container(entry: ModuleType, tmp_path: Path) -> Any:
         (["serve", "org/model", "--vllm-args", JSON], ["/serve", "org/model", "--vllm-args", JSON]),
         (["--port", "1"], ["/serve", "--port", "1"]),
         (["bash", "-c", "echo 'a  b'"], ["/bash", "-c", "echo 'a  b'"]),
-        (["doctor", "x"], ["/serve", "--dry-run", "x"]),
+        (["doctor", "--json"], ["/doctor", "--json"]),
     ],
 )
 def test_a_role_is_a_command_and_arguments_stay_what_they_are(

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil  # type: ignore[import-untyped, unused-ignore]
 import pytest
 from folders import Hosts
 
@@ -206,6 +207,19 @@ def test_stopped_while_it_waits_for_the_next_start(up: Up) -> None:
     up.wait_said("starting all again in 5 s")
     up.process.send_signal(signal.SIGTERM)
     assert up.status(3.0) == 0
+
+
+def test_the_program_that_connects_is_killed(up: Up) -> None:
+    """The folder's ssh becomes the host's shell, so here the node is left to the test."""
+    up.start()
+    up.wait_said("of spark-a")
+    clients = psutil.Process(up.process.pid).children()
+    (client,) = (each for each in clients if "spark-b" in each.environ()["PATH"])
+    client.kill()
+    assert up.status() == 1
+    assert "gb10: error: the ssh connection to spark-b (worker 1) was ended here by signal 9" in up.said
+    for pid in up.alive():
+        os.kill(pid, signal.SIGKILL)
 
 
 def test_it_is_killed(up: Up) -> None:

@@ -132,7 +132,7 @@ def test_a_config_file_that_is_none(
         (["--kv-cache-dtype", "fp3"], "--kv-cache-dtype.*invalid choice"),
         (["--enforce-eager", "/other/model"], "unexpected argument '/other/model'; MODEL comes first"),
         (["--ud", "/tmp/s"], "--uds is not supported"),
-        (["--headless"], "--headless is not supported here"),
+        (["--headless"], "--headless is for several nodes; add --nnodes N"),
         (["--grpc"], "--grpc is not supported"),
         (["--api-server-count", "2"], "--api-server-count is not supported"),
         (["--enable-auto-tool-choice"], "--enable-auto-tool-choice requires --tool-call-parser"),

@@ -53,6 +53,8 @@ def test_an_address_of_the_users() -> None:
         (f"-tp 3 --nnodes 2 {HERE}", "cannot be divided among 2 nodes evenly"),
         (f"-tp 2 -dp 2 --nnodes 2 {HERE}", "--data-parallel-size with --nnodes is not supported here"),
         (f"-tp 2 --nnodes 2 {HERE} --master-port 65535", "--master-port 65535 leaves no room"),
+        (f"-tp 2 --nnodes 2 {HERE} --port 29501", "--port 29501 is a port of the nodes"),
+        (f"-tp 2 --nnodes 2 {HERE} --master-port 7999", "8000 is a port of the nodes"),
         (
             "-tp 2 --nnodes 2 --master-addr nohost.invalid",
             "nohost.invalid is no host that this machine knows",

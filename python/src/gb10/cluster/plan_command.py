@@ -21,6 +21,7 @@ from gb10.cluster.options import (
     asked,
     refuse,
 )
+from gb10.serve.nodes import MASTER_PORT
 
 
 def run(
@@ -32,7 +33,7 @@ def run(
     hca: Devices = None,
     mtu: Mtu = 9000,
     speed: Speed = 100,
-    master_port: Port = request.MASTER_PORT,
+    master_port: Port = MASTER_PORT,
     ssh: Client = "ssh",
     offline: Annotated[bool, Option("--offline", help="ask no host; wants addresses, --interface")] = False,
     as_json: Annotated[bool, Option("--json", help="print JSON")] = False,

@@ -17,9 +17,6 @@ from gb10.units import parse_whole
 SERVE_VARIABLE = "GB10_CLUSTER_SERVE"
 """The program that serves, of the same build as this command (nix/apps/cluster.nix sets it)."""
 
-MASTER_PORT = 29501
-"""vLLM's own default of ``--master-port``."""
-
 API_PORT = 8000
 """vLLM's own default of ``--port``, and gb10's."""
 

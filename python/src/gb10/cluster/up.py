@@ -120,6 +120,8 @@ class Running:
         said = f": {self.said.removeprefix(_ERROR)}" if self.said else ""
         if status == _SSH_FAILED:
             return f"the ssh connection to {self.title} ended{said}"
+        if status is not None and status < 0:
+            return f"the ssh connection to {self.title} was ended here by signal {-status}{said}"
         if status is not None and status > 128:
             return f"{self.title} was ended by signal {status - 128}{said}"
         return f"{self.title} ended with status {status}{said}"

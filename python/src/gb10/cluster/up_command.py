@@ -20,6 +20,7 @@ from gb10.cluster.options import (
     refuse,
 )
 from gb10.cluster.up import Supervisor
+from gb10.serve.nodes import MASTER_PORT
 
 
 def run(
@@ -31,7 +32,7 @@ def run(
     hca: Devices = None,
     mtu: Mtu = 9000,
     speed: Speed = 100,
-    master_port: Port = request.MASTER_PORT,
+    master_port: Port = MASTER_PORT,
     ssh: Client = "ssh",
     restart: Annotated[bool, Option("--restart", help="start all again after a node ended")] = False,
 ) -> int:

@@ -24,6 +24,7 @@ from gb10.routing import CPU_MODE_VARIABLE, CPU_MODES
 from gb10.serve.settings import EXTRA_ARGS, ROWS
 
 _ELSEWHERE = (
+    "GB10_CLUSTER_SERVE",
     "GB10_HELDOUT",
     "GB10_KERNELS",
     "GB10_KERNELS_SPARSE24",
@@ -32,7 +33,7 @@ _ELSEWHERE = (
     "GB10_VLLM_FP4",
 )
 OURS = frozenset(_ELSEWHERE) | {row.variable for row in ROWS.values() if row.variable.startswith("GB10_")}
-"""GB10_* variables with a meaning: the settings, and what gb10.kernels, gb10_lab and the tests read."""
+"""GB10_* variables with a meaning: the settings, and what others of gb10, its lab and its tests read."""
 
 PROFILES = ("cpu", "cuda")
 

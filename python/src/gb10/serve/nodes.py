@@ -158,6 +158,11 @@ def find(settings: Settings) -> Nodes | None:
     port = settings.master_port or MASTER_PORT
     if port == 65535:
         raise UserError("--master-port 65535 leaves no room for gb10's own, the next one; give another")
+    if rank == 0 and settings.port in (port, port + 1):
+        raise UserError(
+            f"{settings.said('port')} {settings.port} is a port of the nodes, which take --master-port "
+            f"{port} and the one after it; give another"
+        )
     master = _resolved(settings)
     own = _own(settings, rank, master)
     interface = interface_of(own)

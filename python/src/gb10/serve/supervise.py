@@ -198,6 +198,7 @@ class Server:
             # It watched the others and wrote down how they end; the kernel ends them with it.
             death = cause.killed(_KEEPER, -status, self._killed_before)
         if death is not None:
+            self._say(death)
             return self._failed(f"vLLM ended while {doing}: {death}")
         if self.link is not None and (trouble := self.link.wait(PEER_WAIT)) is not None:
             return trouble.error(str(self.log_path))
@@ -282,10 +283,9 @@ class Server:
         """Raise an error where another node is gone or cut off: first vLLM ends, and answers its clients."""
         if self.link is None:
             return
-        if not self._dying and (death := cause.violent_death(self._deaths, self._killed_before)) is not None:
+        if (death := cause.violent_death(self._deaths, self._killed_before)) is not None:
             # vLLM takes seconds to end over it, and the others would blame the connection.
-            self._dying = True
-            self.link.say("failed", death)
+            self._say(death)
         trouble = self.link.trouble
         if trouble is None or self._dying:
             return
@@ -296,6 +296,12 @@ class Server:
         while self.exit_code is None and self.stopping is None and time.monotonic() < until:
             time.sleep(_POLL)
         raise trouble.error(str(self.log_path))
+
+    def _say(self, death: str) -> None:
+        """Tell the other nodes once that a process of ours was killed."""
+        if self.link is not None and not self._dying:
+            self._dying = True
+            self.link.say("failed", death)
 
     def _end_engine(self) -> None:
         """Kill what computes and may wait for ever, so that the API server answers with an error.

@@ -1,0 +1,22 @@
+# `nix run .#audit -- MODEL`: what a decoded token reads of a model and what fits, from its config and headers. It asks vLLM
+# in which format each module is, so it runs in the CPU environment, with matplotlib for --plot.
+{ pkgs }:
+
+let
+  environment = pkgs.gb10.environment {
+    name = "gb10-audit-env";
+    description = "vLLM for the CPU with gb10 and what draws plots, as a virtual environment";
+    wheels = pkgs.gb10.wheels.report // pkgs.gb10.wheels.cpu;
+    extra = [ pkgs.gb10.package ];
+    isolated = true;
+  };
+in
+pkgs.writeShellApplication {
+  name = "audit";
+  meta = import ../packages/meta.nix { inherit pkgs; } {
+    description = "Says what a decoded token reads of a model and what fits, from its headers";
+  };
+  text = ''
+    ${import ./isolated.nix environment "gb10 audit"}
+  '';
+}

@@ -1,0 +1,1 @@
+"""``gb10 audit``: what a decoded token reads of a model and what fits, from its config and headers alone."""

@@ -1,0 +1,204 @@
+"""The headers of a model on Hugging Face's hub: a few megabytes of it, by ranges of its files.
+
+All requests are huggingface_hub's (its session, retries, token, proxies, HF_ENDPOINT). Its own
+``get_safetensors_metadata`` reads headers, too, but keeps nothing of a run that broke off, and does not say
+how large the files are. What is fetched lies in ``XDG_CACHE_HOME/gb10/headers``, a folder for each commit,
+as a checkpoint whose weights' files are holes of the right size behind their headers. So all that reads a
+checkpoint's folder reads this one, and a later run fetches what is missing and nothing else.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from gb10.checkpoint.formats import quiet
+from gb10.checkpoint.headers import read_header
+from gb10.errors import UserError
+from gb10.files import read_bytes, replacing
+
+_PREFIX = 8
+"""Bytes of a safetensors file that say how long its header is, the lowest one first."""
+
+_HEADER_LIMIT = 100 << 20
+"""The safetensors format allows headers of at most 100 MB."""
+
+_WEIGHTS = ".safetensors"
+_SMALL = (
+    "config.json",
+    "hf_quant_config.json",
+    "model.safetensors.index.json",
+    "consolidated.safetensors.index.json",
+)
+_THREADS = 4
+_TRIES, _PAUSE = 5, 0.5
+"""How often a broken connection is taken up again, and seconds before that, doubled each time."""
+
+Note = Callable[[str], None]
+"""Takes a line on the progress."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file on the hub; ``size`` in bytes."""
+
+    name: str
+    size: int
+
+
+def cache_folder(environment: Mapping[str, str]) -> Path:
+    """Where headers are kept. Raises UserError for a user without a home."""
+    cache = environment.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return Path(cache).expanduser() / "gb10" / "headers"
+    except RuntimeError:
+        raise UserError("there is no home folder to keep headers in; set XDG_CACHE_HOME") from None
+
+
+@contextmanager
+def _told(name: str, revision: str | None) -> Iterator[None]:
+    """Turn what huggingface_hub raises into a line for the user."""
+    from huggingface_hub import constants, errors
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined, unused-ignore]
+
+    hub = constants.ENDPOINT
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise UserError(
+            f"model {name} is gated: ask for access at {hub}/{name}, then set HF_TOKEN (or: hf auth login)"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(
+            f"model {name} is not on {hub}, or it is private; check the name, or set HF_TOKEN"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"model {name} has no revision {revision}; give a branch, tag or commit") from None
+    except errors.OfflineModeIsEnabled:
+        raise UserError(
+            f"model {name} is not in the cache, and HF_HUB_OFFLINE is set; unset it or give a folder"
+        ) from None
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "no answer"
+        raise UserError(f"model {name}: {hub} answered {status}; check HF_ENDPOINT, or try again") from None
+    except (httpx.HTTPError, OSError, errors.LocalEntryNotFoundError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise UserError(f"cannot write {error.filename}: {error.strerror or error}") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"model {name}: the connection to {hub} broke off ({reason}); run it again: what was fetched "
+            "is kept"
+        ) from None
+
+
+def _range(name: str, commit: str, file: str, first: int, count: int) -> bytes:
+    """``count`` bytes of a file from ``first``; a connection that breaks is taken up where it was."""
+    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.utils import (  # type: ignore[attr-defined, unused-ignore]
+        build_hf_headers,
+        hf_raise_for_status,
+        http_stream_backoff,
+        httpx,
+    )
+
+    url = hf_hub_url(name, file, revision=commit)
+    got = bytearray()
+    for tried in range(_TRIES + 1):
+        span = f"bytes={first + len(got)}-{first + count - 1}"
+        headers = {**build_hf_headers(), "Range": span, "Accept-Encoding": "identity"}
+        broken: Exception | None = None
+        with http_stream_backoff(
+            "GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+        ) as answer:
+            hf_raise_for_status(answer)
+            if answer.status_code != 206:
+                raise UserError(
+                    f"model {name}: {constants.ENDPOINT} gives whole files only, and its headers alone are "
+                    "wanted; take another HF_ENDPOINT, or fetch the model and give its folder"
+                )
+            try:
+                for piece in answer.iter_bytes():
+                    got += piece
+            except httpx.TransportError as error:
+                broken = error
+        if len(got) >= count:
+            return bytes(got[:count])
+        if tried < _TRIES:
+            time.sleep(_PAUSE * 2**tried)
+    raise broken or OSError(f"{file}: {len(got)} of {count} bytes came")
+
+
+def _fetch_header(name: str, commit: str, file: _File, place: Path) -> int:
+    """Write the header of a file, and a hole for its weights; how many bytes were asked for."""
+    start = _range(name, commit, file.name, 0, _PREFIX)
+    length = int.from_bytes(start, "little")
+    if length > min(_HEADER_LIMIT, file.size - _PREFIX):
+        raise UserError(f"model {name}: {file.name} is not a safetensors file; take another revision")
+    text = _range(name, commit, file.name, _PREFIX, length)
+    # Elsewhere first: a run that is killed leaves nothing in the folder that is read.
+    begun = place.with_name(f"{commit}.part") / file.name
+    with replacing(begun) as part, part.open("wb") as out:
+        out.write(start + text)
+        out.truncate(file.size)
+    try:
+        read_header(begun)
+    except UserError as error:
+        begun.unlink()
+        raise UserError(f"model {name}: {error}".replace(str(begun), file.name)) from None
+    begun.replace(place / file.name)
+    return _PREFIX + length
+
+
+def fetch_headers(name: str, revision: str | None, folder: Path, note: Note = lambda _: None) -> Path:
+    """The folder with the config and the headers of a hub model, fetched where they are not there yet.
+
+    Args:
+        name: The model, as org/name.
+        revision: A branch, tag or commit; main by default.
+        folder: `cache_folder`.
+        note: Gets a line on each file that is fetched.
+
+    Raises:
+        UserError: The hub cannot be reached or does not give it, or it has no safetensors files. What was
+            fetched until then stays, each file whole.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    with quiet(), _told(name, revision):
+        found = HfApi().model_info(name, revision=revision, files_metadata=True)
+        commit = str(found.sha)
+        there = [_File(one.rfilename, one.size or 0) for one in found.siblings or ()]
+        names = {one.name for one in there}
+        weights = [one for one in there if one.name.endswith(_WEIGHTS) and "/" not in one.name]
+        if "config.json" not in names:
+            raise UserError(f"model {name} has no config.json; it is not a model that vLLM serves")
+        if not weights:
+            others = sorted(one for one in names if one.endswith((".bin", ".gguf", ".pt", ".pth")))
+            more = f" (it has {others[0]})" if others else ""
+            raise UserError(
+                f"model {name} has no safetensors files{more}, and only their headers say what it holds; "
+                "take a checkpoint in safetensors"
+            )
+        place = folder / name.replace("/", "--") / commit
+        for small in _SMALL:
+            if small in names and not (place / small).exists():
+                fetched = read_bytes(Path(hf_hub_download(name, small, revision=commit)))
+                with replacing(place / small) as part:
+                    part.write_bytes(fetched)
+        missing = [one for one in weights if not (place / one.name).exists()]
+
+        def fetch(one: _File) -> None:
+            size = _fetch_header(name, commit, one, place)
+            note(f"{one.name}: {size} bytes of its header")
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            list(pool.map(fetch, missing))
+    return place
+
+
+def default_folder() -> Path:
+    """`cache_folder` of this process."""
+    return cache_folder(os.environ)

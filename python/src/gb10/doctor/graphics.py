@@ -1,0 +1,131 @@
+"""The GPU: the driver from its device to CUDA, and what only a running kernel tells."""
+
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from gb10.doctor.facts import Driver
+from gb10.doctor.folders import denied
+from gb10.doctor.probe import Said
+from gb10.errors import UserError
+from gb10.machine import driver as libraries
+from gb10.machine import nvidia
+from gb10.serve import isolation
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+PATIENCE = 60.0
+"""Seconds for a question. A first look at the GPU can take some, importing torch some more."""
+
+
+@dataclass(frozen=True)
+class Silent:
+    """A question without an answer: why, and after how long where nothing came at all."""
+
+    why: str
+    seconds: float | None = None
+
+
+def ask(question: str, form: type[Answer], environ: Mapping[str, str], limit: float) -> Answer | Silent:
+    """Ask `gb10.doctor.probe` in a process with these variables."""
+    command = [*isolation.interpreter(), "-m", "gb10.doctor.probe", question]
+    given = isolation.environment(environ)
+    try:
+        process = subprocess.Popen(
+            command,
+            env=given,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+    except OSError as error:
+        return Silent(f"no process can be started: {error.strerror}")
+    try:
+        out, errors = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        # One that hangs in the driver ends when that lets it: nobody waits for it.
+        process.kill()
+        return Silent(f"no answer within {limit:g} s", limit)
+    lines = out.splitlines()
+    if process.returncode == 0 and lines:
+        return form.model_validate_json(lines[-1])
+    said = [line for line in errors.splitlines() if line.strip()]
+    return Silent(said[-1].strip() if said else f"its process ended with status {process.returncode}")
+
+
+def _nodes(root: Path) -> list[Path]:
+    return [root / "dev/nvidiactl", *sorted((root / "dev").glob("nvidia[0-9]*"))]
+
+
+def _module(root: Path) -> str | None:
+    try:
+        said = (root / "proc/driver/nvidia/version").read_text()
+    except OSError:
+        return None
+    found = re.search(r"Kernel Module .*?(\d+(?:\.\d+)+)", said)
+    return found[1] if found else None
+
+
+def _found(environ: Mapping[str, str], root: Path, private: str) -> tuple[Path | None, str | None]:
+    """Folder of the driver's libraries, and why there is none. Links to them go into a folder that goes."""
+    try:
+        return libraries.folder({**environ, "XDG_CACHE_HOME": private}, root), None
+    except UserError as error:
+        return None, str(error)
+
+
+def look(root: Path, environ: Mapping[str, str], limit: float = PATIENCE) -> tuple[Driver, Said]:
+    """The driver and its GPUs. Where there is no sign of a GPU, nothing is asked."""
+    seen = nvidia.seen(root)
+    nodes = _nodes(root)
+    with tempfile.TemporaryDirectory(prefix="gb10-doctor-") as private:
+        folder, missing = _found(environ, root, private)
+        said: Said | Silent = Said()
+        if folder is not None:
+            said = ask("gpus", Said, variables(environ, folder), limit)
+        real = folder and (folder / "libcuda.so.1").resolve().parent
+    answer = said if isinstance(said, Said) else Said(error=said.why)
+    return (
+        Driver(
+            seen=seen,
+            nodes=nodes[0].exists() and len(nodes) > 1,
+            denied=any(map(denied, nodes)),
+            hidden=environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"),
+            libcuda=str(real) if real else None,
+            missing=missing,
+            module=_module(root),
+            version=answer.version,
+            cuda=answer.cuda,
+            error=answer.error,
+            code=answer.code,
+            management=answer.management,
+            silent=said.seconds if isinstance(said, Silent) else None,
+        ),
+        answer,
+    )
+
+
+def variables(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Variables with which a process finds the driver's libraries there."""
+    rest = environ.get("LD_LIBRARY_PATH", "")
+    return {**environ, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, (str(folder), rest)))}
+
+
+def measure(
+    question: str, form: type[Answer], root: Path, environ: Mapping[str, str], limit: float = PATIENCE
+) -> Answer | Silent:
+    """Ask what needs a kernel to run."""
+    with tempfile.TemporaryDirectory(prefix="gb10-doctor-") as private:
+        folder, missing = _found(environ, root, private)
+        if folder is None:
+            return Silent(missing or "no libcuda.so.1")
+        return ask(question, form, variables(environ, folder), limit)

@@ -1,0 +1,112 @@
+"""A machine as a file: without the names, addresses and keys of who has it."""
+
+import contextlib
+import getpass
+import json
+import os
+import re
+import socket
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from gb10.doctor.facts import SCHEMA, Facts
+from gb10.doctor.folders import CACHE, LOGS, MODELS
+from gb10.errors import UserError
+
+_ADDRESSES = re.compile(
+    r"\b(?:\d{1,3}\.){3}\d{1,3}\b|\b(?:[0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}\b|"
+    r"(?<![\w:])(?:[0-9a-fA-F]{0,4}:){2,7}[0-9a-fA-F]{1,4}(?![\w:.])"
+)
+"""IPv4, MAC, IPv6."""
+
+_KEYS = re.compile(r"\b(?:hf|sk|nvapi|ghp|github_pat)[_-][\w-]{8,}")
+_HOMES = re.compile(r"(?<![\w.~-])(?:/home/[^/\s]+|/root)(?=/|\s|$)")
+_PCI = re.compile(r"\b[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f]\b")
+_PUBLIC = ("/tmp", "/var/tmp", "/dev/shm", "/cache", "~")
+"""Beginnings of paths that say nothing of their owner."""
+
+
+def _names() -> list[str]:
+    """What this machine and its user are called, where that is no common word."""
+    found = {socket.gethostname(), socket.gethostname().partition(".")[0]}
+    with contextlib.suppress(KeyError, OSError):
+        found.add(getpass.getuser())
+    return sorted((name for name in found if len(name) > 2 and name not in ("root", "localhost")), key=len)
+
+
+def _clean(text: str, names: list[str]) -> str:
+    text = text.replace("\0", "")
+    home = os.environ.get("HOME", "")
+    if len(home) > 1:
+        text = text.replace(home, "~")
+    text = _HOMES.sub("~", text)
+    text = _KEYS.sub("KEY", text)
+    # A PCI device's number looks like an address, and tells a Spark's GPU.
+    kept = _PCI.findall(text)
+    text = _ADDRESSES.sub("ADDRESS", _PCI.sub("\0", text))
+    for name in reversed(names):
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "NAME", text)
+    return re.sub("\0", lambda _: kept.pop(0), text)
+
+
+def _without(value: Any, names: list[str]) -> Any:
+    if isinstance(value, str):
+        return _clean(value, names)
+    if isinstance(value, list):
+        return [_without(one, names) for one in value]
+    if isinstance(value, dict):
+        return {name: _without(one, names) for name, one in value.items()}
+    return value
+
+
+def anonymous(facts: Facts) -> dict[str, Any]:
+    """The facts for JSON, with ~ for a home, NAME, ADDRESS and KEY; of a folder elsewhere the role alone."""
+    found: dict[str, Any] = _without(facts.model_dump(mode="json"), _names())
+    for folder in found["folders"]:
+        if folder["role"] in (MODELS, CACHE, LOGS) and not folder["path"].startswith(_PUBLIC):
+            folder["path"] = f"({folder['role']})"
+    return found
+
+
+def write(facts: Facts, path: Path) -> None:
+    """Write a record, whole or not at all. Raises UserError where it cannot be."""
+    try:
+        handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(anonymous(facts), file, indent=1)
+                file.write("\n")
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(f"--record {path}: {error.strerror}; give a file in a folder that is yours") from None
+
+
+def read(path: Path) -> Facts:
+    """A recorded machine. Raises UserError for a file that is none."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        said = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UserError(f"--from {path}: {said}; give a file that `gb10 doctor --record` wrote") from None
+    try:
+        found = from_json(text)
+        version = found.get("schema_version") if isinstance(found, dict) else None
+    except ValueError as error:
+        raise UserError(f"--from {path} is no JSON: {error}; give a file of --record") from None
+    if isinstance(version, int) and version > SCHEMA:
+        raise UserError(f"--from {path} is of a newer gb10 (schema {version}, this one reads {SCHEMA})")
+    try:
+        return Facts.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise UserError(
+            f"--from {path} is no record of a machine: {place}: {first['msg']}; give a file of --record"
+        ) from None

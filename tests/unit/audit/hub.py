@@ -1,0 +1,129 @@
+"""A hub on the loopback: a model's files by ranges, counted, with connections that break."""
+
+import hashlib
+import http.server
+import json
+import re
+import threading
+from pathlib import Path
+
+COMMIT = "a" * 40
+
+
+class Hub:
+    """Serves ``folder`` as org/name at COMMIT, which main is.
+
+    Attributes:
+        asked: Path and range of each request for a file of weights.
+        sent: Bytes of such files that went out.
+        cut: After how many bytes each of the next answers breaks off; taken from the front.
+        status: Answers all with this and ``code``, where it is not 0.
+        ranges: Whether it gives parts of files.
+        silent: Whether it breaks off all requests for files of weights.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked: list[tuple[str, str]] = []
+        self.sent = 0
+        self.cut: list[int] = []
+        self.status, self.code = 0, ""
+        self.ranges = True
+        self.silent = False
+        self._lock = threading.Lock()
+        hub = self
+
+        class Answer(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                hub.answer(self)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def endpoint(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+    def close(self) -> None:
+        """End it."""
+        self.server.shutdown()
+        self.server.server_close()
+
+    def answer(self, to: http.server.BaseHTTPRequestHandler) -> None:
+        """One request."""
+        path = to.path.partition("?")[0]
+        if path == "/":
+            self._send(to, 200, b"")
+        elif self.status:
+            self._send(to, self.status, b"{}", {"X-Error-Code": self.code})
+        elif re.fullmatch(rf"/api/models/org/name(/revision/(main|{COMMIT}))?", path):
+            self._send(to, 200, json.dumps(self._info()).encode())
+        elif path.startswith("/api/"):
+            missing = "/revision/" in path
+            self._send(to, 404, b"{}", {"X-Error-Code": "RevisionNotFound" if missing else "RepoNotFound"})
+        else:
+            found = re.fullmatch(rf"/org/name/resolve/(main|{COMMIT})/(.+)", path)
+            file = self.folder / found[2] if found else None
+            if file is None or not file.is_file():
+                self._send(to, 404, b"", {"X-Error-Code": "EntryNotFound"})
+            elif file.suffix == ".safetensors":
+                self._part(to, file)
+            else:
+                self._send(to, 200, file.read_bytes())
+
+    def _info(self) -> dict[str, object]:
+        files = sorted(path for path in self.folder.iterdir() if path.is_file())
+        listed = [{"rfilename": path.name, "size": path.stat().st_size, "blobId": "0"} for path in files]
+        return {"_id": "0", "id": "org/name", "modelId": "org/name", "sha": COMMIT, "siblings": listed}
+
+    def _part(self, to: http.server.BaseHTTPRequestHandler, file: Path) -> None:
+        wanted = to.headers.get("Range", "")
+        with self._lock:
+            self.asked.append((file.name, wanted))
+            cut = self.cut.pop(0) if self.cut else None
+        found = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)
+        if self.silent:
+            to.close_connection = True
+            return
+        if found is None or not self.ranges:
+            self._send(to, 200, b"all of it")
+            return
+        first, last = int(found[1]), int(found[2])
+        with file.open("rb") as opened:
+            opened.seek(first)
+            body = opened.read(last - first + 1)
+        to.send_response(206)
+        to.send_header("Content-Length", str(len(body)))
+        to.send_header("Content-Range", f"bytes {first}-{last}/{file.stat().st_size}")
+        to.end_headers()
+        out = body if cut is None else body[:cut]
+        to.wfile.write(out)
+        with self._lock:
+            self.sent += len(out)
+        to.close_connection = cut is not None
+
+    def _send(
+        self,
+        to: http.server.BaseHTTPRequestHandler,
+        status: int,
+        body: bytes,
+        more: dict[str, str] | None = None,
+    ) -> None:
+        to.send_response(status)
+        for name, value in {
+            "Content-Length": str(len(body)),
+            # The cache of huggingface_hub keeps one file of each.
+            "ETag": f'"{hashlib.sha256(body).hexdigest()}"',
+            "X-Repo-Commit": COMMIT,
+            **(more or {}),
+        }.items():
+            to.send_header(name, value)
+        to.end_headers()
+        if to.command == "GET":
+            to.wfile.write(body)

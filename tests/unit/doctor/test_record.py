@@ -1,0 +1,118 @@
+"""A machine as a file: what it leaves out, and what is refused."""
+
+import getpass
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gb10.cli import main
+from gb10.doctor import record
+from gb10.doctor.facts import SCHEMA, Facts
+
+SPARK = json.loads((Path(__file__).parent / "machines/healthy-spark.json").read_text())["machine"]
+
+
+def facts(**changed: Any) -> Facts:
+    return Facts.model_validate_json(json.dumps(SPARK | changed))
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("bound to 192.168.100.7", "192.168.100.7"),
+        ("link fe80::4abc:1ff:fe22:3344 is up", "fe80"),
+        ("mac 4c:bb:47:2a:01:ff", "4c:bb:47"),
+        ("HF_TOKEN=hf_abcdefghijklmnop", "hf_abc"),
+        ("key sk-abcdefghijklmnop", "sk-abc"),
+        ("read /home/alice/model", "alice"),
+        ("read /root/model", "/root"),
+    ],
+)
+def test_what_says_whose_machine_it_is_goes(text: str, left: str) -> None:
+    said = json.dumps(record.anonymous(facts(skipped={"x": text})))
+    assert left in text and left not in said
+
+
+def test_names_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "spark-1.example")
+    monkeypatch.setattr(getpass, "getuser", lambda: "alice")
+    said = record.anonymous(facts(skipped={"x": "alice at spark-1.example, spark-1 and malice"}))
+    assert said["skipped"] == {"x": "NAME at NAME, NAME and malice"}
+
+
+def test_what_a_spark_is_stays() -> None:
+    found = record.anonymous(facts())
+    assert found["driver"]["seen"] == "PCI device 000f:01:00.0"
+    assert found["driver"]["version"] == "580.173.02"
+    assert found["gpus"][0]["name"] == "NVIDIA GB10"
+    assert found["system"]["kernel"] == "6.17.0-1031-nvidia"
+
+
+def test_a_home_is_a_tilde_and_other_folders_are_roles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/data/people/alice")
+    paths = {"cache": "/data/people/alice/.cache", "models": "/mnt/alices-models", "temporary": "/tmp"}
+    changed = [one | {"path": paths.get(one["role"], one["path"])} for one in SPARK["folders"]]
+    found = {one["role"]: one["path"] for one in record.anonymous(facts(folders=changed))["folders"]}
+    assert (found["cache"], found["models"], found["temporary"]) == ("~/.cache", "(models)", "/tmp")
+
+
+@given(st.text(alphabet="abz019:./-_ \n\0", max_size=60))
+def test_any_text_can_be_cleaned(text: str) -> None:
+    record.anonymous(facts(skipped={"x": text}))
+
+
+def test_what_was_written_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "spark.json"
+    record.write(facts(), path)
+    assert record.read(path) == facts()
+    assert [one.name for one in tmp_path.iterdir()] == ["spark.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("no json", "is no JSON"),
+        ("[]", "is no record of a machine"),
+        ("{}", "is no record of a machine: gb10: Field required"),
+        (json.dumps({"schema_version": SCHEMA + 1}), "is of a newer gb10"),
+        (json.dumps(SPARK | {"more": 1}), "more: Extra inputs are not permitted"),
+        (json.dumps(SPARK | {"gpus": [{"name": 7}]}), "gpus.0.name"),
+        ("[" * 100_000, "is no JSON"),
+    ],
+)
+def test_a_file_that_is_no_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, said: str
+) -> None:
+    path = tmp_path / "record.json"
+    path.write_text(content)
+    for options in ([], ["--json"]):
+        assert main(["doctor", "--from", str(path), *options]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert said in printed.err and len(printed.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["none.json", ".", "binary"])
+def test_a_file_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    assert main(["doctor", "--from", str(tmp_path / name)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith("gb10: error: --from")
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--quick", "--record", str(tmp_path / "none" / "x.json")]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and "No such file or directory" in printed.err
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("options", [["--quick"], ["--port", "8001"], ["--record", "x"]])
+def test_options_that_do_not_go_together(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--from", "x", *options]) == 2
+    assert "do not go with it" in capsys.readouterr().err
