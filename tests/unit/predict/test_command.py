@@ -114,7 +114,9 @@ def test_accepted_length() -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["nonsense"], "no model is known as 'nonsense'"),
+        (["nonsense"], "'nonsense' is no folder, no name on the hub (OWNER/NAME), and none of: qwen3-4b"),
+        ([NEXT, "--revision", "main"], "--revision is for models of the hub"),
+        (["/nonexistent/model"], "/nonexistent/model"),
         ([], "Missing argument"),
         ([NEXT, "--batch", "0"], "not a whole number of 1 or more"),
         ([NEXT, "--batch", str(MOST_TOKENS + 1)], "take fewer"),

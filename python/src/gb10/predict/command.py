@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Argument, Option
@@ -34,12 +35,24 @@ class Form(StrEnum):
     NVFP4 = "nvfp4"
 
 
-def _subject(name: str, kv: str | None) -> Subject:
+def _subject(name: str, revision: str | None, kv: str | None) -> Subject:
     known = architectures()
     found = known.get(name.lower())
-    if found is None:
-        raise UserError(f"no model is known as {name!r}; known are: {', '.join(known)}")
-    return published(found, kv)
+    if found is not None:
+        if revision is not None:
+            raise UserError(
+                f"--revision is for models of the hub, and {name} is a published model; leave it out"
+            )
+        return published(found, kv)
+    if "/" not in name and not Path(name).exists():
+        raise UserError(
+            f"{name!r} is no folder, no name on the hub (OWNER/NAME), and none of: {', '.join(known)}"
+        )
+    # The audit asks vLLM, which takes seconds to import.
+    from gb10.audit.command import read
+    from gb10.predict.audited import subject
+
+    return subject(read(name, revision)[2], kv)
 
 
 def _engines(
@@ -139,7 +152,16 @@ def _text(subject: Subject, load: Load, made: Sequence[Prediction]) -> list[str]
 
 
 def run(
-    model: Annotated[str, Argument(metavar="MODEL", help="a published model, such as qwen3-next-80b-a3b")],
+    model: Annotated[
+        str,
+        Argument(
+            metavar="MODEL", help="a published model (qwen3-next-80b-a3b), a checkpoint's folder or hub name"
+        ),
+    ],
+    revision: Annotated[
+        str | None,
+        Option(metavar="REV", help="branch, tag or commit on the hub; default: main", show_default=False),
+    ] = None,
     batch: Annotated[int, Option(parser=whole(1), metavar="N", help="sequences at once")] = 1,
     context: Annotated[
         int, Option(parser=whole(0), metavar="N", help="tokens of each in the KV cache")
@@ -169,7 +191,7 @@ def run(
         raise UserError(f"--context {context} is more than any model here has; at most {_LONGEST}")
     if accepted is not None and not 1 <= accepted <= draft + 1:
         raise UserError(f"--accepted {accepted:g} with {draft} drafts: a step gives 1 to {draft + 1} tokens")
-    subject = _subject(model, kv)
+    subject = _subject(model, revision, kv)
     load = Load(batch, context, draft)
     made = _engines(engine, subject, load, accepted, dense, head)
     if as_json:
