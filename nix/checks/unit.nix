@@ -50,9 +50,9 @@ in
     ]
   );
   unit-predict = unit "predict" (
-    sets.base
+    sets.serve
     ++ sets.gb10 [
-      "cli.py"
+      "audit"
       "predict"
     ]
     ++ sets.lab [
@@ -64,6 +64,7 @@ in
       ../../docs/predict.md
       ../../docs/predict.svg
       ../../lab/results/2026-11-27-h200-engine.json
+      ../../tests/unit/audit/published.py
     ]
   );
   unit-recipes = unit "recipes" (sets.serve ++ [ ../../docs/recipes.md ]);
