@@ -91,7 +91,7 @@ def test_what_the_driver_says(spark: Machine, variables: dict[str, str], check: 
 def test_a_driver_that_hangs(spark: Machine) -> None:
     began = time.monotonic()
     driver, said = graphics.look(spark.root, spark.environ | {"FAKE_CUDA": "hang"}, limit=3)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert driver.silent == 3 and said.gpus == ()
 
 
@@ -285,5 +285,5 @@ class TestProbes:
     def test_the_hosts_memory_is_read_within_the_time(self) -> None:
         began = time.monotonic()
         found = reading.host(0.2)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
         assert 0 < found.size <= GIB
