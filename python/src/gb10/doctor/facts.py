@@ -257,6 +257,8 @@ class Facts:
     e2m1: E2m1 | None = None
     read: Read | None = None
     servers: tuple[Server, ...] = ()
+    failed: dict[str, str] = field(default_factory=dict)
+    """Kernels that did not run on the GPU, and what was said instead."""
     skipped: dict[str, str] = field(default_factory=dict)
     """What was not looked at, and why."""
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 from gb10.doctor import forms
 from gb10.doctor.facts import Driver
 from gb10.doctor.folders import denied
-from gb10.doctor.probe import Said
+from gb10.doctor.probe import LACKS, Said
 from gb10.errors import UserError
 from gb10.machine import driver as libraries
 from gb10.machine import nvidia
@@ -29,6 +29,8 @@ class Silent:
 
     why: str
     seconds: float | None = None
+    lacks: bool = False
+    """Whether it was this environment that lacks what the question needs."""
 
 
 def ask(question: str, form: type[Answer], environ: Mapping[str, str], limit: float) -> Answer | Silent:
@@ -57,7 +59,8 @@ def ask(question: str, form: type[Answer], environ: Mapping[str, str], limit: fl
     if process.returncode == 0 and lines:
         return forms.loads(form, lines[-1])
     said = [line for line in errors.splitlines() if line.strip()]
-    return Silent(said[-1].strip() if said else f"its process ended with status {process.returncode}")
+    why = said[-1].strip() if said else f"its process ended with status {process.returncode}"
+    return Silent(why, lacks=process.returncode == LACKS)
 
 
 def _started(root: Path) -> bool:
@@ -129,5 +132,5 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="gb10-doctor-") as private:
         folder, missing = _found(environ, root, private)
         if folder is None:
-            return Silent(missing or "no libcuda.so.1")
+            return Silent(missing or "no libcuda.so.1", lacks=True)
         return ask(question, form, variables(environ, folder), limit)

@@ -88,19 +88,23 @@ def _host() -> Read:
 QUESTIONS = {"gpus": gpus, "e2m1": _e2m1, "read": _read, "host": _host}
 
 
+LACKS, FAILED = 3, 4
+"""Exit status, with a line: this environment lacks something, or the GPU failed."""
+
+
 def main() -> int:
-    """Answer; status 3 with a line for what this environment lacks, 4 for what failed."""
+    """Answer; the exit status."""
     try:
         print(forms.dumps(QUESTIONS[sys.argv[1]]()))
     except ImportError as error:
         print(f"{error}; nix run .#doctor-cuda has what this needs", file=sys.stderr)
-        return 3
+        return LACKS
     except UserError as error:
         print(error, file=sys.stderr)
-        return 3
+        return LACKS
     except RuntimeError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
-        return 4
+        return FAILED
     return 0
 
 

@@ -122,6 +122,14 @@ def _slow(facts: Facts) -> Iterator[Finding]:
 def check_speed(facts: Facts) -> list[Finding]:
     """What only a running kernel shows."""
     found = list(_slow(facts))
+    found += [
+        stops(
+            "kernel-failed",
+            f"a kernel ({name}) does not run on the GPU: {why}",
+            "sudo journalctl -k | grep -i xid says more; else sudo reboot",
+        )
+        for name, why in list(facts.failed.items())[:1]
+    ]
     probe = facts.e2m1
     if probe is None or not facts.gpus:
         return found
