@@ -15,7 +15,13 @@ let
     };
 in
 {
-  unit-audit = unit "audit" (sets.serve ++ sets.gb10 [ "audit" ]);
+  unit-audit = unit "audit" (
+    sets.serve
+    ++ sets.gb10 [
+      "audit"
+      "predict"
+    ]
+  );
   unit-checkpoint = unit "checkpoint" (sets.formats ++ sets.gb10 [ "machine" ]);
   unit-cli = unit "cli" sets.serve;
   unit-cluster = unit "cluster" sets.serve;
