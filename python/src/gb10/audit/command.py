@@ -12,6 +12,7 @@ from typer import Argument, Option
 from gb10.arguments import whole
 from gb10.audit import remote
 from gb10.audit.fits import SPARKS, fits
+from gb10.audit.model import Model
 from gb10.audit.reading import read_model
 from gb10.audit.report import Audit, as_json, lines
 from gb10.checkpoint import formats as checkpoint_formats
@@ -46,6 +47,18 @@ def _formats(checkpoint: Checkpoint) -> Formats:
     """As `gb10.checkpoint.formats.read`: of a layer's experts the first says what vLLM makes of all."""
     few = tuple(tensor for tensor in checkpoint.tensors if not _OTHER_EXPERTS.search(tensor.name))
     return checkpoint_formats.read(replace(checkpoint, tensors=few))
+
+
+def read(model: str, revision: str | None = None) -> tuple[Checkpoint, Formats, Model]:
+    """What is known of a model: its headers, what vLLM makes of them, and what a step reads.
+
+    Raises:
+        UserError: It is no model, cannot be reached, or vLLM would not load it.
+    """
+    checkpoint = _checkpoint(model, revision)
+    formats = _formats(checkpoint)
+    formats.check(checkpoint.name)
+    return checkpoint, formats, read_model(checkpoint, formats)
 
 
 def _bandwidth(text: str) -> float:
@@ -105,15 +118,12 @@ def run(
         from gb10.audit.plot import check
 
         check(plot)
-    checkpoint = _checkpoint(model, revision)
-    formats = _formats(checkpoint)
-    formats.check(checkpoint.name)
-    read = read_model(checkpoint, formats)
+    checkpoint, formats, found = read(model, revision)
     if context is None:
-        context = min(_CONTEXT, read.context or _CONTEXT)
-    elif read.context is not None and context > read.context:
-        raise UserError(f"--context {context}: {read.name} takes at most {read.context} tokens; give less")
-    audit = Audit(read, context, speed, fits(read, checkpoint, formats, machines))
+        context = min(_CONTEXT, found.context or _CONTEXT)
+    elif found.context is not None and context > found.context:
+        raise UserError(f"--context {context}: {found.name} takes at most {found.context} tokens; give less")
+    audit = Audit(found, context, speed, fits(found, checkpoint, formats, machines))
     print(json.dumps(as_json(audit), indent=2) if json_ else "\n".join(lines(audit)))
     if plot is not None:
         from gb10.audit.plot import draw
