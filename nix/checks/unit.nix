@@ -15,7 +15,13 @@ let
     };
 in
 {
-  unit-audit = unit "audit" (sets.serve ++ sets.gb10 [ "audit" ]);
+  unit-audit = unit "audit" (
+    sets.serve
+    ++ sets.gb10 [
+      "audit"
+      "predict"
+    ]
+  );
   unit-bench = unit "bench" (
     sets.base
     ++ sets.gb10 [

@@ -225,6 +225,13 @@ def test_formats_are_found_and_bytes_are_exact(
     assert choices["keep", "keep"] - choices["keep", "fp8"] == saved
     saved = 0 if name == "plain" else embedding - (VOCABULARY * HIDDEN * 9 // 16 + 4)
     assert choices["keep", "keep"] - choices["keep", "nvfp4"] == saved
+    assert [one["sequences"] for one in found["batches"][:5]] == [1, 2, 4, 8, 16]
+    assert found["batches"][0]["read"] == found["read"]
+    # What all sequences share is read once; of 8 experts 16 sequences take most.
+    sixteen = found["batches"][4]["read"] - 16 * found["kv_cache_read"]
+    rows = 15 * HIDDEN * 2
+    most = read + (experts - experts * 2 // 8) + rows
+    assert sixteen == read + rows if not experts else read + rows < sixteen <= most
     assert found["fits"][0]["name"] == "32G"
     assert found["fits"][0]["sequences"]["8192"] > 1000
 
