@@ -66,6 +66,7 @@ in
       ../../lab/results/2026-11-27-h200-engine.json
     ]
   );
+  unit-recipes = unit "recipes" (sets.serve ++ [ ../../docs/recipes.md ]);
   unit-routing = unit "routing" (
     sets.plugin
     ++ sets.gb10 [
@@ -81,5 +82,16 @@ in
       ../../tests/confined
     ]
   );
+  # What of the plug-in needs Ray beside vLLM.
+  unit-ray = room {
+    name = "unit-ray";
+    tests = [
+      ../../tests/unit/vllm_plugin/test_compat.py
+      ../../tests/unit/vllm_plugin/test_ray.py
+    ];
+    sources = sets.plugin;
+    variables.PYTHONPATH = pkgs.gb10.pythonPath pkgs.gb10.wheels.ray;
+    lint = false;
+  };
   unit-vllm-plugin = unit "vllm_plugin" (sets.plugin ++ [ ../../tests/reference ]);
 }

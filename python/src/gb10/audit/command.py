@@ -81,8 +81,14 @@ def run(
         Option(metavar="REV", help="branch, tag or commit on the hub; default: main", show_default=False),
     ] = None,
     context: Annotated[
-        int, Option(metavar="N", parser=whole(0), help="tokens of a sequence in the KV cache")
-    ] = _CONTEXT,
+        int | None,
+        Option(
+            metavar="N",
+            parser=whole(0),
+            help=f"tokens of a sequence in the KV cache; default: {_CONTEXT}, or what the model takes",
+            show_default=False,
+        ),
+    ] = None,
     bandwidth: Annotated[str, Option(metavar="GB/S", help="what the memory gives")] = f"{BANDWIDTH:g}",
     memory: Annotated[
         list[str] | None,
@@ -103,7 +109,9 @@ def run(
     formats = _formats(checkpoint)
     formats.check(checkpoint.name)
     read = read_model(checkpoint, formats)
-    if read.context is not None and context > read.context:
+    if context is None:
+        context = min(_CONTEXT, read.context or _CONTEXT)
+    elif read.context is not None and context > read.context:
         raise UserError(f"--context {context}: {read.name} takes at most {read.context} tokens; give less")
     audit = Audit(read, context, speed, fits(read, checkpoint, formats, machines))
     print(json.dumps(as_json(audit), indent=2) if json_ else "\n".join(lines(audit)))
