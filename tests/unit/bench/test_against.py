@@ -41,7 +41,7 @@ def listens(port: int) -> bool:
 def test_two_servers_in_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     slow, quick = free_port(), free_port()
     words = ["--out", str(tmp_path / "out"), "--logs", str(tmp_path / "logs")]
-    other = ["--against", shlex.join(command(slow, 0.03))]
+    other = ["--against", shlex.join(command(slow, 0.06))]
     assert cli.main(["bench", "run", *other, *QUICK, *words, "--", *command(quick, 0.01)]) == 0
     printed = capsys.readouterr()
     assert not listens(slow) and not listens(quick)
