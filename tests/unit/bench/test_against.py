@@ -14,6 +14,7 @@ import pytest
 
 from gb10 import cli
 from gb10.bench import against, results
+from gb10.bench.words import told
 
 STAND_IN = Path(__file__).parent / "stand_in.py"
 QUICK = ["--tokens", "16", "--repeat", "3", "--long", "0", "--texts", "prose", "--concurrency", "2"]
@@ -40,7 +41,7 @@ def listens(port: int) -> bool:
 def test_two_servers_in_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     slow, quick = free_port(), free_port()
     words = ["--out", str(tmp_path / "out"), "--logs", str(tmp_path / "logs")]
-    other = ["--against", shlex.join(command(slow, 0.03))]
+    other = ["--against", shlex.join(command(slow, 0.06))]
     assert cli.main(["bench", "run", *other, *QUICK, *words, "--", *command(quick, 0.01)]) == 0
     printed = capsys.readouterr()
     assert not listens(slow) and not listens(quick)
@@ -101,7 +102,7 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"port {port} is taken before A starts" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_server_too(number: signal.Signals, tmp_path: Path) -> None:
     port = free_port()
     given = ["--against", shlex.join(command(port, 0.2)), "--out", str(tmp_path / "out"), *QUICK]
@@ -128,6 +129,22 @@ def test_a_signal_ends_the_server_too(number: signal.Signals, tmp_path: Path) ->
         time.sleep(0.1)
     assert not listens(port)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("vllm serve M --api-key secret --port 1", "vllm serve M --api-key *** --port 1"),
+        ("vllm serve M --api-key='a secret' -x", "vllm serve M --api-key=*** -x"),
+        (
+            """bench run --against 'vllm serve --hf-token secret' -- x""",
+            "bench run --against 'vllm serve --hf-token ***' -- x",
+        ),
+        ("serve --api-keys", "serve --api-keys"),
+    ],
+)
+def test_secrets_are_not_told(command: str, shown: str) -> None:
+    assert told(command) == shown
 
 
 def test_ports_of_commands() -> None:

@@ -37,16 +37,16 @@ def test_all_points_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ]
     assert all(len(one.repeats) == 2 for one in found.points)
     prose = found.points[0]
-    # The gap is a sleep: it may take longer, never shorter.
-    assert 50 < prose.spread("decode").median <= 100
+    # First token and gaps are sleeps: all together take no less. A client without a processor reads late.
+    assert all(0.2 <= request.seconds + 1e-6 < 2 for request in prose.requests)
     assert prose.spread("ttft").median >= 50
-    assert prose.spread("itl").median >= 10
+    assert all(len(request.between) == 15 for request in prose.requests)
     assert prose.drafts is not None
     assert prose.drafts.by_position == pytest.approx((1.0, 0.5))
     assert prose.drafts.length == pytest.approx(2.5)
     mixed = found.points[-1]
     assert [len(repeat.requests) for repeat in mixed.repeats] == [3, 3]
-    assert mixed.spread("throughput").median > 2 * prose.spread("throughput").median
+    assert mixed.spread("throughput").median > 1.5 * prose.spread("throughput").median
     assert found.about["model"] == MODEL and found.about["commit"] == "abc"
     assert found.about["server"] == "0.0.stand-in" and found.about["context"] == 4096
     assert found.about["machine"]["cores"] >= 1

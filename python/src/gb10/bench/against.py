@@ -15,10 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
+import psutil  # type: ignore[import-untyped, unused-ignore]
+
 from gb10.bench import target
 from gb10.bench.measure import Plan
 from gb10.bench.measure import run as measure
 from gb10.bench.results import Result, merged
+from gb10.bench.words import told
 from gb10.errors import UserError
 from gb10.units import parse_whole
 
@@ -107,13 +110,12 @@ def _started(one: Server, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _group_lives(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    """Whether a process of it runs. In a container without an init, ended ones stay as zombies."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError, psutil.Error):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 def _end(process: "subprocess.Popen[bytes]", one: Server) -> None:
@@ -167,10 +169,11 @@ def turns(
 ) -> list[Result]:
     """A result for each server, of ``rounds`` starts of each. Raises UserError when one fails."""
     found: dict[str, list[Result]] = {one.name: [] for one in servers}
-    with _interrupted_by_sigterm():
+    with _interrupted_by_signals():
         for number in range(1, rounds + 1):
             for one in servers:
-                print(f"turn {number} of {one.name}: {shlex.join(one.words)}", file=sys.stderr, flush=True)
+                command = told(shlex.join(one.words))
+                print(f"turn {number} of {one.name}: {command}", file=sys.stderr, flush=True)
                 log = logs / f"{one.name}-{number}.log"
                 began = time.monotonic()
                 with _started(one, log) as process:
@@ -178,20 +181,21 @@ def turns(
                     seconds = round(time.monotonic() - began, 1)
                     print(f"{one.name} answers after {seconds:g} s", file=sys.stderr, flush=True)
                     made = measure(answered, plan)
-                turn = {"turn": number, "command": shlex.join(one.words), "start_seconds": seconds}
+                turn = {"turn": number, "command": command, "start_seconds": seconds}
                 found[one.name].append(replace(made, turns=(turn,)))
     return [merged(results) for results in found.values()]
 
 
 @contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the server too."""
+def _interrupted_by_signals() -> Iterator[None]:
+    """SIGTERM, and a terminal that is closed, end the server too."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

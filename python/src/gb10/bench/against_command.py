@@ -1,6 +1,5 @@
 """``gb10 bench run --against 'vllm serve …' -- gb10 serve …``."""
 
-import shlex
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +8,7 @@ from typer import Option
 
 from gb10.arguments import whole
 from gb10.bench import against, compare, load, options, table, target
+from gb10.bench.words import told
 from gb10.errors import UserError
 from gb10.files import write_json
 
@@ -54,9 +54,10 @@ def run(
             logs=folder,
             limit=limit,
         )
-    for name, result in (("A", first), ("B", second)):
-        print(f"{name}: {shlex.join(servers[name == 'B'].words)}\n{table.render(result)}")
-    print(compare.render(first, second, (against_command, ours)), end="")
+    commands = told(against_command), told(ours)
+    for name, command, result in zip("AB", commands, (first, second), strict=True):
+        print(f"{name}: {command}\n{table.render(result)}")
+    print(compare.render(first, second, commands), end="")
     if out is not None:
         write_json(out / "a.json", first.as_json(), indent=None)
         write_json(out / "b.json", second.as_json(), indent=None)

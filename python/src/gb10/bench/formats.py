@@ -36,7 +36,7 @@ def _without_empty(fields: Mapping[str, Any], path: str, empty: list[str]) -> di
 def nvidia(result: Result) -> tuple[str, list[str]]:
     """A performance.yaml of NVIDIA's local-ai-inference-recipes, schema 1: a profile for each point."""
     try:
-        import yaml  # type: ignore[import-untyped]
+        import yaml  # type: ignore[import-untyped, unused-ignore]
     except ImportError as error:
         raise UserError(
             f"performance.yaml needs PyYAML ({error}); run: nix run .#bench -- report FILE"

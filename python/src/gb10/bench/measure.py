@@ -6,7 +6,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +18,7 @@ from gb10 import __version__
 from gb10.bench import battery, load, target
 from gb10.bench.gauges import Gauges
 from gb10.bench.results import Point, Repeat, Result
+from gb10.bench.words import told
 from gb10.errors import UserError
 
 _PROBE = 4000
@@ -140,7 +141,7 @@ def run(found: target.Target, plan: Plan, *, commit: str | None = None) -> Resul
         "context": found.limit,
         "began": began,
         "ended": _now(),
-        "command": shlex.join(["gb10", *_told(sys.argv[1:])]),
+        "command": told(shlex.join(["gb10", *sys.argv[1:]])),
         "commit": commit,
         "gb10": __version__,
         "vllm_client": _client(),
@@ -154,12 +155,6 @@ def _watched(gauges: Gauges | None, found: target.Target, prompts: Sequence[str]
     with watch or contextlib.nullcontext():
         made = load.repeat(found, prompts, plan.output, chat=plan.chat)
     return made if watch is None else Repeat(made.requests, made.drafts, watch.power())
-
-
-def _told(arguments: Sequence[str]) -> Iterator[str]:
-    """The command's words without a user's folder in them."""
-    home = str(Path.home())
-    return (word.replace(home, "~") if len(home) > 1 else word for word in arguments)
 
 
 def _now() -> str:
