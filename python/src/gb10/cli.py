@@ -14,6 +14,7 @@ COMMANDS = {
     "doctor": Command(
         "gb10.doctor.command:run", "Say what of this machine stops a server, and what mends it."
     ),
+    "bench": Command("gb10.bench:run", "Measure how fast a server answers, and compare.", passed_on=True),
     "routing": Command("gb10.routing.command:run", "Print what runs where, whose choice it is, and why."),
     "predict": Command("gb10.predict.command:run", "Predict the tokens a second of a GB10."),
     "sparse24": Command(

@@ -387,7 +387,7 @@ def _serve_together(
         write(f"node    {among.rank} of {among.count}; the head is {among.master} port {among.port}\n")
         write(f"log     {_short(server.log_path)}\n")
         server.weights = plan.checkpoint.files
-        engine.join(planned=routing.plan(plan.target, plan.rows))
+        engine.join(planned=routing.plan(plan.target, plan.rows), ray=plan.start)
         if server.wait_joined(progress):
             write(f"ready after {progress.seconds:.0f} s: {among.name} serves with the head\n")
             server.wait()
@@ -408,7 +408,9 @@ def _serve_alone(
     write(f"log     {_short(server.log_path)}\n")
     server.weights = plan.checkpoint.files
     planned = routing.plan(plan.target, plan.rows)
-    engine.serve(settings.api_keys, held.listener, metrics=settings.open_metrics, planned=planned)
+    engine.serve(
+        settings.api_keys, held.listener, metrics=settings.open_metrics, planned=planned, ray=plan.start
+    )
     url = settings.base_url
     first_key = settings.api_keys[0] if settings.api_keys else None
     name = server.wait_ready(url, first_key, progress, lambda: held.answers)

@@ -385,6 +385,7 @@ class Settings:
     master_port: int | None = setting("--master-port", kind=PORT)
     headless: bool | None = setting("--headless", kind=SWITCH)
     pipeline_parallel_size: int | None = setting("--pipeline-parallel-size", kind=WHOLE)
+    distributed_executor_backend: str | None = setting("--distributed-executor-backend")
     served_model_name: str | None = setting("--served-model-name")
     dtype: str | None = setting("--dtype")
     enforce_eager: bool | None = setting("--enforce-eager", kind=SWITCH)
@@ -443,6 +444,11 @@ class Settings:
     def local_ranks(self) -> int:
         """Those of them that are on this node."""
         return max(self.ranks // (self.nnodes or 1), 1)
+
+    @property
+    def on_ray(self) -> bool:
+        """Whether Ray places the ranks."""
+        return self.distributed_executor_backend == "ray"
 
     @property
     def limits(self) -> Limits:
