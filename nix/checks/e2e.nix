@@ -59,6 +59,7 @@ in
     "test_testbed_parity"
   ] [ ../../tests/reference ];
   e2e-families = e2e "families" [ "test_families" ] [ ../../tests/reference ];
+  e2e-recipes = e2e "recipes" [ "test_recipes" ] [ ../../tests/reference ];
   e2e-drafts = e2e "drafts" [ "test_speculative" "test_speculative_requests" ] (
     [
       (file "speculative_requests")
