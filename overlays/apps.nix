@@ -115,6 +115,7 @@ final: prev: {
     inherit (import ../nix/modules/command.nix { pkgs = final; }) service service-cuda;
     inherit (import ../nix/apps/install-service.nix { pkgs = final; }) install-service install-service-cpu;
     audit = import ../nix/apps/audit.nix { pkgs = final; };
+    bench = import ../nix/apps/bench.nix { pkgs = final; };
     cluster = import ../nix/apps/cluster.nix { pkgs = final; };
     inherit (import ../nix/apps/doctor.nix { pkgs = final; })
       doctor
@@ -126,6 +127,7 @@ final: prev: {
     lock = import ../nix/apps/lock.nix { pkgs = final; };
     predict = import ../nix/apps/predict.nix { pkgs = final; };
     rebuild = import ../nix/apps/rebuild.nix { pkgs = final; };
+    recipes = import ../nix/apps/recipes.nix { pkgs = final; };
     formatter = import ../nix/apps/formatter.nix { pkgs = final; };
   };
 }

@@ -16,6 +16,15 @@ let
 in
 {
   unit-audit = unit "audit" (sets.serve ++ sets.gb10 [ "audit" ]);
+  unit-bench = unit "bench" (
+    sets.base
+    ++ sets.gb10 [
+      "__main__.py"
+      "bench"
+      "cli.py"
+      "machine"
+    ]
+  );
   unit-checkpoint = unit "checkpoint" (sets.formats ++ sets.gb10 [ "machine" ]);
   unit-cli = unit "cli" sets.serve;
   unit-cluster = unit "cluster" sets.serve;
@@ -41,9 +50,9 @@ in
     ]
   );
   unit-predict = unit "predict" (
-    sets.base
+    sets.serve
     ++ sets.gb10 [
-      "cli.py"
+      "audit"
       "predict"
     ]
     ++ sets.lab [
@@ -55,8 +64,10 @@ in
       ../../docs/predict.md
       ../../docs/predict.svg
       ../../lab/results/2026-11-27-h200-engine.json
+      ../../tests/unit/audit/published.py
     ]
   );
+  unit-recipes = unit "recipes" (sets.serve ++ [ ../../docs/recipes.md ]);
   unit-routing = unit "routing" (
     sets.plugin
     ++ sets.gb10 [

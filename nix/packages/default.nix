@@ -11,6 +11,7 @@
 {
   inherit (pkgs.gb10)
     audit
+    bench
     cluster
     cpu-env
     cuda-12x-env
@@ -30,6 +31,7 @@
     kernels-sparse24
     predict
     quality
+    recipes
     sbom
     sbom-cpu
     sbom-cpu-ray

@@ -30,7 +30,7 @@ CPU_CONTEXT_LIMIT = 4096
 """Default for --max-model-len on the CPU engine: the model's own limit, at most this."""
 
 _NO_OPTION = (
-    *("model", "api_keys", "vllm_args", "routes", "verbose", "dry_run", "open_metrics", "config"),
+    *("model", "recipe", "api_keys", "vllm_args", "routes", "verbose", "dry_run", "open_metrics", "config"),
     *("engine", "dense", "head", "max_requant_error", "requant_report", "draft_vocabulary"),
 )
 """Settings that vLLM has no option for, or that are rendered in a way of their own."""

@@ -101,6 +101,17 @@ def _cuda_free() -> int | None:
     return None if found is None else found[0]
 
 
+@cache
+def _recipe_memory() -> int:
+    """Bytes that recipes count with: those of a GPU with memory of its own, else the machine's.
+
+    A GPU whose driver has not started counts as none: a Spark's has no memory of its own.
+    """
+    found = [] if _build() == "cpu" else device.detect_gpus()
+    own = next((gpu.memory for gpu in found if not gpu.unified), 0)
+    return own or memory.total()
+
+
 _locate = cache(locate)
 
 
@@ -258,7 +269,7 @@ def _final_plan(
     described = _described(plan.checkpoint, settings) if plan else None
     while True:
         facts = engine.facts(settings.config, described)
-        said = parse(argv, os.environ, facts.vocabulary, facts.config)
+        said = parse(argv, os.environ, facts.vocabulary, facts.config, _recipe_memory)
         hide_arguments(said.secrets)
         plan = _plan(said, free, facts.reports)
         before, described = described, _described(plan.checkpoint, said)
@@ -276,7 +287,7 @@ def run(argv: Sequence[str]) -> int:
     notes = environment.clean(os.environ)
     os.environ.update(usable_home(os.environ))
     environ = dict(os.environ)
-    settings = parse(argv, environ)
+    settings = parse(argv, environ, memory=_recipe_memory)
     hide_arguments(settings.secrets)
     environment.check(environ)
     # What it refuses is wrong whatever else was meant, and it may have waited.
