@@ -45,6 +45,7 @@ rec {
       "cli.py"
       "cluster"
       "doctor"
+      "recipes"
       "routing"
       "serve"
     ];

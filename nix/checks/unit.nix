@@ -16,6 +16,15 @@ let
 in
 {
   unit-audit = unit "audit" (sets.serve ++ sets.gb10 [ "audit" ]);
+  unit-bench = unit "bench" (
+    sets.base
+    ++ sets.gb10 [
+      "__main__.py"
+      "bench"
+      "cli.py"
+      "machine"
+    ]
+  );
   unit-checkpoint = unit "checkpoint" (sets.formats ++ sets.gb10 [ "machine" ]);
   unit-cli = unit "cli" sets.serve;
   unit-cluster = unit "cluster" sets.serve;
@@ -58,6 +67,7 @@ in
       ../../tests/unit/audit/published.py
     ]
   );
+  unit-recipes = unit "recipes" (sets.serve ++ [ ../../docs/recipes.md ]);
   unit-routing = unit "routing" (
     sets.plugin
     ++ sets.gb10 [
@@ -73,5 +83,16 @@ in
       ../../tests/confined
     ]
   );
+  # What of the plug-in needs Ray beside vLLM.
+  unit-ray = room {
+    name = "unit-ray";
+    tests = [
+      ../../tests/unit/vllm_plugin/test_compat.py
+      ../../tests/unit/vllm_plugin/test_ray.py
+    ];
+    sources = sets.plugin;
+    variables.PYTHONPATH = pkgs.gb10.pythonPath pkgs.gb10.wheels.ray;
+    lint = false;
+  };
   unit-vllm-plugin = unit "vllm_plugin" (sets.plugin ++ [ ../../tests/reference ]);
 }

@@ -1,6 +1,7 @@
 """What is gathered of a machine: of one in a folder, and of this one."""
 
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -103,6 +104,20 @@ def test_a_container_without_the_gpu(spark: Machine) -> None:
     assert found.check == "driver-not-started" and "--device nvidia.com/gpu=all" in found.mend
 
 
+def test_what_else_the_callers_loader_variable_names_stays_out(spark: Machine, tmp_path: Path) -> None:
+    given = graphics.variables(spark.environ | {"LD_LIBRARY_PATH": "/usr/lib/other"}, tmp_path)
+    assert given["LD_LIBRARY_PATH"] == str(tmp_path)
+
+
+def test_windows_subsystem_has_device_files_of_its_own(machine: Machine, libcuda: Path) -> None:
+    machine.write("dev/dxg", "")
+    library = machine.root / "usr/lib/wsl/lib/libcuda.so.1"
+    library.parent.mkdir(parents=True)
+    shutil.copy(libcuda, library)
+    facts = look(machine)
+    assert facts.driver.nodes and facts.gpus and checks(facts) == []
+
+
 def test_a_libcuda_that_leads_nowhere(spark: Machine) -> None:
     library = spark.libraries / "libcuda.so.1"
     library.unlink()
@@ -156,7 +171,8 @@ class TestFolders:
 
     def test_one_that_a_server_would_make(self, tmp_path: Path) -> None:
         found = folders.look(CACHE, tmp_path / "not" / "there" / "yet")
-        assert found.writable and not (tmp_path / "not").exists()
+        assert found.writable and not found.exists and not (tmp_path / "not").exists()
+        assert folders.look(CACHE, tmp_path).exists
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
     def test_one_of_another_user(self, tmp_path: Path) -> None:
@@ -238,7 +254,7 @@ class TestProbes:
     def test_what_the_environment_lacks(self, machine: Machine, tmp_path: Path) -> None:
         (tmp_path / "modules" / "torch.py").write_text("raise ImportError('no torch here')")
         found = graphics.ask("read", Read, machine.environ, 30)
-        assert found == Silent("no torch here")
+        assert found == Silent("no torch here; nix run .#doctor-cuda has what this needs")
 
     @pytest.mark.parametrize(
         ("program", "why"),

@@ -94,8 +94,14 @@ def run(
         Option(metavar="REV", help="branch, tag or commit on the hub; default: main", show_default=False),
     ] = None,
     context: Annotated[
-        int, Option(metavar="N", parser=whole(0), help="tokens of a sequence in the KV cache")
-    ] = _CONTEXT,
+        int | None,
+        Option(
+            metavar="N",
+            parser=whole(0),
+            help=f"tokens of a sequence in the KV cache; default: {_CONTEXT}, or what the model takes",
+            show_default=False,
+        ),
+    ] = None,
     bandwidth: Annotated[str, Option(metavar="GB/S", help="what the memory gives")] = f"{BANDWIDTH:g}",
     memory: Annotated[
         list[str] | None,
@@ -113,7 +119,9 @@ def run(
 
         check(plot)
     checkpoint, formats, found = read(model, revision)
-    if found.context is not None and context > found.context:
+    if context is None:
+        context = min(_CONTEXT, found.context or _CONTEXT)
+    elif found.context is not None and context > found.context:
         raise UserError(f"--context {context}: {found.name} takes at most {found.context} tokens; give less")
     audit = Audit(found, context, speed, fits(found, checkpoint, formats, machines))
     print(json.dumps(as_json(audit), indent=2) if json_ else "\n".join(lines(audit)))
