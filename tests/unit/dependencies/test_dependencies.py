@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[3]
 PROJECTS = {"python": "gb10", "lab": "gb10_lab"}
-GIVEN_BY_VLLM = {"fastapi", "starlette"}
+GIVEN_BY_VLLM = {"fastapi", "prometheus_client", "starlette"}
 """What vLLM's server gives its plug-ins to work with: the plug-in runs nowhere else, as vLLM wants it."""
 
 
