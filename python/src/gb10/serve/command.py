@@ -415,7 +415,7 @@ def build(
     if checkpoint.folder is not None and not settings.passed_on.has("--speculative-config", *elsewhere):
         settings.export(Origin.MACHINE, HF_HUB_OFFLINE="1")
     return Plan(
-        settings, checkpoint, target, rows, notes, *render(settings, checkpoint), demo, among, formats
+        settings, checkpoint, target, rows, notes, *render(settings, checkpoint), demo, formats, among
     )
 
 
