@@ -15,7 +15,7 @@ let
     };
 in
 {
-  unit-audit = unit "audit" (sets.serve ++ sets.gb10 [ "audit" ]);
+  unit-audit = unit "audit" sets.serve;
   unit-checkpoint = unit "checkpoint" (sets.formats ++ sets.gb10 [ "machine" ]);
   unit-cli = unit "cli" sets.serve;
   unit-cluster = unit "cluster" sets.serve;
@@ -33,6 +33,18 @@ in
     variables.GB10_PTXAS = "${pkgs.gb10.cuda-toolkit}/bin/ptxas";
   };
   unit-machine = unit "machine" (sets.base ++ sets.gb10 [ "machine" ]);
+  unit-metrics = room {
+    name = "unit-metrics";
+    tests = [
+      ../../tests/unit/metrics
+      # Run by hand, with a real Prometheus: looked at here.
+      ../../tests/nix/metrics/machine.py
+    ];
+    sources = sets.serve ++ [
+      ../../docs/metrics
+      ../../docs/metrics.md
+    ];
+  };
   unit-nvfp4 = unit "nvfp4" (
     sets.base
     ++ sets.gb10 [
