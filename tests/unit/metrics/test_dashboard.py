@@ -11,9 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
 
 pytest.importorskip("vllm.version", reason="vLLM is not installed")
+# Brought by vLLM, without types.
+yaml: Any = pytest.importorskip("yaml")
 
 from gb10.vllm_plugin.server.canary import Sung
 from gb10.vllm_plugin.server.health import Health

@@ -209,7 +209,7 @@ def test_the_log_is_not_read_for_each_scrape(
         made.scrape()
     assert len(calls) == 1
     now = time.monotonic()
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now + metrics.FRESH + 1)
+    monkeypatch.setattr(time, "monotonic", lambda: now + metrics.FRESH + 1)
     made.scrape()
     assert len(calls) == 2
 

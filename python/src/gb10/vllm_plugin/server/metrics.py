@@ -93,10 +93,6 @@ class Ours(Collector):
         self.client: Any = None
         """vLLM's AsyncLLM, once it is there."""
 
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: the names are known when they are collected."""
-        return ()
-
     def collect(self) -> Iterable[Metric]:
         """All of them, as they are now."""
         yield from self._runs()
