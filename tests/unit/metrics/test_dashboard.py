@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 pytest.importorskip("vllm.version", reason="vLLM is not installed")
-# Brought by vLLM, without types.
-yaml: Any = pytest.importorskip("yaml")
 
 from gb10.vllm_plugin.server.canary import Sung
 from gb10.vllm_plugin.server.health import Health
 from gb10.vllm_plugin.server.metrics import Canaries, Ours
+
+# Brought by vLLM, without types.
+yaml: Any = pytest.importorskip("yaml")
 
 ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs" / "metrics"
