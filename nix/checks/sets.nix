@@ -42,6 +42,7 @@ rec {
     plugin
     ++ gb10 [
       "__main__.py"
+      "audit"
       "cli.py"
       "cluster"
       "doctor"

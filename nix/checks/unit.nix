@@ -15,13 +15,7 @@ let
     };
 in
 {
-  unit-audit = unit "audit" (
-    sets.serve
-    ++ sets.gb10 [
-      "audit"
-      "predict"
-    ]
-  );
+  unit-audit = unit "audit" (sets.serve ++ sets.gb10 [ "predict" ]);
   unit-bench = unit "bench" (
     sets.base
     ++ sets.gb10 [
@@ -48,6 +42,18 @@ in
     variables.GB10_PTXAS = "${pkgs.gb10.cuda-toolkit}/bin/ptxas";
   };
   unit-machine = unit "machine" (sets.base ++ sets.gb10 [ "machine" ]);
+  unit-metrics = room {
+    name = "unit-metrics";
+    tests = [
+      ../../tests/unit/metrics
+      # Run by hand, with a real Prometheus: looked at here.
+      ../../tests/nix/metrics/machine.py
+    ];
+    sources = sets.serve ++ [
+      ../../docs/metrics
+      ../../docs/metrics.md
+    ];
+  };
   unit-nvfp4 = unit "nvfp4" (
     sets.base
     ++ sets.gb10 [

@@ -18,6 +18,7 @@ _PLUGIN = "python/src/gb10/vllm_plugin/"
 _BENCH = "python/src/gb10/bench/"
 GIVEN = {
     "fastapi": (_PLUGIN,),
+    "prometheus_client": (_PLUGIN,),
     "starlette": (_PLUGIN,),
     "matplotlib": ("python/src/gb10/audit/plot.py", _BENCH),
     "yaml": ("python/src/gb10/recipes/imported.py", _BENCH),

@@ -53,6 +53,8 @@ class Plan:
     """Variables of vLLM's process on top of the user's."""
     demo: bool
     """Whether the model is the one that gb10 brings along."""
+    formats: Formats
+    """What vLLM reads in the checkpoint."""
     among: nodes.Nodes | None = None
     """All that serve it, where this machine does not so alone."""
     start: ray.Start | None = None
@@ -421,7 +423,18 @@ def build(
     if checkpoint.folder is not None and not settings.passed_on.has("--speculative-config", *elsewhere):
         settings.export(Origin.MACHINE, HF_HUB_OFFLINE="1")
     start = nodes.ray_start(settings, among, cpu=not gpus)
-    return Plan(settings, checkpoint, target, rows, notes, *render(settings, checkpoint), demo, among, start)
+    return Plan(
+        settings,
+        checkpoint,
+        target,
+        rows,
+        notes,
+        *render(settings, checkpoint),
+        demo,
+        formats,
+        among,
+        start,
+    )
 
 
 def render(settings: Settings, checkpoint: Checkpoint) -> tuple[list[str], dict[str, str]]:

@@ -49,6 +49,7 @@ from gb10.errors import UserError
 from gb10.files import irregular, open_regular
 from gb10.machine import watch
 from gb10.serve import guard, ray, shed, validation
+from gb10.serve.figures import of_device
 from gb10.serve.own_log import OwnLog
 from gb10.serve.preflight import Verdict
 from gb10.serve.words import one_line
@@ -283,7 +284,11 @@ def serve(
     """
     print(routing.serving(planned, vllm.__version__), flush=True)
     patches.apply("app")
-    endpoints.reporting(OwnLog().report)
+    name = current_platform.get_device_name() if current_platform.is_cuda() else None
+    said = of_device(planned.get("figures") or {}, name)
+    if "missing" in said:
+        print(f"gb10: /metrics does not say what a token reads: {said['missing']}", flush=True)
+    endpoints.reporting(OwnLog().report, said)
     guarded(prepared.arguments, keys, metrics=metrics)
     with ray.running(start):
         uvloop.run(_serve(prepared))

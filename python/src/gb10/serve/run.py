@@ -25,6 +25,7 @@ from gb10.errors import UserError
 from gb10.machine import cuda_memory, flashinfer, memory, nvidia
 from gb10.machine import gpu as device
 from gb10.serve import command, environment, isolation, nodes
+from gb10.serve.figures import figures
 from gb10.serve.hide import hide_arguments
 from gb10.serve.link import Link
 from gb10.serve.listen import Claim, claim
@@ -407,7 +408,7 @@ def _serve_alone(
     _announce(plan)
     write(f"log     {_short(server.log_path)}\n")
     server.weights = plan.checkpoint.files
-    planned = routing.plan(plan.target, plan.rows)
+    planned = routing.plan(plan.target, plan.rows) | {"figures": figures(plan)}
     engine.serve(
         settings.api_keys, held.listener, metrics=settings.open_metrics, planned=planned, ray=plan.start
     )

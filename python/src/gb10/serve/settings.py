@@ -112,6 +112,7 @@ PORT = Kind(_above_zero(parse_whole, 65535), "a port (1 to 65535)")
 RANK = Kind(parse_whole, "a whole number of 0 or more")
 LIMIT = Kind(_above_zero(parse_decimal), "a number of seconds above 0 such as 10")
 SECONDS = Kind(parse_decimal, "a number of seconds such as 60, or 0")
+BANDWIDTH = Kind(_above_zero(parse_decimal), "a number above 0 (GB/s)")
 SHARE = Kind(_above_zero(parse_decimal, 1), "a fraction above 0, at most 1")
 TOKENS = Kind(token_count, "a number of tokens such as 4096, 32k or auto")
 
@@ -242,6 +243,13 @@ class Settings:
     )
     open_metrics: bool = setting(
         "--open-metrics", "", SWITCH, False, help="let `/metrics` answer without the API key"
+    )
+    read_bandwidth: float | None = setting(
+        "",
+        "GB10_READ_BANDWIDTH",
+        BANDWIDTH,
+        shown="known of GB10 and H200",
+        help="GB/s that one GPU's memory gives, as `gb10 doctor` measures it ([metrics.md](metrics.md))",
     )
     routes: tuple[str, ...] = setting(
         "--route", "", ROUTES, (), help="force a backend; a wrong OP or BACKEND lists those that there are"

@@ -123,6 +123,7 @@ class Server:
                 lifeline.ENV_NAME: str(self._deaths),
                 WORD_NAME: self._word,
                 watch.ENV_NAME: str(self._scratch.path / watch.BOARD),
+                watch.LIMITS_NAME: json.dumps(limits.words),
             }
             self._board = watch.Board(variables[watch.ENV_NAME], write=True)
             self._told = False
