@@ -79,7 +79,14 @@ in
       ../../tests/unit/audit/published.py
     ]
   );
-  unit-recipes = unit "recipes" (sets.serve ++ [ ../../docs/recipes.md ]);
+  unit-recipes = unit "recipes" (
+    sets.serve
+    ++ sets.gb10 [
+      "audit"
+      "predict"
+    ]
+    ++ [ ../../docs/recipes.md ]
+  );
   unit-routing = unit "routing" (
     sets.plugin
     ++ sets.gb10 [

@@ -24,7 +24,18 @@ def _nodes(machine: Machine) -> str:
 
 def _rows() -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [
-        ("name", "model", "GB", "context", "seqs", "at least", "drafts", "tool calls", "tested on")
+        (
+            "name",
+            "model",
+            "GB",
+            "context",
+            "seqs",
+            "at least",
+            "predicted",
+            "drafts",
+            "tool calls",
+            "tested on",
+        )
     ]
     for name in find.names():
         recipe = find.load(name)
@@ -40,6 +51,7 @@ def _rows() -> list[tuple[str, ...]]:
                     str(recipe.context(machine) or "the model's"),
                     str(options.get("max-num-seqs", "")),
                     text_size(need.total) if need else "not said",
+                    f"{machine.predicted:.0f} tok/s" if machine.predicted else "",
                     f"{drafts['method']} {count}" if drafts else "none",
                     str(options.get("tool-call-parser", "none")),
                     ", ".join(recipe.tested) or "nothing",
@@ -79,7 +91,8 @@ def show(
     for machine in recipe.machines:
         print(f"\n{_nodes(machine)} GB: {choice.need(recipe, machine) or 'memory is not said'}")
         if machine.predicted is not None:
-            print(f"  predicted: {machine.predicted:g} tokens a second, one sequence")
+            said = f"{machine.predicted:g} tokens a second, one sequence of 1024 tokens (gb10 predict)"
+            print(f"  predicted: {said}")
         print(f"  {_command(recipe, machine)}")
     for title, texts in (("notes", recipe.notes), ("sources", recipe.sources)):
         if texts:

@@ -45,7 +45,8 @@ class Machine:
     """What one kind of Spark is served with.
 
     ``memory`` is the GB that it is sold with, ``nodes`` how many share the model. ``serve`` comes on top of
-    the recipe's own. ``predicted`` is tokens per second of one sequence, where `gb10 predict` has said.
+    the recipe's own. ``predicted`` is tokens per second of one sequence with 1024 tokens of context and the
+    recipe's drafts, by `gb10 predict`; None where it knows no such checkpoint or drafts.
     """
 
     memory: int
