@@ -45,6 +45,7 @@ rec {
       "audit"
       "cli.py"
       "cluster"
+      "destination.py"
       "doctor"
       "recipes"
       "routing"

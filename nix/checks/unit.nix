@@ -22,6 +22,7 @@ in
       "__main__.py"
       "bench"
       "cli.py"
+      "destination.py"
       "machine"
     ]
   );

@@ -211,6 +211,8 @@ class TestVariables:
             ("NVCC_PREPEND_FLAGS", "-arch=sm_121a", "has -arch"),
             ("GB10_ENGIN", "gb10", "did you mean GB10_ENGINE?"),
             ("PORT", "tcp://10.0.0.1:80", "enableServiceLinks: false"),
+            ("PORT", "1e3", "'1e3' is not a port (1 to 65535)"),
+            ("GB10_DENSE", "fp9", "is not one of: keep, fp8, nvfp4"),
         ],
     )
     def test_troubles(self, name: str, value: str, said: str) -> None:

@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,18 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
         (json.dumps(SPARK | {"more": 1}), "more is no field that is known"),
         (json.dumps(SPARK | {"gpus": [{"name": 7}]}), "gpus.0.capability is missing"),
         ("[" * 100_000, "is no JSON"),
+        (json.dumps(SPARK | {"folders": [{"role": "weird", "path": "/x", "writable": True}]}), "not 'weird'"),
+        (
+            json.dumps(SPARK | {"memory": SPARK["memory"] | {"total": 10**400}}),
+            "memory.total is not a whole number",
+        ),
+        (
+            json.dumps(SPARK | {"memory": SPARK["memory"] | {"stalled": float("nan")}}),
+            "stalled is not a number",
+        ),
+        (json.dumps(SPARK | {"memory": SPARK["memory"] | {"total": 0}}), "a machine has memory"),
+        (json.dumps(SPARK | {"ports": [{"number": 99999}]}), "99999 is no port"),
+        (" " * (1 << 21), "is longer than a record can be"),
     ],
 )
 def test_a_file_that_is_no_record(
@@ -103,6 +116,40 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["doctor", "--from", str(tmp_path / name)]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.startswith("gb10: error: --from")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_what_is_no_file_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    path = tmp_path / "fifo" if kind == "fifo" else Path("/dev/full")
+    if kind == "fifo":
+        os.mkfifo(path)
+    before = path.stat()
+    assert main(["doctor", "--quick", "--record", str(path)]) == 2
+    assert main(["doctor", "--from", str(path)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count(", not a file") == 2
+    assert path.stat().st_mode == before.st_mode and path.stat().st_rdev == before.st_rdev
+
+
+def test_a_link_leads_to_the_file(tmp_path: Path) -> None:
+    link, path = tmp_path / "link", tmp_path / "spark.json"
+    path.touch(0o640)
+    link.symlink_to(path)
+    record.write(facts(), link)
+    assert link.is_symlink() and record.read(path) == facts()
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_a_record_steers_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "\x1b[2J\x07evil\nok       fake\ud800"
+    path = tmp_path / "record.json"
+    path.write_text(
+        json.dumps(SPARK | {"system": SPARK["system"] | {"distribution": text}, "skipped": {text: text}})
+    )
+    assert main(["doctor", "--from", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "evil?ok       fake?" in printed and not set("\x1b\x07\ud800") & set(printed)
+    assert not any(line.startswith("ok       fake") for line in printed.splitlines())
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

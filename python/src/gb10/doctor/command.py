@@ -41,5 +41,6 @@ def run(
     if as_json:
         print(json.dumps(report.as_json(facts, areas), indent=2))
     else:
-        sys.stdout.writelines(f"{line}\n" for line in report.lines(facts, areas, colours=report.coloured()))
+        colours = report.coloured(sys.stdout)
+        sys.stdout.writelines(f"{line}\n" for line in report.lines(facts, areas, colours=colours))
     return report.status(report.findings(areas))

@@ -15,6 +15,8 @@ CACHE, MODELS, LOGS, TEMPORARY, SHARED = "cache", "models", "logs", "temporary",
 """Roles: what is compiled is kept, what the hub gives, logs of `gb10 serve`, files that live as long as a
 server, what vLLM's processes talk through."""
 
+ROLES = (CACHE, MODELS, LOGS, TEMPORARY, SHARED)
+
 
 def _places(environ: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
     """Roles and folders. HF_HUB_CACHE and HF_HOME count as in huggingface_hub's constants."""

@@ -8,6 +8,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 Form = TypeVar("Form")
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
 
+_MOST = 1 << 63
+
 
 def dumps(value: Any, indent: int | None = None) -> str:
     """JSON of a dataclass."""
@@ -74,6 +76,7 @@ def _read(form: Any, value: Any, place: str) -> Any:
             raise _refuse(place, "an object")
         return {name: _read(parts[1], one, f"{place}.{name}") for name, one in value.items()}
     fits = type(value) is form or (form is float and type(value) is int)
-    if not fits:
+    # JSON has neither; Python's reader takes both, and numbers of any length.
+    if not fits or (form in (int, float) and not abs(value) < _MOST):
         raise _refuse(place, _NAMES[form])
     return value

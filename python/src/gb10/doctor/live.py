@@ -7,9 +7,13 @@ from gb10.doctor.facts import Server, Settings
 from gb10.errors import UserError
 from gb10.serve import environment
 from gb10.serve.scratch import running_logs
+from gb10.serve.settings import ROWS, SECRETS, parse
 from gb10.units import parse_whole
 
 DEFAULT_PORT = 8000
+
+_SETTINGS = {row.variable for row in ROWS.values()} - set(SECRETS)
+"""Variables whose values `gb10 serve` reads, but for those that must not be repeated."""
 
 
 def servers(environ: Mapping[str, str]) -> tuple[Server, ...]:
@@ -39,6 +43,8 @@ def _troubles(environ: Mapping[str, str]) -> Iterator[str]:
     for name, value in sorted(kept.items()):
         try:
             environment.check({name: value})
+            if name in _SETTINGS and "://" not in value:
+                parse(["model"], {name: value})
         except UserError as error:
             yield str(error).removeprefix("environment: ")
     if "://" in (value := kept.get("PORT", "")):

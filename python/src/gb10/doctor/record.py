@@ -5,15 +5,18 @@ import getpass
 import json
 import os
 import re
+import shutil
 import socket
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from gb10.destination import destination
 from gb10.doctor import forms
 from gb10.doctor.facts import SCHEMA, Facts
-from gb10.doctor.folders import CACHE, LOGS, MODELS
+from gb10.doctor.folders import CACHE, LOGS, MODELS, ROLES
 from gb10.errors import UserError
+from gb10.files import open_regular
 
 _ADDRESSES = re.compile(
     r"\b(?:\d{1,3}\.){3}\d{1,3}\b|\b(?:[0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}\b|"
@@ -24,6 +27,9 @@ _ADDRESSES = re.compile(
 _KEYS = re.compile(r"\b(?:hf|sk|nvapi|ghp|github_pat)[_-][\w-]{8,}")
 _HOMES = re.compile(r"(?<![\w.~-])(?:/home/[^/\s]+|/root)(?=/|\s|$)")
 _PCI = re.compile(r"\b[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f]\b")
+_LONGEST = 1 << 20
+"""Letters of a record, at most: a machine has some thousand."""
+
 _PUBLIC = ("/tmp", "/var/tmp", "/dev/shm", "/cache", "~")
 """Beginnings of paths that say nothing of their owner."""
 
@@ -73,12 +79,15 @@ def anonymous(facts: Facts) -> dict[str, Any]:
 def write(facts: Facts, path: Path) -> None:
     """Write a record, whole or not at all. Raises UserError where it cannot be."""
     try:
-        handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+        place = destination(path)
+        handle, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
         try:
             with os.fdopen(handle, "w") as file:
                 json.dump(anonymous(facts), file, indent=1)
                 file.write("\n")
-            Path(name).replace(path)
+            if place.exists():
+                shutil.copymode(place, name)
+            Path(name).replace(place)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
@@ -86,13 +95,28 @@ def write(facts: Facts, path: Path) -> None:
         raise UserError(f"--record {path}: {error.strerror}; give a file in a folder that is yours") from None
 
 
+def _sensible(facts: Facts) -> None:
+    """Raise ValueError for what no machine has."""
+    for folder in facts.folders:
+        if folder.role not in ROLES:
+            raise ValueError(f"a folder's role is {', '.join(ROLES)}, and not {folder.role!r}")
+    for port in facts.ports:
+        if not 0 < port.number < 1 << 16:
+            raise ValueError(f"{port.number} is no port")
+    if facts.memory.total <= 0 or facts.cpu.cores <= 0:
+        raise ValueError("a machine has memory and a processor")
+
+
 def read(path: Path) -> Facts:
     """A recorded machine. Raises UserError for a file that is none."""
     try:
-        text = path.read_text()
+        with open_regular(path) as file:
+            text = file.read(_LONGEST + 1).decode()
     except (OSError, UnicodeDecodeError) as error:
         said = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UserError(f"--from {path}: {said}; give a file that `gb10 doctor --record` wrote") from None
+    if len(text) > _LONGEST:
+        raise UserError(f"--from {path} is longer than a record can be; give a file of --record")
     try:
         found = json.loads(text)
         version = found.get("schema_version") if isinstance(found, dict) else None
@@ -101,7 +125,9 @@ def read(path: Path) -> Facts:
     if isinstance(version, int) and version > SCHEMA:
         raise UserError(f"--from {path} is of a newer gb10 (schema {version}, this one reads {SCHEMA})")
     try:
-        return forms.read(Facts, found)
+        facts = forms.read(Facts, found)
+        _sensible(facts)
+        return facts
     except ValueError as error:
         raise UserError(
             f"--from {path} is no record of a machine: {error}; give a file of --record"

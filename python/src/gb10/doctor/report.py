@@ -1,7 +1,6 @@
 """What the doctor says: to people, and as JSON."""
 
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TextIO
@@ -58,16 +57,21 @@ def as_json(facts: Facts, areas: list[Area]) -> dict[str, Any]:
     }
 
 
-def coloured(out: TextIO = sys.stdout, environ: Mapping[str, str] = os.environ) -> bool:
+def coloured(out: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
     """Whether there is a terminal, and nobody said NO_COLOR or that it is a dumb one."""
     return out.isatty() and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
+
+
+def _shown(text: str) -> str:
+    """A record's text is a stranger's: nothing of it steers the terminal or begins a line."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _line(word: str, name: str, text: str, colours: bool) -> str:
     padded = f"{word:{_WORD}}"
     if colours and word in _COLOURS:
         padded = typer.style(padded, fg=_COLOURS[word])
-    return f"{padded} {name:{_NAME}} {text}".rstrip()
+    return f"{padded} {_shown(name):{_NAME}} {_shown(text)}".rstrip()
 
 
 def _count(found: list[Finding]) -> str:
@@ -86,7 +90,7 @@ def lines(facts: Facts, areas: list[Area], *, colours: bool) -> Iterator[str]:
     system = facts.system
     inside = f", in a container ({system.container})" if system.container else ""
     names = (system.product, system.architecture, system.distribution, f"Linux {system.kernel}")
-    yield f"gb10 doctor {facts.gb10}: {', '.join(filter(None, names))}{inside}\n"
+    yield _shown(f"gb10 doctor {facts.gb10}: {', '.join(filter(None, names))}{inside}") + "\n"
     for area in areas:
         yield _line("" if area.findings else OK, area.name, area.says, colours)
         for one in area.findings:
