@@ -79,6 +79,7 @@ final: prev: {
     inherit (import ../nix/modules/command.nix { pkgs = final; }) service service-cuda;
     inherit (import ../nix/apps/install-service.nix { pkgs = final; }) install-service install-service-cpu;
     audit = import ../nix/apps/audit.nix { pkgs = final; };
+    docs = import ../nix/docs { pkgs = final; };
     cluster = import ../nix/apps/cluster.nix { pkgs = final; };
     inherit (import ../nix/apps/doctor.nix { pkgs = final; }) doctor doctor-cpu doctor-cuda;
     lock = import ../nix/apps/lock.nix { pkgs = final; };

@@ -17,6 +17,7 @@
     cuda-env
     cuda-toolkit
     demo-model
+    docs
     doctor
     doctor-cuda
     flashinfer
