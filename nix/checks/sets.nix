@@ -42,9 +42,11 @@ rec {
     plugin
     ++ gb10 [
       "__main__.py"
+      "audit"
       "cli.py"
       "cluster"
       "doctor"
+      "recipes"
       "routing"
       "serve"
     ];

@@ -447,6 +447,7 @@ INTERNAL = {
     "GB10_OWN_SCALES",  # a part of the key of vLLM's compile cache
     "GB10_SERVE_DEATHS",
     "GB10_SERVE_MEMORY",
+    "GB10_SERVE_MEMORY_LIMITS",
     "GB10_SERVE_SOCKET",
 }
 """Names that `gb10 serve` gives to its own processes; from a user they are refused."""

@@ -23,6 +23,9 @@ from gb10.units import GIB, MIB, text_size
 ENV_NAME = "GB10_SERVE_MEMORY"
 """File of the `Board`, for vLLM's processes."""
 
+LIMITS_NAME = "GB10_SERVE_MEMORY_LIMITS"
+"""`Limits.words` as JSON, for the same: what the board is written by."""
+
 BOARD = "memory"
 """Its name in a scratch folder."""
 

@@ -123,6 +123,7 @@ class Server:
                 lifeline.ENV_NAME: str(self._deaths),
                 WORD_NAME: self._word,
                 watch.ENV_NAME: str(self._scratch.path / watch.BOARD),
+                watch.LIMITS_NAME: json.dumps(limits.words),
             }
             self._board = watch.Board(variables[watch.ENV_NAME], write=True)
             self._told = False
@@ -202,7 +203,7 @@ class Server:
             return self._failed(f"vLLM ended while {doing}: {death}")
         if self.link is not None and (trouble := self.link.wait(PEER_WAIT)) is not None:
             return trouble.error(str(self.log_path))
-        reason = cause.last_error(lines)
+        reason = cause.lost_rank(lines) or cause.last_error(lines)
         if reason is None:
             last = cause.last_line(lines)
             reason = f"its log names no error and ends with: {last}" if last else "its log says nothing"

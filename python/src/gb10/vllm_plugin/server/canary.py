@@ -7,7 +7,7 @@ tokens than its kernels for decode take, and does both of the same text. No requ
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -88,10 +88,13 @@ class Unasked(Exception):
 
 
 class Canary:
-    """Asks one engine. ``client`` is vLLM's AsyncLLM. It is good for many times."""
+    """Asks one engine. ``client`` is vLLM's AsyncLLM. It is good for many times.
 
-    def __init__(self, client: Any) -> None:
-        self._client = client
+    ``seen`` is told what each time brought.
+    """
+
+    def __init__(self, client: Any, seen: Callable[[Sung], None] = lambda _: None) -> None:
+        self._client, self._seen = client, seen
         model = client.model_config
         self._vocabulary = int(model.get_vocab_size())
         most = model.max_logprobs
@@ -128,12 +131,14 @@ class Canary:
         alike = 2 if prompts[0] != prompts[1] else 0
         answers = Answers(written[:alike], written[alike:], again, self._ends, self._probabilities)
         known = self._probabilities and again and self._top > 1
-        return Sung(
+        sung = Sung(
             judge.fault(answers, tokens),
             sum(map(len, answers.all)),
             time.monotonic() - began,
             min(judge.apart(*pair) for pair in again) if known else None,
         )
+        self._seen(sung)
+        return sung
 
     async def _all(self, asked: Sequence[Any]) -> list[Answer]:
         try:

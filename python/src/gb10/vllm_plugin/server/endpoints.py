@@ -1,4 +1,4 @@
-"""Our plug-in for vLLM's HTTP server: the first canary, ``/health`` and ``/v1/gb10/routing``.
+"""Our plug-in for vLLM's HTTP server: the first canary, ``/health``, ``/metrics``, ``/v1/gb10/routing``.
 
 vLLM calls `Endpoints.attach_router` when its routes are made, and `Endpoints.init_state` when the engine is
 up, before the server listens.
@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.datastructures import State
 from vllm.platforms import current_platform
 from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.metrics.prometheus import get_prometheus_registry
 
 from gb10.vllm_plugin import log
 from gb10.vllm_plugin.cuda.settings import CudaMode, Engine
@@ -23,10 +24,12 @@ from gb10.vllm_plugin.refusal import refuse
 from gb10.vllm_plugin.server import settings
 from gb10.vllm_plugin.server.canary import Canary, Unasked
 from gb10.vllm_plugin.server.health import Health, watch
+from gb10.vllm_plugin.server.metrics import CONTENT_TYPE, Canaries, Exposition, Ours
 
 logger = logging.getLogger("vllm.gb10")
 
 ROUTING = "/v1/gb10/routing"
+METRICS = ("/metrics", "/metrics/")
 
 FIRST_LIMIT = 900.0
 """Seconds for the first canary: kernels may still be compiled for it."""
@@ -34,12 +37,16 @@ FIRST_LIMIT = 900.0
 Report = Callable[[], Mapping[str, Any]]
 
 _report: Report | None = None
+_figures: Mapping[str, Any] = {}
 
 
-def reporting(report: Report) -> None:
-    """Set what ``/v1/gb10/routing`` answers in this process. ``report`` may block; it gives JSON."""
-    global _report
-    _report = report
+def reporting(report: Report, figures: Mapping[str, Any] | None = None) -> None:
+    """Set what ``/v1/gb10/routing`` answers in this process. ``report`` may block; it gives JSON.
+
+    ``figures``: what a step reads (`gb10.serve.figures`), for ``/metrics``.
+    """
+    global _report, _figures
+    _report, _figures = report, figures or {}
 
 
 class Endpoints:
@@ -50,10 +57,21 @@ class Endpoints:
 
     def __init__(self) -> None:
         self.health = Health()
+        self.canaries = Canaries()
+        self._ours = Ours(self.health, self.canaries, _routing, _figures)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Stand for vLLM's ``/health``, which says no reason, and add what really runs."""
+        """Stand for vLLM's ``/health``, which says no reason, and its ``/metrics``; add what really runs."""
         app.add_api_route("/health", self._health, methods=["GET"], response_class=Response)
+        exposition = Exposition(get_prometheus_registry(), self._ours)
+
+        # Not a coroutine: what waits for files must not hold up the others' answers.
+        def metrics() -> Response:
+            """Prometheus' metrics: vLLM's, and those that begin with gb10_."""
+            return Response(exposition.text(), media_type=CONTENT_TYPE)
+
+        for path in METRICS:
+            app.add_api_route(path, metrics, methods=["GET"], response_class=Response)
         app.add_api_route(ROUTING, _routing, methods=["GET"])
 
     async def _health(self, request: Request) -> Response:
@@ -75,19 +93,20 @@ class Endpoints:
         """
         if engine_client is None:
             return
+        self._ours.client = engine_client
         self.health.guard(engine_client)
         wanted, interval = settings.Canary.from_env(), settings.interval()
         if wanted is settings.Canary.OFF:
             return
         if engine_client.vllm_config.load_config.load_format == "dummy":
             wanted = settings.Canary.REPORT  # made up: there is nothing to judge
-        canary = await _first(engine_client, wanted)
+        canary = await _first(engine_client, wanted, self.canaries)
         if interval > 0:
             found = self.health.fail if wanted is settings.Canary.REFUSE else _only_said
             state.gb10_watch = asyncio.create_task(watch(engine_client, canary, interval, found))
 
 
-async def _first(client: Any, wanted: settings.Canary) -> Canary | None:
+async def _first(client: Any, wanted: settings.Canary, seen: Canaries) -> Canary | None:
     """Ask the first canary. The one for later, None where further ones say nothing new.
 
     Raises Refused where the model answers no sense, or nothing in time, and that is not only to be reported.
@@ -96,7 +115,7 @@ async def _first(client: Any, wanted: settings.Canary) -> Canary | None:
     if "generate" not in await client.get_supported_tasks() or model.is_encoder_decoder:
         logger.info("%sleft out: this model does not continue texts", log.ours(log.CANARY))
         return None
-    canary = Canary(client)
+    canary = Canary(client, seen.note)
     logger.info(log.ours(log.ASKING))
     try:
         async with asyncio.timeout(FIRST_LIMIT):
