@@ -19,7 +19,9 @@ let
 
   # Files that pages link to, by their paths in the repository. The hook only wants to know that they are there: their content
   # makes no other site.
-  linked = prefix: page: map (found: elemAt found 0) (filter isList (split "]\\(${prefix}([^]():#]+)" (readFile page)));
+  linked =
+    prefix: page:
+    map (found: elemAt found 0) (filter isList (split "]\\(${prefix}([^]():#]+)" (readFile page)));
   pages = filter (name: match ".*\\.md" name != null) (attrNames (readDir ../../docs));
   targets = filter (path: pathExists (../../. + "/${path}")) (
     linked "" ../../README.md ++ concatMap (name: linked "\\.\\./" (../../docs + "/${name}")) pages
