@@ -10,6 +10,7 @@ let
     ./kernels.nix
     ./patches.nix
     ./upstream.nix
+    ./docs.nix
     ./e2e.nix
     ./meta.nix
     ./nix.nix

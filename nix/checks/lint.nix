@@ -84,6 +84,7 @@ in
             ../../nix/shell-hook.sh
             ../../nix/wheelhouse/patch-elf.sh
             ../../tests/nix/derivations
+            ../../tests/nix/docs/browser
             ../../tests/nix/emulation
             ../../tests/nix/fresh-machine
             ../../tests/nix/rebuild/control

@@ -31,6 +31,7 @@ let
     "corpus"
     "cuda-closed-checks"
     "demo-model"
+    "docs"
     "flashinfer"
     "flashinfer-checks"
     "heldout"
@@ -93,6 +94,7 @@ let
         "cpu"
         "cuda"
         "cuda-toolkit"
+        "docs"
         "lock"
         "ray"
         "report"
@@ -144,6 +146,7 @@ in
       GB10_MORE_WHEELS = sites (
         pkgs.gb10.wheels.sbom
         // pkgs.gb10.wheels.cuda-toolkit
+        // pkgs.gb10.wheels.docs
         // pkgs.gb10.wheels.lock
         // pkgs.gb10.wheels.tools
       );

@@ -18,6 +18,7 @@
     cuda-env
     cuda-toolkit
     demo-model
+    docs
     doctor
     doctor-cuda
     flashinfer
