@@ -31,6 +31,22 @@ final: prev: {
       isolated = true;
     };
 
+    # The same with Ray, which vLLM uses where it is asked to.
+    cpu-ray-env = final.gb10.environment {
+      name = "gb10-cpu-ray-env";
+      description = "As cpu-env, with Ray";
+      wheels = final.gb10.wheels.cpu // final.gb10.wheels.ray;
+      extra = [ final.gb10.package ];
+      isolated = true;
+    };
+    cuda-ray-env = final.gb10.environment {
+      name = "gb10-cuda-ray-env";
+      description = "As cuda-env, with Ray";
+      wheels = final.gb10.wheels.cuda // final.gb10.wheels.ray;
+      extra = [ final.gb10.package ];
+      isolated = true;
+    };
+
     # The CUDA wheels for aarch64 unpacked and patched on any machine: shows that they exist, apply and do not collide.
     # Nothing of it runs where it is built.
     cuda-aarch64-unpacked = final.gb10.environment {
@@ -64,26 +80,54 @@ final: prev: {
       ];
     };
 
-    inherit (import ../nix/apps/serve.nix { pkgs = final; }) serve serve-cuda serve-cuda-12x;
+    inherit (import ../nix/apps/serve.nix { pkgs = final; })
+      serve
+      serve-cuda
+      serve-cuda-12x
+      serve-cuda-ray
+      serve-ray
+      ;
     # What they need is in the store: the check `closed` for serve, this one for serve-cuda.
     cuda-closed-checks = import ../nix/packages/cuda-closed-checks.nix { pkgs = final; };
-    inherit (import ../nix/image { pkgs = final; }) image image-cpu;
+    inherit (import ../nix/image { pkgs = final; })
+      image
+      image-cpu
+      image-cpu-ray
+      image-ray
+      ;
     inherit (import ../nix/image/sbom.nix { pkgs = final; })
       sbom
       sbom-cpu
+      sbom-cpu-ray
+      sbom-ray
       provenanceOf
       provenanceOfCpu
+      provenanceOfCpuRay
+      provenanceOfRay
       ;
-    inherit (import ../nix/apps/push.nix { pkgs = final; }) push push-cpu;
+    inherit (import ../nix/apps/push.nix { pkgs = final; })
+      push
+      push-cpu
+      push-cpu-ray
+      push-ray
+      ;
     # What systemd starts, and what tells systemd so.
     inherit (import ../nix/modules/command.nix { pkgs = final; }) service service-cuda;
     inherit (import ../nix/apps/install-service.nix { pkgs = final; }) install-service install-service-cpu;
     audit = import ../nix/apps/audit.nix { pkgs = final; };
+    bench = import ../nix/apps/bench.nix { pkgs = final; };
     cluster = import ../nix/apps/cluster.nix { pkgs = final; };
-    inherit (import ../nix/apps/doctor.nix { pkgs = final; }) doctor doctor-cpu doctor-cuda;
+    inherit (import ../nix/apps/doctor.nix { pkgs = final; })
+      doctor
+      doctor-cpu
+      doctor-cpu-ray
+      doctor-cuda
+      doctor-cuda-ray
+      ;
     lock = import ../nix/apps/lock.nix { pkgs = final; };
     predict = import ../nix/apps/predict.nix { pkgs = final; };
     rebuild = import ../nix/apps/rebuild.nix { pkgs = final; };
+    recipes = import ../nix/apps/recipes.nix { pkgs = final; };
     formatter = import ../nix/apps/formatter.nix { pkgs = final; };
   };
 }

@@ -34,6 +34,7 @@ in
       test = final.gb10.wheelhouse.wheelsOf { profile = "test"; };
       report = final.gb10.wheelhouse.wheelsOf { profile = "report"; };
       lock = final.gb10.wheelhouse.wheelsOf { profile = "lock"; };
+      ray = final.gb10.wheelhouse.wheelsOf { profile = "ray"; };
       cuda-toolkit = final.gb10.wheelhouse.wheelsOf { profile = "cuda-toolkit"; };
       sbom = final.gb10.wheelhouse.wheelsOf { profile = "sbom"; };
       # What the tests and the linters run in: the CPU profile, plots and the tools. Not Triton: the CPU profile has none,

@@ -1,6 +1,6 @@
 # `nix run .#cluster -- plan|up HOST HOST -- MODEL …`: one engine on several hosts, over ssh.
 #
-# What serves there is this build's serve-cuda, by its path in the store. It is not built for this: who plans may be a
+# What serves there is this build's serve-cuda (serve-cuda-ray with `--executor ray`), by its path in the store. It is not built for this: who plans may be a
 # machine that serves nothing, and each host is asked whether it has it.
 { pkgs }:
 
@@ -14,7 +14,7 @@ let
     extra = [ pkgs.gb10.package ];
     isolated = true;
   };
-  serve = builtins.unsafeDiscardStringContext (pkgs.lib.getExe pkgs.gb10.serve-cuda);
+  pathOf = package: builtins.unsafeDiscardStringContext (pkgs.lib.getExe package);
 in
 pkgs.writeShellApplication {
   name = "cluster";
@@ -24,7 +24,8 @@ pkgs.writeShellApplication {
   # On the Debian base it is the machine's.
   runtimeInputs = pkgs.lib.optionals (pkgs ? openssh) [ pkgs.openssh ];
   text = ''
-    export GB10_CLUSTER_SERVE=''${GB10_CLUSTER_SERVE:-${serve}}
+    export GB10_CLUSTER_SERVE=''${GB10_CLUSTER_SERVE:-${pathOf pkgs.gb10.serve-cuda}}
+    export GB10_CLUSTER_SERVE_RAY=''${GB10_CLUSTER_SERVE_RAY:-${pathOf pkgs.gb10.serve-cuda-ray}}
     ${import ./isolated.nix environment "gb10 cluster"}
   '';
 }

@@ -2,12 +2,18 @@
 #
 # `doctor` is small and looks at everything that no kernel must run for; a Spark whose driver is broken needs no 4 GB to hear
 # so. `doctor-cuda` is for the CUDA environment, which serves anyway: it runs the E2M1 instruction and reads the GPU's
-# memory too. `doctor-cpu` is what the image for the CPU has. None asks for the driver before it starts: that may be what
+# memory too. `doctor-cpu` and those with Ray are what the images have. None asks for the driver before it starts: that may be what
 # is missing.
 { pkgs }:
 
 let
-  inherit (pkgs.gb10) cpu-env cuda-env kernels;
+  inherit (pkgs.gb10)
+    cpu-env
+    cpu-ray-env
+    cuda-env
+    cuda-ray-env
+    kernels
+    ;
 
   small = pkgs.gb10.environment {
     name = "gb10-doctor-env";
@@ -31,13 +37,15 @@ let
         ${import ./isolated.nix environment "gb10 doctor"}
       '';
     };
+  onCuda = name: doctor name "As doctor, and runs kernels on the GPU" ''
+    export GB10_KERNELS=''${GB10_KERNELS:-${kernels}}
+  '';
+  onCpu = name: doctor name "As doctor, in the environment that serves on the CPU" "";
 in
 {
   doctor = doctor "doctor" "Says what of a machine stops a server of NVFP4 models, and what mends it" "" small;
-  doctor-cpu =
-    doctor "doctor-cpu" "As doctor, in the environment that serves on the CPU" ""
-      cpu-env;
-  doctor-cuda = doctor "doctor-cuda" "As doctor, and runs kernels on the GPU" ''
-    export GB10_KERNELS=''${GB10_KERNELS:-${kernels}}
-  '' cuda-env;
+  doctor-cpu = onCpu "doctor-cpu" cpu-env;
+  doctor-cpu-ray = onCpu "doctor-cpu-ray" cpu-ray-env;
+  doctor-cuda = onCuda "doctor-cuda" cuda-env;
+  doctor-cuda-ray = onCuda "doctor-cuda-ray" cuda-ray-env;
 }

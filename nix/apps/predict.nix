@@ -1,19 +1,14 @@
-# `nix run .#predict -- MODEL`: how fast one GB10 should decode it. No vLLM and no GPU: it computes.
+# `nix run .#predict -- MODEL`: how fast one GB10 should decode it, computed. What a checkpoint reads is asked of the audit,
+# which asks vLLM, so it runs in the CPU environment.
 { pkgs }:
 
 let
-  environment = pkgs.gb10.environment {
-    name = "gb10-predict-env";
-    description = "What `gb10 predict` imports, without vLLM";
-    wheels = pkgs.gb10.commandLine;
-    extra = [ pkgs.gb10.package ];
-    isolated = true;
-  };
+  inherit (pkgs.gb10) cpu-env;
 in
 pkgs.writeShellApplication {
   name = "predict";
   meta = import ../packages/meta.nix { inherit pkgs; } {
     description = "Predicts the tokens a second of a model on one GB10";
   };
-  text = import ./isolated.nix environment "gb10 predict";
+  text = import ./isolated.nix cpu-env "gb10 predict";
 }

@@ -49,4 +49,6 @@ in
 {
   push = push "push" pkgs.gb10.image;
   push-cpu = push "push-cpu" pkgs.gb10.image-cpu;
+  push-cpu-ray = push "push-cpu-ray" pkgs.gb10.image-cpu-ray;
+  push-ray = push "push-ray" pkgs.gb10.image-ray;
 }

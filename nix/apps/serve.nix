@@ -2,14 +2,17 @@
 #
 # `serve` is for the CPU, `serve-cuda` for a GPU (4 GB); neither builds or fetches the other at run time, and both look at
 # the machine and say which one it wants (gb10.serve.run). `serve-cuda-12x` has FlashInfer's modules for GPUs of 12.x too;
-# they take long to compile, so nothing builds it that was not asked to.
+# they take long to compile, so nothing builds it that was not asked to. `serve-ray` and `serve-cuda-ray` are the first two
+# with Ray beside vLLM.
 { pkgs }:
 
 let
   inherit (pkgs.gb10)
     cpu-env
+    cpu-ray-env
     cuda-12x-env
     cuda-env
+    cuda-ray-env
     demo-model
     kernels
     ;
@@ -38,6 +41,19 @@ let
         ${isolated environment "gb10 serve"}
       '';
     };
+
+  serveCpu =
+    name: environment: description:
+    pkgs.writeShellApplication {
+      inherit name;
+      meta = meta { inherit description; };
+      # vLLM's CPU platform asks lscpu for the cores.
+      runtimeInputs = [ pkgs.util-linux ];
+      text = ''
+        export GB10_DEMO_MODEL=''${GB10_DEMO_MODEL:-${demo-model}}
+        ${isolated environment "gb10 serve"}
+      '';
+    };
 in
 {
   serve-cuda =
@@ -47,16 +63,10 @@ in
     serveCuda "serve-cuda-12x" cuda-12x-env
       "As serve-cuda, with FlashInfer's modules for GPUs of compute capability 12.x";
 
-  serve = pkgs.writeShellApplication {
-    name = "serve";
-    meta = meta {
-      description = "Serves NVFP4 models on the CPU with an OpenAI-compatible API";
-    };
-    # vLLM's CPU platform asks lscpu for the cores.
-    runtimeInputs = [ pkgs.util-linux ];
-    text = ''
-      export GB10_DEMO_MODEL=''${GB10_DEMO_MODEL:-${demo-model}}
-      ${isolated cpu-env "gb10 serve"}
-    '';
-  };
+  serve-cuda-ray =
+    serveCuda "serve-cuda-ray" cuda-ray-env
+      "As serve-cuda, with Ray for vLLM's executor of that name";
+
+  serve = serveCpu "serve" cpu-env "Serves NVFP4 models on the CPU with an OpenAI-compatible API";
+  serve-ray = serveCpu "serve-ray" cpu-ray-env "As serve, with Ray for vLLM's executor of that name";
 }

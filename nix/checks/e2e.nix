@@ -12,13 +12,15 @@ let
     package
     pythonPath
     serve
+    serve-ray
     testbed
     ;
 
   file = name: ../../tests/e2e + "/${name}.py";
-  e2e =
-    # Its files of tests, and what they read beside what all read.
-    name: files: more:
+  e2e = e2eWith serve;
+  e2eWith =
+    # The program, its files of tests, and what they read beside what all read.
+    program: name: files: more:
     room {
       name = "e2e-${name}";
       tests = map file (files ++ [ "conftest" ]);
@@ -31,7 +33,7 @@ let
       variables = {
         GB10_DEMO_MODEL = demo-model;
         GB10_HELDOUT = "${heldout}/heldout.jsonl";
-        GB10_SERVE_COMMAND = pkgs.lib.getExe serve;
+        GB10_SERVE_COMMAND = pkgs.lib.getExe program;
         GB10_TESTBED = testbed;
         # vLLM finds the plug-in by the installed package's entry point.
         PYTHONPATH = pythonPath { inherit package; };
@@ -47,6 +49,7 @@ in
     "test_serve"
   ] [ ../../tests/confined ];
   e2e-nodes = e2e "nodes" [ "test_nodes" ] [ ];
+  e2e-ray = e2eWith serve-ray "ray" [ "test_ray" ] [ ];
   e2e-numerics = e2e "numerics" [
     "test_engine_layers"
     "test_fused_scales"
@@ -56,6 +59,7 @@ in
     "test_testbed_parity"
   ] [ ../../tests/reference ];
   e2e-families = e2e "families" [ "test_families" ] [ ../../tests/reference ];
+  e2e-recipes = e2e "recipes" [ "test_recipes" ] [ ../../tests/reference ];
   e2e-drafts = e2e "drafts" [ "test_speculative" "test_speculative_requests" ] (
     [
       (file "speculative_requests")

@@ -46,6 +46,7 @@ rec {
       "cli.py"
       "cluster"
       "doctor"
+      "recipes"
       "routing"
       "serve"
     ];

@@ -15,7 +15,16 @@ let
     };
 in
 {
-  unit-audit = unit "audit" sets.serve;
+  unit-audit = unit "audit" (sets.serve ++ sets.gb10 [ "predict" ]);
+  unit-bench = unit "bench" (
+    sets.base
+    ++ sets.gb10 [
+      "__main__.py"
+      "bench"
+      "cli.py"
+      "machine"
+    ]
+  );
   unit-checkpoint = unit "checkpoint" (sets.formats ++ sets.gb10 [ "machine" ]);
   unit-cli = unit "cli" sets.serve;
   unit-cluster = unit "cluster" sets.serve;
@@ -53,9 +62,9 @@ in
     ]
   );
   unit-predict = unit "predict" (
-    sets.base
+    sets.serve
     ++ sets.gb10 [
-      "cli.py"
+      "audit"
       "predict"
     ]
     ++ sets.lab [
@@ -67,7 +76,16 @@ in
       ../../docs/predict.md
       ../../docs/predict.svg
       ../../lab/results/2026-11-27-h200-engine.json
+      ../../tests/unit/audit/published.py
     ]
+  );
+  unit-recipes = unit "recipes" (
+    sets.serve
+    ++ sets.gb10 [
+      "audit"
+      "predict"
+    ]
+    ++ [ ../../docs/recipes.md ]
   );
   unit-routing = unit "routing" (
     sets.plugin
@@ -84,5 +102,16 @@ in
       ../../tests/confined
     ]
   );
+  # What of the plug-in needs Ray beside vLLM.
+  unit-ray = room {
+    name = "unit-ray";
+    tests = [
+      ../../tests/unit/vllm_plugin/test_compat.py
+      ../../tests/unit/vllm_plugin/test_ray.py
+    ];
+    sources = sets.plugin;
+    variables.PYTHONPATH = pkgs.gb10.pythonPath pkgs.gb10.wheels.ray;
+    lint = false;
+  };
   unit-vllm-plugin = unit "vllm_plugin" (sets.plugin ++ [ ../../tests/reference ]);
 }

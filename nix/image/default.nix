@@ -48,7 +48,7 @@ let
       small.right
       small.wrong
     ]
-    ++ map (path: [ path ]) own;
+    ++ own;
 
   image =
     {
@@ -60,8 +60,9 @@ let
       # What changes the least, and what is ours.
       seldom,
       own,
-      # Its wheels' profile.
+      # Its wheels' profile, and those that stand on it.
       profile,
+      upon ? [ ],
       variables ? [ ],
       description,
       licences,
@@ -78,7 +79,11 @@ let
     pkgs.dockerTools.streamLayeredImage {
       inherit name;
       tag = version;
-      layeringPipeline = pipeline (groupsOf wheels.${profile} seldom own);
+      layeringPipeline = pipeline (
+        groupsOf wheels.${profile} seldom (
+          map (name: builtins.attrValues wheels.${name}) upon ++ map (path: [ path ]) own
+        )
+      );
       # /bin/sh for what starts a command by its shell (Triton, ctypes), and names for the two users that there are.
       extraCommands = ''
         mkdir -p bin etc
@@ -127,6 +132,7 @@ let
           description
           licences
           profile
+          upon
           entry
           program
           doctor
@@ -146,9 +152,8 @@ let
         base = seldom;
       };
     };
-in
-{
-  image-cpu = image {
+
+  onCpu = {
     name = "gb10-cpu";
     program = serve;
     doctor = pkgs.gb10.doctor-cpu;
@@ -164,7 +169,7 @@ in
     licences = "Apache-2.0";
   };
 
-  image = image {
+  onCuda = {
     name = "gb10";
     program = pkgs.gb10.serve-cuda;
     doctor = pkgs.gb10.doctor-cuda;
@@ -186,4 +191,32 @@ in
     description = "Serves NVFP4 models on NVIDIA GPUs with an OpenAI-compatible API";
     licences = "Apache-2.0 AND LicenseRef-NVIDIA";
   };
+in
+{
+  image = image onCuda;
+  image-cpu = image onCpu;
+
+  # Ray in a layer of its own; all layers of wheels are those of the images above.
+  image-ray = image (
+    onCuda
+    // {
+      name = "gb10-ray";
+      program = pkgs.gb10.serve-cuda-ray;
+      doctor = pkgs.gb10.doctor-cuda-ray;
+      environment = pkgs.gb10.cuda-ray-env;
+      upon = [ "ray" ];
+      description = "As the image gb10, with Ray";
+    }
+  );
+  image-cpu-ray = image (
+    onCpu
+    // {
+      name = "gb10-cpu-ray";
+      program = pkgs.gb10.serve-ray;
+      doctor = pkgs.gb10.doctor-cpu-ray;
+      environment = pkgs.gb10.cpu-ray-env;
+      upon = [ "ray" ];
+      description = "As the image gb10-cpu, with Ray";
+    }
+  );
 }

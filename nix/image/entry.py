@@ -89,7 +89,7 @@ def check_folders(container: Container) -> None:
 
 def check_variables(container: Container) -> None:
     """No variable that only looks like one of ours, and no token that the hub would refuse."""
-    for name in ("GB10_PORT", "PORT"):
+    for name in ("GB10_PORT", "PORT", "RAY_PORT"):
         if "://" in (value := container.variables.get(name, "")):
             raise UserError(
                 f"{name} is {value!r}, as Kubernetes sets it for a service called "
@@ -104,25 +104,6 @@ def check_variables(container: Container) -> None:
         raise UserError("HF_TOKEN has a quote in it; give the token alone (hf_…)")
 
 
-def address(container: Container) -> str:
-    """HEAD_IP, which the workers need."""
-    value = container.variables.get("HEAD_IP", "")
-    if not value:
-        raise UserError("HEAD_IP is not set; ray-worker needs the address of the host that runs ray-head")
-    return value
-
-
-def ray(container: Container, *arguments: str) -> list[str]:
-    """A command of Ray, which an image has or has not."""
-    program = shutil.which("ray", path=str(container.programs))
-    if program is None:
-        raise UserError(
-            "this image has no Ray; vLLM serves on several hosts without it (role serve with --nnodes, "
-            "--node-rank and --master-addr)"
-        )
-    return [program, *arguments]
-
-
 CHECKS = (check_variables, check_folders)
 """What a server needs."""
 
@@ -134,20 +115,32 @@ def serve(container: Container, arguments: Sequence[str]) -> list[str]:
     return [container.variables["GB10_IMAGE_SERVE"], *arguments]
 
 
+def on_ray(container: Container, role: str, rank: str, arguments: Sequence[str]) -> list[str]:
+    """``gb10 serve`` as the node ``rank`` of Ray, which an image has or has not. The head is at HEAD_IP."""
+    if HELP.intersection(arguments):
+        return serve(container, arguments)
+    variables = container.variables
+    if shutil.which("ray", path=str(container.programs)) is None:
+        raise UserError(
+            "this image has no Ray; take gb10-ray or gb10-cpu-ray, or the role serve with --nnodes, "
+            "--node-rank and --master-addr: vLLM serves on several hosts without"
+        )
+    if not (head := variables.get("HEAD_IP")):
+        raise UserError(f"HEAD_IP is not set; {role} needs the address of the host that runs ray-head")
+    nodes = ["--nnodes", variables.get("NODES") or "2", "--node-rank", rank, "--master-addr", head]
+    port = ["--master-port", variables.get("RAY_PORT") or "6379", "--distributed-executor-backend", "ray"]
+    return serve(container, [*arguments, *nodes, *port])
+
+
 def ray_head(container: Container, arguments: Sequence[str]) -> list[str]:
-    """Ray's head, in the foreground."""
-    command = ray(container, "start", "--head", "--block", *arguments)
-    check_folders(container)
-    return command
+    """Ray's head, and the API."""
+    return on_ray(container, "ray-head", "0", arguments)
 
 
 def ray_worker(container: Container, arguments: Sequence[str]) -> list[str]:
-    """A worker of the head at HEAD_IP, in the foreground."""
-    head = address(container)
-    port = container.variables.get("RAY_PORT") or "6379"
-    command = ray(container, "start", f"--address={head}:{port}", "--block", *arguments)
-    check_folders(container)
-    return command
+    """Another node of Ray: number NODE_RANK."""
+    rank = container.variables.get("NODE_RANK") or "1"
+    return on_ray(container, "ray-worker", rank, [*arguments, "--headless"])
 
 
 def shell(container: Container, arguments: Sequence[str]) -> list[str]:

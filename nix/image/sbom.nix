@@ -74,9 +74,13 @@ let
     else
       item "nixpkgs" (licenceOf package) package;
 
+  profilesOf = about: [ about.profile ] ++ about.upon;
+
   itemsOf =
     about:
-    map (ofWheel about.profile) (builtins.attrValues wheels.${about.profile})
+    builtins.concatMap (profile: map (ofWheel profile) (builtins.attrValues wheels.${profile})) (
+      profilesOf about
+    )
     ++ map ofBase (about.base ++ lib.optionals onDebian [ pkgs.debianRuntime ])
     ++ map (item "package" "Apache-2.0") [
       about.entry
@@ -123,15 +127,17 @@ let
       items = itemsOf image.about;
       content = "${contentOf image}";
       registration = "${pkgs.closureInfo { rootPaths = [ image.about.entry ]; }}/registration";
-      lock = "${lockOf image}";
+      lock = "${lockOf image.about.profile}";
+      moreLocks = map (profile: "${lockOf profile}") image.about.upon;
       licences = "${../../python/licences.toml}";
       vendored = "${./vendored.toml}";
       debianLock = "${../debian/packages.lock}";
       debianFiles = "${./debian-files.json}";
       debianLicences = "${./debian-licences.toml}";
     });
-  lockName = image: "pylock.${image.about.profile}-${system}-${tag}.toml";
-  lockOf = image: ../../python/locks + "/${lockName image}";
+  lockName = profile: "pylock.${profile}-${system}-${tag}.toml";
+  lockOf = profile: ../../python/locks + "/${lockName profile}";
+  lockWords = profile: "--lock python/locks/${lockName profile}=${lockOf profile}";
   tag = "cp${builtins.replaceStrings [ "." ] [ "" ] python.pythonVersion}";
 
   sbom =
@@ -165,13 +171,17 @@ let
         mkdir "$out"
         python3 -m gb10_bom provenance ${planOf image} --out "$out" \
           --output packages.${system}.${output} --revision ${flake.revision} --nar-hash ${flake.narHash} \
-          --lock python/locks/${lockName image}=${lockOf image} \
+          ${toString (map lockWords (profilesOf image.about))} \
           --lock flake.lock=${../../flake.lock} --lock nix/debian/packages.lock=${../debian/packages.lock}
       '';
 in
 {
   sbom = sbom pkgs.gb10.image;
   sbom-cpu = sbom pkgs.gb10.image-cpu;
+  sbom-cpu-ray = sbom pkgs.gb10.image-cpu-ray;
+  sbom-ray = sbom pkgs.gb10.image-ray;
   provenanceOf = provenance "image" pkgs.gb10.image;
   provenanceOfCpu = provenance "image-cpu" pkgs.gb10.image-cpu;
+  provenanceOfCpuRay = provenance "image-cpu-ray" pkgs.gb10.image-cpu-ray;
+  provenanceOfRay = provenance "image-ray" pkgs.gb10.image-ray;
 }

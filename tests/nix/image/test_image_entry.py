@@ -57,9 +57,9 @@ def test_a_role_is_a_command_and_arguments_stay_what_they_are(
     [
         (["vllm"], {}, "'vllm' is no role"),
         ([""], {}, "'' is no role"),
-        (["ray-worker"], {}, "HEAD_IP is not set"),
-        (["ray-worker"], {"HEAD_IP": "10.0.0.1"}, "this image has no Ray"),
+        (["ray-worker"], {"HEAD_IP": "10.0.0.1"}, "this image has no Ray; take gb10-ray or gb10-cpu-ray"),
         (["ray-head"], {}, "this image has no Ray"),
+        (["serve"], {"RAY_PORT": "tcp://10.0.0.1:80"}, "a service called ray;"),
         ([], {"GB10_PORT": "tcp://10.0.0.1:80"}, "a service called gb10;"),
         ([], {"PORT": "tcp://10.0.0.1:80"}, "enableServiceLinks"),
         ([], {"HF_TOKEN": "hf_a\n"}, "HF_TOKEN has blanks"),
@@ -78,20 +78,41 @@ def test_what_is_wrong_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_ray_is_started_where_the_image_has_it(entry: ModuleType, container: Any, tmp_path: Path) -> None:
+@pytest.fixture
+def with_ray(tmp_path: Path) -> None:
+    """The image has Ray."""
     program = tmp_path / "bin/ray"
     program.parent.mkdir()
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
-    assert entry.command_of(container(), ["ray-head", "--num-gpus=1"]) == [
-        str(program),
-        "start",
-        "--head",
-        "--block",
-        "--num-gpus=1",
-    ]
-    worker = entry.command_of(container(HEAD_IP="10.0.0.1"), ["ray-worker"])
-    assert worker == [str(program), "start", "--address=10.0.0.1:6379", "--block"]
+
+
+@pytest.mark.usefixtures("with_ray")
+def test_nodes_of_ray(entry: ModuleType, container: Any) -> None:
+    """Both are ``gb10 serve``, at HEAD_IP, with what the user says first."""
+    at = container(HEAD_IP="10.0.0.1")
+    executor = ["--distributed-executor-backend", "ray"]
+    where = ["--master-addr", "10.0.0.1", "--master-port", "6379"]
+    head = entry.command_of(at, ["ray-head", "model", "-tp", "2"])
+    node = ["--nnodes", "2", "--node-rank", "0"]
+    assert head == [entry.command_of(at, [])[0], "model", "-tp", "2", *node, *where, *executor]
+    worker = entry.command_of(at, ["ray-worker", "model", "-tp", "2"])
+    node = ["--headless", "--nnodes", "2", "--node-rank", "1"]
+    assert worker == [head[0], "model", "-tp", "2", *node, *where, *executor]
+
+
+@pytest.mark.usefixtures("with_ray")
+def test_more_nodes_of_ray_at_another_port(entry: ModuleType, container: Any) -> None:
+    third = container(HEAD_IP="10.0.0.1", NODES="4", NODE_RANK="3", RAY_PORT="7000")
+    words = " ".join(entry.command_of(third, ["ray-worker"]))
+    assert "--nnodes 4 --node-rank 3 " in words and "--master-port 7000 " in words
+
+
+@pytest.mark.usefixtures("with_ray")
+@pytest.mark.parametrize("role", ["ray-head", "ray-worker"])
+def test_a_node_of_ray_needs_the_heads_address(entry: ModuleType, container: Any, role: str) -> None:
+    with pytest.raises(entry.UserError, match=f"^HEAD_IP is not set; {role} needs the address"):
+        entry.command_of(container(), [role, "model"])
 
 
 def test_too_little_shared_memory_is_said(entry: ModuleType, tmp_path: Path) -> None:

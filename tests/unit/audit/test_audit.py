@@ -15,6 +15,8 @@ from gb10.audit import model as words
 from gb10.audit.command import _checkpoint, _formats
 from gb10.audit.model import Model, Part, bytes_per_token, draft_bytes
 from gb10.audit.reading import read_model
+from gb10.audit.state import layer_state
+from gb10.checkpoint.folder import Checkpoint
 from gb10.checkpoint.size import CacheShape
 
 pytest.importorskip("vllm.version", reason="vLLM is not installed")
@@ -223,6 +225,13 @@ def test_formats_are_found_and_bytes_are_exact(
     assert choices["keep", "keep"] - choices["keep", "fp8"] == saved
     saved = 0 if name == "plain" else embedding - (VOCABULARY * HIDDEN * 9 // 16 + 4)
     assert choices["keep", "keep"] - choices["keep", "nvfp4"] == saved
+    assert [one["sequences"] for one in found["batches"][:5]] == [1, 2, 4, 8, 16]
+    assert found["batches"][0]["read"] == found["read"]
+    # What all sequences share is read once; of 8 experts 16 sequences take most.
+    sixteen = found["batches"][4]["read"] - 16 * found["kv_cache_read"]
+    rows = 15 * HIDDEN * 2
+    most = read + (experts - experts * 2 // 8) + rows
+    assert sixteen == read + rows if not experts else read + rows < sixteen <= most
     assert found["fits"][0]["name"] == "32G"
     assert found["fits"][0]["sequences"]["8192"] > 1000
 
@@ -232,6 +241,30 @@ def test_a_tied_embedding_is_the_head(tmp_path: Path) -> None:
     model = audited(write(tmp_path / "tied", published))
     assert words.EMBEDDING not in model.stored
     assert bytes_per_token(model).weights == sum(map(size, published.tensors))
+
+
+def test_a_state_is_what_vllms_class_of_the_model_says(tmp_path: Path) -> None:
+    """Nemotron-H: the convolution in the model's type, the recurrence in FP32; a plain model has none."""
+    config = {
+        "architectures": ["NemotronHForCausalLM"],
+        "model_type": "nemotron_h",
+        "hidden_size": 256,
+        "num_hidden_layers": 8,
+        "hybrid_override_pattern": "M-M*M-M*",
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "mamba_num_heads": 8,
+        "mamba_head_dim": 64,
+        "n_groups": 2,
+        "ssm_state_size": 32,
+        "conv_kernel": 4,
+        "vocab_size": VOCABULARY,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    convolution = (8 * 64 + 2 * 2 * 32) * 3 * 2
+    assert layer_state(Checkpoint("m", tmp_path, config), "bfloat16") == convolution + 8 * 64 * 32 * 4
+    assert layer_state(Checkpoint("m", config=QWEN3), "bfloat16") is None
 
 
 MOE = Model(
@@ -304,6 +337,14 @@ def test_the_plot(
     assert said[0].endswith("three.png is not named .svg")
     assert "needs matplotlib" in said[1]
     assert not list(tmp_path.glob("[tf]*r*g"))
+
+
+def test_a_model_of_short_contexts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write(tmp_path / "short", Published(QWEN3 | {"max_position_embeddings": 2048}, qwen3(bf16)))
+    assert cli.main(["audit", str(folder), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["context"] == 2048
+    assert [list(fit["sequences"]) for fit in found["fits"]] == [["2048"]] * 2
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -18,6 +18,7 @@ from gb10.audit.command import _checkpoint, _formats
 from gb10.audit.fits import SPARKS, Fit, fits
 from gb10.audit.model import Model, bytes_per_token, draft_bytes
 from gb10.audit.reading import read_model
+from gb10.audit.report import Audit
 from gb10.checkpoint.folder import Checkpoint
 from gb10.checkpoint.formats import Formats
 from gb10.checkpoint.size import decoded_token_bytes
@@ -257,6 +258,18 @@ def test_what_a_token_of_qwen3_6_reads(read: dict[str, Read]) -> None:
     # All that is left in 16 bit of the dense side are the rows for a and b.
     small = bytes_per_token(model.requantised("fp8", "fp8"))
     assert token.weights - small.weights == 30 * 2 * 32 * (2048 - 4)
+
+
+def test_several_sequences_of_qwen3_next(read: dict[str, Read]) -> None:
+    """Four sequences of 512 experts were counted to take 26.6 (what `gb10 predict` stands on)."""
+    audit = Audit(read[QWEN3_NEXT][2], 0, 233e9, ())
+    one, four = audit.batch(1, "keep"), audit.batch(4, "keep")
+    assert audit.distinct(1) == 10
+    assert audit.distinct(4) == pytest.approx(26.6)
+    experts = four.parts[words.EXPERTS]
+    assert experts == pytest.approx(48 * 26.6 * 1_769_496, rel=1e-6)
+    more = experts - one.parts[words.EXPERTS] + 3 * one.parts[words.STATE] + 3 * 4096
+    assert four.step - one.step == more
 
 
 def test_what_fits(read: dict[str, Read]) -> None:

@@ -36,6 +36,8 @@ env VLLM_HOST_IP=192.168.100.1 \\
 --master-port 29501 --distributed-executor-backend mp --max-model-len 4096 --served-model-name 'a b'
 """
 
+UNDER_RAY = "--distributed-executor-backend ray"
+
 Plan = Callable[..., int]
 
 
@@ -61,6 +63,29 @@ def test_two_sparks(plan: Plan, model: str, capsys: pytest.CaptureFixture[str]) 
     options = ("--max-model-len", "4096", "--served-model-name", "a b")
     assert plan("--env", "HF_HUB_OFFLINE=1", "spark-a", "spark-b", "--", model, *options) == 0
     assert capsys.readouterr().out == PLAN.replace("MODEL", model)
+
+
+def test_under_ray(plan: Plan, model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same with another executor: each node's gb10 serve starts its part of Ray."""
+    options = ("--max-model-len", "4096", "--served-model-name", "a b")
+    words = ("--executor", "ray", "--env", "HF_HUB_OFFLINE=1", "spark-a", "spark-b", "--", model, *options)
+    assert plan(*words) == 0
+    ours = PLAN.replace("MODEL", model).replace("--distributed-executor-backend mp", UNDER_RAY)
+    assert capsys.readouterr().out == ours
+
+
+def test_the_program_with_ray(
+    hosts: Hosts, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["cluster", "plan", "--ssh", hosts.ssh, "--executor", "ray", "--json", "spark-a", "spark-b"]
+    monkeypatch.setenv("GB10_CLUSTER_SERVE", "/none")
+    monkeypatch.delenv("GB10_CLUSTER_SERVE_RAY", raising=False)
+    assert main(words) == 2
+    assert "say --command 'nix run FLAKE#serve-cuda-ray --'" in capsys.readouterr().err
+    monkeypatch.setenv("GB10_CLUSTER_SERVE_RAY", hosts.program)
+    assert main(words) == 0
+    head, _ = json.loads(capsys.readouterr().out)["nodes"]
+    assert head["command"][0] == hosts.program
 
 
 def test_as_json(plan: Plan, capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,6 +194,9 @@ WRONG_WORDS = [
     (["spark-a", "spark-b", "--mtu", "9k"], "'9k' is not a whole number"),
     (["spark-a", "spark-b", "--master-port", "70000"], "--master-port 70000 is no port here: 1 to 65534"),
     (["spark-a", "spark-b", "--master-port", "7999"], "--port 8000 is a port of the nodes"),
+    (["spark-a", "spark-b", "--executor", "mpi"], "'mpi' is not one of 'mp', 'ray'"),
+    (["spark-a", "spark-b", "--executor", "ray", "--master-port", "7998"], "--port 8000 is a port of"),
+    (["spark-a", "spark-b", "--executor", "ray", "--master-port", "65534"], "no port here: 1 to 65533"),
     (["spark-a", "spark-b", "--offline"], "--offline asks no host: give --interface"),
     (["spark-a", "spark-b", "--offline", "--interface", "e"], "give the address of spark-a"),
     (["spark-a", "spark-b", "--command", "'"], "cannot be split into words"),

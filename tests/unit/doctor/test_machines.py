@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gb10.cli import main
-from gb10.doctor import report
+from gb10.doctor import forms, report
 from gb10.doctor.checks import AREAS
 from gb10.doctor.facts import Facts
 
@@ -20,7 +20,7 @@ FAULTS = {name: record for name, record in RECORDS.items() if name not in HEALTH
 
 
 def found(machine: dict[str, Any]) -> list[list[str]]:
-    areas = report.judge(Facts.model_validate_json(json.dumps(machine)))
+    areas = report.judge(forms.read(Facts, machine))
     return [[one.check, str(one.severity)] for one in report.findings(areas)]
 
 
@@ -100,9 +100,28 @@ def test_each_line_is_one_line_and_names_what_mends(
 
 
 def test_a_dead_variable_is_to_be_unset() -> None:
-    areas = report.judge(Facts.model_validate(RECORDS["dead-variable"]["machine"]))
+    areas = report.judge(forms.read(Facts, RECORDS["dead-variable"]["machine"]))
     (one,) = report.findings(areas)
     assert one.mend == "unset VLLM_FLASHINFER_MOE_BACKEND; use --moe-backend NAME or --route nvfp4_moe=NAME"
+
+
+def test_what_is_to_be_unset_is_named() -> None:
+    areas = report.judge(forms.read(Facts, RECORDS["nvcc-flags"]["machine"]))
+    assert [one.mend for one in report.findings(areas)] == ["unset NVCC_PREPEND_FLAGS"]
+
+
+@pytest.mark.parametrize(
+    ("exists", "mend"),
+    [
+        (True, "sudo chown -R $USER ~/.cache/huggingface/hub"),
+        (False, "export HF_HOME=FOLDER, one of your own"),
+    ],
+)
+def test_a_folder_that_is_not_there_has_no_owner(exists: bool, mend: str) -> None:
+    machine = RECORDS["cache-of-root"]["machine"]
+    changed = [one | {"exists": exists} if not one["writable"] else one for one in machine["folders"]]
+    areas = report.judge(forms.read(Facts, machine | {"folders": changed}))
+    assert [one.mend for one in report.findings(areas)] == [mend]
 
 
 def altered(name: str, **changed: Any) -> list[list[str]]:
@@ -119,8 +138,20 @@ def test_what_no_report_was_found_of() -> None:
 def test_a_machine_with_two_gpus_says_which() -> None:
     gpu = RECORDS["healthy-h200"]["machine"]["gpus"][0]
     machine = RECORDS["healthy-h200"]["machine"] | {"gpus": [gpu, gpu | {"power_limit": 300.0}]}
-    (one,) = report.findings(report.judge(Facts.model_validate(machine)))
+    (one,) = report.findings(report.judge(forms.read(Facts, machine)))
     assert "GPU 1 (NVIDIA H200)" in one.what
+
+
+def test_clocks_that_a_card_came_with_are_nobodys_setting() -> None:
+    gpu = RECORDS["healthy-h200"]["machine"]["gpus"][0]
+    assert altered("healthy-h200", gpus=[gpu | {"name": "Tesla T4", "held": ["application clocks"]}]) == []
+
+
+def test_a_server_of_ours_may_have_the_gpu() -> None:
+    gpu = RECORDS["healthy-h200"]["machine"]["gpus"][0]
+    taken = gpu | {"mode": "exclusive", "processes": 1, "free": 9 << 30}
+    assert altered("healthy-h200", gpus=[taken], servers=[{}]) == []
+    assert altered("healthy-h200", gpus=[taken]) == [["gpu-exclusive", "stops"], ["gpu-taken", "warning"]]
 
 
 def test_a_server_of_ours_may_have_the_port_and_the_memory() -> None:

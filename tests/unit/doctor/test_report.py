@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from gb10.cli import main
-from gb10.doctor import report
+from gb10.doctor import forms, report
 from gb10.doctor.facts import Facts
 from gb10.doctor.findings import Finding, stops, warning
 
 MACHINES = Path(__file__).parent / "machines"
-SWAPPING = Facts.model_validate(json.loads((MACHINES / "swapping.json").read_text())["machine"])
-CPU = Facts.model_validate(json.loads((MACHINES / "healthy-cpu.json").read_text())["machine"])
+SWAPPING = forms.read(Facts, json.loads((MACHINES / "swapping.json").read_text())["machine"])
+CPU = forms.read(Facts, json.loads((MACHINES / "healthy-cpu.json").read_text())["machine"])
 
 
 class Terminal(io.StringIO):

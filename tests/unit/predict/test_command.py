@@ -8,7 +8,7 @@ import pytest
 from gb10 import cli
 from gb10.predict.architecture import architectures
 from gb10.predict.cost import fitted
-from gb10.predict.engines import MOST_TOKENS, accepted_length, predict
+from gb10.predict.engines import MOST_TOKENS, accepted_length, predict, published
 from gb10.predict.step import COUNTS, READS, Load, sizes_of, work
 
 NEXT = "qwen3-next-80b-a3b"
@@ -76,7 +76,7 @@ def test_more_to_do_takes_longer(engine: str) -> None:
     model = architectures()[NEXT]
 
     def seconds(**load: int) -> float:
-        return predict(model, engine, Load(**load)).seconds
+        return predict(published(model), engine, Load(**load)).seconds
 
     bare = seconds()
     assert bare < seconds(context=8192) < seconds(context=65536)
@@ -95,9 +95,9 @@ def test_experts_of_a_batch_are_read_once_each() -> None:
 
 def test_ours_reads_less_in_fewer_launches() -> None:
     model = architectures()[NEXT]
-    stock = predict(model, "vllm", Load())
-    fp8 = predict(model, "gb10", Load(), dense="fp8", head="fp8")
-    nvfp4 = predict(model, "gb10", Load(), dense="nvfp4", head="nvfp4")
+    stock = predict(published(model), "vllm", Load())
+    fp8 = predict(published(model), "gb10", Load(), dense="fp8", head="fp8")
+    nvfp4 = predict(published(model), "gb10", Load(), dense="nvfp4", head="nvfp4")
     assert nvfp4.bytes < fp8.bytes < stock.bytes
     # docs/engine.md: 2.72 and 2.08 GB of weights, and 75 MB of states that are read and written.
     assert fp8.bytes == pytest.approx(2.72e9 + 0.075e9, rel=0.01)
@@ -114,7 +114,9 @@ def test_accepted_length() -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["nonsense"], "no model is known as 'nonsense'"),
+        (["nonsense"], "'nonsense' is no folder, no name on the hub (OWNER/NAME), and none of: qwen3-4b"),
+        ([NEXT, "--revision", "main"], "--revision is for models of the hub"),
+        (["/nonexistent/model"], "/nonexistent/model"),
         ([], "Missing argument"),
         ([NEXT, "--batch", "0"], "not a whole number of 1 or more"),
         ([NEXT, "--batch", str(MOST_TOKENS + 1)], "take fewer"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gb10.machine import memory
-from gb10.serve.cause import last_error, last_line, memory_short, violent_death
+from gb10.serve.cause import last_error, last_line, lost_rank, memory_short, violent_death
 from gb10.vllm_plugin.log import after
 from gb10.vllm_plugin.refusal import PREFIX
 
@@ -222,3 +222,27 @@ def test_what_vllm_ended_itself_is_no_cause(tmp_path: Path) -> None:
     assert death(tmp_path, {"pid": 3, "name": "w", "code": -9, "orphan": True}) is None
     assert death(tmp_path) is None
     assert violent_death(tmp_path / "nowhere", NONE_KILLED) is None
+
+
+RAY_LOST = [
+    "\x1b[33m(raylet)\x1b[0m A worker died or was killed while executing a task by an unexpected system "
+    "error. Lease ID: 02 Node ID: b1 Worker IP address: 10.77.0.2 Worker port: 12803 Worker PID: 21168 "
+    "Worker exit type: SYSTEM_ERROR Worker exit detail: End of file.",
+    CORE + "irrelevant",
+    "(EngineCore pid=20) ERROR 11-27 23:15:06 [ray_executor_v2.py:522] RayWorkerProc rank=[1] died "
+    "unexpectedly, shutting down executor.",
+    CORE + "RuntimeError: cancelled",
+]
+
+
+def test_a_rank_that_ray_lost() -> None:
+    said = "died under Ray; the log of that node's gb10 serve may say more"
+    assert lost_rank(RAY_LOST) == f"rank 1 (process 21168 on 10.77.0.2) {said}"
+    assert lost_rank(RAY_LOST[1:]) == f"rank 1 {said}"
+    # Ray loses others as well.
+    assert lost_rank(RAY_LOST[:2]) is None and lost_rank(RAY_LOST[3:]) is None
+
+
+def test_what_rays_workers_write_is_read_as_vllms() -> None:
+    ray = "\x1b[36m(CpuRayWorkerProc pid=2, ip=10.77.0.2)\x1b[0m "
+    assert last_error([ray + CORE + "ValueError: no such kernel"]) == "ValueError: no such kernel"

@@ -9,7 +9,7 @@ import pytest
 
 from gb10.checkpoint.folder import inspect
 from gb10.errors import UserError
-from gb10.serve import nodes
+from gb10.serve import nodes, ray
 from gb10.serve.settings import parse
 
 HERE = "--master-addr 127.0.0.1"
@@ -52,7 +52,10 @@ def test_an_address_of_the_users() -> None:
         (f"--nnodes 2 {HERE}", "has 1 ranks (--tensor-parallel-size 1 x --pipeline-parallel-size 1)"),
         (f"-tp 3 --nnodes 2 {HERE}", "cannot be divided among 2 nodes evenly"),
         (f"-tp 2 -dp 2 --nnodes 2 {HERE}", "--data-parallel-size with --nnodes is not supported here"),
-        (f"-tp 2 --nnodes 2 {HERE} --master-port 65535", "--master-port 65535 leaves no room"),
+        (
+            f"-tp 2 --nnodes 2 {HERE} --master-port 65535",
+            "--master-port 65535 leaves no room for the 1 after it; give at most 65534",
+        ),
         (f"-tp 2 --nnodes 2 {HERE} --port 29501", "--port 29501 is a port of the nodes"),
         (f"-tp 2 --nnodes 2 {HERE} --master-port 7999", "8000 is a port of the nodes"),
         (
@@ -100,6 +103,27 @@ def test_ranks_of_a_node() -> None:
     assert parse(["m", "-tp", "4", "-pp", "2", "-n", "2"], {}).local_ranks == 4
     assert parse(["m", "-tp", "2"], {}).local_ranks == 2
     assert parse(["m", "-n", "2"], {}).local_ranks == 1
+
+
+def test_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What each node starts of it, where it is installed; the ranks are where it has room for them."""
+    words = f"m -tp 4 -n 2 {HERE} --distributed-executor-backend ray"
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"this build has no Ray; leave it out .*, or take serve-ray"):
+        found(words)
+    monkeypatch.setattr(ray, "check", lambda: None)
+    for more, is_head in (("", True), (" -r 1 --headless", False)):
+        settings = parse((words + more).split(), {})
+        made = nodes.find(settings)
+        assert made is not None and made.on_ray
+        start = nodes.ray_start(settings, made, cpu=True)
+        assert start == ray.Start(is_head, "127.0.0.1", 29501, "127.0.0.1", 2, True)
+    # Without nodes Ray is the user's.
+    alone = "m -tp 4 --distributed-executor-backend=ray"
+    with pytest.raises(UserError, match=r"needs nodes: --nnodes N.* or RAY_ADDRESS=HOST:PORT of a Ray"):
+        found(alone)
+    assert found(alone, RAY_ADDRESS="192.0.2.1:6379") is None
+    assert nodes.ray_start(parse(["m"], {}), None, cpu=True) is None
 
 
 def test_a_port_that_is_taken() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gb10_lab.two_nodes.asking import Asked, is_healthy, tokens
-from gb10_lab.two_nodes.processes import ENGINE, WORKER, Node
+from gb10_lab.two_nodes.processes import ENGINE, RAY_WORKER, WORKER, Node
 
 START_LIMIT = 400.0
 """Seconds that a start may take on a busy machine."""
@@ -73,6 +73,8 @@ class Bench:
     limit: float
     slow: tuple[float, float]
     """Milliseconds one way and Mbit/s."""
+    executor: str = "mp"
+    """What joins the nodes: vLLM's own executor, or Ray."""
 
     def _command(self, *more: str, api: bool = True) -> list[str]:
         start = ["-m", "gb10"] if self.server == "gb10" else ["-m", "vllm.entrypoints.cli.main"]
@@ -117,7 +119,7 @@ class Bench:
             commands = [("head", self._command(*words), Place(None, "", ""))]
         else:
             at = ["--nnodes", "2", "--master-addr", places[0].address, "--master-port", str(MASTER_PORT)]
-            words = [*self._split, *at]
+            words = [*self._split, *at, "--distributed-executor-backend", self.executor]
             commands = [
                 ("other", self._command(*words, "--node-rank", "1", "--headless", api=False), places[1]),
                 ("head", self._command(*words, "--node-rank", "0"), places[0]),
@@ -266,10 +268,11 @@ def _words(node: Node, server: str) -> list[str]:
 
 
 def _kill(title: str) -> Callable[[Bench, Node, Node], None]:
-    def make(_bench: Bench, head: Node, other: Node) -> None:
-        found = (head if title == ENGINE else other).called(title)
+    def make(bench: Bench, head: Node, other: Node) -> None:
+        wanted = RAY_WORKER if title == WORKER and bench.executor == "ray" else title
+        found = (head if title == ENGINE else other).called(wanted)
         if not found:
-            raise RuntimeError(f"there is no process {title}")
+            raise RuntimeError(f"there is no process {wanted}")
         os.kill(found[0].pid, signal.SIGKILL)
 
     return make

@@ -27,6 +27,7 @@ def run(
     devices: Annotated[tuple[str, str], Option(metavar="HEAD OTHER", help="network devices of the two")],
     server: Annotated[str, Option(help="`gb10` or `vllm`: serve of that, with the plug-in")] = "gb10",
     split: Annotated[str, Option(help="`tensor` or `pipeline` parallel")] = "tensor",
+    executor: Annotated[str, Option(help="`mp` or `ray` joins the nodes (gb10 with Ray)")] = "mp",
     cases: Annotated[
         list[str] | None, Option("--case", metavar="NAME...", help="forms and faults; left out, all")
     ] = None,
@@ -39,16 +40,19 @@ def run(
     wanted = cases or [*FORMS, *FAULTS]
     if unknown := [case for case in wanted if case not in FORMS and case not in FAULTS]:
         raise UserError(f"there is no case {unknown[0]}; there are {', '.join([*FORMS, *FAULTS])}")
+    if executor not in ("mp", "ray") or (executor == "ray" and server != "gb10"):
+        raise UserError("--executor is mp, or ray for --server gb10")
     if server not in ("gb10", "vllm") or split not in ("tensor", "pipeline"):
         raise UserError("--server is gb10 or vllm, and --split is tensor or pipeline")
     # Ended by a signal, it still ends what it started.
     signal.signal(signal.SIGTERM, _leave)
     out.mkdir(parents=True, exist_ok=True)
     places = (Place(None, addresses[0], devices[0]), Place(other, addresses[1], devices[1]))
-    bench = Bench(model, out, places, server, split, float(limit), slow)
+    bench = Bench(model, out, places, server, split, float(limit), slow, executor)
     content: dict[str, Any] = {
         "schema": 1,
         "what": f"{server} serve on two nodes, {split} parallel, in two network namespaces of one machine",
+        "executor": executor,
         "device": {"name": _processor(), "processors": os.cpu_count(), "kernel": platform.release()},
         "commit": os.environ.get("GB10_COMMIT", record.UNKNOWN),
         "date": record.today(),

@@ -13,6 +13,8 @@ import psutil  # type: ignore[import-untyped, unused-ignore]
 
 WORKER, ENGINE = "VLLM::Worker", "VLLM::EngineCor"
 """How vLLM calls its processes."""
+RAY_WORKER = "ray::CpuRayWorkerProc"
+"""How Ray calls vLLM's workers."""
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 

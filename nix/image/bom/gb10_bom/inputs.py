@@ -181,6 +181,9 @@ def read(plan: dict[str, Any]) -> Inputs:
         if not cut:
             items += unlisted(items, content)
         table = tomllib.loads(text("debianLicences"))["packages"] if cut else {}
+        more: dict[str, Wheel] = {}
+        for lock in plan.get("moreLocks", []):
+            more |= wheels_of(Path(lock).read_text(encoding="utf-8"))
         return Inputs(
             **plan["image"],
             system=plan["system"],
@@ -190,7 +193,7 @@ def read(plan: dict[str, Any]) -> Inputs:
             root_files=plan["rootFiles"],
             content=content,
             registration=registered(text("registration")),
-            wheels=wheels_of(text("lock")),
+            wheels=wheels_of(text("lock")) | more,
             licences=licences_of(text("licences"), plan["profile"], plan["system"]),
             vendored=list(_rows(text("vendored"))),
             packages=debian.locked(text("debianLock"), plan["system"]) if cut else {},

@@ -12,6 +12,7 @@ from typer import Argument, Option
 from gb10.arguments import whole
 from gb10.audit import remote
 from gb10.audit.fits import SPARKS, fits
+from gb10.audit.model import Model
 from gb10.audit.reading import read_model
 from gb10.audit.report import Audit, as_json, lines
 from gb10.checkpoint import formats as checkpoint_formats
@@ -48,6 +49,18 @@ def _formats(checkpoint: Checkpoint) -> Formats:
     return checkpoint_formats.read(replace(checkpoint, tensors=few))
 
 
+def read(model: str, revision: str | None = None) -> tuple[Checkpoint, Formats, Model]:
+    """What is known of a model: its headers, what vLLM makes of them, and what a step reads.
+
+    Raises:
+        UserError: It is no model, cannot be reached, or vLLM would not load it.
+    """
+    checkpoint = _checkpoint(model, revision)
+    formats = _formats(checkpoint)
+    formats.check(checkpoint.name)
+    return checkpoint, formats, read_model(checkpoint, formats)
+
+
 def _bandwidth(text: str) -> float:
     """GB/s as bytes a second. Raises UserError for what is no number above 0."""
     try:
@@ -81,8 +94,14 @@ def run(
         Option(metavar="REV", help="branch, tag or commit on the hub; default: main", show_default=False),
     ] = None,
     context: Annotated[
-        int, Option(metavar="N", parser=whole(0), help="tokens of a sequence in the KV cache")
-    ] = _CONTEXT,
+        int | None,
+        Option(
+            metavar="N",
+            parser=whole(0),
+            help=f"tokens of a sequence in the KV cache; default: {_CONTEXT}, or what the model takes",
+            show_default=False,
+        ),
+    ] = None,
     bandwidth: Annotated[str, Option(metavar="GB/S", help="what the memory gives")] = f"{BANDWIDTH:g}",
     memory: Annotated[
         list[str] | None,
@@ -99,13 +118,12 @@ def run(
         from gb10.audit.plot import check
 
         check(plot)
-    checkpoint = _checkpoint(model, revision)
-    formats = _formats(checkpoint)
-    formats.check(checkpoint.name)
-    read = read_model(checkpoint, formats)
-    if read.context is not None and context > read.context:
-        raise UserError(f"--context {context}: {read.name} takes at most {read.context} tokens; give less")
-    audit = Audit(read, context, speed, fits(read, checkpoint, formats, machines))
+    checkpoint, formats, found = read(model, revision)
+    if context is None:
+        context = min(_CONTEXT, found.context or _CONTEXT)
+    elif found.context is not None and context > found.context:
+        raise UserError(f"--context {context}: {found.name} takes at most {found.context} tokens; give less")
+    audit = Audit(found, context, speed, fits(found, checkpoint, formats, machines))
     print(json.dumps(as_json(audit), indent=2) if json_ else "\n".join(lines(audit)))
     if plot is not None:
         from gb10.audit.plot import draw

@@ -8,6 +8,7 @@ checkpoint's folder reads this one, and a later run fetches what is missing and 
 """
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -131,6 +132,11 @@ def _range(name: str, commit: str, file: str, first: int, count: int) -> bytes:
     raise broken or OSError(f"{file}: {len(got)} of {count} bytes came")
 
 
+def _begun(place: Path) -> Path:
+    """Where files are written before they are whole."""
+    return place.with_name(f"{place.name}.part")
+
+
 def _fetch_header(name: str, commit: str, file: _File, place: Path) -> int:
     """Write the header of a file, and a hole for its weights; how many bytes were asked for."""
     start = _range(name, commit, file.name, 0, _PREFIX)
@@ -139,7 +145,7 @@ def _fetch_header(name: str, commit: str, file: _File, place: Path) -> int:
         raise UserError(f"model {name}: {file.name} is not a safetensors file; take another revision")
     text = _range(name, commit, file.name, _PREFIX, length)
     # Elsewhere first: a run that is killed leaves nothing in the folder that is read.
-    begun = place.with_name(f"{commit}.part") / file.name
+    begun = _begun(place) / file.name
     with replacing(begun) as part, part.open("wb") as out:
         out.write(start + text)
         out.truncate(file.size)
@@ -196,6 +202,7 @@ def fetch_headers(name: str, revision: str | None, folder: Path, note: Note = la
 
         with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(fetch, missing))
+        shutil.rmtree(_begun(place), ignore_errors=True)
     return place
 
 

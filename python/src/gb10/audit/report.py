@@ -22,8 +22,12 @@ from gb10.audit.model import (
     bytes_per_token,
     draft_bytes,
 )
+from gb10.predict import routing
 
 FORMS = (KEEP, FP8, NVFP4)
+
+BATCHES = (1, 2, 4, 8, 16)
+"""Sequences that decode at once."""
 
 _METHODS = {
     "modelopt_fp4": "ModelOpt NVFP4",
@@ -56,6 +60,16 @@ class Audit:
     def traffic(self, dense: str = KEEP, head: str = KEEP) -> Traffic:
         """What a token of one sequence reads after a load with ``--dense`` and ``--head``."""
         return bytes_per_token(self.model.requantised(dense, head), context=self.context)
+
+    def batch(self, size: int, form: str) -> Traffic:
+        """What a step of ``size`` sequences reads; the dense side and the head are ``form``."""
+        model = self.model.requantised(form, form)
+        return bytes_per_token(model, size, self.distinct(size), self.context)
+
+    def distinct(self, size: int) -> float:
+        """Distinct experts of a layer that ``size`` sequences take, as `gb10 predict` has them."""
+        experts, chosen = self.model.experts, self.model.chosen
+        return routing.distinct(experts, chosen, size) if size > 1 else float(chosen)
 
 
 def label(form: str) -> str:
@@ -151,6 +165,19 @@ def _choices(audit: Audit) -> list[str]:
     return _table(("--dense", *(f"--head {head}" for head in FORMS)), rows)
 
 
+def _batches(audit: Audit) -> list[str]:
+    rows = []
+    if audit.model.experts:
+        taken = [f"{audit.distinct(size):.1f}" for size in BATCHES]
+        rows.append(["experts of a layer, predicted", *taken])
+    for words, form in (("as shipped", KEEP), ("--dense fp8 --head fp8", FP8)):
+        steps = [audit.batch(size, form) for size in BATCHES]
+        rows.append([f"{words}: GB a step", *(f"{one.step / 1e9:.2f}" for one in steps)])
+        speeds = [one.batch / one.floor(audit.bandwidth) for one in steps]
+        rows.append(["  tokens/s at most, together", *(f"{speed:.0f}" for speed in speeds)])
+    return _table(["sequences", *map(str, BATCHES)], rows)
+
+
 def _fits(audit: Audit) -> list[str]:
     contexts = list(audit.fits[0].sequences)
     head = ["memory", *(f"{size // 1024}k" if size % 1024 == 0 else str(size) for size in contexts)]
@@ -187,6 +214,10 @@ def lines(audit: Audit) -> list[str]:
         f"with them, at most that many tokens/s at {audit.bandwidth / 1e9:g} GB/s",
         "",
         *_choices(audit),
+        "",
+        f"several sequences at once, {audit.context} tokens each",
+        "",
+        *_batches(audit),
         "",
         "sequences that fit at once (`gb10 serve`'s budget, --dense fp8 --head fp8)",
         "",
@@ -243,6 +274,18 @@ def as_json(audit: Audit) -> dict[str, Any]:
         "read": read.step,
         "draft_read": dict(draft_bytes(model)),
         "choices": choices,
+        "batches": [
+            {
+                "sequences": size,
+                "dense": form,
+                "head": form,
+                "read": one.step,
+                "most_tokens_per_second": size / one.floor(audit.bandwidth),
+            }
+            for form in FORMS
+            for size in BATCHES
+            if (one := audit.batch(size, form))
+        ],
         "fits": [
             {**asdict(fit), "sequences": {str(k): v for k, v in fit.sequences.items()}} for fit in audit.fits
         ],

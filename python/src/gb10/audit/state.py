@@ -25,7 +25,24 @@ def _class_of(name: str) -> type:
             f"config.json names the architecture {name}, which vLLM {__version__} does not have; take a "
             "model that it serves, or a newer vLLM"
         )
-    return registered.load_model_cls()  # type: ignore[no-any-return]
+    with suppress(ImportError):  # a model that cannot be imported here has no say
+        return registered.load_model_cls()  # type: ignore[no-any-return]
+    return object
+
+
+def _configs(checkpoint: Checkpoint) -> tuple[Any, Any]:
+    """The config and the language model's as vLLM has them, with the defaults of transformers' classes.
+
+    Where transformers does not know the model, or there is no folder, what config.json says.
+    """
+    from vllm.transformers_utils.config import get_config, get_hf_text_config
+
+    if checkpoint.folder is not None:
+        with suppress(Exception):  # whatever transformers raises for a model that is not its own
+            whole = get_config(str(checkpoint.folder), trust_remote_code=False)
+            return whole, get_hf_text_config(whole)
+    text = SimpleNamespace(**checkpoint.text)
+    return SimpleNamespace(**{**checkpoint.config, "text_config": text}), text
 
 
 def layer_state(checkpoint: Checkpoint, dtype: str) -> int | None:
@@ -40,18 +57,19 @@ def layer_state(checkpoint: Checkpoint, dtype: str) -> int | None:
     """
     with quiet():
         import torch
+        from vllm.config import CacheConfig
         from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
         name = checkpoint.config["architectures"][0]
         model: Any = _class_of(name)
-        text = SimpleNamespace(**checkpoint.text)
-        whole = SimpleNamespace(**{**checkpoint.config, "text_config": text})
+        whole, text = _configs(checkpoint)
         # What these functions read of a start of `vllm serve` with its defaults.
         config = SimpleNamespace(
             model_config=SimpleNamespace(dtype=getattr(torch, dtype), hf_config=whole, hf_text_config=text),
-            cache_config=SimpleNamespace(mamba_cache_dtype="auto", mamba_ssm_cache_dtype="auto"),
+            cache_config=CacheConfig(),
             parallel_config=SimpleNamespace(tensor_parallel_size=1),
             speculative_config=None,
+            num_speculative_tokens=0,
         )
         with suppress(AttributeError):
             # It sets the state's type, and more that is not here.

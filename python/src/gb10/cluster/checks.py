@@ -76,8 +76,7 @@ def _link(request: Request, nodes: Sequence[Node]) -> Iterator[str]:
 def _ports(request: Request, head: Facts) -> Iterator[str]:
     """The port after --master-port is that of the nodes' own link (`gb10.serve.link`)."""
     for option, port in (
-        ("--master-port", request.master_port),
-        ("--master-port", request.master_port + 1),
+        *(("--master-port", request.master_port + after) for after in range(request.executor.ports)),
         ("--port", request.api_port),
     ):
         if port in head.listens:

@@ -19,12 +19,15 @@ Hosts = Annotated[
     ),
 ]
 Pipeline = Annotated[bool, Option("--pipeline", help="divide by layers, not within them")]
+By = Annotated[
+    request.Executor, Option("--executor", help="what joins the hosts: vLLM's own executor (mp), or Ray")
+]
 Started = Annotated[
     str | None,
     Option(
         "--command",
         metavar="WORDS",
-        help="what starts gb10 serve on a host; default: our serve-cuda",
+        help="what starts gb10 serve on a host; default: our serve-cuda, or serve-cuda-ray",
     ),
 ]
 Variables = Annotated[

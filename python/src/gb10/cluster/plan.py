@@ -61,7 +61,7 @@ def _command(request: Request, rank: int, head: Link) -> tuple[str, ...]:
         *request.sizes,
         *("--nnodes", str(len(request.hosts)), "--node-rank", str(rank)),
         *("--master-addr", str(head.address), "--master-port", str(request.master_port)),
-        *("--distributed-executor-backend", "mp"),
+        *("--distributed-executor-backend", str(request.executor)),
         *(("--headless",) if rank else ()),
         *request.arguments.tokens(),
     )

@@ -8,6 +8,7 @@ from typer import Option
 
 from gb10.cluster import plan, request
 from gb10.cluster.options import (
+    By,
     Client,
     Devices,
     Hosts,
@@ -21,12 +22,14 @@ from gb10.cluster.options import (
     asked,
     refuse,
 )
+from gb10.cluster.request import Executor
 from gb10.serve.nodes import MASTER_PORT
 
 
 def run(
     hosts: Hosts,
     pipeline: Pipeline = False,
+    executor: By = Executor.MP,
     command: Started = None,
     env: Variables = None,
     interface: OnInterface = None,
@@ -42,6 +45,7 @@ def run(
     wanted = request.build(
         hosts,
         pipeline=pipeline,
+        executor=executor,
         command=command,
         variables=env or (),
         interface=interface,

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum, auto
 from pathlib import Path
 
 from gb10.cluster.facts import Address
@@ -16,6 +17,9 @@ from gb10.units import parse_whole
 
 SERVE_VARIABLE = "GB10_CLUSTER_SERVE"
 """The program that serves, of the same build as this command (nix/apps/cluster.nix sets it)."""
+
+RAY_VARIABLE = "GB10_CLUSTER_SERVE_RAY"
+"""The one that has Ray."""
 
 API_PORT = 8000
 """vLLM's own default of ``--port``, and gb10's."""
@@ -62,6 +66,18 @@ class Named:
             ) from None
 
 
+class Executor(StrEnum):
+    """What joins the hosts, by vLLM's names."""
+
+    MP = auto()
+    RAY = auto()
+
+    @property
+    def ports(self) -> int:
+        """Ports on the head that it and gb10 take, from ``--master-port`` on."""
+        return 3 if self is Executor.RAY else 2
+
+
 @dataclass(frozen=True)
 class Request:
     """Everything that the user said, checked as far as that needs no host.
@@ -83,6 +99,7 @@ class Request:
     speed: int
     master_port: int
     api_port: int
+    executor: Executor
 
     @property
     def folder(self) -> str | None:
@@ -187,12 +204,13 @@ def _variables(texts: Sequence[str]) -> dict[str, str]:
     return result
 
 
-def _command(text: str | None) -> tuple[str, ...]:
+def _command(text: str | None, executor: Executor) -> tuple[str, ...]:
     if text is None:
-        program = os.environ.get(SERVE_VARIABLE)
+        program = os.environ.get(RAY_VARIABLE if executor is Executor.RAY else SERVE_VARIABLE)
         if program is None:
+            ours = "serve-cuda-ray" if executor is Executor.RAY else "serve-cuda"
             raise UserError(
-                "it is not known what serves on the hosts: say --command 'nix run FLAKE#serve-cuda --', or "
+                f"it is not known what serves on the hosts: say --command 'nix run FLAKE#{ours} --', or "
                 "start this with `nix run .#cluster`"
             )
         return (program,)
@@ -209,6 +227,7 @@ def build(
     words: Sequence[str],
     *,
     pipeline: bool,
+    executor: Executor,
     command: str | None,
     variables: Sequence[str],
     interface: str | None,
@@ -222,19 +241,21 @@ def build(
     hosts = _hosts(words[:at])
     model, arguments = _arguments(words[at + 1 :])
     port = _size(arguments, "--port") if arguments.has("--port") else API_PORT
-    for name, number, most in (("--port", port, 65535), ("--master-port", master_port, 65534)):
+    taken = executor.ports
+    for name, number, most in (("--port", port, 65535), ("--master-port", master_port, 65536 - taken)):
         if not 0 < number <= most:
             raise UserError(f"{name} {number} is no port here: 1 to {most}")
-    if port in (master_port, master_port + 1):
+    if master_port <= port < master_port + taken:
         raise UserError(
-            f"--port {port} is a port of the nodes, which take --master-port and the one after it"
+            f"--port {port} is a port of the nodes, which take --master-port and the {taken - 1} after it"
         )
     devices = tuple(hca.removeprefix("=").split(",")) if hca else ()
     if not all(re.fullmatch(r"[\w.-]+(:[0-9]+)?", name) for name in devices):
         raise UserError(f"--hca {hca!r} is not a list of RDMA devices, such as rocep1s0f0,roceP2p1s0f0")
     return Request(
         hosts=hosts,
-        command=_command(command),
+        command=_command(command, executor),
+        executor=executor,
         model=model,
         arguments=arguments,
         sizes=_sizes(arguments, len(hosts), pipeline=pipeline),

@@ -6,6 +6,7 @@ from typer import Option
 
 from gb10.cluster import plan, request, shell
 from gb10.cluster.options import (
+    By,
     Client,
     Devices,
     Hosts,
@@ -19,6 +20,7 @@ from gb10.cluster.options import (
     asked,
     refuse,
 )
+from gb10.cluster.request import Executor
 from gb10.cluster.up import Supervisor
 from gb10.serve.nodes import MASTER_PORT
 
@@ -26,6 +28,7 @@ from gb10.serve.nodes import MASTER_PORT
 def run(
     hosts: Hosts,
     pipeline: Pipeline = False,
+    executor: By = Executor.MP,
     command: Started = None,
     env: Variables = None,
     interface: OnInterface = None,
@@ -40,6 +43,7 @@ def run(
     wanted = request.build(
         hosts,
         pipeline=pipeline,
+        executor=executor,
         command=command,
         variables=env or (),
         interface=interface,

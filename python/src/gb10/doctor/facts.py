@@ -3,19 +3,14 @@
 Sizes are bytes, clocks MHz, speeds of links Mbit/s. None means that nobody could tell.
 """
 
-from pydantic import BaseModel, ConfigDict
+from dataclasses import dataclass, field
 
 SCHEMA = 1
 """Of a record and of ``--json``: raised when a field goes or changes its meaning, not for a new one."""
 
 
-class Part(BaseModel):
-    """A part of the facts. A field that is not known is an error: a record of a newer gb10, or a slip."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class System(Part):
+@dataclass(frozen=True, kw_only=True)
+class System:
     """What runs on the machine, and what it is."""
 
     architecture: str
@@ -28,7 +23,8 @@ class System(Part):
     """docker, podman, kubernetes or another; None outside of one."""
 
 
-class Driver(Part):
+@dataclass(frozen=True, kw_only=True)
+class Driver:
     """The NVIDIA driver, from the device to CUDA."""
 
     seen: str | None = None
@@ -59,7 +55,8 @@ class Driver(Part):
     """Seconds after which the driver had not answered."""
 
 
-class Gpu(Part):
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
     """One GPU that CUDA lists. What the management library tells is None where that does not answer."""
 
     name: str
@@ -84,7 +81,8 @@ class Gpu(Part):
     """Programs that compute on it."""
 
 
-class Memory(Part):
+@dataclass(frozen=True, kw_only=True)
+class Memory:
     """Memory of the machine, of the cgroup that we are in, and who looks after it."""
 
     total: int
@@ -110,7 +108,8 @@ class Memory(Part):
     """What CUDA calls free on the first GPU (cudaMemGetInfo)."""
 
 
-class Cpu(Part):
+@dataclass(frozen=True, kw_only=True)
+class Cpu:
     """The processor."""
 
     model: str = ""
@@ -122,7 +121,8 @@ class Cpu(Part):
     """Of `gb10.doctor.host.FEATURES`."""
 
 
-class Folder(Part):
+@dataclass(frozen=True, kw_only=True)
+class Folder:
     """A folder that a server writes to."""
 
     role: str
@@ -135,12 +135,15 @@ class Folder(Part):
     total: int = 0
     files: int | None = None
     """Files that can still be made; None where the file system sets no number."""
+    exists: bool = True
+    """False: a server would make it, in the nearest folder above that is there."""
     noexec: bool = False
     kind: str = ""
     """Type of the file system."""
 
 
-class Port(Part):
+@dataclass(frozen=True, kw_only=True)
+class Port:
     """The port that a server would take."""
 
     number: int
@@ -149,7 +152,8 @@ class Port(Part):
     """Whether a `gb10 serve` of this user listens there."""
 
 
-class Interface(Part):
+@dataclass(frozen=True, kw_only=True)
+class Interface:
     """A network interface: `gb10.cluster.facts.Interface` without addresses."""
 
     name: str
@@ -158,7 +162,8 @@ class Interface(Part):
     up: bool = True
 
 
-class Rdma(Part):
+@dataclass(frozen=True, kw_only=True)
+class Rdma:
     """An RDMA device, as `gb10.cluster.facts.Rdma` has it."""
 
     name: str
@@ -166,18 +171,20 @@ class Rdma(Part):
     interface: str = ""
 
 
-class Network(Part):
+@dataclass(frozen=True, kw_only=True)
+class Network:
     """What connects this machine with another one."""
 
     interfaces: tuple[Interface, ...] = ()
     rdma: tuple[Rdma, ...] = ()
     verbs: bool = False
     """Whether there are device files that programs reach RDMA through (/dev/infiniband/uverbs0)."""
-    nccl: dict[str, str] = {}
+    nccl: dict[str, str] = field(default_factory=dict)
     """Variables of NCCL's that say which interface and device it takes."""
 
 
-class Settings(Part):
+@dataclass(frozen=True, kw_only=True)
+class Settings:
     """Variables that a server reads."""
 
     troubles: tuple[str, ...] = ()
@@ -186,7 +193,8 @@ class Settings(Part):
     """What is wrong with the form of HF_TOKEN."""
 
 
-class E2m1(Part):
+@dataclass(frozen=True, kw_only=True)
+class E2m1:
     """The conversion to four-bit floats, as one instruction and in software."""
 
     checked: int = 0
@@ -201,7 +209,8 @@ class E2m1(Part):
     """Which route our kernels take on this GPU: hardware or software."""
 
 
-class Read(Part):
+@dataclass(frozen=True, kw_only=True)
+class Read:
     """Memory read for about a second."""
 
     what: str
@@ -216,7 +225,8 @@ class Read(Part):
     """What held it down meanwhile."""
 
 
-class Server(Part):
+@dataclass(frozen=True, kw_only=True)
+class Server:
     """A `gb10 serve` of this user, by its log (`gb10.routing.Report`)."""
 
     engine: str | None = None
@@ -229,7 +239,8 @@ class Server(Part):
     unhealthy: str | None = None
 
 
-class Facts(Part):
+@dataclass(frozen=True, kw_only=True)
+class Facts:
     """A machine."""
 
     schema_version: int = SCHEMA
@@ -246,7 +257,9 @@ class Facts(Part):
     e2m1: E2m1 | None = None
     read: Read | None = None
     servers: tuple[Server, ...] = ()
-    skipped: dict[str, str] = {}
+    failed: dict[str, str] = field(default_factory=dict)
+    """Kernels that did not run on the GPU, and what was said instead."""
+    skipped: dict[str, str] = field(default_factory=dict)
     """What was not looked at, and why."""
 
     @property

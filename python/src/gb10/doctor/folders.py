@@ -69,6 +69,7 @@ def look(role: str, path: Path) -> Folder:
         free=found.f_bavail * found.f_frsize,
         total=found.f_blocks * found.f_frsize,
         files=found.f_favail if found.f_files else None,
+        exists=there == path,
         noexec=bool(found.f_flag & os.ST_NOEXEC),
         kind=_kind(there),
     )

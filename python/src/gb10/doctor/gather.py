@@ -26,10 +26,11 @@ def gather(
     ``root`` is a folder in place of /, for what is asked of dev, proc and sys there.
     """
     skipped: dict[str, str] = {}
+    failed: dict[str, str] = {}
 
     def keep(name: str, found: Answer | Silent) -> Answer | None:
         if isinstance(found, Silent):
-            skipped[name] = found.why
+            (skipped if found.lacks or not said.gpus else failed)[name] = found.why
             return None
         return found
 
@@ -63,5 +64,6 @@ def gather(
         e2m1=e2m1,
         read=read,
         servers=live.servers(environ),
+        failed=failed,
         skipped=skipped,
     )

@@ -1,6 +1,5 @@
 """The GPU: the driver from its device to CUDA, and what only a running kernel tells."""
 
-import os
 import re
 import subprocess
 import tempfile
@@ -9,17 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel
-
+from gb10.doctor import forms
 from gb10.doctor.facts import Driver
 from gb10.doctor.folders import denied
-from gb10.doctor.probe import Said
+from gb10.doctor.probe import LACKS, Said
 from gb10.errors import UserError
 from gb10.machine import driver as libraries
 from gb10.machine import nvidia
 from gb10.serve import isolation
 
-Answer = TypeVar("Answer", bound=BaseModel)
+Answer = TypeVar("Answer")
 
 PATIENCE = 60.0
 """Seconds for a question. A first look at the GPU can take some, importing torch some more."""
@@ -31,6 +29,8 @@ class Silent:
 
     why: str
     seconds: float | None = None
+    lacks: bool = False
+    """Whether it was this environment that lacks what the question needs."""
 
 
 def ask(question: str, form: type[Answer], environ: Mapping[str, str], limit: float) -> Answer | Silent:
@@ -57,13 +57,19 @@ def ask(question: str, form: type[Answer], environ: Mapping[str, str], limit: fl
         return Silent(f"no answer within {limit:g} s", limit)
     lines = out.splitlines()
     if process.returncode == 0 and lines:
-        return form.model_validate_json(lines[-1])
+        return forms.loads(form, lines[-1])
     said = [line for line in errors.splitlines() if line.strip()]
-    return Silent(said[-1].strip() if said else f"its process ended with status {process.returncode}")
+    why = said[-1].strip() if said else f"its process ended with status {process.returncode}"
+    return Silent(why, lacks=process.returncode == LACKS)
 
 
-def _nodes(root: Path) -> list[Path]:
-    return [root / "dev/nvidiactl", *sorted((root / "dev").glob("nvidia[0-9]*"))]
+def _started(root: Path) -> bool:
+    """Whether the driver has made the device files of a GPU that is there."""
+    try:
+        nvidia.wait(0, root)
+    except UserError:
+        return False
+    return nvidia.seen(root) is not None
 
 
 def _module(root: Path) -> str | None:
@@ -85,8 +91,6 @@ def _found(environ: Mapping[str, str], root: Path, private: str) -> tuple[Path |
 
 def look(root: Path, environ: Mapping[str, str], limit: float = PATIENCE) -> tuple[Driver, Said]:
     """The driver and its GPUs. Where there is no sign of a GPU, nothing is asked."""
-    seen = nvidia.seen(root)
-    nodes = _nodes(root)
     with tempfile.TemporaryDirectory(prefix="gb10-doctor-") as private:
         folder, missing = _found(environ, root, private)
         said: Said | Silent = Said()
@@ -96,9 +100,9 @@ def look(root: Path, environ: Mapping[str, str], limit: float = PATIENCE) -> tup
     answer = said if isinstance(said, Said) else Said(error=said.why)
     return (
         Driver(
-            seen=seen,
-            nodes=nodes[0].exists() and len(nodes) > 1,
-            denied=any(map(denied, nodes)),
+            seen=nvidia.seen(root),
+            nodes=_started(root),
+            denied=any(map(denied, [root / "dev/nvidiactl", *(root / "dev").glob("nvidia[0-9]*")])),
             hidden=environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"),
             libcuda=str(real) if real else None,
             missing=missing,
@@ -115,9 +119,10 @@ def look(root: Path, environ: Mapping[str, str], limit: float = PATIENCE) -> tup
 
 
 def variables(environ: Mapping[str, str], folder: Path) -> dict[str, str]:
-    """Variables with which a process finds the driver's libraries there."""
-    rest = environ.get("LD_LIBRARY_PATH", "")
-    return {**environ, "LD_LIBRARY_PATH": os.pathsep.join(filter(None, (str(folder), rest)))}
+    """Variables with which a process finds the driver's libraries there, and none that is built against
+    another glibc than ours: the same as nix/apps/driver-libraries.nix.
+    """
+    return {**environ, "LD_LIBRARY_PATH": str(folder)}
 
 
 def measure(
@@ -127,5 +132,5 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="gb10-doctor-") as private:
         folder, missing = _found(environ, root, private)
         if folder is None:
-            return Silent(missing or "no libcuda.so.1")
+            return Silent(missing or "no libcuda.so.1", lacks=True)
         return ask(question, form, variables(environ, folder), limit)

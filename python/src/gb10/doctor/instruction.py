@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -125,6 +126,6 @@ def look(capability: Capability) -> E2m1:
     pairs = inputs()
     said = _run(pairs, target)
     if isinstance(said, str):
-        return found.model_copy(update={"refused": said})
+        return replace(found, refused=said)
     wrong = int((said != software(pairs)).sum())
-    return found.model_copy(update={"checked": len(pairs), "wrong": wrong})
+    return replace(found, checked=len(pairs), wrong=wrong)

@@ -5,20 +5,17 @@ A driver that hangs, or that ends its process, leaves the doctor an answer to gi
 
 import ctypes
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 
-from pydantic import BaseModel, ConfigDict
-
-from gb10.doctor import nvml
+from gb10.doctor import forms, nvml
 from gb10.doctor.facts import E2m1, Gpu, Read
 from gb10.errors import UserError
 from gb10.machine import cuda_memory, gpu
 
 
-class Said(BaseModel):
+@dataclass(frozen=True)
+class Said:
     """The answer to ``gpus``."""
-
-    model_config = ConfigDict(frozen=True)
 
     gpus: tuple[Gpu, ...] = ()
     version: str | None = None
@@ -55,13 +52,13 @@ def gpus() -> Said:
     code = cuda.cuInit(0)
     said = Said(version=version, management=management, cuda=newest)
     if code != 0:
-        return said.model_copy(update={"error": _words(cuda, code), "code": code})
+        return replace(said, error=_words(cuda, code), code=code)
     found = [
         Gpu(**asdict(one) | asdict(nvml.state(number) or nvml.State()))
         for number, one in enumerate(gpu.detect_gpus())
     ]
     asked = cuda_memory.mem_get_info(0) if found and found[0].unified else None
-    return said.model_copy(update={"gpus": tuple(found), "free": asked[0] if asked else None})
+    return replace(said, gpus=tuple(found), free=asked[0] if asked else None)
 
 
 def _capability() -> tuple[int, int]:
@@ -91,16 +88,23 @@ def _host() -> Read:
 QUESTIONS = {"gpus": gpus, "e2m1": _e2m1, "read": _read, "host": _host}
 
 
+LACKS, FAILED = 3, 4
+"""Exit status, with a line: this environment lacks something, or the GPU failed."""
+
+
 def main() -> int:
-    """Answer; status 3 with a line for what this environment lacks, 4 for what failed."""
+    """Answer; the exit status."""
     try:
-        print(QUESTIONS[sys.argv[1]]().model_dump_json())
-    except (UserError, ImportError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
-        return 3
+        print(forms.dumps(QUESTIONS[sys.argv[1]]()))
+    except ImportError as error:
+        print(f"{error}; nix run .#doctor-cuda has what this needs", file=sys.stderr)
+        return LACKS
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return LACKS
     except RuntimeError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
-        return 4
+        return FAILED
     return 0
 
 

@@ -10,9 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-from pydantic_core import from_json
-
+from gb10.doctor import forms
 from gb10.doctor.facts import SCHEMA, Facts
 from gb10.doctor.folders import CACHE, LOGS, MODELS
 from gb10.errors import UserError
@@ -65,7 +63,7 @@ def _without(value: Any, names: list[str]) -> Any:
 
 def anonymous(facts: Facts) -> dict[str, Any]:
     """The facts for JSON, with ~ for a home, NAME, ADDRESS and KEY; of a folder elsewhere the role alone."""
-    found: dict[str, Any] = _without(facts.model_dump(mode="json"), _names())
+    found: dict[str, Any] = _without(json.loads(forms.dumps(facts)), _names())
     for folder in found["folders"]:
         if folder["role"] in (MODELS, CACHE, LOGS) and not folder["path"].startswith(_PUBLIC):
             folder["path"] = f"({folder['role']})"
@@ -96,17 +94,15 @@ def read(path: Path) -> Facts:
         said = error.strerror if isinstance(error, OSError) else "it is no text"
         raise UserError(f"--from {path}: {said}; give a file that `gb10 doctor --record` wrote") from None
     try:
-        found = from_json(text)
+        found = json.loads(text)
         version = found.get("schema_version") if isinstance(found, dict) else None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"--from {path} is no JSON: {error}; give a file of --record") from None
     if isinstance(version, int) and version > SCHEMA:
         raise UserError(f"--from {path} is of a newer gb10 (schema {version}, this one reads {SCHEMA})")
     try:
-        return Facts.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
+        return forms.read(Facts, found)
+    except ValueError as error:
         raise UserError(
-            f"--from {path} is no record of a machine: {place}: {first['msg']}; give a file of --record"
+            f"--from {path} is no record of a machine: {error}; give a file of --record"
         ) from None

@@ -54,7 +54,7 @@ def as_json(facts: Facts, areas: list[Area]) -> dict[str, Any]:
         "findings": [asdict(one) | {"area": area.name} for area in areas for one in area.findings],
         "areas": {area.name: area.says for area in areas},
         "skipped": facts.skipped,
-        "machine": facts.model_dump(mode="json"),
+        "machine": asdict(facts),
     }
 
 

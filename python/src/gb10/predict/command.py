@@ -3,15 +3,16 @@
 import json
 from collections.abc import Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 from typer import Argument, Option
 
 from gb10.arguments import whole
 from gb10.errors import UserError
-from gb10.predict.architecture import Architecture, architectures
+from gb10.predict.architecture import architectures
 from gb10.predict.cost import fitted
-from gb10.predict.engines import OURS, Prediction, predict
+from gb10.predict.engines import OURS, Prediction, Subject, predict, published
 from gb10.predict.measured import FIT, VLLM, Row, rows
 from gb10.predict.step import KINDS, KV_FORMATS, Load
 
@@ -34,34 +35,41 @@ class Form(StrEnum):
     NVFP4 = "nvfp4"
 
 
-def _model(name: str) -> Architecture:
+def _subject(name: str, revision: str | None, kv: str | None) -> Subject:
     known = architectures()
     found = known.get(name.lower())
-    if found is None:
-        raise UserError(f"no model is known as {name!r}; known are: {', '.join(known)}")
-    return found
+    if found is not None:
+        if revision is not None:
+            raise UserError(
+                f"--revision is for models of the hub, and {name} is a published model; leave it out"
+            )
+        return published(found, kv)
+    if "/" not in name and not Path(name).exists():
+        raise UserError(
+            f"{name!r} is no folder, no name on the hub (OWNER/NAME), and none of: {', '.join(known)}"
+        )
+    # The audit asks vLLM, which takes seconds to import.
+    from gb10.audit.command import read
+    from gb10.predict.audited import subject
+
+    return subject(read(name, revision)[2], kv)
 
 
 def _engines(
-    wanted: Engine, model: Architecture, load: Load, options: dict[str, Any], dense: Form, head: Form
+    wanted: Engine, subject: Subject, load: Load, accepted: float | None, dense: Form, head: Form
 ) -> list[Prediction]:
     made = []
     if wanted is not Engine.GB10:
-        made.append(predict(model, VLLM, load, **options))
-    if wanted is not Engine.VLLM:
-        try:
-            made.append(predict(model, OURS, load, dense=dense.value, head=head.value, **options))
-        except UserError:
-            if wanted is Engine.GB10:
-                raise
+        made.append(predict(subject, VLLM, load, accepted=accepted))
+    if wanted is Engine.GB10 or (wanted is Engine.BOTH and not subject.unfit):
+        made.append(predict(subject, OURS, load, dense=dense.value, head=head.value, accepted=accepted))
     return made
 
 
-def _as_json(model: Architecture, load: Load, made: Sequence[Prediction]) -> dict[str, Any]:
+def _as_json(subject: Subject, load: Load, made: Sequence[Prediction]) -> dict[str, Any]:
     held = fitted().spread
     return {
-        "model": model.name,
-        "family": model.family,
+        "model": subject.name,
         "predicted": True,
         "sequences": load.sequences,
         "context": load.context,
@@ -89,24 +97,25 @@ def _as_json(model: Architecture, load: Load, made: Sequence[Prediction]) -> dic
         },
         "measured": [
             {"tokens_per_second": row.tokens_per_second, "engine": row.engine, "source": row.source}
-            for row in _measured(model)
+            for row in _measured(subject)
         ],
     }
 
 
-def _measured(model: Architecture) -> list[Row]:
-    """What others measured of the model, in the shipped formats."""
+def _measured(subject: Subject) -> list[Row]:
+    """What others measured of a published model, in the shipped formats."""
+    model = architectures().get(subject.name)
     return [
         row
         for row in rows()
-        if row.use == FIT and row.model == model.name and dict(row.formats) == dict(model.shipped)
+        if model and row.use == FIT and row.model == model.name and dict(row.formats) == dict(model.shipped)
     ]
 
 
-def _text(model: Architecture, load: Load, made: Sequence[Prediction]) -> list[str]:
+def _text(subject: Subject, load: Load, made: Sequence[Prediction]) -> list[str]:
     held = fitted().spread
     lines = [
-        f"{model.name}: predicted for one GB10, not measured here",
+        f"{subject.name}: predicted for one GB10, not measured here",
         f"sequences {load.sequences}, context {load.context}, drafts {load.drafts}",
         "",
         f"{'engine':<8}{'formats':<26}{'tok/s':>7}  {'4 of 5 lie in':<15}{'ms a step':>9}{'GB a step':>11}",
@@ -134,16 +143,25 @@ def _text(model: Architecture, load: Load, made: Sequence[Prediction]) -> list[s
         lines.append(
             "gb10: launches and bytes as measured on an H200. No GB10 has run it; its own error is unknown."
         )
-    else:
-        lines.append(f"gb10: not predicted; its kernels do not take all layers of {model.name} as shipped.")
+    elif subject.unfit:
+        lines.append(f"gb10: not predicted; {subject.unfit}.")
     lines += [
-        f"measured by others: {row.tokens_per_second:g} tok/s, {row.source}" for row in _measured(model)
+        f"measured by others: {row.tokens_per_second:g} tok/s, {row.source}" for row in _measured(subject)
     ]
     return lines
 
 
 def run(
-    model: Annotated[str, Argument(metavar="MODEL", help="a published model, such as qwen3-next-80b-a3b")],
+    model: Annotated[
+        str,
+        Argument(
+            metavar="MODEL", help="a published model (qwen3-next-80b-a3b), a checkpoint's folder or hub name"
+        ),
+    ],
+    revision: Annotated[
+        str | None,
+        Option(metavar="REV", help="branch, tag or commit on the hub; default: main", show_default=False),
+    ] = None,
     batch: Annotated[int, Option(parser=whole(1), metavar="N", help="sequences at once")] = 1,
     context: Annotated[
         int, Option(parser=whole(0), metavar="N", help="tokens of each in the KV cache")
@@ -173,11 +191,11 @@ def run(
         raise UserError(f"--context {context} is more than any model here has; at most {_LONGEST}")
     if accepted is not None and not 1 <= accepted <= draft + 1:
         raise UserError(f"--accepted {accepted:g} with {draft} drafts: a step gives 1 to {draft + 1} tokens")
-    found = _model(model)
+    subject = _subject(model, revision, kv)
     load = Load(batch, context, draft)
-    made = _engines(engine, found, load, {"kv": kv, "accepted": accepted}, dense, head)
+    made = _engines(engine, subject, load, accepted, dense, head)
     if as_json:
-        print(json.dumps(_as_json(found, load, made), indent=2))
+        print(json.dumps(_as_json(subject, load, made), indent=2))
     else:
-        print("\n".join(_text(found, load, made)))
+        print("\n".join(_text(subject, load, made)))
     return 0

@@ -1,7 +1,7 @@
 """What an engine makes of a model: the formats that it reads, and the launches of its step."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from gb10.errors import UserError
 from gb10.predict.architecture import DENSE, Architecture, spread
@@ -74,6 +74,35 @@ def accepted_length(drafts: int) -> float:
     return sum(ACCEPTED**position for position in range(drafts + 1))
 
 
+@dataclass(frozen=True)
+class Subject:
+    """A model to predict for.
+
+    Attributes:
+        name: What the user calls it.
+        sizes: Its sizes as shipped, by engine, ``--dense`` and ``--head``.
+        drafts: Whether it has MTP.
+        unfit: Why gb10's engine does not take all of it, "" where it does.
+    """
+
+    name: str
+    sizes: Callable[[str, str, str], Sizes]
+    drafts: bool
+    unfit: str = ""
+
+
+def published(model: Architecture, kv: str | None = None) -> Subject:
+    """A published model as shipped. ``kv``: the type of its KV cache, None for the checkpoint's."""
+
+    def sizes(engine: str, dense: str, head: str) -> Sizes:
+        formats = requantised(model.shipped, dense, head) if engine == OURS else spread(model.shipped)
+        return sizes_of(model, formats, kv=kv or model.kv, padded=engine == VLLM)
+
+    fits = model.family in _FAMILIES and model.shipped.get("experts") == "nvfp4"
+    why = "" if fits else f"gb10's kernels do not take all layers of {model.name} as shipped"
+    return Subject(model.name, sizes, model.mtp_layers > 0, why)
+
+
 def our_work(sizes: Sizes, load: Load) -> dict[str, float]:
     """A step by the launches of gb10's engine.
 
@@ -87,13 +116,12 @@ def our_work(sizes: Sizes, load: Load) -> dict[str, float]:
 
 
 def predict(
-    model: Architecture,
+    subject: Subject,
     engine: str,
     load: Load,
     *,
     dense: str = KEEP,
     head: str = KEEP,
-    kv: str | None = None,
     accepted: float | None = None,
 ) -> Prediction:
     """Tokens a second of a model by an engine. ``load`` says how much; its distinct experts are filled in.
@@ -106,17 +134,13 @@ def predict(
             f"{load.sequences} sequences with {load.drafts} drafts are {load.tokens} tokens a step; how many "
             f"experts those touch was counted up to {MOST_TOKENS}: take fewer"
         )
-    if load.drafts and not model.mtp_layers:
-        raise UserError(f"{model.name} has no MTP layer to draft with; leave out --draft")
-    if engine == OURS and (model.family not in _FAMILIES or model.shipped.get("experts") != "nvfp4"):
-        raise UserError(
-            f"gb10's kernels do not take all layers of {model.name} as shipped, so nothing is predicted "
-            "for them; take --engine vllm"
-        )
-    formats = requantised(model.shipped, dense, head) if engine == OURS else spread(model.shipped)
-    sizes = sizes_of(model, formats, kv=kv or model.kv, padded=engine == VLLM)
-    experts = distinct(model.experts, model.experts_per_token, load.tokens)
-    loaded = Load(load.sequences, load.context, load.drafts, experts)
+    if load.drafts and not subject.drafts:
+        raise UserError(f"{subject.name} has no MTP layer to draft with; leave out --draft")
+    if engine == OURS and subject.unfit:
+        raise UserError(f"{subject.unfit}, so nothing is predicted for them; take --engine vllm")
+    sizes = subject.sizes(engine, dense, head)
+    experts = distinct(sizes.experts, sizes.chosen, load.tokens)
+    loaded = replace(load, experts=experts)
     done = our_work(sizes, loaded) if engine == OURS else work(sizes, loaded)
     known = fitted()
     times = known.engines[engine].times(done)

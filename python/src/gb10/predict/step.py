@@ -25,6 +25,12 @@ _WIDTH = {"bf16": READS[0], "fp8": READS[1], "q8_0": READS[1]}
 _KV = {"bf16": 2.0, "fp8": 1.0, "nvfp4": 0.5625}
 KV_FORMATS = tuple(_KV)
 
+
+def kv_bytes_of(form: str) -> float:
+    """Bytes of a number in a KV cache of this type, one of `KV_FORMATS`."""
+    return _KV[form]
+
+
 _NORMS, _RESIDUAL, _SHARED = 2, 4, 3
 """Small launches of a layer: residual and norm; a read or write of residual branches; the shared expert's
 activation, gate and sum."""

@@ -36,7 +36,7 @@ _NO_HEADER = re.compile(r"Can't find Python\.h in \S+")
 
 _CONSEQUENCES = re.compile(
     r"Engine core initialization failed|See root cause|WorkerProc initialization failed|EngineDeadError|"
-    r"Worker failed with error|Executor failed|resource_tracker|"
+    r"Worker failed with error|Executor failed|resource_tracker|ActorHandleNotFoundError|"
     r"^\s*(?:[\w.]*\.)?(BrokenPipe|Cancelled|ConnectionReset|EOF)Error\b|KeyboardInterrupt"
 )
 """Errors that only report another's end. They count where there is nothing else."""
@@ -48,6 +48,15 @@ _PYDANTIC_LINES = 3
 _WORDS = re.compile(r"[A-Za-z]{3}")
 _REQUEST = re.compile(r'"[A-Z]+ \S+ HTTP/[\d.]+" \d{3}')
 """A line of the access log."""
+
+_LOST_RANK = re.compile(
+    r"\[ray_executor_v2\.py:\d+\] RayWorkerProc rank=\[(?P<rank>[\d, ]+)\] died unexpectedly"
+)
+_LOST_WORKER = re.compile(
+    r"A worker died or was killed while executing a task .* Worker IP address: (?P<address>[\da-f.:]+) "
+    r".*Worker PID: (?P<pid>\d+) "
+)
+"""What vLLM's executor and Ray itself say of a rank that is gone."""
 
 _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 _KILLER = "the kernel killed a process for want of memory"
@@ -122,6 +131,20 @@ def last_error(lines: Iterable[str]) -> str | None:
         return _AHEAD
     chosen = compiler or found or consequence
     return None if chosen is None else _short(chosen)
+
+
+def lost_rank(lines: Iterable[str]) -> str | None:
+    """Which rank Ray lost, and where it ran, as far as the log says; None if it lost none."""
+    rank, where = None, {}
+    for line in lines:
+        if found := _LOST_RANK.search(line):
+            rank = found["rank"]
+        if found := _LOST_WORKER.search(line):
+            where = found.groupdict()
+    if rank is None:
+        return None
+    at = " (process {pid} on {address})".format_map(where) if where else ""
+    return f"rank {rank}{at} died under Ray; the log of that node's gb10 serve may say more"
 
 
 def last_line(lines: Iterable[str]) -> str | None:

@@ -16,7 +16,7 @@ from gb10.checkpoint.inventory import check_mtp
 from gb10.errors import UserError
 from gb10.machine import cpu, memory
 from gb10.machine.gpu import Gpu
-from gb10.serve import budget, isolation, nodes
+from gb10.serve import budget, isolation, nodes, ray
 from gb10.serve.environment import package_folder
 from gb10.serve.preflight import Verdict
 from gb10.serve.settings import ROWS, SECRETS, Origin, Settings, is_loopback
@@ -30,7 +30,7 @@ CPU_CONTEXT_LIMIT = 4096
 """Default for --max-model-len on the CPU engine: the model's own limit, at most this."""
 
 _NO_OPTION = (
-    *("model", "api_keys", "vllm_args", "routes", "verbose", "dry_run", "open_metrics", "config"),
+    *("model", "recipe", "api_keys", "vllm_args", "routes", "verbose", "dry_run", "open_metrics", "config"),
     *("engine", "dense", "head", "max_requant_error", "requant_report", "draft_vocabulary"),
 )
 """Settings that vLLM has no option for, or that are rendered in a way of their own."""
@@ -57,6 +57,8 @@ class Plan:
     """What vLLM reads in the checkpoint."""
     among: nodes.Nodes | None = None
     """All that serve it, where this machine does not so alone."""
+    start: ray.Start | None = None
+    """What this machine starts of Ray."""
 
     @property
     def chats(self) -> bool:
@@ -319,6 +321,10 @@ def _cpu_start(settings: Settings) -> None:
     is it for ranks on several nodes: forked, they hang or fail when gloo connects them (seen on two of two
     starts).
     """
+    if settings.on_ray:
+        # Ray would let each rank have one thread.
+        settings.export(Origin.MACHINE, OMP_NUM_THREADS=str(max(physical_cores() // settings.local_ranks, 1)))
+        return
     own_way = ("VLLM_WORKER_MULTIPROC_METHOD", "VLLM_CPU_OMP_THREADS_BIND")
     if any(map(settings.environment.get, own_way)) or settings.ranks > 1:
         return
@@ -339,9 +345,11 @@ def _check_ranks(settings: Settings, gpus: Sequence[Gpu]) -> None:
     """Refuse more ranks than there are places for.
 
     On the CPU each rank gets the cores of a NUMA node of its own (vllm/utils/ompmultiprocessing.py), unless
-    the user says which cores.
+    the user says which cores, or Ray starts it. Where the user's Ray has room for them is not known here.
     """
     ranks, said = settings.local_ranks, settings.said("tensor_parallel_size")
+    if settings.on_ray and not (gpus and settings.nnodes):
+        return
     if settings.nnodes:
         said = f"{settings.said('nnodes')} {settings.nnodes} with {settings.ranks} ranks in all: this node's"
     if gpus and ranks > len(gpus):
@@ -414,20 +422,33 @@ def build(
     elsewhere = ("--tokenizer", "--tokenizer-revision", "--hf-config-path", "--code-revision")
     if checkpoint.folder is not None and not settings.passed_on.has("--speculative-config", *elsewhere):
         settings.export(Origin.MACHINE, HF_HUB_OFFLINE="1")
+    start = nodes.ray_start(settings, among, cpu=not gpus)
     return Plan(
-        settings, checkpoint, target, rows, notes, *render(settings, checkpoint), demo, formats, among
+        settings,
+        checkpoint,
+        target,
+        rows,
+        notes,
+        *render(settings, checkpoint),
+        demo,
+        formats,
+        among,
+        start,
     )
 
 
 def render(settings: Settings, checkpoint: Checkpoint) -> tuple[list[str], dict[str, str]]:
     """Settings as vLLM's arguments, and as variables on top of the user's."""
-    given = settings.passed_on
+    unknown = nodes.OF_NODES if settings.on_ray else ()
+    given = settings.passed_on.without(unknown)
     # The name where these need the hub: other commits of this model, or its newest one.
     by_name = given.has("--tokenizer-revision", "--code-revision")
     by_name |= settings.environment.get("HF_HUB_OFFLINE") == "0"
     arguments = ["--model", checkpoint.name if by_name else checkpoint.source]
     for field, row in ROWS.items():
         value = getattr(settings, field)
+        if row.name in unknown:
+            continue
         if row.flags and field not in _NO_OPTION and value is not None and not given.has(row.name):
             arguments += [row.name] if value is True else [row.name, str(value)]
     return [*arguments, *given.tokens()], dict(settings.variables)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from gb10.checkpoint import headers
 from gb10.errors import UserError
 from gb10.serve.preflight import REPORTERS, SOCKET_VARIABLE, Line
+from gb10.serve.ray import Start
 from gb10.vllm_plugin import lifeline
 
 if TYPE_CHECKING:
@@ -68,6 +69,10 @@ def _answer(question: Mapping[str, Any], state: dict[str, "Prepared"]) -> dict[s
     return vars(state["judged"].verdict())
 
 
+def _ray(question: Mapping[str, Any]) -> Start | None:
+    return None if question["ray"] is None else Start(**question["ray"])
+
+
 def _converse(line: Line) -> None:
     """Answer until the order to serve comes; end when the other side is gone."""
     from gb10.serve import launch
@@ -78,7 +83,7 @@ def _converse(line: Line) -> None:
             line.close()
             headers.forget()
             gc.enable()
-            launch.join(state["judged"], planned=question["planned"])
+            launch.join(state["judged"], planned=question["planned"], start=_ray(question))
             return
         if question["ask"] == "serve":
             from gb10.serve import listen
@@ -89,7 +94,7 @@ def _converse(line: Line) -> None:
             headers.forget()
             gc.enable()
             more = {name: question[name] for name in ("metrics", "planned")}
-            launch.serve(state["judged"], question["keys"], **more)
+            launch.serve(state["judged"], question["keys"], **more, start=_ray(question))
             return
         try:
             answer = _answer(question, state)

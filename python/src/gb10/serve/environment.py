@@ -25,6 +25,7 @@ from gb10.serve.settings import EXTRA_ARGS, ROWS
 
 _ELSEWHERE = (
     "GB10_CLUSTER_SERVE",
+    "GB10_CLUSTER_SERVE_RAY",
     "GB10_HELDOUT",
     "GB10_KERNELS",
     "GB10_KERNELS_SPARSE24",

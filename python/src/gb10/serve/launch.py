@@ -48,7 +48,7 @@ from gb10.checkpoint.entries import check_entries
 from gb10.errors import UserError
 from gb10.files import irregular, open_regular
 from gb10.machine import watch
-from gb10.serve import guard, shed, validation
+from gb10.serve import guard, ray, shed, validation
 from gb10.serve.figures import of_device
 from gb10.serve.own_log import OwnLog
 from gb10.serve.preflight import Verdict
@@ -269,10 +269,18 @@ def prepare(arguments: Sequence[str], *, configure: bool) -> Prepared:
     return made
 
 
-def serve(prepared: Prepared, keys: Sequence[str], *, metrics: bool, planned: Mapping[str, Any]) -> None:
+def serve(
+    prepared: Prepared,
+    keys: Sequence[str],
+    *,
+    metrics: bool,
+    planned: Mapping[str, Any],
+    start: ray.Start | None = None,
+) -> None:
     """Serve until a signal ends it. With ``keys`` every path but /health (and /metrics) needs one of them.
 
     ``planned`` (`gb10.routing.plan`) goes into the log, and from there into what /v1/gb10/routing answers.
+    ``start`` is Ray's head, which runs as long.
     """
     print(routing.serving(planned, vllm.__version__), flush=True)
     patches.apply("app")
@@ -282,13 +290,15 @@ def serve(prepared: Prepared, keys: Sequence[str], *, metrics: bool, planned: Ma
         print(f"gb10: /metrics does not say what a token reads: {said['missing']}", flush=True)
     endpoints.reporting(OwnLog().report, said)
     guarded(prepared.arguments, keys, metrics=metrics)
-    uvloop.run(_serve(prepared))
+    with ray.running(start):
+        uvloop.run(_serve(prepared))
 
 
-def join(prepared: Prepared, *, planned: Mapping[str, Any]) -> None:
+def join(prepared: Prepared, *, planned: Mapping[str, Any], start: ray.Start | None = None) -> None:
     """Be a node without an API: run this node's part of the model for the head until a signal ends it.
 
-    It does what `vllm.entrypoints.cli.serve.run_headless` does for such a node. ``planned`` as in `serve`.
+    It does what `vllm.entrypoints.cli.serve.run_headless` does for such a node, or with a ``start`` is a node
+    of Ray, in which the head starts its workers. ``planned`` as in `serve`.
     """
     print(routing.serving(planned, vllm.__version__), flush=True)
     asked = False
@@ -301,6 +311,10 @@ def join(prepared: Prepared, *, planned: Mapping[str, Any]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
+    with ray.running(start) as node:
+        if node is not None:
+            print(log.ours(log.JOINED), flush=True)
+            ray.stay(node)
     executor = MultiprocExecutor(prepared.engine.create_engine_config(), monitor_workers=False)
     print(log.ours(log.JOINED), flush=True)
     # Returns when one of this node's workers has ended.

@@ -20,6 +20,7 @@ import psutil  # type: ignore[import-untyped, unused-ignore]
 import gb10
 from gb10.checkpoint.folder import Checkpoint
 from gb10.errors import UserError
+from gb10.serve import ray
 from gb10.serve.settings import ROWS, Origin, Settings
 
 MASTER_PORT = 29501
@@ -31,9 +32,12 @@ _ADDRESS = "VLLM_HOST_IP"
 _ALIKE = (
     *("tensor_parallel_size", "pipeline_parallel_size", "dtype", "kv_cache_dtype", "enforce_eager"),
     *("max_model_len", "moe_backend", "load_format", "speculative_config", "engine", "dense", "head"),
-    *("cpu_mode", "draft_vocabulary"),
+    *("cpu_mode", "draft_vocabulary", "distributed_executor_backend"),
 )
 """Settings that each node must have alike, where a user said them."""
+
+OF_NODES = frozenset({"--nnodes", "--node-rank", "--master-addr", "--master-port"})
+"""What vLLM's own executor is told of the nodes. With Ray it knows of none."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Nodes:
     """What the others reach this node at."""
     interface: str | None
     """The network interface with that address; None where none has it."""
+    on_ray: bool = False
+    """Whether Ray joins them, and not vLLM's own executor."""
 
     @property
     def is_head(self) -> bool:
@@ -126,6 +132,8 @@ def find(settings: Settings) -> Nodes | None:
     Raises UserError for what does not go together.
     """
     count, rank = settings.nnodes or 1, settings.node_rank or 0
+    if settings.on_ray:
+        ray.check()
     if count == 1:
         given = {"node_rank": rank, "master_addr": settings.master_addr, "headless": settings.headless}
         for field, value in given.items():
@@ -133,6 +141,8 @@ def find(settings: Settings) -> Nodes | None:
                 raise UserError(
                     f"{settings.said(field)} is for several nodes; add --nnodes N, or leave it out"
                 )
+        if settings.on_ray:
+            ray.check_address(settings.environment)
         return None
     if rank >= count:
         raise UserError(
@@ -156,12 +166,15 @@ def find(settings: Settings) -> Nodes | None:
             f"for one rank a node give --tensor-parallel-size {count}"
         )
     port = settings.master_port or MASTER_PORT
-    if port == 65535:
-        raise UserError("--master-port 65535 leaves no room for gb10's own, the next one; give another")
-    if rank == 0 and settings.port in (port, port + 1):
+    after = 2 if settings.on_ray else 1
+    if port + after > 65535:
+        raise UserError(
+            f"--master-port {port} leaves no room for the {after} after it; give at most {65535 - after}"
+        )
+    if rank == 0 and port <= settings.port <= port + after:
         raise UserError(
             f"{settings.said('port')} {settings.port} is a port of the nodes, which take --master-port "
-            f"{port} and the one after it; give another"
+            f"{port} and the {after} after it; give another"
         )
     master = _resolved(settings)
     own = _own(settings, rank, master)
@@ -172,7 +185,7 @@ def find(settings: Settings) -> Nodes | None:
             f"{where} {own} is no address of this machine"
             + ("; the head (--node-rank 0) runs on the machine that has it" if rank == 0 else "")
         )
-    return Nodes(count, rank, master, port, own, interface)
+    return Nodes(count, rank, master, port, own, interface, settings.on_ray)
 
 
 def export(settings: Settings, nodes: Nodes) -> None:
@@ -182,11 +195,19 @@ def export(settings: Settings, nodes: Nodes) -> None:
         settings.export(Origin.MACHINE, **dict.fromkeys(_INTERFACES, nodes.interface))
 
 
+def ray_start(settings: Settings, nodes: Nodes | None, *, cpu: bool) -> ray.Start | None:
+    """What this node starts of Ray; None without Ray, or where the cluster is the user's."""
+    if nodes is None or not nodes.on_ray:
+        return None
+    return ray.Start(nodes.is_head, nodes.master, nodes.port, nodes.address, settings.local_ranks, cpu)
+
+
 def check_ports(nodes: Nodes) -> None:
     """Raise UserError on a head whose ports are taken."""
     if not nodes.is_head:
         return
-    for port, what in ((nodes.port, "torch's store"), (nodes.link_port, "gb10's link, the next one")):
+    first = "Ray" if nodes.on_ray else "torch's store"
+    for port, what in ((nodes.port, first), (nodes.link_port, "gb10's link, the next one")):
         with closing(socket.socket(_family(nodes.master), socket.SOCK_STREAM)) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -224,6 +245,8 @@ def identity(settings: Settings, checkpoint: Checkpoint) -> dict[str, str]:
         "build": _build(),
         "vLLM": importlib.metadata.version("vllm"),
         "model": _model(checkpoint),
+        # Ray's workers read it by the head's path.
+        **({"path of the model": checkpoint.source} if settings.on_ray else {}),
         "--nnodes": str(settings.nnodes),
     }
     for field in _ALIKE:

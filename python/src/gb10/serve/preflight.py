@@ -6,8 +6,9 @@ message is a line of JSON. In this order:
 1. ``facts``: vLLM's options, the arguments in a ``--config`` file, and a report of each of `REPORTERS`.
 2. ``judge``: the final arguments; vLLM's own parser reads them and its own classes make the configuration.
    The answer is a `Verdict`.
-3. ``serve``: the keys, what was planned, and the socket to listen on. No answer: the line closes, and the
-   process serves what was judged last. On a node without an API it is ``join``, with what was planned.
+3. ``serve``: the keys, what was planned, this node's part of Ray, and the socket to listen on. No answer: the
+   line closes, and the process serves what was judged last. On a node without an API it is ``join``, with
+   what was planned and Ray's part.
 
 An answer ``{"error": TEXT}`` is a UserError here: exit code 2.
 """
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gb10.errors import UserError
+from gb10.serve.ray import Start
 from gb10.serve.vllm_arguments import Vocabulary
 
 if TYPE_CHECKING:
@@ -39,6 +41,10 @@ checkpoint. It runs in the engine process, where vLLM is imported already. A che
 machine has a config, if the hub gave one, and neither folder nor tensors."""
 
 _POLL = 0.1
+
+
+def _told(ray: Start | None) -> dict[str, Any] | None:
+    return None if ray is None else vars(ray)
 
 
 class Stopped(Exception):
@@ -138,20 +144,21 @@ class Engine:
         *,
         metrics: bool,
         planned: Mapping[str, Any],
+        ray: Start | None = None,
     ) -> None:
         """Let it serve, on a socket that is bound and does not listen yet.
 
-        ``planned`` is `gb10.routing.plan` of what it serves.
+        ``planned`` is `gb10.routing.plan` of what it serves, ``ray`` what it starts of Ray.
         """
-        question = {"ask": "serve", "keys": keys, "metrics": metrics, "planned": planned}
+        question = {"ask": "serve", "keys": keys, "metrics": metrics, "planned": planned, "ray": _told(ray)}
         with contextlib.suppress(OSError):
             self._line.send(question, listener)
         self._line.close()
 
-    def join(self, *, planned: Mapping[str, Any]) -> None:
+    def join(self, *, planned: Mapping[str, Any], ray: Start | None = None) -> None:
         """Let it run this node's part of a model whose head is another node."""
         with contextlib.suppress(OSError):
-            self._line.send({"ask": "join", "planned": planned})
+            self._line.send({"ask": "join", "planned": planned, "ray": _told(ray)})
         self._line.close()
 
     def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:

@@ -102,6 +102,17 @@ def _cuda_free() -> int | None:
     return None if found is None else found[0]
 
 
+@cache
+def _recipe_memory() -> int:
+    """Bytes that recipes count with: those of a GPU with memory of its own, else the machine's.
+
+    A GPU whose driver has not started counts as none: a Spark's has no memory of its own.
+    """
+    found = [] if _build() == "cpu" else device.detect_gpus()
+    own = next((gpu.memory for gpu in found if not gpu.unified), 0)
+    return own or memory.total()
+
+
 _locate = cache(locate)
 
 
@@ -259,7 +270,7 @@ def _final_plan(
     described = _described(plan.checkpoint, settings) if plan else None
     while True:
         facts = engine.facts(settings.config, described)
-        said = parse(argv, os.environ, facts.vocabulary, facts.config)
+        said = parse(argv, os.environ, facts.vocabulary, facts.config, _recipe_memory)
         hide_arguments(said.secrets)
         plan = _plan(said, free, facts.reports)
         before, described = described, _described(plan.checkpoint, said)
@@ -277,7 +288,7 @@ def run(argv: Sequence[str]) -> int:
     notes = environment.clean(os.environ)
     os.environ.update(usable_home(os.environ))
     environ = dict(os.environ)
-    settings = parse(argv, environ)
+    settings = parse(argv, environ, memory=_recipe_memory)
     hide_arguments(settings.secrets)
     environment.check(environ)
     # What it refuses is wrong whatever else was meant, and it may have waited.
@@ -377,7 +388,7 @@ def _serve_together(
         write(f"node    {among.rank} of {among.count}; the head is {among.master} port {among.port}\n")
         write(f"log     {_short(server.log_path)}\n")
         server.weights = plan.checkpoint.files
-        engine.join(planned=routing.plan(plan.target, plan.rows))
+        engine.join(planned=routing.plan(plan.target, plan.rows), ray=plan.start)
         if server.wait_joined(progress):
             write(f"ready after {progress.seconds:.0f} s: {among.name} serves with the head\n")
             server.wait()
@@ -398,7 +409,9 @@ def _serve_alone(
     write(f"log     {_short(server.log_path)}\n")
     server.weights = plan.checkpoint.files
     planned = routing.plan(plan.target, plan.rows) | {"figures": figures(plan)}
-    engine.serve(settings.api_keys, held.listener, metrics=settings.open_metrics, planned=planned)
+    engine.serve(
+        settings.api_keys, held.listener, metrics=settings.open_metrics, planned=planned, ray=plan.start
+    )
     url = settings.base_url
     first_key = settings.api_keys[0] if settings.api_keys else None
     name = server.wait_ready(url, first_key, progress, lambda: held.answers)

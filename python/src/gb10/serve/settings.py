@@ -18,7 +18,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from gb10 import recipes
 from gb10.errors import UserError
+from gb10.machine import memory as machine_memory
 from gb10.machine.watch import OFF, PRESSURE, SHED, STOP, Limits
 from gb10.routing import CPU_MODE_VARIABLE, CPU_MODES
 from gb10.serve.vllm_arguments import VllmArguments, Vocabulary, option_name, with_dashes
@@ -45,12 +47,13 @@ EXTRA_ARGS = "VLLM_EXTRA_ARGS"
 class Origin(IntEnum):
     """Where a value came from. Of two that were said, the stronger (later) counts.
 
-    MACHINE: nobody said, and gb10 computed it from the model and the machine. A recipe, what is known to be
-    good for a model, will stand between that and CONFIG, a file that vLLM's ``--config`` names.
+    MACHINE: nobody said, and gb10 computed it from the model and the machine. RECIPE: what is known to be
+    good for a model (`gb10.recipes`). CONFIG: a file that vLLM's ``--config`` names.
     """
 
     DEFAULT = auto()
     MACHINE = auto()
+    RECIPE = auto()
     CONFIG = auto()
     VARIABLE = auto()
     FLAG = auto()
@@ -185,6 +188,12 @@ class Settings:
 
     model: str | None = setting(
         "--model", "MODEL", shown="demo model if there is no GPU", help="checkpoint folder or hub name"
+    )
+    recipe: str | None = setting(
+        "--recipe",
+        "GB10_RECIPE",
+        shown="none",
+        help="what is known to be good for a model on a Spark: a name, or a file ([recipes.md](recipes.md))",
     )
     port: int = setting("--port", "PORT", PORT, 8000, help="port to listen on")
     host: str = setting(
@@ -384,6 +393,7 @@ class Settings:
     master_port: int | None = setting("--master-port", kind=PORT)
     headless: bool | None = setting("--headless", kind=SWITCH)
     pipeline_parallel_size: int | None = setting("--pipeline-parallel-size", kind=WHOLE)
+    distributed_executor_backend: str | None = setting("--distributed-executor-backend")
     served_model_name: str | None = setting("--served-model-name")
     dtype: str | None = setting("--dtype")
     enforce_eager: bool | None = setting("--enforce-eager", kind=SWITCH)
@@ -442,6 +452,11 @@ class Settings:
     def local_ranks(self) -> int:
         """Those of them that are on this node."""
         return max(self.ranks // (self.nnodes or 1), 1)
+
+    @property
+    def on_ray(self) -> bool:
+        """Whether Ray places the ranks."""
+        return self.distributed_executor_backend == "ray"
 
     @property
     def limits(self) -> Limits:
@@ -610,17 +625,37 @@ def _split(text: str, source: str) -> list[str]:
         raise UserError(f"{source} cannot be split as a shell would: {str(error).lower()}") from None
 
 
+def _recipe(said: Sequence[Mapping[str, Any]], memory: Callable[[], int]) -> list[str]:
+    """The arguments of the recipe that somebody named, none without one. ``said``: what was, strongest first.
+
+    Where the user names a model, the recipe's options hold for that one, and its commit is another model's.
+    """
+
+    def first(name: str) -> Any:
+        return next((layer[name] for layer in said if layer.get(name) is not None), None)
+
+    name, nodes = first("recipe"), first("nnodes")
+    if name is None:
+        return []
+    recipe = recipes.load(name)
+    count = ROWS["nnodes"].read(nodes, "--nnodes") if nodes is not None else 1
+    machine = recipes.choose(recipe, memory(), count)
+    return recipes.serve_arguments(recipe, machine, model=first("model") is None)
+
+
 def parse(
     argv: Sequence[str],
     environment: Mapping[str, str],
     vocabulary: Vocabulary | None = None,
     config: Sequence[str] = (),
+    memory: Callable[[], int] = machine_memory.total,
 ) -> Settings:
     """Settings out of the command line and the variables.
 
     Order, strongest first: command line, ``--vllm-args`` or VLLM_EXTRA_ARGS, single variables, the arguments
-    of a ``config`` file, defaults. With vLLM's ``vocabulary`` every spelling that vLLM takes is understood.
-    Raises UserError for anything malformed; SystemExit(0) after ``--help``.
+    of a ``config`` file, a recipe, defaults. With vLLM's ``vocabulary`` every spelling that vLLM takes is
+    understood. ``memory`` tells the bytes that recipes count with. Raises UserError for anything malformed;
+    SystemExit(0) after ``--help``.
     """
     tokens = _spelled(argv, vocabulary)
     positional = tokens.pop(0) if tokens and not tokens[0].startswith("-") else None
@@ -636,9 +671,12 @@ def parse(
     if text is None:
         text, source, origin = environment.get(EXTRA_ARGS, ""), EXTRA_ARGS, Origin.VARIABLE
     extra, weaker = _read(_split(text, source), passed_on.names, vocabulary)
-    file, weakest = _read(config, [*weaker.names, *passed_on.names], vocabulary)
+    file, weak = _read(config, [*weaker.names, *passed_on.names], vocabulary)
+    stronger = [*weak.names, *weaker.names, *passed_on.names]
+    said = [flags, extra, {name: environment.get(row.variable) or None for name, row in ROWS.items()}, file]
+    advised, weakest = _read(_recipe(said, memory), stronger, vocabulary)
 
-    groups = weakest.groups + weaker.groups + passed_on.groups
+    groups = weakest.groups + weak.groups + weaker.groups + passed_on.groups
     found = Settings(passed_on=VllmArguments(groups), environment=environment)
     host = environment.get("HOST")
     if host and flags["host"] is None and extra["host"] is None and not is_address(host):
@@ -647,17 +685,19 @@ def parse(
         )
         environment = {**environment, "HOST": ""}
     found.origins = (
-        dict.fromkeys(weakest.names, Origin.CONFIG)
+        dict.fromkeys(weakest.names, Origin.RECIPE)
+        | dict.fromkeys(weak.names, Origin.CONFIG)
         | dict.fromkeys(weaker.names, origin)
         | dict.fromkeys(passed_on.names, Origin.FLAG)
     )
     for name, row in ROWS.items():
-        # The layers, strongest first. A recipe is one more, before the default.
+        # The layers, strongest first.
         layers = (
             (flags.get(name), row.name, Origin.FLAG),
             (extra.get(name), f"{row.name} (in {source})", origin),
             (environment.get(row.variable) or None, row.variable, Origin.VARIABLE),
             (file.get(name), f"{row.name} (in the --config file)", Origin.CONFIG),
+            (advised.get(name), f"{row.name} (in the recipe)", Origin.RECIPE),
             (row.default, row.name, Origin.DEFAULT),
         )
         given, where, found.origins[name] = next(

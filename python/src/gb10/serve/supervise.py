@@ -203,7 +203,7 @@ class Server:
             return self._failed(f"vLLM ended while {doing}: {death}")
         if self.link is not None and (trouble := self.link.wait(PEER_WAIT)) is not None:
             return trouble.error(str(self.log_path))
-        reason = cause.last_error(lines)
+        reason = cause.lost_rank(lines) or cause.last_error(lines)
         if reason is None:
             last = cause.last_line(lines)
             reason = f"its log names no error and ends with: {last}" if last else "its log says nothing"

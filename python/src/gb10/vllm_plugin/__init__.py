@@ -15,6 +15,8 @@ def register() -> None:
     GB10_HEAD or GB10_ENGINE_PARTS, IncompatibleVllmError when vLLM's internals moved, RuntimeError for a
     second, different CPU mode in one process.
     """
+    from importlib.util import find_spec
+
     from vllm.platforms import current_platform
 
     from gb10.vllm_plugin import lifeline, patches
@@ -29,5 +31,7 @@ def register() -> None:
     if current_platform.is_cpu():
         Mode.of_process()
         patches.apply("cpu")
+        if find_spec("ray") is not None:
+            patches.apply("ray")
     if current_platform.is_cuda() and CudaMode.of_process().engine is Engine.GB10:
         patches.apply("config")

@@ -37,8 +37,12 @@ UNHEALTHY = "gb10: unhealthy: "
 _BAR = r"([\w ()]+: +\d+%(\|[^|]*\|| Completed \|) *\d+/\d+ \[[^\]]*\])*"
 """Progress bars (tqdm's): the next line of the log follows without a line end. No client begins a line."""
 
+_COLOUR = r"(\x1b\[\d+m)?"
+_RAYS = rf"({_COLOUR}\(\w+ pid=\d+(, ip=[\da-f.:]+)?\){_COLOUR} )?"
+"""What Ray puts in front of what its workers write."""
+
 _PREFIX = re.compile(
-    rf"^{_BAR}"
+    rf"^{_RAYS}{_BAR}"
     r"(\((?P<who>[\w-]+) pid=\d+\)\s*)?"
     r"((?P<level>INFO|WARNING|ERROR|DEBUG|CRITICAL) ([\d-]+ [\d:]+ )?\[[^\]]+\]\s*)?"
 )

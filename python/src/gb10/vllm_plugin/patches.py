@@ -12,13 +12,13 @@ from typing import Literal
 from gb10.vllm_plugin import compat
 from gb10.vllm_plugin.compat import Need
 
-Room = Literal["app", "load", "config", "cpu", "cuda", "draft", "engine", "life", "serve"]
+Room = Literal["app", "load", "config", "cpu", "cuda", "draft", "engine", "life", "ray", "serve"]
 """When a change is made. `load`: on every platform, to how models are loaded; `cpu`: on vLLM's CPU platform;
 `draft`: with GB10_DRAFT_VOCABULARY; `serve`: in the server's process, where `gb10 serve` asked for fork;
 `life`: in every process of `gb10 serve`, before vLLM is imported where that can be; `config`: on CUDA with
 `--engine gb10`, in every process; `engine`: then too, in a process that loads a model, before it does;
-`app`: in the server's process of `gb10 serve`, before its HTTP application is made; `cuda`: by those who ask
-for it."""
+`app`: in the server's process of `gb10 serve`, before its HTTP application is made; `ray`: on the CPU
+platform where Ray is installed; `cuda`: by those who ask for it."""
 
 
 @dataclass(frozen=True)
@@ -261,6 +261,24 @@ Remove when: the CPU's model runner makes it without a warm-up.
                 "GPUModelRunner.sync_and_gather_intermediate_tensors",
                 "self, num_tokens, intermediate_tensors, sync_self",
             ),
+        ),
+    ),
+    Patch(
+        "ray",
+        "gb10.vllm_plugin.cpu.ray",
+        """
+Symptom: --distributed-executor-backend ray on the CPU ends with "current platform cpu does not support ray".
+Evidence: CpuPlatform has the empty ray_device_key of all platforms (vllm/platforms/interface.py). A worker
+  asks Ray for its accelerators by that key before vLLM loads plug-ins there, and Ray lists those of its own
+  kinds alone: so the workers' class is one of ours, whose module Ray imports.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_ray.py, tests/e2e/test_ray.py
+Remove when: CpuPlatform has a ray_device_key.
+""",
+        (
+            Need("vllm.platforms.cpu", "CpuPlatform.ray_device_key"),
+            Need("vllm.v1.executor.ray_executor_v2", "RayWorkerProc.get_node_and_physical_gpu_ids", "self"),
+            Need("vllm.v1.executor.ray_executor_v2", "RayExecutorV2._get_actor_resource_kwargs", ""),
         ),
     ),
     Patch(

@@ -121,9 +121,9 @@ def check(facts: Facts) -> list[Finding]:
 def says(facts: Facts) -> str:
     """One line."""
     driver = facts.driver
-    if driver.seen is None:
+    if driver.seen is None and not facts.gpus:
         return f"no NVIDIA GPU; {driver.missing.partition(';')[0]}" if driver.missing else "no NVIDIA GPU"
-    parts = [f"GPU seen by its {driver.seen}"]
+    parts = [f"GPU seen by its {driver.seen}" if driver.seen else "GPU listed by CUDA"]
     if driver.version or driver.module:
         parts.append(f"driver {driver.version or driver.module}")
     if driver.cuda:

@@ -39,6 +39,8 @@ def _mend(folder: Folder) -> str:
         return f"mount a volume there{other}" if variable else "mount a tmpfs there"
     if folder.why == os.strerror(errno.ENOSPC):
         return f"free some space there{other}"
+    if variable and not folder.exists:
+        return f"export {variable}=FOLDER, one of your own"
     return f"sudo chown -R $USER {folder.path}"
 
 

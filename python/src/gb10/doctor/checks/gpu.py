@@ -40,7 +40,8 @@ def _state(name: str, gpu: Gpu, facts: Facts) -> Iterator[Finding]:
             f"{name} is held down by its power supply (power brake)",
             "use the power adapter that came with the machine (240 W), at the wall",
         )
-    if "application clocks" in held:
+    # Some cards come with lower ones (a T4 does), and NVML says the same of them. A GB10 has none of its own.
+    if gpu.unified and "application clocks" in held:
         yield warning(
             "clocks-set",
             f"somebody has set clocks of {name}, and they hold it down",
@@ -52,7 +53,7 @@ def _state(name: str, gpu: Gpu, facts: Facts) -> Iterator[Finding]:
             f"the power limit of {name} is {gpu.power_limit:g} W, and it came with {gpu.power_default:g} W",
             f"sudo nvidia-smi --power-limit {gpu.power_default:g}",
         )
-    if gpu.mode == "prohibited" or (gpu.mode == "exclusive" and gpu.processes):
+    if gpu.mode == "prohibited" or (gpu.mode == "exclusive" and gpu.processes and not facts.servers):
         yield stops(
             "gpu-exclusive",
             f"{name} lets no further program compute (compute mode: {gpu.mode})",
@@ -121,6 +122,14 @@ def _slow(facts: Facts) -> Iterator[Finding]:
 def check_speed(facts: Facts) -> list[Finding]:
     """What only a running kernel shows."""
     found = list(_slow(facts))
+    found += [
+        stops(
+            "kernel-failed",
+            f"a kernel ({name}) does not run on the GPU: {why}",
+            "sudo journalctl -k | grep -i xid says more; else sudo reboot",
+        )
+        for name, why in list(facts.failed.items())[:1]
+    ]
     probe = facts.e2m1
     if probe is None or not facts.gpus:
         return found

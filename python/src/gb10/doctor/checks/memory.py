@@ -89,6 +89,10 @@ def _rdma(facts: Facts) -> Iterator[Finding]:
         )
 
 
+def _processes(count: int) -> str:
+    return "1 process" if count == 1 else f"{count} processes"
+
+
 def check(facts: Facts) -> list[Finding]:
     """What is wrong with memory."""
     memory = facts.memory
@@ -108,7 +112,7 @@ def check(facts: Facts) -> list[Finding]:
         found.append(
             warning(
                 "oom-kills",
-                f"the kernel has killed {memory.kills} for want of memory since it started",
+                f"the kernel has killed {_processes(memory.kills)} for want of memory since it started",
                 "sudo journalctl -k | grep -i 'out of memory' says which; give the server less",
             )
         )

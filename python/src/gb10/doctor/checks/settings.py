@@ -13,7 +13,7 @@ def check(facts: Facts) -> list[Finding]:
     for trouble in facts.settings.troubles:
         what, _, mend = trouble.partition("; ")
         unset = f"unset {what.partition(' ')[0].partition('=')[0]}"
-        if not mend:
+        if mend in ("", "unset it"):
             mend = unset
         elif what.endswith(_DEAD):
             mend = f"{unset}; {mend}"

@@ -1,0 +1,64 @@
+"""``gb10 bench run --against 'vllm serve …' -- gb10 serve …``."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from gb10.arguments import whole
+from gb10.bench import against, compare, load, options, table, target
+from gb10.bench.words import told
+from gb10.errors import UserError
+from gb10.files import write_json
+
+
+def run(
+    against_command: Annotated[
+        str, Option("--against", metavar="COMMAND", help="A: what starts the other server")
+    ],
+    ours: Annotated[str, Option("--with", metavar="COMMAND", help="B; or its words after --")] = "",
+    model: options.Model = None,
+    chat: options.Chat = False,
+    texts: options.Texts = None,
+    concurrency: options.Concurrency = None,
+    tokens: options.Tokens = 128,
+    long: options.Long = 8192,
+    repeats: options.Repeats = 3,
+    turns: Annotated[int, Option(metavar="N", parser=whole(1), help="starts of each server")] = 2,
+    limit: Annotated[
+        int, Option("--start-limit", metavar="SECONDS", parser=whole(1), help="until a server must answer")
+    ] = 1800,
+    out: Annotated[Path | None, Option(metavar="FOLDER", help="a.json and b.json go there")] = None,
+    logs: Annotated[Path | None, Option(metavar="FOLDER", help="what the servers write goes there")] = None,
+) -> int:
+    """Start two servers on this machine in turns (A B A B), measure each, end it, and compare.
+
+    Each listens on this machine, on the port of its own --port, else on 8000. The keys that they want are
+    read from OPENAI_API_KEY or VLLM_API_KEY.
+    """
+    plan = options.plan(texts, concurrency, tokens, long, repeats, chat)
+    servers = [against.server("A", against_command), against.server("B", ours)]
+    load.prepare()
+    with tempfile.TemporaryDirectory(prefix="gb10-bench-") as scratch:
+        folder = logs or Path(scratch)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {error.strerror}; choose another --logs") from None
+        first, second = against.turns(
+            servers,
+            plan,
+            rounds=turns,
+            find=lambda url: target.find(url, model, chat=chat),
+            logs=folder,
+            limit=limit,
+        )
+    commands = told(against_command), told(ours)
+    for name, command, result in zip("AB", commands, (first, second), strict=True):
+        print(f"{name}: {command}\n{table.render(result)}")
+    print(compare.render(first, second, commands), end="")
+    if out is not None:
+        write_json(out / "a.json", first.as_json(), indent=None)
+        write_json(out / "b.json", second.as_json(), indent=None)
+    return 0

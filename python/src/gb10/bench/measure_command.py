@@ -1,0 +1,40 @@
+"""``gb10 bench URL|PORT``."""
+
+from typing import Annotated
+
+from typer import Argument
+
+from gb10.bench import load, measure, options, report, table, target
+
+
+def run(
+    server: Annotated[str, Argument(metavar="URL|PORT", help="a running server with OpenAI's API")],
+    model: options.Model = None,
+    chat: options.Chat = False,
+    insecure: options.Insecure = False,
+    texts: options.Texts = None,
+    concurrency: options.Concurrency = None,
+    tokens: options.Tokens = 128,
+    long: options.Long = 8192,
+    repeats: options.Repeats = 5,
+    bytes_per_token: options.BytesPerToken = None,
+    bandwidth: options.Bandwidth = None,
+    commit: options.Commit = None,
+    json: options.Json = None,
+    html: options.Html = None,
+    formats: options.Format = None,
+) -> int:
+    """Measure a running server: decode, time to the first token, prefill, requests side by side.
+
+    The server's key is read from OPENAI_API_KEY or VLLM_API_KEY. Nothing is written when the server fails.
+    """
+    reads = options.reads(bytes_per_token, bandwidth)
+    wanted = report.outputs(json, html, formats)
+    plan = options.plan(texts, concurrency, tokens, long, repeats, chat)
+    url = target.parse(server)
+    found = target.find(url, model, chat=chat, insecure=insecure)
+    load.prepare()
+    result = measure.run(found, plan, commit=commit)
+    print(table.render(result, reads), end="")
+    report.write(result, wanted, reads)
+    return 0

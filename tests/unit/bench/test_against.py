@@ -1,0 +1,167 @@
+"""Two servers in turns: started, measured, ended; and what goes wrong with them."""
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gb10 import cli
+from gb10.bench import against, results
+from gb10.bench.words import told
+
+STAND_IN = Path(__file__).parent / "stand_in.py"
+QUICK = ["--tokens", "16", "--repeat", "3", "--long", "0", "--texts", "prose", "--concurrency", "2"]
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+    return port
+
+
+def command(port: int, gap: float) -> list[str]:
+    # The shell keeps the server as its child, and --port is what the command is asked for.
+    program = shlex.join([sys.executable, str(STAND_IN), str(port), str(gap)])
+    return ["sh", "-c", f"{program}; exit 3", "name", "--port", str(port)]
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_two_servers_in_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    slow, quick = free_port(), free_port()
+    words = ["--out", str(tmp_path / "out"), "--logs", str(tmp_path / "logs")]
+    other = ["--against", shlex.join(command(slow, 0.06))]
+    assert cli.main(["bench", "run", *other, *QUICK, *words, "--", *command(quick, 0.01)]) == 0
+    printed = capsys.readouterr()
+    assert not listens(slow) and not listens(quick)
+    began = [line[:11] for line in printed.err.splitlines() if line.startswith("turn ")]
+    assert began == ["turn 1 of A", "turn 1 of B", "turn 2 of A", "turn 2 of B"]
+    rows = [line for line in printed.out.splitlines() if "decode, tok/s" in line]
+    assert len(rows) == 1 and rows[0].endswith("B is faster")
+    for name in ("a", "b"):
+        found = results.load(tmp_path / "out" / f"{name}.json")
+        assert [turn["turn"] for turn in found.turns] == [1, 2]
+        assert [len(point.repeats) for point in found.points] == [6, 6]
+    logs = sorted(path.name for path in (tmp_path / "logs").iterdir())
+    assert logs == ["A-1.log", "A-2.log", "B-1.log", "B-2.log"]
+    assert "a line of the stand-in's log" in (tmp_path / "logs" / "B-2.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("other", "ours", "words"),
+    [
+        (
+            "sh -c 'echo no memory >&2; exit 7'",
+            "true",
+            "A's server ended with status 7 before it answered: no mem",
+        ),
+        (
+            "sleep 60",
+            "true",
+            "A's server does not answer at http://127.0.0.1:8000 after 1 s: it wrote nothing",
+        ),
+        ("no-such-program serve", "true", "A's command 'no-such-program' is no program here"),
+        ("sh 'open", "true", "cannot be read: No closing quotation"),
+        ("true", "", "B has no command"),
+        ("true --port many", "true", "A's --port 'many' is none between 1 and 65535"),
+        ("true", "true --port=70000", "B's --port '70000' is none"),
+    ],
+)
+def test_what_cannot_be_started_is_one_line(
+    other: str, ours: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if listens(against.PORT):
+        pytest.skip("something else listens on port 8000")
+    out = tmp_path / "out"
+    given = ["--against", other, *QUICK, "--start-limit", "1", "--out", str(out)]
+    assert cli.main(["bench", "run", *given, "--", *shlex.split(ours)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert words in lines[-1] and lines[-1].startswith("gb10: error: ")
+    assert all(line.startswith("turn ") for line in lines[:-1])
+    assert not out.exists()
+
+
+def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        one.listen()
+        port = one.getsockname()[1]
+        given = ["--against", f"true --port {port}", *QUICK]
+        assert cli.main(["bench", "run", *given, "--", "true"]) == 2
+    assert f"port {port} is taken before A starts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_the_server_too(number: signal.Signals, tmp_path: Path) -> None:
+    port = free_port()
+    given = ["--against", shlex.join(command(port, 0.2)), "--out", str(tmp_path / "out"), *QUICK]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gb10", "bench", "run", *given, "--", "true"],
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background, SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+    )
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if line.startswith("measuring"):
+                break
+        assert listens(port)
+        process.send_signal(number)
+        assert process.wait(timeout=30) == 130
+    finally:
+        process.kill()
+        process.stderr.close()
+    end = time.monotonic() + 10
+    while listens(port) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not listens(port)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("vllm serve M --api-key secret --port 1", "vllm serve M --api-key *** --port 1"),
+        ("vllm serve M --api-key='a secret' -x", "vllm serve M --api-key=*** -x"),
+        (
+            """bench run --against 'vllm serve --hf-token secret' -- x""",
+            "bench run --against 'vllm serve --hf-token ***' -- x",
+        ),
+        ("serve --api-keys", "serve --api-keys"),
+    ],
+)
+def test_secrets_are_not_told(command: str, shown: str) -> None:
+    assert told(command) == shown
+
+
+def test_ports_of_commands() -> None:
+    for words, port in (
+        ("true", 8000),
+        ("true --port 9000", 9000),
+        ("true --port=9000", 9000),
+        ("true --port 1 --port 9001", 9001),
+        ("true --port", 8000),
+    ):
+        assert against.server("A", words).port == port
+
+
+def test_options_after_the_dashes_are_the_servers(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--texts` of this command takes several values; a server's of that name is not touched."""
+    ours = ["no-such-program", "--texts", "a", "b", "--port", "9", "it's"]
+    assert cli.main(["bench", "run", "--against", "true", *QUICK, "--", *ours]) == 2
+    assert "B's command 'no-such-program' is no program" in capsys.readouterr().err
+    assert json.loads(json.dumps(shlex.split(shlex.join(ours)))) == ours
+    assert os.environ.get("PATH")
