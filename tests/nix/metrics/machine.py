@@ -159,6 +159,8 @@ def look(prometheus: Prometheus, url: str) -> None:
     try:
         ratio = "gb10:decode_step:bandwidth_ratio"
         seen("the share of the bandwidth is there", bool(wait(150, lambda: prometheus.query(ratio))))
+        several = "gb10:decode_step:sequences > 1.5"
+        seen("two clients are two sequences of a step", bool(wait(90, lambda: prometheus.query(several))))
         for title, expression in expressions():
             found = prometheus.query(expression)
             empty = any(name in expression for name in NOTHING_TO_SHOW)
