@@ -3,7 +3,8 @@
 
 usage: tests/nix/metrics/machine.py COMMAND...
 
-COMMAND starts the server, such as ./nixw run .#serve -- ; it gets --port and --api-key. Needs prometheus and
+COMMAND starts the server, such as ./nixw run .#serve -- ; it gets --port and --api-key. With
+--speculative-config in it acceptance must have data, too. Needs prometheus and
 promtool (Debian's package prometheus, whose service need not run). Prometheus and the server listen on
 loopback. One line for each thing that was seen; exit status 1 where something was not.
 """
@@ -32,8 +33,8 @@ KEY = "the-key-of-the-test"
 START = 600.0
 """Seconds for a start on a busy machine."""
 
-NOTHING_TO_SHOW = ("gb10:drafts:accepted_ratio",)
-"""The demo model is served without drafts."""
+OF_DRAFTS = ("gb10:drafts:accepted_ratio",)
+"""Empty where the server has no drafts."""
 
 failed = 0
 
@@ -150,8 +151,8 @@ def complete(url: str, stop: threading.Event) -> None:
         get(f"{url}/v1/completions", KEY, body)
 
 
-def look(prometheus: Prometheus, url: str) -> None:
-    """What must be seen of a server that answers requests."""
+def look(prometheus: Prometheus, url: str, drafts: bool) -> None:
+    """What must be seen of a server that answers requests, with ``drafts`` or without."""
     stop = threading.Event()
     clients = [threading.Thread(target=complete, args=(url, stop)) for _ in range(2)]
     for client in clients:
@@ -163,7 +164,7 @@ def look(prometheus: Prometheus, url: str) -> None:
         seen("two clients are two sequences of a step", bool(wait(90, lambda: prometheus.query(several))))
         for title, expression in expressions():
             found = prometheus.query(expression)
-            empty = any(name in expression for name in NOTHING_TO_SHOW)
+            empty = not drafts and any(name in expression for name in OF_DRAFTS)
             seen(f"{'nothing' if empty else 'data'}: {title}: {expression}", bool(found) != empty, found)
         for name in ("seconds", "sequences", "read_bytes", "bandwidth_ratio"):
             for one in prometheus.query(f"gb10:decode_step:{name}"):
@@ -209,7 +210,7 @@ def main(command: list[str]) -> int:
             seen("the target is up, with the key", bool(wait(20, lambda: prometheus.up("1"))))
             seen("without the key 401", get(f"{url}/metrics")[0] == 401)
             if process.poll() is None:
-                look(prometheus, url)
+                look(prometheus, url, "--speculative-config" in command)
                 kill_engine(prometheus, process, log)
     return failed > 0
 

@@ -109,7 +109,7 @@ def built(folders: dict[str, Path], registered: None) -> dict[str, dict[str, Any
         capture_output=True,
         text=True,
         env={**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"},
-        timeout=600,
+        timeout=850,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
@@ -167,7 +167,7 @@ def test_vllms_model_says_what_is_not_there(tmp_path: Path, registered: None) ->
         capture_output=True,
         text=True,
         env={**os.environ, "VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"},
-        timeout=600,
+        timeout=850,
         check=True,
     )
     found = json.loads(done.stdout.splitlines()[-1])
