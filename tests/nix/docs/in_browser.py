@@ -204,7 +204,10 @@ def _found(tab: Tab, word: str) -> list[str]:
     middle = {"x": place["x"] + place["width"] / 2, "y": place["y"] + place["height"] / 2}
     for kind in ("mousePressed", "mouseReleased"):
         tab.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **middle)
-    tab.call("Input.insertText", text=word)
+    # The page looks at the word when a key is let go.
+    for letter in word:
+        tab.call("Input.dispatchKeyEvent", type="keyDown", key=letter, text=letter)
+        tab.call("Input.dispatchKeyEvent", type="keyUp", key=letter)
     tab.until(lambda: bool(tab.value(shown)), f"the search shows nothing for {word}")
     tab.pause(0.5)
     links: list[str] = tab.value(shown)
