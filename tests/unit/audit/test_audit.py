@@ -380,6 +380,23 @@ def test_what_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert f"lacks {file.name}, which its index names" in refused(capsys, str(torn))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("num_experts_per_tok", value) for value in (0, 9, -2, 2.5, True, "2")),
+        *(("num_hidden_layers", value) for value in (0, "two", 1e400)),
+        ("num_key_value_heads", -1),
+        ("head_dim", "64"),
+    ],
+)
+def test_a_count_that_is_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: object
+) -> None:
+    """Each of these gave figures once, of something else."""
+    folder = write(tmp_path / "odd", Published(GPT_OSS | {key: value}, gpt_oss()))
+    assert f"has {key} {value}, " in refused(capsys, str(folder))
+
+
 def test_options_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(write(tmp_path / "plain", SMALL["plain"][0]))
     assert "plain takes at most 40960 tokens" in refused(capsys, folder, "--context", "40961")

@@ -10,6 +10,10 @@ from hypothesis import strategies as st
 from gb10.doctor import forms
 from gb10.doctor.facts import Cpu, Driver, Gpu, Network, Rdma
 
+# What no machine has is refused.
+st.register_type_strategy(int, st.integers(-(1 << 63) + 1, (1 << 63) - 1))
+st.register_type_strategy(float, st.floats(-9e18, 9e18))
+
 GPU = {"name": "NVIDIA GB10", "capability": [12, 1], "memory": 1, "unified": True}
 
 
@@ -36,6 +40,8 @@ def test_defaults_and_nested_ones() -> None:
         ({"capability": 12}, "capability is not a list"),
         ({"held": [1]}, "held.0 is not text"),
         ({"power": "4.6"}, "power is not a number"),
+        ({"power": float("inf")}, "power is not a number"),
+        ({"memory": 1 << 63}, "memory is not a whole number"),
         ({"colour": "gold"}, "colour is no field that is known"),
     ],
 )

@@ -161,18 +161,43 @@ def test_toml_to_stdout_and_what_is_left_to_stderr(
 def test_values_that_toml_writes_in_another_way(tmp_path: Path) -> None:
     command = (
         "  vllm serve org/name --override-generation-config "
-        """'{{"a b": [1, 2.5, true, null], "c": "q\\"\\\\ü"}}' --allowed-origins '["*"]' -cc.mode 3 """
-        "--chat-template-content-format string --seed 7 --swap 0.5 -O3\n"
+        """'{{"a b": [1, 2.5, true, null], "c": "q\\"\\\\ü"}}' """
+        "--chat-template-content-format string --seed 7 -O3\n"
     )
     text = EUGR[: EUGR.index("  vllm serve")] + command
     recipe, left = made(tmp_path, text.replace("null", '"null"'))
     assert recipe.serve["override-generation-config"] == {"a b": [1, 2.5, True, "null"], "c": 'q"\\ü'}
-    assert recipe.serve["compilation-config"] == {"mode": 3}
-    assert (recipe.serve["seed"], recipe.serve["swap"]) == (7, 0.5)
-    assert recipe.serve["optimization-level"] == 3
+    assert (recipe.serve["seed"], recipe.serve["optimization-level"]) == (7, 3)
     recipe, left = made(tmp_path, text)
     assert "override-generation-config" not in recipe.serve
     assert any(line.startswith("--override-generation-config ") and "null" in line for line in left)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--tool-parser-plugin /tmp/code.py",
+        "--middleware some.Module",
+        "--logits-processors some:Thing",
+        "--worker-cls some.Worker",
+        "--allowed-local-media-path /",
+        "--chat-template /etc/passwd",
+        "--compilation-config.backend some.module",
+        "--trust-remote-cod",
+        "--api-ke secret-word",
+        "--hf-token secret-word",
+        "--allowed-origins '[\"*\"]'",
+    ],
+)
+def test_what_loads_code_opens_files_or_is_secret_stays_behind(tmp_path: Path, words: str) -> None:
+    command = f"  vllm serve org/name {words} --seed 7\n"
+    recipe, left = made(tmp_path, EUGR[: EUGR.index("  vllm serve")] + command)
+    assert recipe.serve == {"seed": 7}
+    option = words.partition(" ")[0]
+    assert any(line.startswith(option) for line in left) and "secret-word" not in "".join(left)
+    (tmp_path / "mine.toml").write_text(recipe.text.replace("seed = 7", f"{option.lstrip('-')} = 7"))
+    with pytest.raises(UserError, match="cannot be set by a recipe"):
+        recipes.load(str(tmp_path / "mine.toml"))
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,33 @@ _COMPONENTS = {
 _RECURRENT = frozenset({"A_log", "D", "dt_bias", "conv1d", "norm"})
 """What a Mamba mixer has beside its projections."""
 
+_TOP = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts")
+_COUNTS = (
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim"),
+    *_TOP,
+)
+"""Of config.json: what the sums are made with."""
+
 _SIXTEEN = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
+
+
+def _check_counts(checkpoint: Checkpoint) -> None:
+    """Raise UserError for a count of config.json that is none; some models list one for each layer."""
+    for key in _COUNTS:
+        value = checkpoint.text.get(key)
+        counts = value if isinstance(value, list) else [value]
+        if value is not None and not all(
+            type(one) is int and one >= isinstance(value, int) for one in counts
+        ):
+            raise UserError(
+                f"config.json of {checkpoint.name} has {key} {str(value)[:40]}, which is no number of them; "
+                "take the checkpoint's own config.json"
+            )
+        if key in _TOP and type(value) is int and checkpoint.experts and value > checkpoint.experts:
+            raise UserError(
+                f"config.json of {checkpoint.name} has {key} {value}, and {checkpoint.experts} experts; take "
+                "the checkpoint's own config.json"
+            )
 
 
 def target(formats: Formats, dense: str = words.KEEP, head: str = words.KEEP) -> routing.Target:
@@ -160,6 +186,7 @@ def read_model(checkpoint: Checkpoint, formats: Formats) -> Model:
             f"model {checkpoint.name} has no safetensors files{more}, and only their headers say what it "
             "holds; convert it, or take a checkpoint in safetensors"
         )
+    _check_counts(checkpoint)
     spark = target(formats)
     cache = size.cache_shape(checkpoint.config, max(spark.kv_bits // 8, 1))
     parts = tuple(_parts(checkpoint, formats, _chosen(checkpoint, formats)))
@@ -168,8 +195,7 @@ def read_model(checkpoint: Checkpoint, formats: Formats) -> Model:
     }
     one = layer_state(checkpoint, formats.model_dtype)
     state = cache.per_sequence if one is None or not recurrent else one * len(recurrent)
-    read = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts")
-    top = next((n for key in read if isinstance(n := checkpoint.text.get(key), int) and n > 0), 0)
+    top = next((n for key in _TOP if isinstance(n := checkpoint.text.get(key), int) and n > 0), 0)
     experts = checkpoint.experts or 0
     return Model(
         checkpoint.label,

@@ -14,12 +14,15 @@ from typing import Any
 
 from gb10.errors import UserError
 from gb10.files import read_bytes
-from gb10.recipes.recipe import NOT_HERE, SIZES
+from gb10.recipes.recipe import SIZES, forbidden
 from gb10.serve.vllm_arguments import VllmArguments, option_name, with_dashes
 
 _LARGEST = 1 << 20
 _EXPORT = re.compile(r"(?:export\s+)?([A-Za-z_]\w*)=(.*)")
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
+_SECRET = re.compile(r"api-k|hf-t|key|token$|secret|passw|credential", re.IGNORECASE)
+"""Names of options and variables whose values are not repeated; an option's may lack its end."""
+
 _OURS = {
     "--gpu-memory-utilization": "gb10 computes it from what is free",
     "--attention-backend": "gb10 chooses it, or vLLM does (--route)",
@@ -149,8 +152,8 @@ def _options(words: list[str], left: list[str]) -> dict[str, Any]:
         key = name.removeprefix("--")
         if name in _OURS:
             left.append(f"{shown}: {_OURS[name]}")
-        elif key in NOT_HERE:
-            left.append(f"{shown}: {NOT_HERE[key]}")
+        elif name.startswith("--") and (why := forbidden(key)) is not None:
+            left.append(f"{plain if _SECRET.search(plain) else shown}: {why}")
         elif not _in_toml(_value(values)):
             left.append(f"{shown}: TOML has no such value (null)")
         elif not name.startswith("--"):
@@ -255,7 +258,8 @@ def read(path: Path) -> Imported:
     if not _HUB.fullmatch(model):
         raise UserError(f"{path}: {model or 'nothing'!r} is not a name of the hub (org/name)")
     left += [
-        f"{name}={value}: set it yourself if it is meant" for name, value in {**variables, **exported}.items()
+        f"{name}={'...' if _SECRET.search(name) else value}: set it yourself if it is meant"
+        for name, value in {**variables, **exported}.items()
     ]
     size = memory if memory in SIZES else max(SIZES)
     if memory != size:

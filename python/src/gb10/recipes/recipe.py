@@ -36,6 +36,33 @@ NOT_HERE = {
 }
 """Options that a recipe must not have, and why."""
 
+ALLOWED = frozenset(
+    (
+        *("async-scheduling", "block-size", "chat-template-content-format", "cudagraph-capture-sizes"),
+        *("default-chat-template-kwargs", "dense", "draft-vocab", "dtype", "enable-auto-tool-choice"),
+        *("enable-chunked-prefill", "enable-expert-parallel", "enable-flashinfer-autotune"),
+        *("enable-prefix-caching", "engine", "generation-config", "head", "kv-cache-dtype"),
+        *("language-model-only", "limit-mm-per-prompt", "long-prefill-token-threshold", "mamba-block-size"),
+        *("mamba-cache-dtype", "mamba-cache-mode", "mamba-ssm-cache-dtype", "max-cudagraph-capture-size"),
+        *("max-long-partial-prefills", "max-model-len", "max-num-batched-tokens"),
+        *("max-num-partial-prefills", "max-num-seqs", "optimization-level", "override-generation-config"),
+        *("performance-mode", "pipeline-parallel-size", "reasoning-parser", "scheduling-policy", "seed"),
+        *("served-model-name", "speculative-config", "stream-interval", "tensor-parallel-size"),
+        *("tool-call-parser",),
+    )
+)
+"""Options that a recipe may have: what a model is computed with, and how it is asked. Recipes come from other
+people, and there are options that load code of any name, open files to who asks, or send data elsewhere."""
+
+
+def forbidden(name: str) -> str | None:
+    """Why a recipe must not have the option ``name``; None where it may."""
+    if name in NOT_HERE:
+        return NOT_HERE[name]
+    plain = name.removeprefix("no-")
+    return None if name in ALLOWED or plain in ALLOWED else "it is none that a recipe may set; the user may"
+
+
 SIZES = (64, 128)
 """Sparks, by their memory in GB as they are sold."""
 
@@ -166,8 +193,8 @@ def _options(table: _Table, key: str, default: Mapping[str, Any] | None = None) 
             table.refuse(
                 f"{key}: {name!r} is no option; write it as on the command line, without dashes in front"
             )
-        if name in NOT_HERE:
-            table.refuse(f"{key}: {name} cannot be set by a recipe: {NOT_HERE[name]}")
+        if (why := forbidden(name)) is not None:
+            table.refuse(f"{key}: {name} cannot be set by a recipe: {why}")
         if not _is_value(value):
             table.refuse(f"{key}: {name} has no value that an option can have: {_shown(value)}")
     context = options.get("max-model-len", 1)
