@@ -195,6 +195,9 @@ def _options(table: _Table, key: str, default: Mapping[str, Any] | None = None) 
             )
         if (why := forbidden(name)) is not None:
             table.refuse(f"{key}: {name} cannot be set by a recipe: {why}")
+        texts = [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, str)]
+        if dashed := [part for part in texts if part.startswith("-")]:
+            table.refuse(f"{key}: {name}: {_shown(dashed[0])} would be read as another option")
         if not _is_value(value):
             table.refuse(f"{key}: {name} has no value that an option can have: {_shown(value)}")
     context = options.get("max-model-len", 1)
