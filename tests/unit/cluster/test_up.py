@@ -1,6 +1,7 @@
 """``gb10 cluster up``: shell scripts as nodes. What is started in which order, and that all end together."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -292,6 +293,20 @@ def test_silence_ends_a_node() -> None:
     assert process.poll() is None
     assert process.wait(10) == 128 + signal.SIGTERM
     assert time.monotonic() - began > 4.0
+
+
+def test_an_end_before_the_group_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What starts the node has not come to its session yet, and is all that a signal can reach."""
+    slow = tmp_path / "setsid"
+    slow.write_text(f'#!/bin/sh\nsleep 1\nexec {shutil.which("setsid")} "$@"\n')
+    slow.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    process = _guarded(["touch", str(tmp_path / "ran")])
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(10) == 128 + signal.SIGTERM
+    time.sleep(1.5)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_what_a_node_left_in_its_group_goes_too(tmp_path: Path) -> None:

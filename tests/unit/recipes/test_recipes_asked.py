@@ -6,12 +6,14 @@ from collections.abc import Iterator
 import pytest
 
 from gb10 import recipes
-from gb10.recipes.recipe import Machine, Recipe, parse
+from gb10.recipes.recipe import ALLOWED, Machine, Recipe, parse
 
 if importlib.util.find_spec("vllm") is None:
     pytest.skip("vLLM is not installed", allow_module_level=True)
 
 from gb10.recipes import asked
+from gb10.serve import launch
+from gb10.serve.settings import ROWS
 
 CODER = "qwen3-coder-next"
 NEXT = "qwen3-next-80b-a3b"
@@ -43,7 +45,6 @@ def changed(name: str, old: str, new: str) -> tuple[Recipe, Machine]:
         ("qwen3.8-27b", 'parser = "qwen3"', 'parser = "qwen9"', "vLLM has no reasoning parser qwen9"),
         (CODER, "choice = true", "choice = false", "without enable-auto-tool-choice does nothing"),
         (CODER, 'dtype = "fp8"', 'dtype = "fp9"', "vLLM's arguments: argument --kv-cache-dtype"),
-        (CODER, "enable-prefix-caching = true", "enable-prefix-cash = true", "neither gb10 nor vLLM knows"),
         (CODER, "max-num-seqs = 8", "max-num-seqs = 0", "--max-num-seqs"),
         (NEXT, '"mtp"', '"mtq"', "vLLM has no method 'mtq'"),
         (
@@ -58,3 +59,11 @@ def test_control_a_wrong_one_is_told(name: str, old: str, new: str, says: str) -
     found = list(asked.problems(*changed(name, old, new)))
     assert any(says in one for one in found), found
     assert all("\n" not in one for one in found)
+
+
+def test_what_a_recipe_may_set_is_there() -> None:
+    """By vLLM's own parser, or as a setting of gb10's."""
+    known, _ = launch.options()
+    own = {row.name for row in ROWS.values()}
+    assert [name for name in sorted(ALLOWED) if f"--{name}" not in known and f"--{name}" not in own] == []
+    assert {"--enable-prefix-caching", "--dense"} <= known.keys() | own

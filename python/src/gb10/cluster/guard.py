@@ -21,22 +21,24 @@ GRACE = 9
 """Seconds from SIGTERM to SIGKILL: ``gb10 serve`` takes up to 8 to end its vLLM."""
 
 # $1: silence, $2: grace; then the command. `exec 3<&0`: what runs in the background has no other input.
-# setsid forks nothing here: what a shell without job control starts leads no group.
+# setsid forks nothing here: what a shell without job control starts leads no group. Until it has made the
+# group there is none that a signal could go to, and it goes to the process.
 _SHELL = """\
 silence=$1 grace=$2
 shift 2
 exec 3<&0 </dev/null
 setsid "$@" 3<&- &
 node=$!
+tell() { kill -s "$1" -- "-$node" || kill -s "$1" "$node"; }
 echo STARTED
 {
   while [ -n "$(timeout "$silence" head -c 1 <&3)" ]; do :; done
-  kill -s TERM -- "-$node"
-  while [ "$grace" -gt 0 ] && kill -s 0 -- "-$node"; do
+  tell TERM
+  while [ "$grace" -gt 0 ] && tell 0; do
     sleep 1
     grace=$((grace - 1))
   done
-  kill -s KILL -- "-$node"
+  tell KILL
 } 2>/dev/null &
 watch=$!
 wait "$node" 2>/dev/null
