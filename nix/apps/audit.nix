@@ -3,13 +3,7 @@
 { pkgs }:
 
 let
-  environment = pkgs.gb10.environment {
-    name = "gb10-audit-env";
-    description = "vLLM for the CPU with gb10 and what draws plots, as a virtual environment";
-    wheels = pkgs.gb10.wheels.report // pkgs.gb10.wheels.cpu;
-    extra = [ pkgs.gb10.package ];
-    isolated = true;
-  };
+  environment = import ./drawing.nix { inherit pkgs; };
 in
 pkgs.writeShellApplication {
   name = "audit";

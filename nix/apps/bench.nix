@@ -4,13 +4,7 @@
 { pkgs }:
 
 let
-  environment = pkgs.gb10.environment {
-    name = "gb10-bench-env";
-    description = "What `gb10 bench` imports: vLLM's client and matplotlib";
-    wheels = pkgs.gb10.wheels.report // pkgs.gb10.wheels.cpu;
-    extra = [ pkgs.gb10.package ];
-    isolated = true;
-  };
+  environment = import ./drawing.nix { inherit pkgs; };
 in
 pkgs.writeShellApplication {
   name = "bench";

@@ -64,10 +64,7 @@ in
   );
   unit-predict = unit "predict" (
     sets.serve
-    ++ sets.gb10 [
-      "audit"
-      "predict"
-    ]
+    ++ sets.gb10 [ "predict" ]
     ++ sets.lab [
       "__init__.py"
       "predict"
@@ -81,12 +78,7 @@ in
     ]
   );
   unit-recipes = unit "recipes" (
-    sets.serve
-    ++ sets.gb10 [
-      "audit"
-      "predict"
-    ]
-    ++ [ ../../docs/recipes.md ]
+    sets.serve ++ sets.gb10 [ "predict" ] ++ [ ../../docs/recipes.md ]
   );
   unit-routing = unit "routing" (
     sets.plugin
