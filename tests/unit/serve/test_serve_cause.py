@@ -243,6 +243,25 @@ def test_a_rank_that_ray_lost() -> None:
     assert lost_rank(RAY_LOST[:2]) is None and lost_rank(RAY_LOST[3:]) is None
 
 
+def test_a_rank_whose_peer_was_first_to_say_so() -> None:
+    """vLLM ends over the peer's error, and its executor has no time to name the rank."""
+    worker = (
+        "\x1b[36m(CpuRayWorkerProc pid={0}{1})\x1b[0m (Worker pid={0}) INFO 11-28 02:12:23 [parallel_state.py"
+    )
+    ranks = [
+        worker.format(21168, ", ip=10.77.0.2") + ":2350] rank 1 in world size 2 is assigned as DP rank 0",
+        worker.format(689, "") + ":2350] rank 0 in world size 2 is assigned as DP rank 0",
+    ]
+    ended = CORE + "RuntimeError: Worker failed with error 'Connection reset by peer'"
+    said = (
+        "rank 1 (process 21168 on 10.77.0.2) died under Ray; the log of that node's gb10 serve may say more"
+    )
+    # Ray passes on what a rank wrote when it comes to it.
+    assert lost_rank([*ranks, RAY_LOST[0], ended]) == lost_rank([ended, RAY_LOST[0], *ranks]) == said
+    assert lost_rank([ranks[1], RAY_LOST[0], ended]) is None
+    assert lost_rank([*ranks, ended]) is None
+
+
 def test_what_rays_workers_write_is_read_as_vllms() -> None:
     ray = "\x1b[36m(CpuRayWorkerProc pid=2, ip=10.77.0.2)\x1b[0m "
     assert last_error([ray + CORE + "ValueError: no such kernel"]) == "ValueError: no such kernel"

@@ -58,6 +58,11 @@ _LOST_WORKER = re.compile(
 )
 """What vLLM's executor and Ray itself say of a rank that is gone."""
 
+_RANK = re.compile(
+    r"\(Worker\S* pid=(?P<pid>\d+)\) .*\[parallel_state\.py:\d+\] rank (?P<rank>\d+) in world size"
+)
+"""What a rank says of itself."""
+
 _STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
 _KILLER = "the kernel killed a process for want of memory"
 _SAYS = {
@@ -134,15 +139,27 @@ def last_error(lines: Iterable[str]) -> str | None:
 
 
 def lost_rank(lines: Iterable[str]) -> str | None:
-    """Which rank Ray lost, and where it ran, as far as the log says; None if it lost none."""
-    rank, where = None, {}
+    """Which rank Ray lost, and where it ran, as far as the log says; None if it lost none.
+
+    Another rank may find its peer gone before vLLM's executor does, and vLLM ends over that. Then Ray's word
+    on a process counts, if a rank said that it is that one: Ray loses others as well.
+    """
+    rank = None
+    lost: list[dict[str, str]] = []
+    ranks: dict[str, str] = {}
     for line in lines:
         if found := _LOST_RANK.search(line):
             rank = found["rank"]
         if found := _LOST_WORKER.search(line):
-            where = found.groupdict()
+            lost.append(found.groupdict())
+        if found := _RANK.search(line):
+            ranks[found["pid"]] = found["rank"]
+    where = lost[-1] if lost else None
     if rank is None:
-        return None
+        where = next((one for one in lost if one["pid"] in ranks), None)
+        if where is None:
+            return None
+        rank = ranks[where["pid"]]
     at = " (process {pid} on {address})".format_map(where) if where else ""
     return f"rank {rank}{at} died under Ray; the log of that node's gb10 serve may say more"
 
