@@ -48,8 +48,14 @@ in
     "test_incomplete"
     "test_serve"
   ] [ ../../tests/confined ];
-  e2e-nodes = e2e "nodes" [ "test_nodes" ] [ ];
-  e2e-ray = e2eWith serve-ray "ray" [ "test_ray" ] [ ];
+  e2e-nodes = e2e "nodes" [
+    "node_pair"
+    "test_nodes"
+  ] [ ];
+  e2e-ray = e2eWith serve-ray "ray" [
+    "node_pair"
+    "test_ray"
+  ] [ ];
   e2e-numerics = e2e "numerics" [
     "test_engine_layers"
     "test_fused_scales"

@@ -45,7 +45,6 @@ rec {
       "audit"
       "cli.py"
       "cluster"
-      "destination.py"
       "doctor"
       "recipes"
       "routing"

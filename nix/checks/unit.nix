@@ -22,7 +22,6 @@ in
       "__main__.py"
       "bench"
       "cli.py"
-      "destination.py"
       "machine"
     ]
   );

@@ -64,23 +64,41 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def destination(target: Path, option: str = "") -> Path:
+    """The place of a file to be written: behind a link, what that leads to. ``option``: what named it.
+
+    Raises UserError for a device, a pipe or a folder: a file in their place would take them away from
+    everybody.
+    """
+    try:
+        kind = irregular(target.stat())
+    except OSError:
+        # What cannot be looked at is not there, or cannot be written: who writes it says so.
+        kind = None
+    if kind is not None:
+        raise UserError(f"{option} {target}".strip() + f": it is {kind}, not a file; give a file")
+    return Path(os.path.realpath(target))
+
+
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """Give a temporary file beside `target`, which takes its name (mode 0644) when the block ends well.
+    """Give a temporary file, which takes the place of `target` (`destination`) when the block ends well.
 
-    It has the ending of `target`: some writers choose the format by it.
+    It has the ending of `target`: some writers choose the format by it. Mode: that of the file that was
+    there, else 0644.
 
     Raises UserError when it cannot be written.
     """
+    place = destination(target)
     part = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.stem}.", suffix=target.suffix, dir=target.parent)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{place.stem}.", suffix=target.suffix, dir=place.parent)
         os.close(handle)
         part = Path(name)
         yield part
-        part.chmod(_FILE_MODE)
-        part.rename(target)
+        part.chmod(stat.S_IMODE(place.stat().st_mode) if place.exists() else _FILE_MODE)
+        part.rename(place)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
     finally:

@@ -153,10 +153,11 @@ def test_a_record_steers_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "none").touch()
     assert main(["doctor", "--quick", "--record", str(tmp_path / "none" / "x.json")]) == 2
     printed = capsys.readouterr()
-    assert printed.out == "" and "No such file or directory" in printed.err
-    assert not (tmp_path / "none").exists()
+    assert printed.out == "" and "Not a directory" in printed.err
+    assert (tmp_path / "none").read_bytes() == b""
 
 
 @pytest.mark.parametrize("options", [["--quick"], ["--port", "8001"], ["--record", "x"]])

@@ -18,9 +18,8 @@ from gb10.audit.model import (
     STATE,
 )
 from gb10.audit.report import Audit
-from gb10.destination import destination
 from gb10.errors import UserError
-from gb10.files import replacing
+from gb10.files import destination, replacing
 
 _BARS = (("as shipped", KEEP), ("--dense fp8\n--head fp8", FP8), ("--dense nvfp4\n--head nvfp4", NVFP4))
 _COLOURS = {
@@ -41,10 +40,7 @@ def check(file: Path) -> None:
     """Raise UserError where `draw` cannot work: better before the model is read than after."""
     if file.suffix != ".svg":
         raise UserError(f"--plot {file} is not named .svg")
-    try:
-        destination(file)
-    except OSError as error:
-        raise UserError(f"--plot {file}: {error.strerror}; give a file") from None
+    destination(file, "--plot")
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError("--plot needs matplotlib, which `nix run .#audit` has; use that, or leave it out")
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from gb10.bench import formats, page, plots
 from gb10.bench.results import Result
 from gb10.bench.table import Reads
-from gb10.destination import destination
 from gb10.errors import UserError
-from gb10.files import replacing, write_json
+from gb10.files import destination, replacing, write_json
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,7 @@ def outputs(json: Path | None, html: Path | None, others: Sequence[str] | None) 
         found.append((name, Path(file)))
     files = [path for path in (json, html, *(path for _, path in found)) if path is not None]
     for path in files:
-        try:
-            destination(path)
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}; give a file") from None
+        destination(path)
         if files.count(path) > 1:
             raise UserError(f"{path} is asked for twice; give each a file of its own")
     if html is not None:

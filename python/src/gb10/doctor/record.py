@@ -5,18 +5,15 @@ import getpass
 import json
 import os
 import re
-import shutil
 import socket
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from gb10.destination import destination
 from gb10.doctor import forms
 from gb10.doctor.facts import SCHEMA, Facts
 from gb10.doctor.folders import CACHE, LOGS, MODELS, ROLES
 from gb10.errors import UserError
-from gb10.files import open_regular
+from gb10.files import destination, open_regular, write_json
 
 _ADDRESSES = re.compile(
     r"\b(?:\d{1,3}\.){3}\d{1,3}\b|\b(?:[0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}\b|"
@@ -78,21 +75,11 @@ def anonymous(facts: Facts) -> dict[str, Any]:
 
 def write(facts: Facts, path: Path) -> None:
     """Write a record, whole or not at all. Raises UserError where it cannot be."""
+    destination(path, "--record")
     try:
-        place = destination(path)
-        handle, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(anonymous(facts), file, indent=1)
-                file.write("\n")
-            if place.exists():
-                shutil.copymode(place, name)
-            Path(name).replace(place)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise UserError(f"--record {path}: {error.strerror}; give a file in a folder that is yours") from None
+        write_json(path, anonymous(facts), indent=1)
+    except UserError as error:
+        raise UserError(f"--record: {error}; give a file in a folder that is yours") from None
 
 
 def _sensible(facts: Facts) -> None:
