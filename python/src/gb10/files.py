@@ -99,6 +99,8 @@ def replacing(target: Path) -> Iterator[Path]:
         yield part
         part.chmod(stat.S_IMODE(place.stat().st_mode) if place.exists() else _FILE_MODE)
         part.rename(place)
+    except FileExistsError as error:
+        raise UserError(f"cannot write {target}: {error.filename} is not a folder") from error
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror or error}") from error
     finally:

@@ -5,6 +5,7 @@ import stat
 from pathlib import Path
 
 import pytest
+
 from gb10.errors import UserError
 from gb10.files import replacing, write_json
 
@@ -45,7 +46,9 @@ def test_behind_a_link(tmp_path: Path, there: bool) -> None:
 
 @pytest.mark.parametrize("behind_a_link", [False, True])
 @pytest.mark.parametrize(
-    ("make", "kind"), [(os.mkfifo, r"a named pipe \(FIFO\)"), (Path.mkdir, "a folder")], ids=["pipe", "folder"]
+    ("make", "kind"),
+    [(os.mkfifo, r"a named pipe \(FIFO\)"), (Path.mkdir, "a folder")],
+    ids=["pipe", "folder"],
 )
 def test_no_file(tmp_path: Path, make: object, kind: str, behind_a_link: bool) -> None:
     assert callable(make)
@@ -63,7 +66,7 @@ def test_no_file(tmp_path: Path, make: object, kind: str, behind_a_link: bool) -
 def test_a_device_keeps_its_place() -> None:
     with pytest.raises(UserError, match="/dev/null: it is a device, not a file"):
         write_json(Path("/dev/null"), [])
-    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
 
 
 def test_what_fails_leaves_what_was_there(tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "none").touch()
     assert main(["doctor", "--quick", "--record", str(tmp_path / "none" / "x.json")]) == 2
     printed = capsys.readouterr()
-    assert printed.out == "" and "Not a directory" in printed.err
+    assert printed.out == "" and f"{tmp_path / 'none'} is not a folder" in printed.err
     assert (tmp_path / "none").read_bytes() == b""
 
 
