@@ -22,6 +22,7 @@ COMMANDS = {
     "quality-served": Command("gb10_lab.engine_bench.served:run", "Measure the KL of a served model."),
     "serve-check": Command("gb10_lab.engine_bench.serve_check:run", "Serve a model, from start to end."),
     "engine-compare": Command("gb10_lab.engine_bench.command:compare", "Set such runs beside each other."),
+    "shape": Command("gb10_lab.engine_bench.shape:run", "Make a full-size model's folder, without weights."),
     "two-nodes": Command("gb10_lab.two_nodes.command:run", "Serve on two nodes, and break things."),
 }
 

@@ -24,6 +24,7 @@ def test_help_lists_the_commands_and_imports_none() -> None:
         "quality-served",
         "serve-check",
         "engine-compare",
+        "shape",
         "two-nodes",
     ]
     assert [line.split()[0] for line in listed if line] == names
