@@ -586,11 +586,35 @@ def test_vllm_knows_every_backend_that_route_accepts() -> None:
 
 def test_an_option_of_vllm_stands_in_its_row() -> None:
     given = {"--attention-backend": "TRITON_ATTN", "--gdn-prefill-backend": "auto"}
-    overrides = routing.with_options(routing.Overrides(), given.get, Target((9, 0)))
+    overrides = routing.with_options(routing.Overrides(), given.get, {}, Target((9, 0)))
     assert (overrides.backends, overrides.options) == (
         {"attention": "triton_attn"},
         {"attention": "--attention-backend"},
     )
     by_route = routing.parse_overrides(["attention=flash_attn"], Target((9, 0)))
-    assert routing.with_options(by_route, given.get, Target((9, 0))).backends == {"attention": "flash_attn"}
-    assert not routing.with_options(routing.Overrides(), given.get, Target(None)).backends
+    assert routing.with_options(by_route, given.get, {}, Target((9, 0))).backends == {
+        "attention": "flash_attn"
+    }
+    assert not routing.with_options(routing.Overrides(), given.get, {}, Target(None)).backends
+
+
+@pytest.mark.parametrize(("value", "backend"), [("0", "torch"), ("1", "flashinfer"), ("", None), ("x", None)])
+def test_a_variable_of_vllm_stands_in_its_row(value: str, backend: str | None) -> None:
+    environment = {"VLLM_USE_FLASHINFER_SAMPLER": value}
+    nothing: dict[str, str] = {}
+    target = Target((9, 0), flashinfer=True)
+    overrides = routing.with_options(routing.Overrides(), nothing.get, environment, target)
+    assert overrides.backends == ({"sampling": backend} if backend else {})
+    rows = routing.apply_overrides(routing.table(target), overrides)
+    (row,) = (row for row in rows if row.operation == "sampling")
+    if backend == "torch":
+        assert (row.backend, row.whose, row.reason) == (
+            "torch",
+            "yours",
+            "set by VLLM_USE_FLASHINFER_SAMPLER",
+        )
+    by_route = routing.parse_overrides(["sampling=flashinfer"], target)
+    assert routing.with_options(by_route, nothing.get, environment, target).backends == {
+        "sampling": "flashinfer"
+    }
+    assert not routing.with_options(routing.Overrides(), nothing.get, environment, Target(None)).backends

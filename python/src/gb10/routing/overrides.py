@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gb10.errors import UserError
-from gb10.routing.rules import BY_NAME, CPU_MODE_VARIABLE, Operation, Target
+from gb10.routing.rules import BY_NAME, CPU_MODE_VARIABLE, SAMPLER_VARIABLE, Operation, Target
 from gb10.routing.table import Route, canonical
 from gb10.vllm_plugin.cuda.settings import Part
 
@@ -17,7 +17,7 @@ B12X_EXPERT_LIMIT = 512
 class Overrides:
     """What ``--route`` arguments become: vLLM arguments, variables, and the rows they change.
 
-    ``options``: the operations whose backend an option of vLLM's names instead, with that option.
+    ``options``: the operations whose backend an option or a variable of vLLM's names instead, with that one.
     """
 
     arguments: tuple[str, ...] = ()
@@ -90,19 +90,32 @@ def parse_overrides(texts: Iterable[str], target: Target, experts: int | None = 
 
 
 _BY_OPTION = {"attention": "--attention-backend", "gdn_prefill": "--gdn-prefill-backend"}
+_BY_VARIABLE = {"sampling": SAMPLER_VARIABLE}
 
 
-def with_options(overrides: Overrides, value: Callable[[str], str | None], target: Target) -> Overrides:
-    """``overrides`` and the backends chosen by options of vLLM; ``value`` gives what an option was given.
+def with_options(
+    overrides: Overrides,
+    value: Callable[[str], str | None],
+    environment: Mapping[str, str],
+    target: Target,
+) -> Overrides:
+    """``overrides`` and the backends chosen by options and variables of vLLM.
 
-    Words that no row knows (``auto``, a backend that a platform adds) change nothing.
+    ``value`` gives what an option was given. Words that no row knows (``auto``, a backend that a platform
+    adds) change nothing.
     """
     found = {name: (value(option) or "").lower() for name, option in _BY_OPTION.items()}
     found = {name: word for name, word in found.items() if word in BY_NAME[name].choices_on(target)}
+    for name in _BY_VARIABLE:
+        choices = BY_NAME[name].choices_on(target)
+        given = next((word for word in choices if dict(choices[word]).items() <= environment.items()), None)
+        if given is not None:
+            found[name] = given
+    names = _BY_OPTION | _BY_VARIABLE
     return replace(
         overrides,
         backends={**found, **overrides.backends},
-        options={name: _BY_OPTION[name] for name in found if name not in overrides.backends},
+        options={name: names[name] for name in found if name not in overrides.backends},
     )
 
 

@@ -253,7 +253,7 @@ def _route(
     target = _without_chosen(settings, target, overrides.backends)
     drafts = settings.passed_on.has("--speculative-config")
     parts = routing.parts_of(checkpoint, formats, drafts=drafts)
-    seen = routing.with_options(overrides, settings.passed_on.value, target)
+    seen = routing.with_options(overrides, settings.passed_on.value, settings.environment, target)
     rows = routing.apply_overrides(routing.table(target, parts), seen)
     for row in rows:
         if row.backend == routing.UNSUPPORTED:
