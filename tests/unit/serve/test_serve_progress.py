@@ -101,7 +101,7 @@ def test_a_narrow_terminal_is_not_wrapped(columns: int) -> None:
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
     with os.fdopen(theirs, "w") as out, os.fdopen(ours, "rb") as terminal:
         show = Progress(out)
-        show.stage = "reading the model's configuration"
+        show.enter("reading the model's configuration")
         show.beat()
         # It was made narrower meanwhile.
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns - 4, 0, 0))

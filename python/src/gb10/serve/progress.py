@@ -3,10 +3,13 @@
 import os
 import re
 import sys
+import textwrap
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from gb10.serve.starts import Stages, estimate
 from gb10.vllm_plugin.log import ASKING, CANARY, JOINED, OPEN
 
 FIRST_STAGE = "starting Python and vLLM"
@@ -31,6 +34,10 @@ _STAGES = (
 
 _NEWS = re.compile(r"gb10: (requantised \d.*|\S+(?: and \d+ more)? kept in 16 bit: .*)")
 """Lines of our own in vLLM's log that the user sees too (`gb10.vllm_plugin.cuda.requant.report`)."""
+
+_PERCENT = re.compile(r" \d+ %$")
+_WORTH_TELLING = 0.5
+"""Seconds of a stage."""
 
 _COLUMNS = 80
 """Width of what does not say its own."""
@@ -77,6 +84,12 @@ class Progress:
     interval: float = 15.0
     news: bool = True
     """Whether lines for the user are shown; they are not where the whole log is."""
+    earlier: Sequence[Stages] = ()
+    """What earlier starts of the same server took."""
+    _took: dict[str, float] = field(default_factory=dict)
+    """Seconds of the stages that ended."""
+    _entered: float = 0.0
+    """When the stage began, in seconds since the start."""
     _began: float = field(default_factory=time.monotonic)
     _drawn: float = -1e9
     _stage_drawn: str = ""
@@ -90,11 +103,38 @@ class Progress:
         """Seconds since the start."""
         return time.monotonic() - self._began
 
+    def enter(self, stage: str) -> None:
+        """Begin a stage, or go on in it with another percentage."""
+        before = _PERCENT.sub("", self.stage)
+        if before != _PERCENT.sub("", stage):
+            self._took = self.stages
+            self._entered = self.seconds
+        self.stage = stage
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Seconds by stage until now, in the order in which they began."""
+        stage = _PERCENT.sub("", self.stage)
+        return self._took | {stage: self._took.get(stage, 0.0) + self.seconds - self._entered}
+
+    def told(self) -> str:
+        """The stages that took half a second or more, for people."""
+        width = min(_columns(self.out), 100)
+        long = {name: seconds for name, seconds in self.stages.items() if seconds >= _WORTH_TELLING}
+        words = ", ".join(f"{name} {seconds:.{int(seconds < 10)}f} s" for name, seconds in long.items())
+        return textwrap.fill(f"stages  {words}", width, subsequent_indent=" " * 8, break_on_hyphens=False)
+
+    def _time(self) -> str:
+        """The seconds, and of how many where earlier starts tell."""
+        stage = _PERCENT.sub("", self.stage)
+        whole = estimate(self.earlier, stage, self._entered - self._took.get(stage, 0.0))
+        return f"{self.seconds:.0f} s" if whole is None else whole.words(self.seconds)
+
     def feed(self, line: str) -> None:
         """Take the stage out of a log line, if it has one; show the line if it is for the user."""
         stage = stage_of(line)
         if stage is not None:
-            self.stage = stage
+            self.enter(stage)
         if self.news and (found := _NEWS.search(line)) is not None:
             self.clear()
             write(f"{found[1]}\n", self.out)
@@ -106,10 +146,10 @@ class Progress:
         if self._terminal:
             if since >= 0.1:
                 mark = "|/-\\"[int(now * 8) % 4]
-                self._line(f"{mark} {self.seconds:4.0f} s  {self.stage}")
+                self._line(f"{mark} {self._time():>6}  {self.stage}")
                 self._drawn = now
         elif self.stage != self._stage_drawn or since >= self.interval:
-            write(f"loading: {self.seconds:.0f} s, {self.stage}\n", self.out)
+            write(f"loading: {self._time()}, {self.stage}\n", self.out)
             self._drawn, self._stage_drawn = now, self.stage
 
     def _line(self, text: str) -> None:

@@ -24,7 +24,7 @@ from gb10.checkpoint.hub import locate
 from gb10.errors import UserError
 from gb10.machine import cuda_memory, flashinfer, memory, nvidia
 from gb10.machine import gpu as device
-from gb10.serve import command, environment, isolation, nodes
+from gb10.serve import command, environment, isolation, nodes, starts
 from gb10.serve.figures import figures
 from gb10.serve.hide import hide_arguments
 from gb10.serve.link import Link
@@ -304,6 +304,8 @@ def run(argv: Sequence[str]) -> int:
     progress = Progress(sys.stderr if settings.dry_run else sys.stdout, news=not settings.verbose)
     draw = not settings.verbose and (not settings.dry_run or sys.stderr.isatty())
     variables = plan.environment if plan else {}
+    if plan is not None:
+        _expect(progress, plan)
     for _ in range(2):
         name = plan.checkpoint.name if plan else "gb10"
         with _started(variables, name, settings) as (server, line):
@@ -342,9 +344,22 @@ def _serve(server: Server, engine: Engine, plan: command.Plan, progress: Progres
     if settings.dry_run:
         _print_plan(plan)
         return 0
+    _expect(progress, plan)
     if plan.among is not None:
         return _serve_together(server, engine, plan, progress, port, plan.among)
     return _serve_alone(server, engine, plan, progress, port)
+
+
+def _expect(progress: Progress, plan: command.Plan) -> None:
+    """Have the progress say how long earlier starts took."""
+    known = starts.earlier(starts.place(os.environ), starts.key_of(plan))
+    progress.earlier = known or progress.earlier
+
+
+def _keep(progress: Progress, plan: command.Plan) -> None:
+    """Say what the start took, and keep that for the next one."""
+    write(f"{progress.told()}\n")
+    starts.keep(starts.place(os.environ), starts.key_of(plan), progress.stages)
 
 
 @contextmanager
@@ -390,6 +405,7 @@ def _serve_together(
         server.weights = plan.checkpoint.files
         engine.join(planned=routing.plan(plan.target, plan.rows), ray=plan.start)
         if server.wait_joined(progress):
+            _keep(progress, plan)
             write(f"ready after {progress.seconds:.0f} s: {among.name} serves with the head\n")
             server.wait()
         return _ended(server)
@@ -419,6 +435,7 @@ def _serve_alone(
         name = name or settings.served_model_name or plan.checkpoint.name
         if server.link is not None:
             server.link.say("ready")
+        _keep(progress, plan)
         write(f"ready after {progress.seconds:.0f} s: {url}/v1  (model name: {name})\n")
         log = routing.told(server.log_path.read_text(errors="replace"))
         for difference in routing.compare(plan.rows, log):
