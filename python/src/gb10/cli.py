@@ -6,6 +6,9 @@ from gb10.arguments import Command, run
 
 COMMANDS = {
     "serve": Command("gb10.serve:run", "Serve a model with an OpenAI-compatible API.", passed_on=True),
+    "download": Command(
+        "gb10.download.command:run", "Fetch a model of the hub: resumed, verified, with progress."
+    ),
     "cluster": Command("gb10.cluster:run", "Serve one model on several hosts.", passed_on=True),
     "recipes": Command(
         "gb10.recipes.command:run", "What is known to be good for a model: list, show, check.", passed_on=True

@@ -10,14 +10,14 @@ checkpoint's folder reads this one, and a later run fetches what is missing and 
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from gb10.checkpoint.formats import quiet
 from gb10.checkpoint.headers import read_header
+from gb10.download.told import told
 from gb10.errors import UserError
 from gb10.files import read_bytes, replacing
 
@@ -57,42 +57,6 @@ def cache_folder(environment: Mapping[str, str]) -> Path:
         return Path(cache).expanduser() / "gb10" / "headers"
     except RuntimeError:
         raise UserError("there is no home folder to keep headers in; set XDG_CACHE_HOME") from None
-
-
-@contextmanager
-def _told(name: str, revision: str | None) -> Iterator[None]:
-    """Turn what huggingface_hub raises into a line for the user."""
-    from huggingface_hub import constants, errors
-    from huggingface_hub.utils import httpx  # type: ignore[attr-defined, unused-ignore]
-
-    hub = constants.ENDPOINT
-    try:
-        yield
-    except errors.GatedRepoError:
-        raise UserError(
-            f"model {name} is gated: ask for access at {hub}/{name}, then set HF_TOKEN (or: hf auth login)"
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise UserError(
-            f"model {name} is not on {hub}, or it is private; check the name, or set HF_TOKEN"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise UserError(f"model {name} has no revision {revision}; give a branch, tag or commit") from None
-    except errors.OfflineModeIsEnabled:
-        raise UserError(
-            f"model {name} is not in the cache, and HF_HUB_OFFLINE is set; unset it or give a folder"
-        ) from None
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "no answer"
-        raise UserError(f"model {name}: {hub} answered {status}; check HF_ENDPOINT, or try again") from None
-    except (httpx.HTTPError, OSError, errors.LocalEntryNotFoundError) as error:
-        if isinstance(error, OSError) and error.filename is not None:
-            raise UserError(f"cannot write {error.filename}: {error.strerror or error}") from None
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"model {name}: the connection to {hub} broke off ({reason}); run it again: what was fetched "
-            "is kept"
-        ) from None
 
 
 def _range(name: str, commit: str, file: str, first: int, count: int) -> bytes:
@@ -173,7 +137,7 @@ def fetch_headers(name: str, revision: str | None, folder: Path, note: Note = la
     """
     from huggingface_hub import HfApi, hf_hub_download
 
-    with quiet(), _told(name, revision):
+    with quiet(), told(name, revision):
         found = HfApi().model_info(name, revision=revision, files_metadata=True)
         commit = str(found.sha)
         there = [_File(one.rfilename, one.size or 0) for one in found.siblings or ()]

@@ -15,7 +15,7 @@ from gb10.errors import UserError
 from gb10.files import irregular
 
 
-def _snapshot(name: str, revision: str | None) -> Path | None:
+def cached(name: str, revision: str | None) -> Path | None:
     """The cached snapshot of a hub model, whole or not; None without one.
 
     A cache that was made by hand or fetched by commit may have no ``refs/main`` that huggingface_hub can
@@ -80,7 +80,7 @@ def _on_hub(name: str, revision: str | None, inspected: Callable[[Path, str], Ch
 
     trouble = f"is neither a folder nor in the Hugging Face cache ({constants.HF_HUB_CACHE})"
     found = None
-    snapshot = _snapshot(name, revision)
+    snapshot = cached(name, revision)
     if snapshot is not None:
         try:
             found = replace(inspected(snapshot, name), cached=True)

@@ -84,6 +84,10 @@ class Progress:
     interval: float = 15.0
     news: bool = True
     """Whether lines for the user are shown; they are not where the whole log is."""
+    what: str = "loading"
+    """Begins the lines where there is no terminal."""
+    detail: str = ""
+    """How far the stage is."""
     earlier: Sequence[Stages] = ()
     """What earlier starts of the same server took."""
     _took: dict[str, float] = field(default_factory=dict)
@@ -109,6 +113,7 @@ class Progress:
         if before != _PERCENT.sub("", stage):
             self._took = self.stages
             self._entered = self.seconds
+            self.detail = ""
         self.stage = stage
 
     @property
@@ -123,6 +128,10 @@ class Progress:
         long = {name: seconds for name, seconds in self.stages.items() if seconds >= _WORTH_TELLING}
         words = ", ".join(f"{name} {seconds:.{int(seconds < 10)}f} s" for name, seconds in long.items())
         return textwrap.fill(f"stages  {words}", width, subsequent_indent=" " * 8, break_on_hyphens=False)
+
+    @property
+    def _doing(self) -> str:
+        return f"{self.stage}: {self.detail}" if self.detail else self.stage
 
     def _time(self) -> str:
         """The seconds, and of how many where earlier starts tell."""
@@ -146,10 +155,10 @@ class Progress:
         if self._terminal:
             if since >= 0.1:
                 mark = "|/-\\"[int(now * 8) % 4]
-                self._line(f"{mark} {self._time():>6}  {self.stage}")
+                self._line(f"{mark} {self._time():>6}  {self._doing}")
                 self._drawn = now
         elif self.stage != self._stage_drawn or since >= self.interval:
-            write(f"loading: {self._time()}, {self.stage}\n", self.out)
+            write(f"{self.what}: {self._time()}, {self._doing}\n", self.out)
             self._drawn, self._stage_drawn = now, self.stage
 
     def _line(self, text: str) -> None:

@@ -21,6 +21,7 @@ from gb10 import routing
 from gb10.checkpoint.folder import Checkpoint
 from gb10.checkpoint.formats import Formats, unread
 from gb10.checkpoint.hub import locate
+from gb10.download.plan import LOAD_FORMATS
 from gb10.errors import UserError
 from gb10.machine import cuda_memory, flashinfer, memory, nvidia
 from gb10.machine import gpu as device
@@ -172,6 +173,27 @@ def _first_plan(settings: Settings, free: memory.Available) -> command.Plan | No
         raise
 
 
+def _fetches(settings: Settings, checkpoint: Checkpoint) -> bool:
+    """Whether the model's files are fetched here, before vLLM is asked to load them."""
+    return (
+        checkpoint.folder is None
+        and (settings.load_format or "auto") in LOAD_FORMATS
+        and not settings.passed_on.has("--download-dir", "--ignore-patterns")
+        and not os.environ.get("VLLM_USE_MODELSCOPE")
+    )
+
+
+def _fetched(settings: Settings, free: memory.Available) -> command.Plan | None:
+    """The plan after the model's files were fetched. Raises UserError where they cannot be."""
+    # It takes the progress of this package.
+    from gb10.download.command import fetch_model
+
+    assert settings.model is not None
+    show = Progress(sys.stdout)
+    fetch_model(settings.model, settings.revision, show, load_format=settings.load_format or "auto")
+    return _first_plan(settings, free)
+
+
 def _described(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
     """A checkpoint for the engine process to inspect: its folder, or what is known of one to be fetched."""
     described = {
@@ -301,6 +323,8 @@ def run(argv: Sequence[str]) -> int:
         if plan.among is not None:
             nodes.check_ports(plan.among)
         port = None if settings.headless else claim(settings.host, settings.port)
+        if _fetches(settings, plan.checkpoint):
+            plan = _fetched(settings, free)
     progress = Progress(sys.stderr if settings.dry_run else sys.stdout, news=not settings.verbose)
     draw = not settings.verbose and (not settings.dry_run or sys.stderr.isatty())
     variables = plan.environment if plan else {}

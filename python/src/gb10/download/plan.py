@@ -1,0 +1,183 @@
+"""Which files of a model are fetched, what of them is there, and whether the rest fits on the disk."""
+
+import re
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from gb10.errors import UserError
+from gb10.files import read_json
+
+INDEX = "model.safetensors.index.json"
+_MISTRAL = "consolidated*.safetensors"
+LOAD_FORMATS = {
+    "auto": (_MISTRAL, "*.safetensors", "*.bin", "*.pt"),
+    "hf": ("*.safetensors", "*.bin", "*.pt"),
+    "safetensors": ("*.safetensors",),
+    "fastsafetensors": ("*.safetensors",),
+    "instanttensor": ("*.safetensors",),
+    "mistral": (_MISTRAL,),
+    "pt": ("*.pt",),
+    "npcache": ("*.bin",),
+}
+"""What vLLM's loader looks for by --load-format, the first kind that there is
+(`DefaultModelLoader._prepare_weights` and `download_weights_from_hf` of vLLM 0.32.0; a test asks them)."""
+
+_NOT_FOR_INFERENCE = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
+_ALL_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx")
+_BESIDE = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py")
+"""Configuration, tokenizer, templates, and code (which runs with --trust-remote-code alone)."""
+
+_TEMPLATES = "additional_chat_templates/*.jinja"
+DIGEST = "[0-9a-f]{40}|[0-9a-f]{64}"
+_ROOM = 1 << 30
+"""Bytes that must stay free on the disk."""
+
+
+@dataclass(frozen=True)
+class File:
+    """A file on the hub. ``digest``: the SHA-256 of a large one, Git's SHA-1 of another, in hexadecimal."""
+
+    name: str
+    size: int
+    digest: str
+
+
+def _is(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The files of a model at a commit, and its folder in the cache."""
+
+    name: str
+    commit: str
+    repo: Path
+    files: tuple[File, ...]
+    left_out: tuple[File, ...]
+
+    @property
+    def snapshot(self) -> Path:
+        """The folder that has the model's files by their names."""
+        return self.repo / "snapshots" / self.commit
+
+    def blob(self, file: File) -> Path:
+        """Where a file's bytes are when they are all there."""
+        return self.repo / "blobs" / file.digest
+
+    def part(self, file: File) -> Path:
+        """Where they are until then."""
+        return self.repo / "blobs" / f"{file.digest}.incomplete"
+
+    def present(self, file: File) -> int:
+        """How many of a file's bytes are there."""
+        if any(_is(path, file.size) for path in (self.snapshot / file.name, self.blob(file))):
+            return file.size
+        part = self.part(file)
+        return min(part.stat().st_size, file.size) if part.is_file() else 0
+
+    @property
+    def missing(self) -> tuple[File, ...]:
+        """The files that are not in the snapshot, or have another size there."""
+        return tuple(file for file in self.files if not _is(self.snapshot / file.name, file.size))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+
+def weights(names: Collection[str], indexed: Collection[str], load_format: str) -> set[str]:
+    """The files of weights that vLLM reads. ``indexed``: those that the safetensors index names.
+
+    Raises UserError for a load format that is not of files like these.
+    """
+    if load_format not in LOAD_FORMATS:
+        raise UserError(f"--load-format {load_format} reads no files that could be fetched before")
+    for pattern in LOAD_FORMATS[load_format]:
+        if pattern == "*.safetensors" and indexed:
+            return set(indexed)
+        found = {name for name in names if "/" not in name and fnmatch(name, pattern)}
+        found -= set(_NOT_FOR_INFERENCE)
+        if found:
+            return found
+    return set()
+
+
+def beside(names: Collection[str]) -> set[str]:
+    """The files that are no weights and that vLLM may read."""
+    there = {name for name in names if "/" not in name and any(fnmatch(name, one) for one in _BESIDE)}
+    there |= {name for name in names if fnmatch(name, _TEMPLATES)}
+    return {name for name in there if not any(fnmatch(name, one) for one in _ALL_WEIGHTS)}
+
+
+def _file(model: str, name: str, size: int, digest: str) -> File:
+    """A file that the hub lists. Raises UserError for what would be written elsewhere."""
+    if Path(name).is_absolute() or ".." in Path(name).parts or not re.fullmatch(DIGEST, digest):
+        raise UserError(
+            f"model {model}: the hub lists a file {name!r} ({digest!r}) that cannot be; not fetched"
+        )
+    return File(name, size, digest)
+
+
+def ask(name: str, revision: str | None, load_format: str = "auto") -> Wanted:
+    """Ask the hub what a model has. Raises UserError, and what huggingface_hub raises (`told`)."""
+    from huggingface_hub import HfApi, constants, hf_hub_download
+
+    info = HfApi().model_info(name, revision=revision, files_metadata=True)
+    commit = str(info.sha)
+    there = {}
+    for one in info.siblings or ():
+        digest = one.lfs.sha256 if one.lfs is not None else one.blob_id
+        there[one.rfilename] = _file(name, one.rfilename, one.size or 0, str(digest))
+    if "config.json" not in there:
+        raise UserError(f"model {name} has no config.json; it is not a model that vLLM serves")
+    indexed: set[str] = set()
+    if INDEX in there:
+        try:
+            index = read_json(Path(hf_hub_download(name, INDEX, revision=commit)))
+            indexed = {str(file) for file in index["weight_map"].values()}
+        except (LookupError, TypeError, AttributeError):
+            raise UserError(f"model {name}: {INDEX} is damaged; take another revision") from None
+    chosen = weights(there, indexed, load_format)
+    if lacking := sorted(chosen - set(there)):
+        raise UserError(
+            f"model {name} lacks {lacking[0]}, which its {INDEX} names (of {len(lacking)} such files); "
+            "it was not uploaded whole: take another revision"
+        )
+    chosen |= beside(there)
+    return Wanted(
+        name,
+        commit,
+        Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}",
+        tuple(file for name, file in sorted(there.items()) if name in chosen),
+        tuple(file for name, file in sorted(there.items()) if name not in chosen),
+    )
+
+
+def text(size: int) -> str:
+    """Bytes as a hub and a disk count them: ``47.2 GB``."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def free(folder: Path) -> int:
+    """Bytes that are free where a folder is, or would be made."""
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def check_room(wanted: Wanted) -> None:
+    """Raise UserError where the missing bytes do not fit on the disk of the cache."""
+    need = wanted.size - sum(wanted.present(file) for file in wanted.files)
+    room = free(wanted.repo)
+    if need and need + _ROOM > room:
+        raise UserError(
+            f"model {wanted.name} needs {text(need)} more and {text(_ROOM)} to spare, and "
+            f"{wanted.repo.parent} has {text(room)} free; free {text(need + _ROOM - room)} there (hf cache ls; "
+            "hf cache rm NAME), or set HF_HOME to a folder on another disk"
+        )
