@@ -5,10 +5,12 @@ import http.server
 import json
 import re
 import threading
+import time
 from pathlib import Path
 
 COMMIT = "a" * 40
 _MOST = 64 << 20
+_PIECE = 64 << 10
 
 
 class Hub:
@@ -21,6 +23,7 @@ class Hub:
         status: Answers all with this and ``code``, where it is not 0.
         ranges: Whether it gives parts of files.
         silent: Whether it breaks off all requests for files of weights.
+        pause: Seconds before each 64 KiB of weights.
         damaged: Names of files whose bytes come wrong, each once for every time that it is in the list.
     """
 
@@ -33,6 +36,7 @@ class Hub:
         self.ranges = True
         self.silent = False
         self.damaged: list[str] = []
+        self.pause = 0.0
         self._lock = threading.Lock()
         hub = self
 
@@ -45,7 +49,11 @@ class Hub:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        class Quiet(http.server.ThreadingHTTPServer):
+            def handle_error(self, *_: object) -> None:
+                """Clients that go away are no faults of the tests'."""
+
+        self.server = Quiet(("127.0.0.1", 0), Answer)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     @property
@@ -128,9 +136,15 @@ class Hub:
         to.send_header("Content-Length", str(len(body)))
         to.end_headers()
         out = body if cut is None else body[:cut]
-        to.wfile.write(out)
-        with self._lock:
-            self.sent += len(out)
+        for begin in range(0, len(out), _PIECE):
+            time.sleep(self.pause)
+            piece = out[begin : begin + _PIECE]
+            try:
+                to.wfile.write(piece)
+            except OSError:
+                break
+            with self._lock:
+                self.sent += len(piece)
         to.close_connection = cut is not None
 
     def _send(

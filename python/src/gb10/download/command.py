@@ -52,7 +52,7 @@ def fetch_model(
         if wanted.missing:
             said = f"fetching {model} at {wanted.commit[:12]}: {len(wanted.files)} files, "
             said += plan.text(wanted.size)
-            said += f", of which {plan.text(present)} are there" if present else ""
+            said += f", of which {plan.text(present)} are there" if present >= 1e5 else ""
             left = sum(file.size for file in wanted.left_out)
             said += f"; {plan.text(left)} that vLLM does not read stay there" if left else ""
             write(f"{said}\n", progress.out)

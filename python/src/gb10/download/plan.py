@@ -178,6 +178,6 @@ def check_room(wanted: Wanted) -> None:
     if need and need + _ROOM > room:
         raise UserError(
             f"model {wanted.name} needs {text(need)} more and {text(_ROOM)} to spare, and "
-            f"{wanted.repo.parent} has {text(room)} free; free {text(need + _ROOM - room)} there (hf cache ls; "
-            "hf cache rm NAME), or set HF_HOME to a folder on another disk"
+            f"{wanted.repo.parent} has {text(room)} free; free {text(need + _ROOM - room)} there "
+            "(hf cache ls; hf cache rm NAME), or set HF_HOME to a folder on another disk"
         )

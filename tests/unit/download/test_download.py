@@ -1,0 +1,340 @@
+"""`gb10 download`: what is fetched, resumed, compared, refused; bytes are counted at the hub."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from conftest import BESIDE, LEFT_OUT, SIZES, environment
+from hub import COMMIT, Hub
+
+from gb10.cli import main
+from gb10.download import fetch, plan
+from gb10.errors import UserError
+
+NAME = "org/name"
+WEIGHTS = sum(SIZES.values())
+
+
+def snapshot(cache: Path) -> Path:
+    return cache / "models--org--name" / "snapshots" / COMMIT
+
+
+def download(*words: str) -> int:
+    return main(["download", NAME, *words])
+
+
+def whole(cache: Path, origin: Path) -> None:
+    """All that vLLM reads is there, as at the hub, and nothing else; nothing is half there."""
+    there = sorted(path.name for path in snapshot(cache).rglob("*") if path.is_file())
+    assert there == sorted([*SIZES, *BESIDE])
+    for name in there:
+        assert (snapshot(cache) / name).read_bytes() == (origin / name).read_bytes()
+    assert list(cache.rglob("*.incomplete")) == []
+    assert (cache / "models--org--name/refs/main").read_text() == COMMIT
+
+
+def error(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that the last command wrote as its error."""
+    line = capsys.readouterr().err
+    assert line.startswith("gb10: error: ") and line.count("\n") == 1
+    return line
+
+
+def test_what_vllm_reads_is_fetched_once(
+    hub: Hub, cache: Path, origin: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert download() == 0
+    out = capsys.readouterr().out
+    whole(cache, origin)
+    assert hub.sent == WEIGHTS
+    assert f"fetching org/name at {COMMIT[:12]}: 7 files, 1.0 MB; 0.0 MB that vLLM does not read" in out
+    assert "model-1.safetensors: 0.7 MB, its digest is right" in out
+    assert out.endswith(f"org/name is there, 1.0 MB: {snapshot(cache)}\n")
+    assert "\r" not in out and "\x1b" not in out
+    assert download() == 0
+    assert hub.sent == WEIGHTS
+    assert capsys.readouterr().out.count("\n") == 2
+
+
+def test_huggingface_hub_finds_it_without_network(
+    hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As vLLM's own resolution asks: offline, by name, with its patterns."""
+    assert download() == 0
+    hub.close()
+    from huggingface_hub import constants, snapshot_download
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    found = snapshot_download(NAME, local_files_only=True, allow_patterns=list(SIZES))
+    assert Path(found) == snapshot(cache)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_what_was_ended_goes_on_where_it_was(hub: Hub, cache: Path, origin: Path, number: int) -> None:
+    hub.pause = 0.05
+    program = "from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 1000; "
+    program += "import sys; from gb10.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "download", NAME]
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 60
+        blobs = cache / "models--org--name/blobs"
+        while sum(path.stat().st_size for path in blobs.glob("*.incomplete")) < 200_000:
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.01)
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == (130 if number == signal.SIGINT else -9)
+    assert ("stopped; what was fetched is kept" in out) == (number == signal.SIGINT)
+    kept = sum(path.stat().st_size for path in blobs.glob("*.incomplete"))
+    assert kept >= 200_000
+    assert not any((snapshot(cache) / name).exists() for name in SIZES)
+    assert not (cache / "models--org--name/refs/main").exists()
+    hub.pause = 0.0
+    before = -1
+    while before != hub.sent:
+        # It has not noticed yet that nobody listens.
+        before = hub.sent
+        time.sleep(0.3)
+    hub.sent = 0
+    assert download() == 0
+    whole(cache, origin)
+    assert hub.sent == WEIGHTS - kept
+
+
+def test_a_connection_that_breaks_is_taken_up_where_it_was(hub: Hub, cache: Path, origin: Path) -> None:
+    hub.cut = [100_000, 50_000, 1000]
+    assert download() == 0
+    whole(cache, origin)
+    assert hub.sent == WEIGHTS
+    assert sorted(hub.asked)[1][1].startswith("bytes=")
+
+
+def test_a_hub_that_gives_whole_files_only(hub: Hub, cache: Path, origin: Path) -> None:
+    hub.ranges = False
+    hub.cut = [100_000]
+    assert download() == 0
+    whole(cache, origin)
+
+
+def test_what_comes_damaged_is_refused_and_fetched_by_the_next(
+    hub: Hub, cache: Path, origin: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.damaged = ["model-2.safetensors"]
+    assert download() == 2
+    assert "model-2.safetensors came damaged" in error(capsys)
+    assert not (snapshot(cache) / "model-2.safetensors").exists()
+    assert not (cache / "models--org--name/refs/main").exists()
+    assert download() == 0
+    whole(cache, origin)
+
+
+def test_a_damaged_beginning_is_fetched_anew(
+    hub: Hub, cache: Path, origin: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = plan.ask(NAME, None)
+    (file,) = (one for one in wanted.files if one.name == "model-1.safetensors")
+    wanted.part(file).parent.mkdir(parents=True, exist_ok=True)
+    wanted.part(file).write_bytes(bytes(200_000))
+    assert download() == 0
+    assert "model-1.safetensors: what was there of it was damaged" in capsys.readouterr().out
+    whole(cache, origin)
+
+
+def test_a_file_that_was_cut_short_is_fetched_anew(hub: Hub, cache: Path, origin: Path) -> None:
+    assert download() == 0
+    blob = (snapshot(cache) / "model-1.safetensors").resolve()
+    os.truncate(blob, 1000)
+    assert download() == 0
+    whole(cache, origin)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "said"),
+    [
+        (401, "RepoNotFound", "is not on .*, or it is private"),
+        (403, "GatedRepo", "is gated: ask for access"),
+        (404, "RevisionNotFound", "has no revision"),
+        (500, "", "answered 500"),
+    ],
+)
+def test_the_hub_refuses(
+    hub: Hub, cache: Path, status: int, code: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.status, hub.code = status, code
+    assert download() == 2
+    assert re.search(said, error(capsys))
+    assert not cache.exists() or list(cache.rglob("*.safetensors")) == []
+
+
+def test_no_room(
+    hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Said before the first byte of weights, with the sums."""
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 500_000))
+    assert download() == 2
+    said = error(capsys)
+    assert re.search(
+        r"needs 1\.0 MB more and 1\.1 GB to spare, and .*/hub has 0\.5 MB free; free 1\.1 GB there", said
+    )
+    assert "HF_HOME" in said
+    assert hub.asked == []
+
+
+def test_a_disk_that_is_full_all_the_same(
+    hub: Hub, cache: Path, origin: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(self: object, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fetch._Part, "write", full)
+        assert download() == 2
+    assert "is full" in error(capsys)
+    assert download() == 0
+    whole(cache, origin)
+
+
+def test_an_index_that_names_what_is_not_there(
+    hub: Hub, origin: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (origin / "model-2.safetensors").unlink()
+    assert download() == 2
+    assert "lacks model-2.safetensors, which its model.safetensors.index.json names" in error(capsys)
+
+
+def test_no_model(hub: Hub, origin: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (origin / "config.json").unlink()
+    assert download() == 2
+    assert "has no config.json" in error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [("a/b/c", "no name of the hub"), ("../x", "no name of the hub"), ("/", "on this machine already")],
+)
+def test_what_is_no_name(hub: Hub, model: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["download", model]) == 2
+    assert said in error(capsys)
+
+
+@pytest.mark.parametrize("revision", ["../../x", "/etc", "a/../../b"])
+def test_what_is_no_revision(hub: Hub, revision: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert download("--revision", revision) == 2
+    assert "is no revision" in error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [("../x.json", "0" * 40), ("/x.json", "0" * 40), ("x.json", "../../x"), ("x.json", "None")],
+)
+def test_a_hub_that_would_write_elsewhere(name: str, digest: str) -> None:
+    with pytest.raises(UserError, match="cannot be"):
+        plan._file(NAME, name, 1, digest)
+
+
+def test_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert download() == 2
+    assert "HF_HUB_OFFLINE is set" in error(capsys)
+
+
+def test_another_process_fetches_it(
+    hub: Hub, cache: Path, origin: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second waits for the first one's lock, says so, and fetches what is left."""
+    wanted = plan.ask(NAME, None)
+    (file,) = (one for one in wanted.files if one.name == "model-1.safetensors")
+    lock = cache / ".locks/models--org--name" / f"{file.digest}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    holds = ["flock", str(lock), sys.executable, "-c", "import time; print(1, flush=True); time.sleep(3)"]
+    with subprocess.Popen(holds, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        assert download() == 0
+    assert "model-1.safetensors is being fetched by another process" in capsys.readouterr().out
+    whole(cache, origin)
+
+
+def test_check(hub: Hub, cache: Path, origin: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert download("--check") == 2
+    assert "is not in the cache" in error(capsys)
+    assert download() == 0
+    hub.sent = 0
+    assert download("--check") == 0
+    assert f"is as the hub has it: {snapshot(cache)}" in capsys.readouterr().out
+    blob = (snapshot(cache) / "model-1.safetensors").resolve()
+    blob.chmod(0o644)
+    content = bytearray(blob.read_bytes())
+    content[350_000] ^= 4
+    blob.write_bytes(content)
+    # Its size is right.
+    assert download() == 0
+    assert hub.sent == 0
+    capsys.readouterr()
+    assert download("--check") == 1
+    printed = capsys.readouterr()
+    assert "model-1.safetensors is damaged, and was taken out of the cache" in printed.out
+    assert printed.err == "gb10: error: files to be fetched anew: 1; run: gb10 download org/name\n"
+    assert download() == 0
+    assert hub.sent == SIZES["model-1.safetensors"]
+    whole(cache, origin)
+
+
+def test_check_of_what_has_no_digests(cache: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    snapshot(cache).mkdir(parents=True)
+    (snapshot(cache) / "config.json").write_text("{}")
+    assert download("--check") == 2
+    assert "cannot be compared" in error(capsys)
+
+
+NAMES = [
+    *SIZES,
+    *BESIDE,
+    *LEFT_OUT,
+    "model.safetensors",
+    "a.pt",
+    "training_args.bin",
+    "consolidated.safetensors",
+]
+
+
+@pytest.mark.parametrize(
+    ("without", "load_format", "expected"),
+    [
+        ((), "auto", {"consolidated.safetensors"}),
+        ((), "hf", set(SIZES)),
+        (("consolidated.safetensors",), "auto", set(SIZES)),
+        (("consolidated.safetensors",), "pt", {"a.pt"}),
+        (("consolidated.safetensors",), "npcache", {"pytorch_model.bin"}),
+    ],
+)
+def test_which_weights(without: tuple[str, ...], load_format: str, expected: set[str]) -> None:
+    names = set(NAMES) - set(without)
+    assert plan.weights(names, SIZES, load_format) == expected
+
+
+def test_weights_without_an_index() -> None:
+    names = {"a.safetensors", "b.bin", "x/c.safetensors"}
+    assert plan.weights(names, (), "auto") == {"a.safetensors"}
+    assert plan.weights({"b.bin", "training_args.bin"}, (), "auto") == {"b.bin"}
+    assert plan.weights({"b.gguf"}, (), "auto") == set()
+    with pytest.raises(UserError, match="--load-format gguf"):
+        plan.weights(names, (), "gguf")
+
+
+def test_a_file_that_grew_too_long(hub: Hub, cache: Path, origin: Path) -> None:
+    wanted = plan.ask(NAME, None)
+    (file,) = (one for one in wanted.files if one.name == "model-2.safetensors")
+    wanted.part(file).parent.mkdir(parents=True, exist_ok=True)
+    wanted.part(file).write_bytes(bytes(400_000))
+    assert download() == 0
+    whole(cache, origin)
