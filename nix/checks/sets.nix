@@ -15,6 +15,7 @@ rec {
     "libraries.py"
     "py.typed"
     "segments.py"
+    "terminal.py"
     "units.py"
   ];
   formats =
