@@ -15,6 +15,7 @@ rec {
     "libraries.py"
     "py.typed"
     "segments.py"
+    "terminal.py"
     "units.py"
   ];
   formats =
@@ -46,6 +47,7 @@ rec {
       "cli.py"
       "cluster"
       "doctor"
+      "download"
       "recipes"
       "routing"
       "serve"

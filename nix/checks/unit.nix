@@ -15,7 +15,14 @@ let
     };
 in
 {
-  unit-audit = unit "audit" (sets.serve ++ sets.gb10 [ "predict" ]);
+  unit-audit = room {
+    name = "unit-audit";
+    tests = [
+      ../../tests/hub.py
+      ../../tests/unit/audit
+    ];
+    sources = sets.serve ++ sets.gb10 [ "predict" ];
+  };
   unit-bench = unit "bench" (
     sets.base
     ++ sets.gb10 [
@@ -40,6 +47,14 @@ in
     sources = sets.serve ++ [ ../../docs/doctor.md ];
     # What the driver compiles at run time is assembled here.
     variables.GB10_PTXAS = "${pkgs.gb10.cuda-toolkit}/bin/ptxas";
+  };
+  unit-download = room {
+    name = "unit-download";
+    tests = [
+      ../../tests/hub.py
+      ../../tests/unit/download
+    ];
+    sources = sets.serve;
   };
   unit-machine = unit "machine" (sets.base ++ sets.gb10 [ "machine" ]);
   unit-metrics = room {

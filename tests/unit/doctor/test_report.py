@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from gb10 import terminal
 from gb10.cli import main
 from gb10.doctor import forms, report
 from gb10.doctor.facts import Facts
@@ -34,7 +35,7 @@ class Terminal(io.StringIO):
     ],
 )
 def test_colours(out: io.StringIO, environ: dict[str, str], colours: bool) -> None:
-    assert report.coloured(out, environ) is colours
+    assert terminal.coloured(out, environ) is colours
 
 
 def test_lines() -> None:

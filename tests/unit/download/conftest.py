@@ -1,20 +1,16 @@
 """A hub on the loopback with a model of two files of weights, and an empty cache."""
 
 import json
-import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hub import Hub
+from hub_model import INDEX, LEFT_OUT, SIZES
 from huggingface_hub import constants
 
 PROXIES = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-INDEX = "model.safetensors.index.json"
-SIZES = {"model-1.safetensors": 700_001, "model-2.safetensors": 300_000}
-BESIDE = ("config.json", INDEX, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-LEFT_OUT = ("README.md", "pytorch_model.bin", "extra.safetensors", "original/consolidated.safetensors")
 
 
 @pytest.fixture
@@ -62,8 +58,3 @@ def hub(origin: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     yield made
     made.close()
-
-
-def environment() -> dict[str, str]:
-    """For a process that is started: this one's, with its output at once."""
-    return os.environ | {"PYTHONUNBUFFERED": "1"}

@@ -11,8 +11,8 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from conftest import BESIDE, LEFT_OUT, SIZES, environment
 from hub import COMMIT, Hub
+from hub_model import BESIDE, LEFT_OUT, SIZES, environment
 
 from gb10.cli import main
 from gb10.download import fetch, plan

@@ -9,6 +9,7 @@ import termios
 import pytest
 
 from gb10.serve.progress import Progress, stage_of, write
+from gb10.serve.starts import Estimate, Start
 
 API = "(APIServer pid=1) INFO 11-22 14:36:19 [x.py:1] "
 
@@ -36,6 +37,11 @@ API = "(APIServer pid=1) INFO 11-22 14:36:19 [x.py:1] "
 )
 def test_stage_of(line: str, stage: str | None) -> None:
     assert stage_of(line) == stage
+
+
+@pytest.fixture(autouse=True)
+def no_dumb_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
 
 
 class Terminal(io.StringIO):
@@ -101,7 +107,7 @@ def test_a_narrow_terminal_is_not_wrapped(columns: int) -> None:
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
     with os.fdopen(theirs, "w") as out, os.fdopen(ours, "rb") as terminal:
         show = Progress(out)
-        show.enter("reading the model's configuration")
+        show.stage = "reading the model's configuration"
         show.beat()
         # It was made narrower meanwhile.
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns - 4, 0, 0))
@@ -112,3 +118,25 @@ def test_a_narrow_terminal_is_not_wrapped(columns: int) -> None:
     assert first.startswith(("|", "/", "-", "\\"))
     assert "\n" not in drawn
     assert all(len(line) <= columns - 5 for line in rest)
+
+
+def test_a_dumb_terminal_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    out = Terminal()
+    show = Progress(out)
+    show.beat()
+    show.clear()
+    assert out.getvalue() == "loading: 0 s, starting Python and vLLM\n"
+
+
+def test_the_estimate_is_shown() -> None:
+    out = io.StringIO()
+    show = Progress(out, interval=0)
+    show.first = True
+    show.beat()
+    show.expected = Estimate([Start({"starting Python and vLLM": 18.0}, cold=False)])
+    show.beat()
+    assert out.getvalue().splitlines() == [
+        "loading: 0 s, starting Python and vLLM (first start here: no estimate)",
+        "loading: 0 s of about 18 s, starting Python and vLLM",
+    ]

@@ -1,165 +1,169 @@
-"""Earlier starts: what is kept of them, and what they say about the next one."""
+"""What earlier starts say of one that runs, and the file that keeps them."""
 
-import io
 import json
 import os
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from gb10.serve import starts
-from gb10.serve.progress import Progress
+from gb10.serve.progress import Progress, summary
+from gb10.serve.starts import Estimate, Start, Starts
 
-FIRST = {"starting": 7.0, "loading weights": 3.0, "compiling": 40.0, "waiting": 1.0}
-SECOND = {"starting": 6.0, "loading weights": 2.0, "waiting": 1.0}
-
-
-def plan(*arguments: str, folder: str = "/m", target: str = "CPU") -> Any:
-    checkpoint = SimpleNamespace(folder=Path(folder))
-    return SimpleNamespace(checkpoint=checkpoint, target=target, arguments=arguments)
+STAGES = {"starting Python and vLLM": 6.0, "loading weights": 8.0, "opening the API": 4.0}
 
 
-def test_what_remains_is_what_earlier_starts_took_from_the_stage_on() -> None:
-    assert starts.estimate([SECOND], "loading weights", 8.0) == starts.Estimate(11.0, 11.0, 11.0)
-    assert starts.estimate([FIRST, SECOND], "waiting", 9.0) == starts.Estimate(10.0, 10.0, 10.0)
-    assert starts.estimate([FIRST, SECOND], "starting", 0.0) == starts.Estimate(9.0, 30.0, 51.0)
-    assert starts.estimate([FIRST, SECOND], "compiling", 10.0) == starts.Estimate(51.0, 51.0, 51.0)
-    assert starts.estimate([FIRST], "another", 1.0) is None
-    assert starts.estimate([], "starting", 0.0) is None
+def estimate(*factors: float) -> Estimate:
+    return Estimate([Start({stage: t * by for stage, t in STAGES.items()}, cold=False) for by in factors])
 
 
 @pytest.mark.parametrize(
-    ("times", "seconds", "words"),
+    ("seconds", "stage", "within", "percent", "words"),
     [
-        ((18, 18, 18), 12.0, "12 s of about 18 s"),
-        ((17, 18, 20), 12.0, "12 s of about 18 s"),
-        ((9, 30, 51), 12.0, "12 s of 9 to 51 s"),
-        ((17, 18, 20), 21.0, "21 s, 20 s before"),
+        (2, "starting Python and vLLM", 2, None, "2 s of about 18 s"),
+        # Each stage that was slower or faster than before moves the end.
+        (10, "loading weights", 0, None, "10 s of about 22 s"),
+        (3, "loading weights", 0, None, "3 s of about 15 s"),
+        (9, "loading weights", 3, None, "9 s of about 18 s"),
+        # A quarter took 6 s, so the rest takes 18.
+        (12, "loading weights", 6, 25, "12 s of about 34 s"),
+        (12, "loading weights", 6, 2, "12 s of about 18 s"),
+        (17, "loading weights", 11, None, "17 s of about 21 s"),
+        (5, "compiling", 1, None, "5 s of about 18 s"),
+        (18, "opening the API", 4, None, "18 s of about 18 s"),
+        (19, "opening the API", 5, None, "19 s, longer than before (18 s)"),
     ],
 )
-def test_an_estimate_in_words(times: tuple[float, float, float], seconds: float, words: str) -> None:
-    assert starts.Estimate(*times).words(seconds) == words
+def test_estimate(seconds: float, stage: str, within: float, percent: int | None, words: str) -> None:
+    assert estimate(1).words(seconds, stage, within, percent) == words
 
 
-def test_what_is_kept_comes_back(tmp_path: Path) -> None:
-    file = tmp_path / "gb10" / "starts.json"
-    for seconds in range(9):
-        starts.keep(file, "a", {"starting": seconds + 0.123456, "waiting": 1.0})
-    starts.keep(file, "b", SECOND)
-    assert [one["starting"] for one in starts.earlier(file, "a")] == [4.12, 5.12, 6.12, 7.12, 8.12]
-    assert starts.earlier(file, "b") == [SECOND]
-    assert list(starts.earlier(file, "b")[0]) == list(SECOND)
-    assert starts.earlier(file, "c") == []
+def test_the_median_counts() -> None:
+    assert estimate(0.9, 1, 1.1).words(0, "starting Python and vLLM", 0) == "0 s of about 18 s"
 
 
-def test_the_servers_that_were_not_started_for_long_are_forgotten(tmp_path: Path) -> None:
-    file = tmp_path / "starts.json"
-    for number in range(starts.KEPT_SERVERS):
-        starts.keep(file, str(number), SECOND)
-    starts.keep(file, "0", SECOND)
-    starts.keep(file, "new", SECOND)
-    kept = json.loads(file.read_text())["starts"]
-    assert len(kept) == starts.KEPT_SERVERS
-    assert list(kept)[-2:] == ["0", "new"] and "1" not in kept
+def test_starts_far_apart_are_a_range() -> None:
+    far = estimate(1, 1, 2)
+    assert far.words(3, "starting Python and vLLM", 3) == "3 s of 18 to 36 s"
+    assert far.words(20, "opening the API", 0) == "20 s of 20 to 36 s"
+    assert far.words(37, "opening the API", 0) == "37 s, longer than before (36 s)"
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Starts:
+    monkeypatch.setattr(starts, "boot", lambda: "one")
+    return Starts(tmp_path, "thing")
+
+
+def words(kept: Starts) -> str | None:
+    found = kept.estimate()
+    return found.words(0, "", 0) if found else None
+
+
+def test_a_start_is_known_to_the_next_one(kept: Starts, tmp_path: Path) -> None:
+    assert kept.estimate() is None
+    kept.add(STAGES)
+    assert words(Starts(tmp_path, "thing")) == "0 s of about 18 s"
+    assert Starts(tmp_path, "another").estimate() is None
+    assert [path.name for path in tmp_path.iterdir()] == [starts.FILE]
+
+
+def test_the_first_start_of_a_boot_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+    for boot, by in (("one", 4), ("one", 1), ("one", 1), ("two", 4), ("two", 1), ("three", 1)):
+        monkeypatch.setattr(starts, "boot", lambda boot=boot: boot)
+        kept = Starts(tmp_path, "thing")
+        said.append(words(kept))
+        kept.add({stage: seconds * by for stage, seconds in STAGES.items()})
+    # The second has only the cold one to go by.
+    assert said == [None, *(f"0 s of about {seconds} s" for seconds in (72, 18, 72, 18, 72))]
+
+
+def test_what_is_kept_is_bounded(kept: Starts, tmp_path: Path) -> None:
+    for number in range(60):
+        Starts(tmp_path, f"thing {number}").add(STAGES)
+    for seconds in range(20):
+        Starts(tmp_path, "thing 30").add({"loading weights": float(seconds)})
+    things = json.loads((tmp_path / starts.FILE).read_text())["things"]
+    assert list(things) == [f"thing {number}" for number in (*range(20, 30), *range(31, 60), 30)]
+    # That after the boot, and five more.
+    assert [start["stages"].get("loading weights") for start in things["thing 30"]] == [8, 15, 16, 17, 18, 19]
 
 
 @pytest.mark.parametrize(
-    "text",
+    "content",
     [
         "",
         "{",
-        "[]",
-        "null",
-        '{"schema": 2, "starts": {"a": [{"starting": 1}]}}',
-        '{"schema": 1}',
-        '{"schema": 1, "starts": []}',
-        '{"schema": 1, "starts": {"a": [{"starting": "soon"}]}}',
-        '{"schema": 1, "starts": {"a": {"starting": 1}}}',
         "[" * 100_000,
+        "[]",
+        '{"schema": 1, "things": []}',
+        '{"schema": 1, "things": {"thing": 1}}',
+        '{"schema": 1, "things": {"thing": [1, {}, {"boot": "", "cold": true, "stages": {}}]}}',
+        '{"schema": 1, "things": {"thing": [{"boot": "", "cold": true, "stages": {"a": "1"}}]}}',
+        '{"schema": 1, "things": {"thing": [{"boot": "", "cold": true, "stages": {"a": NaN}}]}}',
+        "x" * (1 << 21),
     ],
 )
-def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, text: str) -> None:
-    file = tmp_path / "starts.json"
-    file.write_text(text)
-    assert starts.earlier(file, "a") == []
-    starts.keep(file, "a", SECOND)
-    assert starts.earlier(file, "a") == [SECOND]
+def test_a_damaged_file_is_replaced(kept: Starts, tmp_path: Path, content: str) -> None:
+    (tmp_path / starts.FILE).write_text(content)
+    assert kept.estimate() is None
+    kept.add(STAGES)
+    assert words(kept) == "0 s of about 18 s"
 
 
-def test_what_is_no_file_and_what_cannot_be_written(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "starts.json")
-    assert starts.earlier(tmp_path / "starts.json", "a") == []
-    starts.keep(tmp_path / "starts.json", "a", SECOND)
-    (tmp_path / "file").touch()
-    starts.keep(tmp_path / "file" / "starts.json", "a", SECOND)
-    starts.keep(None, "a", SECOND)
-    assert starts.earlier(None, "a") == []
-    assert {path.name for path in tmp_path.iterdir()} == {"starts.json", "file"}
+def test_a_file_of_another_version_is_left_alone(kept: Starts, tmp_path: Path) -> None:
+    text = '{"schema": 2, "things": {"thing": []}}'
+    (tmp_path / starts.FILE).write_text(text)
+    assert kept.estimate() is None
+    kept.add(STAGES)
+    assert (tmp_path / starts.FILE).read_text() == text
 
 
-def test_where_they_are(tmp_path: Path) -> None:
-    assert starts.place({"XDG_STATE_HOME": str(tmp_path)}) == tmp_path / "gb10" / "starts.json"
+def test_a_file_of_another_user_is_left_alone(
+    kept: Starts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept.add(STAGES)
+    before = (tmp_path / starts.FILE).read_bytes()
+    mine = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
+    assert kept.estimate() is None
+    kept.add(STAGES)
+    assert (tmp_path / starts.FILE).read_bytes() == before
 
 
-def test_what_two_starts_must_have_alike() -> None:
-    key = starts.key_of(plan("/m", "--max-model-len", "2048", "--port", "1"))
-    assert key == starts.key_of(plan("/m", "--max-model-len", "2048", "--port", "2"))
-    assert key == starts.key_of(plan("/m", "--max-model-len", "2048", "--port=2"))
-    others = [
-        plan("/m", "--max-model-len", "4096"),
-        plan("/m", "--max-model-len", "2048", folder="/n"),
-        plan("/m", "--max-model-len", "2048", target="GPU"),
-    ]
-    assert key not in {starts.key_of(one) for one in others}
+def test_no_place_is_no_estimate(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / starts.FILE)
+    for folder in (None, tmp_path / "file", tmp_path / "pipe", Path("/proc/nothing")):
+        kept = Starts(folder, "thing")
+        kept.add(STAGES)
+        assert kept.estimate() is None
 
 
-def test_progress_says_of_how_many_seconds() -> None:
-    out = io.StringIO()
-    show = Progress(out, earlier=[{"starting Python and vLLM": 6.0, "loading weights": 2.0, "waiting": 1.0}])
-    show.beat()
-    show.feed("x Starting to load model")
-    show.beat()
-    show.enter("another stage")
-    show.beat()
-    assert out.getvalue().splitlines() == [
-        "loading: 0 s of about 9 s, starting Python and vLLM",
-        "loading: 0 s of about 3 s, loading weights",
-        "loading: 0 s, another stage",
-    ]
-
-
-def test_stages_are_timed_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [100.0]
-    monkeypatch.setattr("gb10.serve.progress.time.monotonic", lambda: now[0])
-    show = Progress(io.StringIO(), interval=0, _began=100.0)
-    for seconds, line in (
-        (7.25, "x Starting to load model"),
-        (1, "Loading safetensors checkpoint shards:  50% Completed"),
-        (12.5, "Loading safetensors checkpoint shards:  100% Completed"),
-        (2, "Loading weights took 3 s"),
-        (0.2, "x Starting to load model"),
-        (1, "init engine (profile) took 1 s"),
+def test_the_stages_have_their_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    show = Progress()
+    for line, seconds in (
+        ("", 6.0),
+        ("Starting to load model", 1.0),
+        ("Loading safetensors checkpoint shards:  40% Completed | 1/2", 2.0),
+        ("Loading weights took", 0.5),
+        ("Starting to load model", 4.0),
     ):
-        now[0] += seconds
         show.feed(line)
-    now[0] += 0.4
-    assert show.stages == pytest.approx(
-        {
-            "starting Python and vLLM": 7.25,
-            "loading weights": 16.5,
-            "preparing weights": 0.2,
-            "opening the API": 0.4,
-        }
-    )
-    assert show.told() == "stages  starting Python and vLLM 7.2 s, loading weights 16 s"
-    assert sum(show.stages.values()) == pytest.approx(show.seconds)
+        now += seconds
+    assert show.stages == {"starting Python and vLLM": 6, "loading weights": 7, "preparing weights": 0.5}
+    assert show.seconds == 13.5
 
 
-def test_stages_fit_the_terminal() -> None:
-    show = Progress(io.StringIO())
-    show._took = {f"stage number {at}": 1.0 for at in range(12)}
-    lines = show.told().splitlines()
-    assert len(lines) > 2 and max(map(len, lines)) <= 80
-    assert all(line.startswith(" " * 8) for line in lines[1:])
+def test_summary() -> None:
+    stages = {**STAGES, "making the KV cache": 0.01, "computing the first token": 12.34}
+    text = summary(stages)
+    assert text.split("\n") == [
+        "stages: starting Python and vLLM 6.0 s, loading weights 8.0 s, opening the API",
+        "        4.0 s, computing the first token 12 s",
+    ]
+    assert all(len(line) <= 40 for line in summary(stages, 40).split("\n"))

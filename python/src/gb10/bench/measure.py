@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from gb10 import __version__
+from gb10 import __version__, terminal
 from gb10.bench import battery, load, target
 from gb10.bench.gauges import Gauges
 from gb10.bench.results import Point, Repeat, Result
@@ -71,7 +71,7 @@ class Progress:
     """A bar on a terminal; elsewhere a line for each point. On the standard error output."""
 
     def __init__(self, steps: int) -> None:
-        self._bar = typer.progressbar(length=steps, file=sys.stderr) if sys.stderr.isatty() else None
+        self._bar = typer.progressbar(length=steps, file=sys.stderr) if terminal.moves(sys.stderr) else None
 
     def __enter__(self) -> "Progress":
         if self._bar is not None:

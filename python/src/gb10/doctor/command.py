@@ -7,6 +7,7 @@ from typing import Annotated
 
 from typer import Option
 
+from gb10 import terminal
 from gb10.doctor import record, report
 from gb10.doctor.gather import gather
 from gb10.errors import UserError
@@ -41,6 +42,6 @@ def run(
     if as_json:
         print(json.dumps(report.as_json(facts, areas), indent=2))
     else:
-        colours = report.coloured(sys.stdout)
+        colours = terminal.coloured(sys.stdout)
         sys.stdout.writelines(f"{line}\n" for line in report.lines(facts, areas, colours=colours))
     return report.status(report.findings(areas))

@@ -1,9 +1,8 @@
 """What the doctor says: to people, and as JSON."""
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, TextIO
+from typing import Any
 
 import typer
 
@@ -55,11 +54,6 @@ def as_json(facts: Facts, areas: list[Area]) -> dict[str, Any]:
         "skipped": facts.skipped,
         "machine": asdict(facts),
     }
-
-
-def coloured(out: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether there is a terminal, and nobody said NO_COLOR or that it is a dumb one."""
-    return out.isatty() and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
 
 
 def _shown(text: str) -> str:

@@ -43,7 +43,7 @@ def fetch_model(
     """
     _offline(model)
     with quiet(), told(model, revision):
-        progress.enter(f"asking the hub for {model}")
+        progress.stage = f"asking the hub for {model}"
         progress.beat()
         wanted = plan.ask(model, revision, load_format)
         progress.clear()
@@ -56,7 +56,7 @@ def fetch_model(
             left = sum(file.size for file in wanted.left_out)
             said += f"; {plan.text(left)} that vLLM does not read stay there" if left else ""
             write(f"{said}\n", progress.out)
-            progress.enter("downloading")
+            progress.stage = "downloading"
 
             def note(line: str) -> None:
                 progress.clear()
@@ -111,7 +111,7 @@ def _check(model: str, revision: str | None, progress: Progress) -> int:
         progress.detail = far
         progress.beat()
 
-    progress.enter("comparing")
+    progress.stage = "comparing"
     try:
         damaged = fetch.check(snapshot, show)
     finally:

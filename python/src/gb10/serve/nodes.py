@@ -226,7 +226,7 @@ def _build() -> str:
     return path.removeprefix(_STORE).partition("/")[0] if path.startswith(_STORE) else "no store path"
 
 
-def _model(checkpoint: Checkpoint) -> str:
+def model_identity(checkpoint: Checkpoint) -> str:
     """What tells two checkpoints apart, without reading the weights: the config, and the files' sizes."""
     if checkpoint.folder is None:
         return checkpoint.name
@@ -244,7 +244,7 @@ def identity(settings: Settings, checkpoint: Checkpoint) -> dict[str, str]:
         "gb10": gb10.__version__,
         "build": _build(),
         "vLLM": importlib.metadata.version("vllm"),
-        "model": _model(checkpoint),
+        "model": model_identity(checkpoint),
         # Ray's workers read it by the head's path.
         **({"path of the model": checkpoint.source} if settings.on_ray else {}),
         "--nnodes": str(settings.nnodes),

@@ -5,11 +5,11 @@ import re
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import TextIO
 
-from gb10.serve.starts import Stages, estimate
+from gb10 import terminal
+from gb10.serve.starts import Estimate, left_of_stage
 from gb10.vllm_plugin.log import ASKING, CANARY, JOINED, OPEN
 
 FIRST_STAGE = "starting Python and vLLM"
@@ -35,12 +35,7 @@ _STAGES = (
 _NEWS = re.compile(r"gb10: (requantised \d.*|\S+(?: and \d+ more)? kept in 16 bit: .*)")
 """Lines of our own in vLLM's log that the user sees too (`gb10.vllm_plugin.cuda.requant.report`)."""
 
-_PERCENT = re.compile(r" \d+ %$")
-_WORTH_TELLING = 0.5
-"""Seconds of a stage."""
-
-_COLUMNS = 80
-"""Width of what does not say its own."""
+_PERCENT = re.compile(r" (\d+) %$")
 
 
 def stage_of(line: str) -> str | None:
@@ -64,87 +59,70 @@ def write(text: str, out: TextIO | None = None) -> None:
         os.close(nowhere)
 
 
-def _columns(out: TextIO) -> int:
-    """Width of a terminal as it is now; 80 where it does not say."""
-    try:
-        return os.get_terminal_size(out.fileno()).columns or _COLUMNS
-    except (OSError, ValueError):
-        return _COLUMNS
-
-
-@dataclass
 class Progress:
     """Shows the stage: one changing line on a terminal, else a line per stage and one every 15 s.
 
-    ``beat`` is called often; it draws at most ten times a second.
+    ``beat`` is called often; it draws at most ten times a second. ``news``: whether lines for the user are
+    shown; they are not where the whole log is. ``what`` begins the lines where there is no terminal.
     """
 
-    out: TextIO = field(default_factory=lambda: sys.stdout)
-    stage: str = FIRST_STAGE
-    interval: float = 15.0
-    news: bool = True
-    """Whether lines for the user are shown; they are not where the whole log is."""
-    what: str = "loading"
-    """Begins the lines where there is no terminal."""
-    detail: str = ""
-    """How far the stage is."""
-    earlier: Sequence[Stages] = ()
-    """What earlier starts of the same server took."""
-    _took: dict[str, float] = field(default_factory=dict)
-    """Seconds of the stages that ended."""
-    _entered: float = 0.0
-    """When the stage began, in seconds since the start."""
-    _began: float = field(default_factory=time.monotonic)
-    _drawn: float = -1e9
-    _stage_drawn: str = ""
-    _width: int = 0
-
-    def __post_init__(self) -> None:
-        self._terminal = self.out.isatty()
+    def __init__(
+        self,
+        out: TextIO | None = None,
+        *,
+        interval: float = 15.0,
+        news: bool = True,
+        what: str = "loading",
+    ) -> None:
+        self.out = sys.stdout if out is None else out
+        self.detail = ""
+        """How far the stage is, where somebody counts."""
+        self.expected: Estimate | None = None
+        """What earlier starts say, where there were some."""
+        self.first = False
+        """Whether this is known to be the first start of its kind here."""
+        self._interval, self._news, self._what = interval, news, what
+        self._began = self._stage_began = time.monotonic()
+        self._stage = FIRST_STAGE
+        self._seconds: dict[str, float] = {}
+        self._drawn = -1e9
+        self._stage_drawn = ""
+        self._width = 0
+        self._terminal = terminal.moves(self.out)
 
     @property
     def seconds(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self._began
 
-    def enter(self, stage: str) -> None:
-        """Begin a stage, or go on in it with another percentage."""
-        before = _PERCENT.sub("", self.stage)
-        if before != _PERCENT.sub("", stage):
-            self._took = self.stages
-            self._entered = self.seconds
+    @property
+    def stage(self) -> str:
+        """What is being done, with its percents."""
+        return self._stage
+
+    @stage.setter
+    def stage(self, stage: str) -> None:
+        before, name = _PERCENT.sub("", self._stage), _PERCENT.sub("", stage)
+        if name != before:
+            now = time.monotonic()
+            self._seconds[before] = self._seconds.get(before, 0.0) + now - self._stage_began
+            self._stage_began = now
             self.detail = ""
-        self.stage = stage
+        self._stage = stage
 
     @property
     def stages(self) -> dict[str, float]:
-        """Seconds by stage until now, in the order in which they began."""
-        stage = _PERCENT.sub("", self.stage)
-        return self._took | {stage: self._took.get(stage, 0.0) + self.seconds - self._entered}
-
-    def told(self) -> str:
-        """The stages that took half a second or more, for people."""
-        width = min(_columns(self.out), 100)
-        long = {name: seconds for name, seconds in self.stages.items() if seconds >= _WORTH_TELLING}
-        words = ", ".join(f"{name} {seconds:.{int(seconds < 10)}f} s" for name, seconds in long.items())
-        return textwrap.fill(f"stages  {words}", width, subsequent_indent=" " * 8, break_on_hyphens=False)
-
-    @property
-    def _doing(self) -> str:
-        return f"{self.stage}: {self.detail}" if self.detail else self.stage
-
-    def _time(self) -> str:
-        """The seconds, and of how many where earlier starts tell."""
-        stage = _PERCENT.sub("", self.stage)
-        whole = estimate(self.earlier, stage, self._entered - self._took.get(stage, 0.0))
-        return f"{self.seconds:.0f} s" if whole is None else whole.words(self.seconds)
+        """Seconds of each stage up to now, in their order, without percents."""
+        name = _PERCENT.sub("", self._stage)
+        within = time.monotonic() - self._stage_began
+        return self._seconds | {name: self._seconds.get(name, 0.0) + within}
 
     def feed(self, line: str) -> None:
         """Take the stage out of a log line, if it has one; show the line if it is for the user."""
         stage = stage_of(line)
         if stage is not None:
-            self.enter(stage)
-        if self.news and (found := _NEWS.search(line)) is not None:
+            self.stage = stage
+        if self._news and (found := _NEWS.search(line)) is not None:
             self.clear()
             write(f"{found[1]}\n", self.out)
 
@@ -155,15 +133,33 @@ class Progress:
         if self._terminal:
             if since >= 0.1:
                 mark = "|/-\\"[int(now * 8) % 4]
-                self._line(f"{mark} {self._time():>6}  {self._doing}")
+                gone, stage = self._words()
+                self._line(f"{mark} {gone:>6}  {stage}")
                 self._drawn = now
-        elif self.stage != self._stage_drawn or since >= self.interval:
-            write(f"{self.what}: {self._time()}, {self._doing}\n", self.out)
+        elif self.stage != self._stage_drawn or since >= self._interval:
+            write(f"{self._what}: {', '.join(self._words())}\n", self.out)
             self._drawn, self._stage_drawn = now, self.stage
+
+    def _words(self) -> tuple[str, str]:
+        """The time with what is to be expected, and the stage."""
+        found = _PERCENT.search(self._stage)
+        percent = int(found[1]) if found else None
+        name = _PERCENT.sub("", self._stage)
+        within = time.monotonic() - self._stage_began + self._seconds.get(name, 0.0)
+        if self.expected is not None:
+            return self.expected.words(self.seconds, name, within, percent), self._stage
+        gone = f"{self.seconds:.0f} s"
+        if self.detail:
+            return gone, f"{self._stage}: {self.detail}"
+        if not self.first:
+            return gone, self._stage
+        left = left_of_stage(within, percent)
+        more = "no estimate" if left is None else f"about {left:.0f} s more of this"
+        return gone, f"{self._stage} (first start here: {more})"
 
     def _line(self, text: str) -> None:
         # A line as wide as the terminal would wrap, and the next one could not go back over it.
-        room = _columns(self.out) - 1
+        room = terminal.columns(self.out) - 1
         text = text[:room]
         write("\r" + text.ljust(min(self._width, room)), self.out)
         self._width = len(text)
@@ -173,3 +169,14 @@ class Progress:
         if self._terminal and self._width:
             self._line("")
             write("\r", self.out)
+
+
+def summary(stages: Mapping[str, float], columns: int = terminal.COLUMNS) -> str:
+    """The stages with their seconds, in lines of at most 80 columns; without those that took no time."""
+    told = [
+        f"{stage} {seconds:.1f} s" if seconds < 10 else f"{stage} {seconds:.0f} s"
+        for stage, seconds in stages.items()
+        if seconds >= 0.05
+    ]
+    width = max(min(columns, terminal.COLUMNS), 20)
+    return textwrap.fill(f"stages: {', '.join(told)}", width, subsequent_indent=" " * 8)

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from gb10 import routing
+from gb10 import routing, terminal
 from gb10.checkpoint.folder import Checkpoint
 from gb10.checkpoint.formats import Formats, unread
 from gb10.checkpoint.hub import locate
@@ -25,15 +25,16 @@ from gb10.download.plan import LOAD_FORMATS
 from gb10.errors import UserError
 from gb10.machine import cuda_memory, flashinfer, memory, nvidia
 from gb10.machine import gpu as device
-from gb10.serve import command, environment, isolation, nodes, starts
+from gb10.serve import command, environment, isolation, nodes
 from gb10.serve.figures import figures
 from gb10.serve.hide import hide_arguments
 from gb10.serve.link import Link
 from gb10.serve.listen import Claim, claim
 from gb10.serve.preflight import SOCKET_VARIABLE, Engine, Line, Stopped
-from gb10.serve.progress import Progress, write
+from gb10.serve.progress import Progress, summary, write
 from gb10.serve.scratch import usable_home
 from gb10.serve.settings import EXTRA_ARGS, ROWS, Origin, Settings, parse
+from gb10.serve.starts import Starts, key
 from gb10.serve.supervise import Server
 
 DEMO_PROMPT = """\
@@ -209,6 +210,25 @@ def _described(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
     }
 
 
+def _earlier(plan: command.Plan, progress: Progress) -> Starts:
+    """The earlier starts of the same thing, which ``progress`` gets to know."""
+    settings = plan.settings
+    folder = environment.log_folder(os.environ)
+    starts = Starts(
+        folder.parent if folder else None, key(plan, _gpus(settings.profile, settings.device_wait))
+    )
+    progress.expected = starts.estimate()
+    progress.first = progress.expected is None
+    return starts
+
+
+def _told(progress: Progress, starts: Starts) -> None:
+    """Keep the seconds of the stages, and say them."""
+    stages = progress.stages
+    write(f"{summary(stages, terminal.columns(progress.out))}\n", progress.out)
+    starts.add(stages)
+
+
 def _key_word(keys: Sequence[str], environ: Mapping[str, str]) -> str | None:
     """What stands for the API key in a line to paste: the variable only where the user's shell has it."""
     if not keys:
@@ -326,10 +346,10 @@ def run(argv: Sequence[str]) -> int:
         if _fetches(settings, plan.checkpoint):
             plan = _fetched(settings, free)
     progress = Progress(sys.stderr if settings.dry_run else sys.stdout, news=not settings.verbose)
-    draw = not settings.verbose and (not settings.dry_run or sys.stderr.isatty())
+    draw = not settings.verbose and (not settings.dry_run or terminal.moves(sys.stderr))
+    if plan is not None and not settings.dry_run:
+        _earlier(plan, progress)
     variables = plan.environment if plan else {}
-    if plan is not None:
-        _expect(progress, plan)
     for _ in range(2):
         name = plan.checkpoint.name if plan else "gb10"
         with _started(variables, name, settings) as (server, line):
@@ -368,22 +388,9 @@ def _serve(server: Server, engine: Engine, plan: command.Plan, progress: Progres
     if settings.dry_run:
         _print_plan(plan)
         return 0
-    _expect(progress, plan)
     if plan.among is not None:
         return _serve_together(server, engine, plan, progress, port, plan.among)
     return _serve_alone(server, engine, plan, progress, port)
-
-
-def _expect(progress: Progress, plan: command.Plan) -> None:
-    """Have the progress say how long earlier starts took."""
-    known = starts.earlier(starts.place(os.environ), starts.key_of(plan))
-    progress.earlier = known or progress.earlier
-
-
-def _keep(progress: Progress, plan: command.Plan) -> None:
-    """Say what the start took, and keep that for the next one."""
-    write(f"{progress.told()}\n")
-    starts.keep(starts.place(os.environ), starts.key_of(plan), progress.stages)
 
 
 @contextmanager
@@ -428,8 +435,9 @@ def _serve_together(
         write(f"log     {_short(server.log_path)}\n")
         server.weights = plan.checkpoint.files
         engine.join(planned=routing.plan(plan.target, plan.rows), ray=plan.start)
+        starts = _earlier(plan, progress)
         if server.wait_joined(progress):
-            _keep(progress, plan)
+            _told(progress, starts)
             write(f"ready after {progress.seconds:.0f} s: {among.name} serves with the head\n")
             server.wait()
         return _ended(server)
@@ -452,6 +460,7 @@ def _serve_alone(
     engine.serve(
         settings.api_keys, held.listener, metrics=settings.open_metrics, planned=planned, ray=plan.start
     )
+    starts = _earlier(plan, progress)
     url = settings.base_url
     first_key = settings.api_keys[0] if settings.api_keys else None
     name = server.wait_ready(url, first_key, progress, lambda: held.answers)
@@ -459,7 +468,7 @@ def _serve_alone(
         name = name or settings.served_model_name or plan.checkpoint.name
         if server.link is not None:
             server.link.say("ready")
-        _keep(progress, plan)
+        _told(progress, starts)
         write(f"ready after {progress.seconds:.0f} s: {url}/v1  (model name: {name})\n")
         log = routing.told(server.log_path.read_text(errors="replace"))
         for difference in routing.compare(plan.rows, log):

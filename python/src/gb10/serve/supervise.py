@@ -237,7 +237,7 @@ class Server:
             while self.stopping is None:
                 self.feed(show)
                 if probe.listed:
-                    show.enter(progress.FIRST_TOKEN_STAGE)
+                    show.stage = progress.FIRST_TOKEN_STAGE
                 self._tell(show)
                 self._check_nodes()
                 if not self._verbose:
