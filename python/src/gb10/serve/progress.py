@@ -35,6 +35,7 @@ _STAGES = (
 _NEWS = re.compile(r"gb10: (requantised \d.*|\S+(?: and \d+ more)? kept in 16 bit: .*)")
 """Lines of our own in vLLM's log that the user sees too (`gb10.vllm_plugin.cuda.requant.report`)."""
 
+_HELD = "\N{NO-BREAK SPACE}"
 _PERCENT = re.compile(r" (\d+) %$")
 
 
@@ -154,8 +155,9 @@ class Progress:
         if not self.first:
             return gone, self._stage
         left = left_of_stage(within, percent)
-        more = "no estimate" if left is None else f"about {left:.0f} s more of this"
-        return gone, f"{self._stage} (first start here: {more})"
+        if left is not None:
+            return gone, f"{self._stage} (about {left:.0f} s more of this)"
+        return gone, f"{self._stage} (first start here: no estimate)" if name == FIRST_STAGE else self._stage
 
     def _line(self, text: str) -> None:
         # A line as wide as the terminal would wrap, and the next one could not go back over it.
@@ -174,9 +176,10 @@ class Progress:
 def summary(stages: Mapping[str, float], columns: int = terminal.COLUMNS) -> str:
     """The stages with their seconds, in lines of at most 80 columns; without those that took no time."""
     told = [
-        f"{stage} {seconds:.1f} s" if seconds < 10 else f"{stage} {seconds:.0f} s"
+        f"{stage} {seconds:.1f}{_HELD}s" if seconds < 10 else f"{stage} {seconds:.0f}{_HELD}s"
         for stage, seconds in stages.items()
         if seconds >= 0.05
     ]
     width = max(min(columns, terminal.COLUMNS), 20)
-    return textwrap.fill(f"stages: {', '.join(told)}", width, subsequent_indent=" " * 8)
+    filled = textwrap.fill(f"stages: {', '.join(told)}", width, subsequent_indent=" " * 8)
+    return filled.replace(_HELD, " ")

@@ -192,6 +192,7 @@ def _fetched(settings: Settings, free: memory.Available) -> command.Plan | None:
     assert settings.model is not None
     show = Progress(sys.stdout)
     fetch_model(settings.model, settings.revision, show, load_format=settings.load_format or "auto")
+    _locate.cache_clear()
     return _first_plan(settings, free)
 
 
