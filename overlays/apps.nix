@@ -125,6 +125,7 @@ final: prev: {
       doctor-cuda
       doctor-cuda-ray
       ;
+    download = import ../nix/apps/download.nix { pkgs = final; };
     lock = import ../nix/apps/lock.nix { pkgs = final; };
     predict = import ../nix/apps/predict.nix { pkgs = final; };
     rebuild = import ../nix/apps/rebuild.nix { pkgs = final; };

@@ -18,6 +18,7 @@ in
   cluster = app pkgs.gb10.cluster "Plan, check and run one engine on several hosts, over ssh";
   doctor = app pkgs.gb10.doctor "Say what of this machine stops a server, and what mends it";
   doctor-cuda = app pkgs.gb10.doctor-cuda "As doctor, and run kernels on the GPU (with NVIDIA's libraries, which are not free)";
+  download = app pkgs.gb10.download "Fetch a model of the hub: resumed, compared, refused where it does not fit";
   install-service = app pkgs.gb10.install-service "Install serve-cuda as a service of systemd, or remove it";
   install-service-cpu = app pkgs.gb10.install-service-cpu "Install serve, for the CPU, as a service of systemd, or remove it";
   lock = app pkgs.gb10.lock "Write python/locks/ from python/profiles.toml";

@@ -1,6 +1,6 @@
 """What an image starts: ``[ROLE] [ARGUMENT…]``, as process 1 of the container.
 
-Roles: ``serve`` (default), ``ray-head``, ``ray-worker``, ``bash``, ``doctor``. Arguments are passed on as
+Roles: ``serve`` (default), ``ray-head``, ``ray-worker``, ``bash``, ``doctor``, ``download``. Arguments are passed on as
 they are. What the container lacks is one line and exit status 2, before anything starts. As process 1 it
 passes signals on, and waits for whatever process is left to it.
 """
@@ -153,12 +153,18 @@ def doctor(container: Container, arguments: Sequence[str]) -> list[str]:
     return [container.variables["GB10_IMAGE_DOCTOR"], *arguments]
 
 
+def download(container: Container, arguments: Sequence[str]) -> list[str]:
+    """``gb10 download``: a model of the hub into the cache, which is the volume. It needs no GPU."""
+    return [sys.executable, "-I", "-m", "gb10", "download", *arguments]
+
+
 ROLES: dict[str, Callable[[Container, Sequence[str]], list[str]]] = {
     "serve": serve,
     "ray-head": ray_head,
     "ray-worker": ray_worker,
     "bash": shell,
     "doctor": doctor,
+    "download": download,
 }
 
 

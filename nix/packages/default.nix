@@ -21,6 +21,7 @@
     docs
     doctor
     doctor-cuda
+    download
     flashinfer
     image
     image-cpu

@@ -44,6 +44,7 @@ def container(entry: ModuleType, tmp_path: Path) -> Any:
         (["--port", "1"], ["/serve", "--port", "1"]),
         (["bash", "-c", "echo 'a  b'"], ["/bash", "-c", "echo 'a  b'"]),
         (["doctor", "--json"], ["/doctor", "--json"]),
+        (["download", "org/model"], [sys.executable, "-I", "-m", "gb10", "download", "org/model"]),
     ],
 )
 def test_a_role_is_a_command_and_arguments_stay_what_they_are(

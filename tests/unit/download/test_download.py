@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hub import COMMIT, Hub
 from hub_model import BESIDE, LEFT_OUT, SIZES, environment
+from huggingface_hub import constants
 
 from gb10.cli import main
 from gb10.download import fetch, plan
@@ -200,6 +201,14 @@ def test_a_disk_that_is_full_all_the_same(
     assert "is full" in error(capsys)
     assert download() == 0
     whole(cache, origin)
+
+
+def test_what_the_hub_gives_by_xet_alone(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(constants, "MAX_HTTP_DOWNLOAD_SIZE", 500_000)
+    assert download() == 2
+    assert "model-1.safetensors has 0.7 MB, which the hub gives by Xet alone" in error(capsys)
 
 
 def test_an_index_that_names_what_is_not_there(

@@ -90,10 +90,15 @@ def _locked(wanted: Wanted, file: File, note: Note) -> Iterator[None]:
 
 def _append(wanted: Wanted, file: File, stop: threading.Event) -> None:
     """Fetch what is missing of a file's bytes."""
-    from huggingface_hub import hf_hub_url
+    from huggingface_hub import constants, hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined, unused-ignore]
 
+    if file.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
+        raise UserError(
+            f"model {wanted.name}: {file.name} has {text(file.size)}, which the hub gives by Xet alone; "
+            f"fetch it with: hf download {wanted.name}"
+        )
     part = wanted.part(file)
     part.parent.mkdir(parents=True, exist_ok=True)
     if part.exists() and part.stat().st_size > file.size:
