@@ -161,10 +161,11 @@ class Progress:
 
 def summary(stages: Mapping[str, float], columns: int = terminal.COLUMNS) -> str:
     """The stages with their seconds, in lines of at most 80 columns; without those that took no time."""
+    # A number stays with its unit: textwrap breaks no line at such a space.
     told = [
-        f"{stage} {seconds:.1f} s" if seconds < 10 else f"{stage} {seconds:.0f} s"
+        f"{stage} {seconds:.{int(seconds < 10)}f}\xa0s"
         for stage, seconds in stages.items()
         if seconds >= 0.05
     ]
     width = max(min(columns, terminal.COLUMNS), 20)
-    return textwrap.fill(f"stages: {', '.join(told)}", width, subsequent_indent=" " * 8)
+    return textwrap.fill(f"stages: {', '.join(told)}", width, subsequent_indent=" " * 8).replace("\xa0", " ")
