@@ -33,7 +33,13 @@ in
     ]
   );
   unit-checkpoint = unit "checkpoint" (sets.formats ++ sets.gb10 [ "machine" ]);
-  unit-cli = unit "cli" sets.serve;
+  unit-cli = unit "cli" (
+    sets.serve
+    ++ sets.gb10 [
+      "bench"
+      "predict"
+    ]
+  );
   unit-cluster = unit "cluster" sets.serve;
   unit-dependencies = unit "dependencies" [
     ../../lab/pyproject.toml

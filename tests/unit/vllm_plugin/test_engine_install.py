@@ -84,12 +84,16 @@ from gb10.vllm_plugin.cuda import caches
 from gb10.vllm_plugin import patches
 caches.install()
 assert os.environ["TRITON_CACHE_DIR"] == "/cache/vllm/triton", os.environ
-os.environ["TRITON_CACHE_DIR"] = "/mine"
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+assert cache_dir() == "/cache/vllm/inductor", cache_dir()
+for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"):
+    os.environ[name] = "/mine"
 caches.install()
-assert os.environ["TRITON_CACHE_DIR"] == "/mine"
+assert os.environ["TRITON_CACHE_DIR"] == os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/mine"
 """,
         VLLM_CACHE_ROOT="/cache/vllm",
         TRITON_CACHE_DIR="",
+        TORCHINDUCTOR_CACHE_DIR="",
     )
     assert status == 0, said
 

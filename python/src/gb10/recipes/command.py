@@ -10,7 +10,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from gb10 import arguments
+from gb10 import arguments, terminal
 from gb10.arguments import Command
 from gb10.errors import EXIT_FAILED, UserError
 from gb10.recipes import choice, find
@@ -61,9 +61,20 @@ def _rows() -> list[tuple[str, ...]]:
 
 
 def list_all() -> int:
-    """Print all recipes as a table: what they serve, on which machine, what they need of memory."""
+    """Print all recipes as a table: what they serve, on which machine, what they need of memory.
+
+    On a terminal that is too narrow for the table each recipe has lines of its own.
+    """
     rows = _rows()
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    room = terminal.columns(sys.stdout) if sys.stdout.isatty() else None
+    if room is not None and room < sum(widths) + 2 * len(widths):
+        heads, *recipes = rows
+        for name, *cells in recipes:
+            said = [f"{head} {cell}" for head, cell in zip(heads[1:], cells, strict=True) if cell]
+            print(name)
+            print(textwrap.fill(", ".join(said), room, initial_indent="  ", subsequent_indent="  "))
+        return 0
     for row in rows:
         print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
     return 0

@@ -35,7 +35,6 @@ _STAGES = (
 _NEWS = re.compile(r"gb10: (requantised \d.*|\S+(?: and \d+ more)? kept in 16 bit: .*)")
 """Lines of our own in vLLM's log that the user sees too (`gb10.vllm_plugin.cuda.requant.report`)."""
 
-_HELD = "\N{NO-BREAK SPACE}"
 _PERCENT = re.compile(r" (\d+) %$")
 
 
@@ -175,11 +174,11 @@ class Progress:
 
 def summary(stages: Mapping[str, float], columns: int = terminal.COLUMNS) -> str:
     """The stages with their seconds, in lines of at most 80 columns; without those that took no time."""
+    # A number stays with its unit: textwrap breaks no line at such a space.
     told = [
-        f"{stage} {seconds:.1f}{_HELD}s" if seconds < 10 else f"{stage} {seconds:.0f}{_HELD}s"
+        f"{stage} {seconds:.{int(seconds < 10)}f}\xa0s"
         for stage, seconds in stages.items()
         if seconds >= 0.05
     ]
     width = max(min(columns, terminal.COLUMNS), 20)
-    filled = textwrap.fill(f"stages: {', '.join(told)}", width, subsequent_indent=" " * 8)
-    return filled.replace(_HELD, " ")
+    return textwrap.fill(f"stages: {', '.join(told)}", width, subsequent_indent=" " * 8).replace("\xa0", " ")

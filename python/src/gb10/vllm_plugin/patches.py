@@ -456,9 +456,12 @@ Symptom: the first start after another --dense, --head, or anything else that ma
 Evidence: torch's CachingAutotuner (torch/_inductor/runtime/triton_heuristics.py) sets TRITON_CACHE_DIR where
   it is not set, to a folder of the inductor cache, which vLLM keeps for each key of its compile cache
   (vllm/compilation/compiler_interface.py); from then on all Triton kernels of the process go there.
+  What vLLM compiles by torch.compile alone (log-probabilities, the embedding's mask) goes to torch's own
+  cache as long as vLLM has named none, as with --enforce-eager: a folder of TMPDIR
+  (torch/_inductor/runtime/cache_dir_utils.py), and a server's TMPDIR goes with it (`gb10.serve.scratch`).
 Upstream: not reported as far as known.
 Test: tests/unit/vllm_plugin/test_engine_install.py
-Remove when: vLLM names Triton's cache itself.
+Remove when: vLLM names both caches itself, at the start.
 """,
         (Need("vllm.envs", "environment_variables"),),
     ),

@@ -1,14 +1,16 @@
-"""One Triton cache for all modes of an engine, so that a kernel is compiled and tuned once."""
+"""One Triton cache for all modes of an engine, and one of Inductor's that outlives the server."""
 
 import os
 from pathlib import Path
 
 import vllm.envs
 
-NAME = "TRITON_CACHE_DIR"
+_FOLDERS = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
+"""Folders of vLLM's, by the variable that names them."""
 
 
 def install() -> None:
-    """Name Triton's cache, a folder of vLLM's, unless the user has named one."""
-    if not os.environ.get(NAME):
-        os.environ[NAME] = str(Path(vllm.envs.VLLM_CACHE_ROOT) / "triton")
+    """Name the caches that the user has not named."""
+    for name, folder in _FOLDERS.items():
+        if not os.environ.get(name):
+            os.environ[name] = str(Path(vllm.envs.VLLM_CACHE_ROOT) / folder)
