@@ -81,6 +81,8 @@ def test_huggingface_hub_finds_it_without_network(
 def test_what_was_ended_goes_on_where_it_was(hub: Hub, cache: Path, origin: Path, number: int) -> None:
     hub.pause = 0.05
     program = "from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 1000; "
+    # Where the tests run in the background it is ignored, and children inherit that.
+    program += "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     program += "import sys; from gb10.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", program, "download", NAME]
     with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process:

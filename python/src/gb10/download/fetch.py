@@ -74,7 +74,6 @@ def digest_of(
 @contextmanager
 def _locked(wanted: Wanted, file: File, note: Note) -> Iterator[None]:
     """The lock that huggingface_hub takes for this file, too."""
-    from filelock import Timeout
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined, unused-ignore]
 
     lock = wanted.repo.parent / ".locks" / wanted.repo.name / f"{file.digest}.lock"
@@ -82,7 +81,7 @@ def _locked(wanted: Wanted, file: File, note: Note) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(WeakFileLock(lock, timeout=1))
-        except Timeout:
+        except TimeoutError:
             note(f"{file.name} is being fetched by another process; waiting for that")
             stack.enter_context(WeakFileLock(lock))
         yield
