@@ -49,6 +49,7 @@ ready() { # PID LOG: waits
 
 served() { # NAME
   local name=$1 status=0 pid
+  touch "$out/$name.start"
   python3 -m gb10 serve "${common[@]}" --port $port "${more[@]}" >"$out/$name.txt" 2>&1 &
   pid=$!
   if ready "$pid" "$out/$name.txt"; then
@@ -62,7 +63,9 @@ served() { # NAME
   fi
   kill -TERM "$pid" 2>/dev/null
   wait "$pid" || status=1
-  tail -n 40 "$out/$name.txt" | cut -c1-200
+  grep -A3 '^stages' "$out/$name.txt"
+  tail -n 6 "$out/$name.txt" | cut -c1-200
+  find "$caches" -type f -newer "$out/$name.start" ! -path "*/state/*" | sed 's#/[0-9a-f]\{16,\}/.*##' | sort | uniq -c | sort -n | tail -n 8
   return "$status"
 }
 
