@@ -49,7 +49,7 @@ ready() { # PID LOG: waits
 
 served() { # NAME
   local name=$1 status=0 pid
-  touch "$out/$name.start"
+  touch "$caches/$name.start"
   python3 -m gb10 serve "${common[@]}" --port $port "${more[@]}" >"$out/$name.txt" 2>&1 &
   pid=$!
   if ready "$pid" "$out/$name.txt"; then
@@ -65,7 +65,7 @@ served() { # NAME
   wait "$pid" || status=1
   grep -A3 '^stages' "$out/$name.txt"
   tail -n 6 "$out/$name.txt" | cut -c1-200
-  find "$caches" -type f -newer "$out/$name.start" ! -path "*/state/*" | sed 's#/[0-9a-f]\{16,\}/.*##' | sort | uniq -c | sort -n | tail -n 8
+  find "$caches" -type f -newer "$caches/$name.start" ! -path "*/state/*" | sed 's#/[0-9a-f]\{16,\}/.*##' | sort | uniq -c | sort -n | tail -n 8
   return "$status"
 }
 
