@@ -71,7 +71,7 @@ served() { # NAME
 
 against() {
   # Stock: vLLM without our plug-in, at the best setting that it has here (docs/engine.md): its own FP8 for in_proj_qkvz and q, k, v.
-  local best='{"targets": {"re:.*in_proj_qkvz": "fp8_per_channel", "re:.*self_attn\.[qkv]_proj": "fp8_per_channel"}}'
+  local best='{"targets": {"re:.*in_proj_qkvz": "fp8_per_channel", "re:.*self_attn[.][qkv]_proj": "fp8_per_channel"}}'
   local stock="env VLLM_PLUGINS=gb10-lab-weights python3 -m vllm.entrypoints.cli.main serve ${common[*]} --port $port"
   apart python3 -m gb10 bench run --turns 1 --repeat 5 --texts prose code --concurrency 1 4 16 --start-limit "$each" \
     --out "$out/against" --logs "$out/against" --against "$stock --quantization-config '$best'" \
