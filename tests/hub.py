@@ -4,6 +4,8 @@ import hashlib
 import http.server
 import json
 import re
+import socket
+import struct
 import threading
 import time
 from pathlib import Path
@@ -24,6 +26,9 @@ class Hub:
         ranges: Whether it gives parts of files.
         silent: Whether it breaks off all requests for files of weights.
         pause: Seconds before each 64 KiB of weights.
+        failures: Statuses of the next answers for files of weights; taken from the front.
+        resets: Whether a connection that breaks off is reset, as by a router, not closed.
+        longer: Bytes that files of weights have too many when they are sent.
         damaged: Names of files whose bytes come wrong, each once for every time that it is in the list.
     """
 
@@ -37,6 +42,9 @@ class Hub:
         self.silent = False
         self.damaged: list[str] = []
         self.pause = 0.0
+        self.failures: list[int] = []
+        self.resets = False
+        self.longer = 0
         self._lock = threading.Lock()
         hub = self
 
@@ -120,6 +128,10 @@ class Hub:
         with self._lock:
             self.asked.append((file.name, wanted))
             cut = self.cut.pop(0) if self.cut else None
+            failure = self.failures.pop(0) if self.failures else 0
+        if failure:
+            self._send(to, failure, b"")
+            return
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted)
         if self.silent:
             to.close_connection = True
@@ -132,7 +144,7 @@ class Hub:
             first, last = int(found[1]), int(found[2] or last)
             to.send_response(206)
             to.send_header("Content-Range", f"bytes {first}-{last}/{whole}")
-        body = self._bytes(file, first, last + 1 - first)
+        body = self._bytes(file, first, last + 1 - first) + bytes(self.longer)
         to.send_header("Content-Length", str(len(body)))
         to.end_headers()
         out = body if cut is None else body[:cut]
@@ -146,6 +158,11 @@ class Hub:
             with self._lock:
                 self.sent += len(piece)
         to.close_connection = cut is not None
+        if cut is not None and self.resets:
+            # What was sent has to arrive first: a reset throws away what was not read.
+            time.sleep(0.2)
+            to.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            to.connection.close()
 
     def _send(
         self,

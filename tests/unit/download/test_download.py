@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -349,3 +350,110 @@ def test_a_file_that_grew_too_long(hub: Hub, cache: Path, origin: Path) -> None:
     wanted.part(file).write_bytes(bytes(400_000))
     assert download() == 0
     whole(cache, origin)
+
+
+def test_errors_of_the_server_and_resets_are_tried_again(
+    hub: Hub, cache: Path, origin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "_PAUSE", 0.01)
+    hub.failures = [503, 502, 500]
+    hub.cut, hub.resets = [100_000, 200_000], True
+    assert download() == 0
+    whole(cache, origin)
+
+
+def test_a_server_that_is_down_is_given_up(
+    hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fetch, "_PAUSE", 0.01)
+    hub.failures = [503] * 100
+    assert download() == 2
+    assert "answered 503" in error(capsys)
+    assert len(SIZES) < len(hub.asked) <= len(SIZES) * (fetch._TRIES + 1)
+
+
+def test_more_than_a_file_has_is_not_written(
+    hub: Hub, cache: Path, origin: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.longer = 5_000_000
+    assert download() == 2
+    assert re.search(r"sends more of model-\d.safetensors than its \d+ bytes", error(capsys))
+    assert sum(path.stat().st_size for path in cache.rglob("*.incomplete")) < WEIGHTS
+    hub.longer = 0
+    assert download() == 0
+    whole(cache, origin)
+
+
+def test_weights_are_last(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that was fetched in part lacks weights, and so counts as that, without its hub too."""
+    monkeypatch.setattr(fetch, "_THREADS", 1)
+    hub.failures = [404] * 100
+    assert download() == 2
+    assert {path.name for path in snapshot(cache).iterdir()} == set(BESIDE)
+
+
+def test_parts_of_a_killed_huggingface_hub_are_taken_away(hub: Hub, cache: Path, origin: Path) -> None:
+    """With one of them a model never counts as whole; what somebody fetches now stays."""
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined, unused-ignore]
+
+    blobs, locks = cache / "models--org--name/blobs", cache / ".locks/models--org--name"
+    left, held, ours = blobs / "11.a0b1.incomplete", blobs / "22.a0b1.incomplete", blobs / "33.incomplete"
+    for folder in (blobs, locks):
+        folder.mkdir(parents=True)
+    for part in (left, held, ours):
+        part.touch()
+    with WeakFileLock(locks / "22.lock"):
+        assert download() == 0
+    assert [part.exists() for part in (left, held, ours)] == [False, True, True]
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_without_a_reason(hub: Hub, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.status = status
+    assert download() == 2
+    assert f"answered {status}; check HF_TOKEN" in error(capsys)
+
+
+@pytest.mark.parametrize(("words", "status"), [(("download",), 143), (("serve",), 0)])
+def test_a_service_that_is_stopped_while_it_fetches(
+    hub: Hub, cache: Path, words: tuple[str, ...], status: int, registered: None
+) -> None:
+    """For systemd, and for a container whose first process hears no signal that it does not ask for."""
+    hub.pause = 1.0
+    command = [sys.executable, "-m", "gb10", *words, NAME]
+    variables = environment() | {"GB10_PROFILE": "cpu", "PORT": str(free_port())}
+    with subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 120
+        while not hub.sent:
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert out.splitlines()[-1] == "stopped; what was fetched is kept"
+
+
+@pytest.mark.parametrize(
+    ("silent", "damaged", "status"), [(True, [], 1), (False, ["model-1.safetensors"], 2)]
+)
+def test_a_service_starts_again_when_the_hub_went_away_only(
+    hub: Hub, cache: Path, silent: bool, damaged: list[str], status: int, registered: None
+) -> None:
+    """The unit's RestartPreventExitStatus is 2: what the user has to change."""
+    hub.silent, hub.damaged = silent, damaged
+    done = subprocess.run(
+        [sys.executable, "-m", "gb10", "serve", NAME],
+        env=environment() | {"GB10_PROFILE": "cpu", "PORT": str(free_port())},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == status, done
+    assert done.stderr.startswith("gb10: error: ") and done.stderr.count("\n") == 1
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])

@@ -1,8 +1,11 @@
 """``gb10 download MODEL``: fetch a model of the hub before it is served, or verify what is there."""
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 from typer import Argument, Option
 
@@ -34,15 +37,39 @@ def _offline(model: str) -> None:
         raise UserError(f"HF_HUB_OFFLINE is set, so {model} cannot be fetched; unset it")
 
 
+@contextmanager
+def _ended_by_signals(status: int | None) -> Iterator[None]:
+    """SIGTERM and SIGHUP raise SystemExit; as first process of a container it would not hear them.
+
+    The exit status is ``status``, else that of a process which the signal ended.
+    """
+
+    def end(number: int, _: object) -> NoReturn:
+        raise SystemExit(128 + number if status is None else status)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def fetch_model(
-    model: str, revision: str | None, progress: Progress, *, load_format: str = "auto"
+    model: str,
+    revision: str | None,
+    progress: Progress,
+    *,
+    load_format: str = "auto",
+    ended: int | None = None,
 ) -> plan.Wanted:
     """Fetch what vLLM reads of a model, as far as it is not there. Raises UserError.
 
-    Says what will come before it begins, and shows how far it is.
+    Says what will come before it begins, and shows how far it is. SIGTERM and SIGHUP end the process, with
+    the exit status ``ended``, or 128 and the signal's number.
     """
     _offline(model)
-    with quiet(), told(model, revision):
+    with _ended_by_signals(ended), quiet(), told(model, revision):
         progress.stage = f"asking the hub for {model}"
         progress.beat()
         wanted = plan.ask(model, revision, load_format)
@@ -68,7 +95,7 @@ def fetch_model(
 
             try:
                 fetch.fetch(wanted, revision, note, show)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, SystemExit):
                 progress.clear()
                 write("stopped; what was fetched is kept\n", progress.out)
                 raise

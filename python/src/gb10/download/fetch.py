@@ -13,12 +13,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from gb10.download.plan import DIGEST, File, Wanted, free, text
+from gb10.download.plan import DIGEST, File, Wanted, free, is_weights, text
 from gb10.download.told import told
 from gb10.errors import UserError
 from gb10.files import replacing
 
 _THREADS = 4
+_TRIES, _PAUSE = 5, 0.5
+"""How often a file is asked for again while no byte of it comes; seconds before that, doubled each time.
+
+For what http_get does not try again itself: connections that are reset, and errors of the server.
+"""
 _POLL = 0.1
 _WINDOW = 10.0
 """Seconds over which the rate is taken."""
@@ -38,16 +43,22 @@ class _StoppedError(Exception):
     """Another thread failed, or a signal asked for the end."""
 
 
-class _Part:
-    """A file that is appended to, and raises when it is time to end."""
+class _TooLongError(Exception):
+    """More comes than the file has."""
 
-    def __init__(self, file: IO[bytes], stop: threading.Event) -> None:
-        self._file, self._stop = file, stop
+
+class _Part:
+    """A file that is appended to, ``size`` bytes at most, and raises when it is time to end."""
+
+    def __init__(self, file: IO[bytes], size: int, stop: threading.Event) -> None:
+        self._file, self._size, self._stop = file, size, stop
         self.tell, self.seek, self.truncate = file.tell, file.seek, file.truncate
 
     def write(self, data: bytes) -> int:
         if self._stop.is_set():
             raise _StoppedError
+        if self._file.tell() + len(data) > self._size:
+            raise _TooLongError
         return self._file.write(data)
 
 
@@ -90,8 +101,9 @@ def _locked(wanted: Wanted, file: File, note: Note) -> Iterator[None]:
 def _append(wanted: Wanted, file: File, stop: threading.Event) -> None:
     """Fetch what is missing of a file's bytes."""
     from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined, unused-ignore]
+    from huggingface_hub.utils import build_hf_headers, httpx  # type: ignore[attr-defined, unused-ignore]
 
     if file.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
         raise UserError(
@@ -105,15 +117,29 @@ def _append(wanted: Wanted, file: File, stop: threading.Event) -> None:
     url = hf_hub_url(wanted.name, file.name, revision=wanted.commit)
     # Compressed, a part would not be bytes of the file.
     headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
-    with part.open("ab") as opened:
+    tried = 0
+    while True:
+        have = part.stat().st_size if part.exists() else 0
         try:
-            http_get(
-                url,
-                _Part(opened, stop),  # type: ignore[arg-type]
-                resume_size=part.stat().st_size,
-                headers=headers,
-                expected_size=file.size,
-            )
+            with part.open("ab") as opened:
+                http_get(
+                    url,
+                    _Part(opened, file.size, stop),  # type: ignore[arg-type]
+                    resume_size=have,
+                    headers=headers,
+                    expected_size=file.size,
+                )
+            return
+        except _TooLongError:
+            part.unlink()
+            raise DamagedError(
+                f"model {wanted.name}: {constants.ENDPOINT} sends more of {file.name} than its {file.size} "
+                "bytes; thrown away: run it again, or take another HF_ENDPOINT"
+            ) from None
+        except (HfHubHTTPError, httpx.TransportError) as error:
+            tried = 1 if part.stat().st_size > have else tried + 1
+            if tried > _TRIES or not _may_pass(error):
+                raise
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise UserError(
@@ -121,6 +147,19 @@ def _append(wanted: Wanted, file: File, stop: threading.Event) -> None:
                     "or set HF_HOME to a folder on another disk, and run it again: what was fetched is kept"
                 ) from None
             raise
+        if stop.wait(_PAUSE * 2 ** (tried - 1)):
+            raise _StoppedError
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether it is worth trying again what http_get gave up at once."""
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined, unused-ignore]
+
+    if isinstance(error, HfHubHTTPError):
+        return error.response is not None and error.response.status_code >= 500
+    # These it has tried often enough.
+    return not isinstance(error, (httpx.ConnectError, httpx.TimeoutException, httpx.RemoteProtocolError))
 
 
 def _one(wanted: Wanted, file: File, stop: threading.Event, note: Note) -> None:
@@ -174,7 +213,8 @@ def fetch(wanted: Wanted, revision: str | None, note: Note, show: Show) -> None:
     stop = threading.Event()
     todo: queue.SimpleQueue[File] = queue.SimpleQueue()
     missing = wanted.missing
-    for file in sorted(missing, key=lambda file: -file.size):
+    # Weights last: while one of them is missing the model is known not to be whole.
+    for file in sorted(missing, key=lambda file: (is_weights(file.name), -file.size)):
         todo.put(file)
     failed: list[Exception] = []
 
@@ -215,6 +255,23 @@ def fetch(wanted: Wanted, revision: str | None, note: Note, show: Show) -> None:
         # Last: what was not fetched to its end is no branch's state.
         with replacing(wanted.repo / "refs" / (revision or "main")) as part:
             part.write_text(wanted.commit)
+    _sweep(wanted)
+
+
+def _sweep(wanted: Wanted) -> None:
+    """Take away the parts that a killed huggingface_hub left, since it never goes on with them.
+
+    With one of them a model never counts as whole (`gb10.checkpoint.hub`). Their names have one dot more
+    than ours. Where the lock is held somebody fetches that file.
+    """
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined, unused-ignore]
+
+    locks = wanted.repo.parent / ".locks" / wanted.repo.name
+    for part in (wanted.repo / "blobs").glob("*.*.incomplete"):
+        with contextlib.suppress(TimeoutError, OSError):
+            locks.mkdir(parents=True, exist_ok=True)
+            with WeakFileLock(locks / f"{part.name.partition('.')[0]}.lock", timeout=0.1):
+                part.unlink(missing_ok=True)
 
 
 def check(snapshot: Path, show: Show) -> list[str]:

@@ -107,11 +107,16 @@ def weights(names: Collection[str], indexed: Collection[str], load_format: str) 
     return set()
 
 
+def is_weights(name: str) -> bool:
+    """Whether a file holds weights, by its name."""
+    return any(fnmatch(name, one) for one in _ALL_WEIGHTS)
+
+
 def beside(names: Collection[str]) -> set[str]:
     """The files that are no weights and that vLLM may read."""
     there = {name for name in names if "/" not in name and any(fnmatch(name, one) for one in _BESIDE)}
     there |= {name for name in names if fnmatch(name, _TEMPLATES)}
-    return {name for name in there if not any(fnmatch(name, one) for one in _ALL_WEIGHTS)}
+    return {name for name in there if not is_weights(name)}
 
 
 def _file(model: str, name: str, size: int, digest: str) -> File:

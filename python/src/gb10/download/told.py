@@ -6,6 +6,10 @@ from contextlib import contextmanager
 from gb10.errors import UserError
 
 
+class LostError(UserError):
+    """The hub did not answer, or the connection broke off: the same may work later."""
+
+
 @contextmanager
 def told(name: str, revision: str | None) -> Iterator[None]:
     """Raise a UserError for what of the hub's fails in this block, about the model ``name``."""
@@ -31,12 +35,14 @@ def told(name: str, revision: str | None) -> Iterator[None]:
         ) from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "no answer"
-        raise UserError(f"model {name}: {hub} answered {status}; check HF_ENDPOINT, or try again") from None
+        look = "check HF_TOKEN" if status in (401, 403) else "check HF_ENDPOINT, or try again"
+        kind = LostError if status in (429, 500, 502, 503, 504) else UserError
+        raise kind(f"model {name}: {hub} answered {status}; {look}") from None
     except (httpx.HTTPError, OSError, errors.LocalEntryNotFoundError) as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise UserError(f"cannot write {error.filename}: {error.strerror or error}") from None
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
+        raise LostError(
             f"model {name}: the connection to {hub} broke off ({reason}); run it again: what was fetched "
             "is kept"
         ) from None

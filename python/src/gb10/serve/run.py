@@ -22,7 +22,7 @@ from gb10.checkpoint.folder import Checkpoint
 from gb10.checkpoint.formats import Formats, unread
 from gb10.checkpoint.hub import locate
 from gb10.download.plan import LOAD_FORMATS
-from gb10.errors import UserError
+from gb10.errors import ServerFailed, UserError
 from gb10.machine import cuda_memory, flashinfer, memory, nvidia
 from gb10.machine import gpu as device
 from gb10.serve import command, environment, isolation, nodes
@@ -185,13 +185,20 @@ def _fetches(settings: Settings, checkpoint: Checkpoint) -> bool:
 
 
 def _fetched(settings: Settings, free: memory.Available) -> command.Plan | None:
-    """The plan after the model's files were fetched. Raises UserError where they cannot be."""
+    """The plan after the model's files were fetched. Raises UserError where they cannot be.
+
+    A hub that went away is no fault of the user's: ServerFailed, after which a service starts again.
+    """
     # It takes the progress of this package.
     from gb10.download.command import fetch_model
+    from gb10.download.told import LostError
 
     assert settings.model is not None
-    show = Progress(sys.stdout)
-    fetch_model(settings.model, settings.revision, show, load_format=settings.load_format or "auto")
+    show, load_format = Progress(sys.stdout), settings.load_format or "auto"
+    try:
+        fetch_model(settings.model, settings.revision, show, load_format=load_format, ended=0)
+    except LostError as error:
+        raise ServerFailed(str(error)) from None
     _locate.cache_clear()
     return _first_plan(settings, free)
 
