@@ -95,7 +95,9 @@ def test_what_it_prints(plain: Serve) -> None:
     assert re.search(r"^NVFP4 MoE +any +gb10 dequant ", plain.text, re.MULTILINE)
     assert "loading weights" in plain.text
     assert f"http://127.0.0.1:{plain.port}/v1  (model name: {NAME})" in plain.text
-    stages, total = re.search(r"^stages: (.*?)^ready after (\d+) s", plain.text, re.M | re.S).groups()
+    found = re.search(r"^stages: (.*?)^ready after (\d+) s", plain.text, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    stages, total = found.groups()
     assert "loading weights" in stages and "starting Python and vLLM" in stages
     assert abs(sum(map(float, re.findall(r"([\d.]+) s\b", stages))) - float(total)) < 2
     table = plain.text.split("operation", 1)[1].split("\nmemory ")[0]

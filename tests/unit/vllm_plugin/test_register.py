@@ -1,5 +1,7 @@
 """Registration, in fresh processes: it changes vLLM for the whole process."""
 
+from pathlib import Path
+
 import pytest
 from fresh import python
 
@@ -126,6 +128,28 @@ for expected in ("spawn", "fork", "fork"):
     assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == expected
     patches.apply("serve")
 """
+    )
+    assert status == 0, said
+
+
+def test_a_model_is_looked_at_in_this_process(tmp_path: Path) -> None:
+    """vLLM would start a Python that imports vLLM again; what was found is kept as before."""
+    status, said = python(
+        HELPERS
+        + """
+import subprocess
+from gb10.vllm_plugin import patches
+from vllm.model_executor.models import registry
+patches.apply("serve")
+def started(*_, **__):
+    raise AssertionError("a process was started")
+subprocess.run = started
+model = registry.ModelRegistry.models["Qwen3NextForCausalLM"]
+assert model.inspect_model_cls().is_hybrid
+assert len(list(model._get_cache_dir().iterdir())) == 1
+assert "vllm.model_executor.models.qwen3_next" in sys.modules
+""",
+        VLLM_CACHE_ROOT=str(tmp_path),
     )
     assert status == 0, said
 

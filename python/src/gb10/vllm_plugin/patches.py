@@ -390,6 +390,20 @@ Remove when: CpuPlatform.check_and_update_config leaves a start method alone tha
         (Need("vllm.platforms.interface", "Platform.check_and_update_config", "vllm_config"),),
     ),
     Patch(
+        "serve",
+        "gb10.vllm_plugin.cpu.look",
+        """
+Symptom: a CPU engine's first start with an empty cache takes 10 s more than the second one (two cores).
+Evidence: for a model that is not in its cache (modelinfos) _LazyRegisteredModel.inspect_model_cls starts
+  a Python that imports vLLM, so that this process has no CUDA context. On the CPU there is none, and the
+  forked worker imports the model anyway.
+Upstream: not reported as far as known.
+Test: tests/unit/vllm_plugin/test_register.py
+Remove when: vLLM looks at models in a process of its own only where that is for CUDA.
+""",
+        (Need("vllm.model_executor.models.registry", "_run_in_subprocess", "fn"),),
+    ),
+    Patch(
         "app",
         "gb10.vllm_plugin.server.install",
         """
