@@ -13,6 +13,11 @@ pkgs.runCommand "gb10-completion"
     allowedReferences = [ ];
     meta = import ../packages/meta.nix { inherit pkgs; } {
       description = "Completion of bash, zsh and fish for the programs of gb10";
+      # shtab's templates are in the scripts.
+      license = [
+        pkgs.lib.licenses.asl20
+        pkgs.lib.licenses.mpl20
+      ];
     };
   }
   ''
