@@ -5,7 +5,7 @@ name:
 let
   program = pkgs.gb10.${name};
 in
-pkgs.runCommand name { inherit (program) meta; } ''
+pkgs.runCommand name { meta = program.meta // { inherit (pkgs.gb10.completion.meta) license; }; } ''
   mkdir "$out"
   ln -s ${program}/bin "$out/bin"
   cp -r ${pkgs.gb10.completion}/${name}/share "$out/share"
