@@ -35,7 +35,11 @@ let
       pytest -c python/pyproject.toml tests/unit
       ./nixw fmt && ./nixw flake check             # before a commit
     '';
-    shellHook = "";
+    shellHook = ''
+      if [[ $- == *i* ]]; then
+        source ${pkgs.gb10.completion}/gb10/share/bash-completion/completions/gb10
+      fi
+    '';
   };
 
   # To write kernels and to run them: the toolkit, the CUDA environment (4 GB of wheels) and this machine's driver.

@@ -117,6 +117,7 @@ final: prev: {
     audit = import ../nix/apps/audit.nix { pkgs = final; };
     bench = import ../nix/apps/bench.nix { pkgs = final; };
     cluster = import ../nix/apps/cluster.nix { pkgs = final; };
+    completion = import ../nix/completion { pkgs = final; };
     docs = import ../nix/docs { pkgs = final; };
     inherit (import ../nix/apps/doctor.nix { pkgs = final; })
       doctor

@@ -37,6 +37,7 @@ in
       ray = final.gb10.wheelhouse.wheelsOf { profile = "ray"; };
       cuda-toolkit = final.gb10.wheelhouse.wheelsOf { profile = "cuda-toolkit"; };
       sbom = final.gb10.wheelhouse.wheelsOf { profile = "sbom"; };
+      completion = final.gb10.wheelhouse.wheelsOf { profile = "completion"; };
       docs = final.gb10.wheelhouse.wheelsOf { profile = "docs"; };
       # What the tests and the linters run in: the CPU profile, plots and the tools. Not Triton: the CPU profile has none,
       # and vLLM looks whether it is there.

@@ -28,6 +28,7 @@ let
     // import ../packages/internal.nix { inherit pkgs; };
   # Folders of files: nothing to run.
   withoutProgram = [
+    "completion"
     "corpus"
     "cuda-closed-checks"
     "demo-model"
@@ -91,6 +92,7 @@ let
       cpu = baseWith system (allowing (lib.optionals onlyTorch [ "torch" ]));
       cuda = baseWith system (allowing unfree);
       wheels = concatMap (profile: attrValues (cuda.gb10.wheelhouse.wheelsOf { inherit profile; })) [
+        "completion"
         "cpu"
         "cuda"
         "cuda-toolkit"
@@ -146,6 +148,7 @@ in
       GB10_MORE_WHEELS = sites (
         pkgs.gb10.wheels.sbom
         // pkgs.gb10.wheels.cuda-toolkit
+        // pkgs.gb10.wheels.completion
         // pkgs.gb10.wheels.docs
         // pkgs.gb10.wheels.lock
         // pkgs.gb10.wheels.tools

@@ -43,6 +43,25 @@ in
     ];
   };
 
+  completion = room {
+    name = "completion";
+    tests = [
+      ../../nix/completion/gb10_completion.py
+      ../../tests/nix/completion
+    ];
+    sources =
+      sets.serve
+      ++ sets.gb10 [
+        "bench"
+        "predict"
+      ];
+    variables = {
+      PYTHONPATH = pkgs.gb10.pythonPath pkgs.gb10.wheels.completion;
+      # A build's own bash may be one that completes nothing.
+      GB10_BASH = "${pkgs.bashInteractive}/bin/bash";
+    };
+  };
+
   lock = room {
     name = "lock";
     tests = [ ../../tests/nix/lock ];

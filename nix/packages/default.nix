@@ -8,20 +8,33 @@
   },
 }:
 
-{
+let
+  installed = import ../completion/installed.nix { inherit pkgs; };
+in
+pkgs.lib.genAttrs [
+  "audit"
+  "bench"
+  "cluster"
+  "doctor"
+  "doctor-cuda"
+  "download"
+  "predict"
+  "recipes"
+  "serve"
+  "serve-cuda"
+  "serve-cuda-12x"
+  "serve-cuda-ray"
+  "serve-ray"
+] installed
+// {
   inherit (pkgs.gb10)
-    audit
-    bench
-    cluster
+    completion
     cpu-env
     cuda-12x-env
     cuda-env
     cuda-toolkit
     demo-model
     docs
-    doctor
-    doctor-cuda
-    download
     flashinfer
     image
     image-cpu
@@ -31,24 +44,17 @@
     install-service-cpu
     kernels
     kernels-sparse24
-    predict
     quality
-    recipes
     sbom
     sbom-cpu
     sbom-cpu-ray
     sbom-ray
-    serve
-    serve-cuda
-    serve-cuda-12x
-    serve-cuda-ray
-    serve-ray
     service
     service-cuda
     speculative
     vllm-fp4
     ;
-  default = pkgs.gb10.serve;
+  default = installed "serve";
   provenance = pkgs.gb10.provenanceOf source;
   provenance-cpu = pkgs.gb10.provenanceOfCpu source;
   provenance-cpu-ray = pkgs.gb10.provenanceOfCpuRay source;

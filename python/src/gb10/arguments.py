@@ -1,6 +1,7 @@
 """Command lines: groups of commands that are imported when they run, and errors of one line."""
 
 import contextlib
+import difflib
 import importlib
 import json
 import os
@@ -48,7 +49,10 @@ def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[s
     unset_empty(os.environ)
     try:
         if arguments:
-            return _run(prog, about, commands, arguments)
+            status = _run(prog, about, commands, arguments)
+            # What is still kept would be written at the end of Python, where nobody hears that it cannot be.
+            sys.stdout.flush()
+            return status
         with contextlib.redirect_stdout(sys.stderr):
             _run(prog, about, commands, ["--help"])
         return EXIT_USAGE
@@ -76,7 +80,9 @@ def unset_empty(environment: MutableMapping[str, str]) -> None:
 def _run(prog: str, about: str, commands: Mapping[str, Command], arguments: list[str]) -> int:
     name, *rest = ["--help"] if arguments[0] == "help" else arguments
     if name not in commands and not name.startswith("-"):
-        raise UserError(f"no command named {name!r}; the commands are: {', '.join(commands)}")
+        close = difflib.get_close_matches(name, commands, n=1, cutoff=0.7)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UserError(f"no command named {name!r}; {hint}the commands are: {', '.join(commands)}")
     if name in commands and commands[name].passed_on:
         return commands[name].load()(rest)
     app = typer.Typer(add_completion=False, rich_markup_mode=None, context_settings=_HELP)

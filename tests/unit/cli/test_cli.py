@@ -90,7 +90,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["sevre"], "no command named 'sevre'; the commands are: " + ", ".join(cli.COMMANDS)),
+        (
+            ["sevre"],
+            "no command named 'sevre'; did you mean serve? the commands are: " + ", ".join(cli.COMMANDS),
+        ),
+        (["quote"], "no command named 'quote'; the commands are: " + ", ".join(cli.COMMANDS)),
         (["--nonsense"], "No such option: --nonsense (see: gb10 --help)"),
         (["routing", "--xyzzy"], "No such option: --xyzzy (see: gb10 routing --help)"),
         (

@@ -118,7 +118,10 @@ def run(*argv: str, **variables: str) -> "subprocess.CompletedProcess[str]":
         (["serve", "--recipe", "none.toml"], "recipe none.toml cannot be read: No such file"),
         (["recipes", "show", "gptoss"], "no recipe named 'gptoss'"),
         (["recipes", "show"], "Missing argument 'name'"),
-        (["recipes", "sow"], "no command named 'sow'; the commands are: list, show, check, import"),
+        (
+            ["recipes", "sow"],
+            "no command named 'sow'; did you mean show? the commands are: list, show, check, import",
+        ),
         (["recipes", "check", "x.toml"], "recipe x.toml cannot be read"),
         (["recipes", "import", "x.yaml"], "x.yaml cannot be read: No such file"),
     ],
