@@ -397,6 +397,17 @@ def test_a_count_that_is_none(
     assert f"has {key} {value}, " in refused(capsys, str(folder))
 
 
+@pytest.mark.parametrize("config", [GPT_OSS | {"num_experts_per_tok": None}, {**GPT_OSS}])
+def test_experts_that_nobody_says_how_many_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: dict[str, Any]
+) -> None:
+    """All experts were counted for each token."""
+    if config["num_experts_per_tok"] is not None:
+        del config["num_experts_per_tok"]
+    folder = write(tmp_path / "odd", Published(config, gpt_oss()))
+    assert "has 8 experts and does not say how many of them a token takes" in refused(capsys, str(folder))
+
+
 def test_options_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(write(tmp_path / "plain", SMALL["plain"][0]))
     assert "plain takes at most 40960 tokens" in refused(capsys, folder, "--context", "40961")

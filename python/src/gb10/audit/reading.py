@@ -62,6 +62,11 @@ def _check_counts(checkpoint: Checkpoint) -> None:
                 f"config.json of {checkpoint.name} has {key} {value}, and {checkpoint.experts} experts; take "
                 "the checkpoint's own config.json"
             )
+    if checkpoint.experts and not any(checkpoint.text.get(key) for key in _TOP):
+        raise UserError(
+            f"config.json of {checkpoint.name} has {checkpoint.experts} experts and does not say how many of "
+            f"them a token takes ({_TOP[0]}); take the checkpoint's own config.json"
+        )
 
 
 def target(formats: Formats, dense: str = words.KEEP, head: str = words.KEEP) -> routing.Target:
