@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from gb10 import routing
 from gb10.audit import model as words
 from gb10.audit.model import Model, Part
-from gb10.audit.state import layer_state
+from gb10.audit.state import layer_state, longest
 from gb10.checkpoint import modules, size
 from gb10.checkpoint.folder import Checkpoint
 from gb10.checkpoint.formats import Formats
@@ -209,7 +209,7 @@ def read_model(checkpoint: Checkpoint, formats: Formats) -> Model:
         parts,
         experts,
         min(top, experts) or experts,
-        checkpoint.max_tokens,
+        longest(checkpoint),
         spark.kv_bits,
         cache,
         state,
