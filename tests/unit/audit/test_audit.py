@@ -397,6 +397,17 @@ def test_a_count_that_is_none(
     assert f"has {key} {value}, " in refused(capsys, str(folder))
 
 
+@pytest.mark.parametrize("config", [GPT_OSS | {"num_experts_per_tok": None}, {**GPT_OSS}])
+def test_experts_that_nobody_says_how_many_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], config: dict[str, Any]
+) -> None:
+    """All experts were counted for each token."""
+    if config["num_experts_per_tok"] is not None:
+        del config["num_experts_per_tok"]
+    folder = write(tmp_path / "odd", Published(config, gpt_oss()))
+    assert "has 8 experts and does not say how many of them a token takes" in refused(capsys, str(folder))
+
+
 def test_options_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(write(tmp_path / "plain", SMALL["plain"][0]))
     assert "plain takes at most 40960 tokens" in refused(capsys, folder, "--context", "40961")
@@ -405,3 +416,25 @@ def test_options_that_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "--memory '12' is not a size of 1G or more" in refused(capsys, folder, "--memory", "12")
     assert "--revision is for models of the hub" in refused(capsys, folder, "--revision", "main")
     assert "Missing argument 'MODEL'" in refused(capsys)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "tokens"),
+    [
+        (None, 40960),
+        ({"rope_type": "linear", "factor": 2.0}, 81920),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}, 40960),
+    ],
+)
+def test_the_longest_context_is_vllms(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], scaling: dict[str, Any] | None, tokens: int
+) -> None:
+    """vLLM 0.32.0 multiplies by the factor of linear scaling, and not by YaRN's."""
+    tensors = (*bf16("model.embed_tokens", VOCABULARY, HIDDEN), *bf16("lm_head", VOCABULARY, HIDDEN))
+    config = QWEN3 | ({"rope_scaling": scaling} if scaling else {})
+    folder = str(write(tmp_path / "scaled", Published(config, tensors)))
+    for command in ("audit", "predict"):
+        assert cli.main([command, folder, "--context", str(tokens)]) == 0
+        capsys.readouterr()
+        assert cli.main([command, folder, "--context", str(tokens + 1)]) == 2
+        assert f"takes at most {tokens} tokens; give less" in capsys.readouterr().err

@@ -195,6 +195,62 @@ def test_headers_of_other_types(tmp_path: Path, entry: object) -> None:
         read_header(path)
 
 
+def header(folder: Path, text: str, size: int) -> Path:
+    path = folder / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text.encode() + bytes(size))
+    return path
+
+
+ENTRY = '{"dtype":"U8","shape":[4],"data_offsets":[0,4]}'
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (f'{{"a":{ENTRY},"b":{ENTRY},"a":{ENTRY}}}', "a"),
+        ('{"__metadata__":{},"__metadata__":{}}', "__metadata__"),
+        ('{"a":{"dtype":"U8","shape":[4],"shape":[4],"data_offsets":[0,4]}}', "shape"),
+    ],
+)
+def test_a_name_that_is_twice_in_a_header(tmp_path: Path, text: str, name: str) -> None:
+    with pytest.raises(UserError, match=f"has a header that names '{name}' twice; fetch it again"):
+        read_header(header(tmp_path, text, 4))
+
+
+def test_a_name_that_is_twice_in_an_index(make_checkpoint: Make) -> None:
+    folder = with_index(make_checkpoint(), {})
+    text = '{"weight_map": {"a": "model.safetensors", "a": "other.safetensors"}}'
+    (folder / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(UserError, match=r"weights index .* names 'a' twice; fetch it again"):
+        inspect(folder, "m")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "size"),
+    [
+        ("F4", [2, 4], 4),
+        ("F6_E2M3", [4], 3),
+        ("F8_E8M0", [4], 4),
+        ("F8_E4M3FNUZ", [4], 4),
+        ("C64", [2], 16),
+    ],
+)
+def test_sizes_of_rare_types(tmp_path: Path, dtype: str, shape: list[int], size: int) -> None:
+    text = json.dumps({"a": {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}})
+    assert [tensor.size for tensor in read_header(header(tmp_path, text, size))] == [size]
+    text = json.dumps({"a": {"dtype": dtype, "shape": [*shape, 2], "data_offsets": [0, size]}})
+    with pytest.raises(UserError, match="damaged safetensors header"):
+        read_header(header(tmp_path, text, size))
+
+
+@pytest.mark.parametrize("dtype", ["I4", "U4", "C128", "bf16"])
+def test_types_that_safetensors_does_not_have(tmp_path: Path, dtype: str) -> None:
+    """The library refuses the whole file. Their bytes were counted once, as what the offsets said."""
+    text = json.dumps({"a": {"dtype": dtype, "shape": [2, 4], "data_offsets": [0, 4]}})
+    with pytest.raises(UserError, match=f"has 'a' of type '{dtype}', which safetensors does not have"):
+        read_header(header(tmp_path, text, 4))
+
+
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors.index.json", "model.safetensors"])
 def test_deep_nesting(make_checkpoint: Make, file: str) -> None:
     folder = make_checkpoint()

@@ -225,6 +225,8 @@ def test_what_loads_code_opens_files_or_is_secret_stays_behind(tmp_path: Path, w
         ("command: 'vllm serve org/name --x {0}'", "its command cannot be filled in"),
         ("command: 'vllm serve org/name --x {port!r}'", "is no parameter"),
         ("command: vllm serve org/name other", "unexpected argument 'other'"),
+        ("command: vllm serve org/one\ncommand: vllm serve org/two", "with 'command' twice"),
+        ("command: vllm serve org/name\nenv: {A: x, A: y}", "with 'A' twice"),
     ],
 )
 def test_what_is_no_recipe_is_one_line(text: str, says: str, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ class Model:
         parts: Its modules, in the order of the files.
         experts: Routed experts of a layer; 0 for a dense model.
         chosen: How many of them a token takes.
-        context: The longest context of its config, None where that does not say.
+        context: The longest context that vLLM takes by its config, None where that does not say.
         kv_bits: Bits of a value of the KV cache.
         cache: Bytes of the KV cache; its ``per_sequence`` is what the budget counts for the states.
         state: Bytes of one sequence's recurrent states as vLLM keeps them.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from gb10 import routing
 from gb10.audit import model as words
 from gb10.audit.model import Model, Part
-from gb10.audit.state import layer_state
+from gb10.audit.state import layer_state, longest
 from gb10.checkpoint import modules, size
 from gb10.checkpoint.folder import Checkpoint
 from gb10.checkpoint.formats import Formats
@@ -62,6 +62,11 @@ def _check_counts(checkpoint: Checkpoint) -> None:
                 f"config.json of {checkpoint.name} has {key} {value}, and {checkpoint.experts} experts; take "
                 "the checkpoint's own config.json"
             )
+    if checkpoint.experts and not any(checkpoint.text.get(key) for key in _TOP):
+        raise UserError(
+            f"config.json of {checkpoint.name} has {checkpoint.experts} experts and does not say how many of "
+            f"them a token takes ({_TOP[0]}); take the checkpoint's own config.json"
+        )
 
 
 def target(formats: Formats, dense: str = words.KEEP, head: str = words.KEEP) -> routing.Target:
@@ -204,7 +209,7 @@ def read_model(checkpoint: Checkpoint, formats: Formats) -> Model:
         parts,
         experts,
         min(top, experts) or experts,
-        checkpoint.max_tokens,
+        longest(checkpoint),
         spark.kv_bits,
         cache,
         state,

@@ -82,3 +82,22 @@ def layer_state(checkpoint: Checkpoint, dtype: str) -> int | None:
             return None
     sizes: list[int] = [math.prod(shape) * kind.itemsize for shape, kind in zip(shapes, dtypes, strict=True)]
     return sum(sizes)
+
+
+def longest(checkpoint: Checkpoint) -> int | None:
+    """The most tokens that vLLM lets a sequence have, RoPE's scaling counted in as vLLM does.
+
+    None where the config does not say.
+    """
+    derived = checkpoint.max_tokens
+    if derived is None:
+        return None
+    with quiet():
+        from vllm.config.model import _get_and_verify_max_len
+
+        _, text = _configs(checkpoint)
+        said: Any = SimpleNamespace(derived_max_model_len_and_key=(derived, "config.json"))
+        with suppress(Exception):  # what transformers' class is not at hand for has no scaling that is read
+            # Without a wish LongRoPE's is the shorter one, and the longer may be asked for.
+            derived = max(derived, int(_get_and_verify_max_len(text, said, None, None, False, None)))
+    return derived

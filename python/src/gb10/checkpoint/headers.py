@@ -22,12 +22,14 @@ _HEADER_LIMIT = 100 << 20
 """The safetensors format allows headers of at most 100 MB."""
 
 _BITS = {
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+    "F4": 4,
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
     **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
     **dict.fromkeys(("I32", "U32", "F32"), 32),
-    **dict.fromkeys(("I64", "U64", "F64"), 64),
+    **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
 }
-"""Bits of one value, for the types whose size is sure."""
+"""Bits of one value, of all types that safetensors 0.8 reads."""
 
 _ALL, _INDEX = "*.safetensors", "model.safetensors.index.json"
 _MISTRAL, _MISTRAL_INDEX = "consolidated*.safetensors", "consolidated.safetensors.index.json"
@@ -58,12 +60,34 @@ def readable(what: str, path: Path) -> Iterator[None]:
         raise UserError(f"{what} {path} cannot be read: {error.strerror or error}") from None
 
 
-def read_json(what: str, path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises UserError when it cannot be read or is none."""
+class _UnknownType(ValueError):
+    """A tensor's type is none of safetensors': its name and the type's word."""
+
+
+class _Twice(ValueError):
+    """A JSON object has a name twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names differ. Python's reader takes the last of two, others the first."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+def read_json(what: str, path: Path, *, once: bool = False) -> dict[str, Any]:
+    """Read a JSON object. Raises UserError when it cannot be read or is none.
+
+    With ``once`` an object that has a name twice is refused too.
+    """
     with readable(what, path):
         text = read_bytes(path)
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_once if once else None)
+    except _Twice as error:
+        raise UserError(f"{what} {path} names {error.args[0]!r:.200} twice; fetch it again") from None
     except ValueError as error:
         raise UserError(f"{what} {path} is not valid JSON: {error}") from None
     except RecursionError:
@@ -103,10 +127,19 @@ def _header(path: Path, file: BufferedReader, size: int) -> list[Tensor]:
         raise UserError(f"weights file {path} is not a safetensors file; was its download cut short?")
     text = file.read(length)
     try:
-        header = json.loads(text)
+        header = json.loads(text, object_pairs_hook=_once)
         header.pop("__metadata__", None)
         tensors = [_tensor(name, entry) for name, entry in header.items()]
         promised = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except _Twice as error:
+        raise UserError(
+            f"weights file {path} has a header that names {error.args[0]!r:.200} twice; fetch it again"
+        ) from None
+    except _UnknownType as error:
+        raise UserError(
+            f"weights file {path} has {error.args[0]!r:.200} of type {error.args[1]!r:.40}, which "
+            "safetensors does not have, so vLLM does not load it; take another checkpoint"
+        ) from None
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         raise UserError(f"weights file {path} has a damaged safetensors header; fetch it again") from None
     if size < promised:
@@ -122,7 +155,9 @@ def _tensor(name: str, entry: dict[str, Any]) -> Tensor:
         raise TypeError(name)
     if any(type(number) is not int or number < 0 for number in numbers) or last < first:
         raise ValueError(name)
-    if dtype in _BITS and (last - first) * 8 != math.prod(shape) * _BITS[dtype]:
+    if dtype not in _BITS:
+        raise _UnknownType(name, dtype)
+    if (last - first) * 8 != math.prod(shape) * _BITS[dtype]:
         raise ValueError(name)
     return Tensor(name, dtype, tuple(shape), last - first)
 
@@ -141,7 +176,7 @@ def _index(index: Path) -> dict[str, str] | None:
     """Which file each tensor is in, by the checkpoint's index; None without one."""
     if not index.exists():
         return None
-    shards = read_json("weights index", index).get("weight_map")
+    shards = read_json("weights index", index, once=True).get("weight_map")
     if not isinstance(shards, dict):
         raise UserError(f"weights index {index} has no weight_map; fetch the checkpoint again")
     for name, file in shards.items():

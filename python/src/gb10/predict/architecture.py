@@ -30,7 +30,8 @@ class Architecture:
     """One model's shapes, named after the keys of its config.json; 0 where it has no such part.
 
     ``attended``: the most tokens that a layer of attention reads (sparse attention), 0 for all. ``shipped``
-    and ``kv``: formats of the checkpoint's parts and of its KV cache. ``state_bits``: of a number of the
+    and ``kv``: formats of the checkpoint's parts and of its KV cache. ``context``: max_position_embeddings, 0
+    where it is not known. ``state_bits``: of a number of the
     recurrent state.
     """
 
@@ -64,6 +65,7 @@ class Architecture:
     mtp_layers: int = 0
     state_bits: int = 32
     kv: str = "bf16"
+    context: int = 0
     shipped: Mapping[str, str] = field(default_factory=dict)
 
     @property

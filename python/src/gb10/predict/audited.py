@@ -89,4 +89,4 @@ def subject(model: Model, kv: str | None = None) -> Subject:
     experts = model.of(words.EXPERTS)
     fits = model.architecture in _ARCHITECTURES and all(part.format == "nvfp4" for part in experts)
     why = "" if fits else f"gb10's kernels do not take all layers of {model.name} as it is"
-    return Subject(model.name, made, bool(model.of(words.DRAFT)), why)
+    return Subject(model.name, made, bool(model.of(words.DRAFT)), why, model.context)

@@ -56,13 +56,39 @@ def _subject(name: str, revision: str | None, kv: str | None) -> Subject:
 
 
 def _engines(
-    wanted: Engine, subject: Subject, load: Load, accepted: float | None, dense: Form, head: Form
+    wanted: Engine,
+    subject: Subject,
+    load: Load,
+    accepted: float | None,
+    dense: Form | None,
+    head: Form | None,
 ) -> list[Prediction]:
+    for option, form in (("--dense", dense), ("--head", head)):
+        if form is not None and wanted is Engine.VLLM:
+            raise UserError(
+                f"{option} is what gb10's engine makes of 16 bit at load, and stock vLLM reads what "
+                "is shipped; leave it out, or take --engine gb10"
+            )
+        if form is not None and wanted is Engine.BOTH and subject.unfit:
+            raise UserError(f"{option} is for gb10's engine, and {subject.unfit}; leave it out")
+    if subject.context and load.context > subject.context:
+        raise UserError(
+            f"--context {load.context}: {subject.name} takes at most {subject.context} tokens; give less"
+        )
     made = []
     if wanted is not Engine.GB10:
         made.append(predict(subject, VLLM, load, accepted=accepted))
     if wanted is Engine.GB10 or (wanted is Engine.BOTH and not subject.unfit):
-        made.append(predict(subject, OURS, load, dense=dense.value, head=head.value, accepted=accepted))
+        made.append(
+            predict(
+                subject,
+                OURS,
+                load,
+                dense=(dense or Form.FP8).value,
+                head=(head or Form.FP8).value,
+                accepted=accepted,
+            )
+        )
     return made
 
 
@@ -176,8 +202,12 @@ def run(
         ),
     ] = None,
     engine: Annotated[Engine, Option(help="whose kernels")] = Engine.BOTH,
-    dense: Annotated[Form, Option(help="gb10: as with serve --dense")] = Form.FP8,
-    head: Annotated[Form, Option(help="gb10: as with serve --head")] = Form.FP8,
+    dense: Annotated[
+        Form | None, Option(help="gb10: as with serve --dense; default: fp8", show_default=False)
+    ] = None,
+    head: Annotated[
+        Form | None, Option(help="gb10: as with serve --head; default: fp8", show_default=False)
+    ] = None,
     kv: Annotated[
         str | None,
         Option(metavar="TYPE", help="of the KV cache; default: the checkpoint's", show_default=False),

@@ -83,12 +83,14 @@ class Subject:
         sizes: Its sizes as shipped, by engine, ``--dense`` and ``--head``.
         drafts: Whether it has MTP.
         unfit: Why gb10's engine does not take all of it, "" where it does.
+        context: The most tokens that vLLM lets a sequence have, None where that is not known.
     """
 
     name: str
     sizes: Callable[[str, str, str], Sizes]
     drafts: bool
     unfit: str = ""
+    context: int | None = None
 
 
 def published(model: Architecture, kv: str | None = None) -> Subject:
@@ -100,7 +102,7 @@ def published(model: Architecture, kv: str | None = None) -> Subject:
 
     fits = model.family in _FAMILIES and model.shipped.get("experts") == "nvfp4"
     why = "" if fits else f"gb10's kernels do not take all layers of {model.name} as shipped"
-    return Subject(model.name, sizes, model.mtp_layers > 0, why)
+    return Subject(model.name, sizes, model.mtp_layers > 0, why, model.context or None)
 
 
 def our_work(sizes: Sizes, load: Load) -> dict[str, float]:

@@ -48,12 +48,20 @@ def _read(path: Path) -> Mapping[str, Any]:
     import yaml  # type: ignore[import-untyped]
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
-        """No aliases: a few of them can stand for gigabytes."""
+        """No aliases: a few of them can stand for gigabytes. No key twice: the last would win unseen."""
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             if self.check_event(yaml.AliasEvent):
                 raise yaml.YAMLError("it has an alias (*name), which no recipe needs")
             return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if twice := [name for at, (tag, name) in enumerate(keys) if (tag, name) in keys[:at]]:
+                raise yaml.YAMLError(
+                    f"line {node.start_mark.line + 1} begins a mapping with {twice[0]!r:.80} twice"
+                )
+            return super().construct_mapping(node, deep)
 
     try:
         content = read_bytes(path)
