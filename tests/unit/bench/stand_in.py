@@ -32,12 +32,19 @@ class Behaviour:
     """Whether it gives all tokens in one piece."""
     die_after: int | None = None
     """Streams after which it breaks off every answer."""
+    hang_after: int | None = None
+    """Pieces of a stream after which it sends nothing but comments until `ended`."""
+    hang_from: int = 1
+    """The first stream that hangs."""
     drafts: int = 0
     """Drafts of which the first is accepted always, the second in half of the steps."""
     chat: bool = True
     prompts: list[str] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     streams: int = 0
+    ended: threading.Event = field(default_factory=threading.Event)
+    broken: int = 0
+    """Streams whose client went away."""
 
 
 class Server(ThreadingHTTPServer):
@@ -127,6 +134,7 @@ class Handler(BaseHTTPRequestHandler):
     def _stream(self, chat: bool, pieces: int, usage: dict[str, int]) -> None:
         how = self.server.behaviour
         dies = how.die_after is not None and how.streams > how.die_after
+        hangs = how.hang_after is not None and how.streams >= how.hang_from
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
@@ -137,10 +145,22 @@ class Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 self.connection.shutdown(2)
                 return
+            if hangs and piece == how.hang_after:
+                self._hang()
+                return
             self._event({"choices": [{"delta": {"content": "x"}} if chat else {"text": "x"}]})
         self._event({"choices": [], "usage": usage})
         self._chunk(b"data: [DONE]\n\n")
         self._chunk(b"")
+
+    def _hang(self) -> None:
+        how = self.server.behaviour
+        self.close_connection = True
+        try:
+            while not how.ended.wait(0.05):
+                self._chunk(b": still here\n\n")
+        except OSError:
+            how.broken += 1
 
     def _event(self, content: Any) -> None:
         self._chunk(b"data: " + json.dumps(content).encode() + b"\n\n")
@@ -160,6 +180,7 @@ def serving(behaviour: Behaviour) -> Iterator[int]:
     try:
         yield server.server_address[1]
     finally:
+        behaviour.ended.set()
         server.shutdown()
         server.server_close()
         thread.join()

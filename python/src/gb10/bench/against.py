@@ -99,14 +99,18 @@ def _started(one: Server, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         raise UserError(
             f"port {one.port} is taken before {one.name} starts; end what listens, or give --port"
         )
-    with log.open("ab") as out:
-        process = subprocess.Popen(
-            one.words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
-        )
+    process = None
     try:
+        # A signal must not come between the start and what ends it.
+        with _put_off(), log.open("ab") as out:
+            process = subprocess.Popen(
+                one.words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
         yield process
     finally:
-        _end(process, one)
+        if process is not None:
+            with _put_off() as came:
+                _end(process, one, came)
 
 
 def _group_lives(group: int) -> bool:
@@ -118,13 +122,16 @@ def _group_lives(group: int) -> bool:
     return False
 
 
-def _end(process: "subprocess.Popen[bytes]", one: Server) -> None:
-    """SIGTERM to its group, SIGKILL to what is there after a minute: the next one needs the memory."""
+def _end(process: "subprocess.Popen[bytes]", one: Server, came: Sequence[int]) -> None:
+    """SIGTERM to its group, SIGKILL to what is there after a minute: the next one needs the memory.
+
+    ``came``: signals since it began; with one it is SIGKILL at once.
+    """
     for number, patience in ((signal.SIGTERM, _PATIENCE), (signal.SIGKILL, 10.0)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         end = time.monotonic() + patience
-        while time.monotonic() < end:
+        while time.monotonic() < end and not (came and number == signal.SIGTERM):
             process.poll()
             if not _group_lives(process.pid):
                 return
@@ -187,15 +194,37 @@ def turns(
 
 
 @contextmanager
+def _handled(
+    numbers: Sequence[signal.Signals], handle: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:
+    """Signals go to ``handle``, but for those that are ignored (nohup)."""
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def _interrupted_by_signals() -> Iterator[None]:
     """SIGTERM, and a terminal that is closed, end the server too."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
+    with _handled((signal.SIGTERM, signal.SIGHUP), interrupt):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+
+
+@contextmanager
+def _put_off() -> Iterator[list[int]]:
+    """Signals that come meanwhile, which interrupt when the block has ended."""
+    came: list[int] = []
+    with _handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), lambda number, _: came.append(number)):
+        yield came
+    if came:
+        raise KeyboardInterrupt

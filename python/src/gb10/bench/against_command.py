@@ -1,5 +1,6 @@
 """``gb10 bench run --against 'vllm serve …' -- gb10 serve …``."""
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -8,9 +9,10 @@ from typer import Option
 
 from gb10.arguments import whole
 from gb10.bench import against, compare, load, options, table, target
+from gb10.bench.watch import LIMITS, Limits
 from gb10.bench.words import told
 from gb10.errors import UserError
-from gb10.files import write_json
+from gb10.files import replacing
 
 
 def run(
@@ -25,6 +27,8 @@ def run(
     tokens: options.Tokens = 128,
     long: options.Long = 8192,
     repeats: options.Repeats = 3,
+    gap_limit: options.GapLimit = LIMITS.gap,
+    request_limit: options.RequestLimit = LIMITS.request,
     turns: Annotated[int, Option(metavar="N", parser=whole(1), help="starts of each server")] = 2,
     limit: Annotated[
         int, Option("--start-limit", metavar="SECONDS", parser=whole(1), help="until a server must answer")
@@ -37,7 +41,7 @@ def run(
     Each listens on this machine, on the port of its own --port, else on 8000. The keys that they want are
     read from OPENAI_API_KEY or VLLM_API_KEY.
     """
-    plan = options.plan(texts, concurrency, tokens, long, repeats, chat)
+    plan = options.plan(texts, concurrency, tokens, long, repeats, chat, Limits(gap_limit, request_limit))
     servers = [against.server("A", against_command), against.server("B", ours)]
     load.prepare()
     with tempfile.TemporaryDirectory(prefix="gb10-bench-") as scratch:
@@ -59,6 +63,8 @@ def run(
         print(f"{name}: {command}\n{table.render(result)}")
     print(compare.render(first, second, commands), end="")
     if out is not None:
-        write_json(out / "a.json", first.as_json(), indent=None)
-        write_json(out / "b.json", second.as_json(), indent=None)
+        # Both or none.
+        with replacing(out / "a.json") as a, replacing(out / "b.json") as b:
+            for part, result in ((a, first), (b, second)):
+                part.write_text(json.dumps(result.as_json()) + "\n", encoding="utf-8")
     return 0

@@ -1,12 +1,14 @@
 """``gb10 bench``: of a server, of two results, or of two servers in turns."""
 
 import shlex
+import sys
 from collections.abc import Sequence
 
 from gb10 import arguments
 from gb10.arguments import Command
 
 _ABOUT = "Measure a server: gb10 bench URL|PORT [OPTION…]; compare results, or two servers in turns."
+_INTERRUPTED = 130
 _MEASURE = "measure"
 _COMMANDS = {
     _MEASURE: Command("gb10.bench.measure_command:run", "Measure a running server; URL|PORT alone is this."),
@@ -25,4 +27,7 @@ def run(argv: Sequence[str]) -> int:
         # Another server's options are read by nobody here.
         at = words.index("--")
         words[at:] = ["--with", shlex.join(words[at + 1 :])]
-    return arguments.run("gb10 bench", _ABOUT, _COMMANDS, words)
+    status = arguments.run("gb10 bench", _ABOUT, _COMMANDS, words)
+    if status == _INTERRUPTED:
+        print("gb10: interrupted; what was measured is not kept", file=sys.stderr)
+    return status

@@ -17,6 +17,7 @@ from typing import Any
 
 from gb10.bench.results import Drafts, Repeat, Request
 from gb10.bench.target import PATHS, Target
+from gb10.bench.watch import Limits, Watch, watched
 from gb10.errors import UserError
 
 
@@ -32,12 +33,14 @@ def prepare() -> None:
         ) from error
 
 
-def repeat(target: Target, prompts: Sequence[str], output_tokens: int, *, chat: bool) -> Repeat:
+def repeat(
+    target: Target, prompts: Sequence[str], output_tokens: int, *, chat: bool, label: str, limits: Limits
+) -> Repeat:
     """Send all prompts at once and wait for all answers, each of exactly so many tokens.
 
-    Raises UserError when one fails, is shorter, or comes in one piece.
+    Raises UserError when one fails, hangs, is shorter, or comes in one piece. ``label`` names the point.
     """
-    answers = asyncio.run(_benchmark(target, prompts, output_tokens, chat))
+    answers = asyncio.run(_watched(target, prompts, output_tokens, chat, label, limits))
     requests = []
     for at in range(len(prompts)):
         if error := answers["errors"][at]:
@@ -75,6 +78,26 @@ def _drafts(answers: dict[str, Any]) -> Drafts | None:
         answers["spec_decode_accepted_tokens"],
         tuple(map(float, answers["spec_decode_per_position_acceptance_rates"])),
     )
+
+
+async def _watched(
+    target: Target, prompts: Sequence[str], tokens: int, chat: bool, label: str, limits: Limits
+) -> dict[str, Any]:
+    """Ends all requests when one hangs or the user interrupts: nothing of them is left."""
+    from vllm.benchmarks import serve
+
+    watch = Watch(target.url, label, prompts, limits)
+    with watched(serve, watch):
+        work = asyncio.create_task(_benchmark(target, prompts, tokens, chat))
+        try:
+            await asyncio.wait((work, watch.hung), return_when=asyncio.FIRST_COMPLETED)
+            if watch.hung.done():
+                raise watch.hung.result()
+            return work.result()
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+            await watch.close()
 
 
 async def _benchmark(target: Target, prompts: Sequence[str], tokens: int, chat: bool) -> dict[str, Any]:

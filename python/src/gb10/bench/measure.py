@@ -18,6 +18,7 @@ from gb10 import __version__, terminal
 from gb10.bench import battery, load, target
 from gb10.bench.gauges import Gauges
 from gb10.bench.results import Point, Repeat, Result
+from gb10.bench.watch import LIMITS, Limits
 from gb10.bench.words import told
 from gb10.errors import UserError
 
@@ -39,6 +40,7 @@ class Plan:
     long: int
     repeats: int
     chat: bool
+    limits: Limits = LIMITS
 
     def settings(self) -> dict[str, Any]:
         """What two results must share to be compared. More repeats are no other measurement."""
@@ -126,12 +128,13 @@ def run(found: target.Target, plan: Plan, *, commit: str | None = None) -> Resul
         raise UserError("nothing to measure: --long 0 takes the only text out; give other --texts")
     with Progress(len(wanted) * (plan.repeats + 1)) as progress:
         for text, count in wanted:
-            progress.point(Point(text, count, plan.output, ()).label)
+            label = Point(text, count, plan.output, ()).label
+            progress.point(label)
             repeats = []
             # The first one is the warm-up.
             for number in range(plan.repeats + 1):
                 prompts = plan.prompts(text, count, long, nonce)
-                made = _watched(gauges if found.local else None, found, prompts, plan)
+                made = _watched(gauges if found.local else None, found, prompts, plan, label)
                 repeats += [made] if number else []
                 progress.step()
             points.append(Point(text, count, plan.output, tuple(repeats)))
@@ -150,10 +153,12 @@ def run(found: target.Target, plan: Plan, *, commit: str | None = None) -> Resul
     return Result(plan.settings(), about, tuple(points))
 
 
-def _watched(gauges: Gauges | None, found: target.Target, prompts: Sequence[str], plan: Plan) -> Repeat:
+def _watched(
+    gauges: Gauges | None, found: target.Target, prompts: Sequence[str], plan: Plan, label: str
+) -> Repeat:
     watch = gauges.watch() if gauges is not None else None
     with watch or contextlib.nullcontext():
-        made = load.repeat(found, prompts, plan.output, chat=plan.chat)
+        made = load.repeat(found, prompts, plan.output, chat=plan.chat, label=label, limits=plan.limits)
     return made if watch is None else Repeat(made.requests, made.drafts, watch.power())
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 from typer import Argument
 
 from gb10.bench import load, measure, options, report, table, target
+from gb10.bench.watch import LIMITS, Limits
 
 
 def run(
@@ -17,6 +18,8 @@ def run(
     tokens: options.Tokens = 128,
     long: options.Long = 8192,
     repeats: options.Repeats = 5,
+    gap_limit: options.GapLimit = LIMITS.gap,
+    request_limit: options.RequestLimit = LIMITS.request,
     bytes_per_token: options.BytesPerToken = None,
     bandwidth: options.Bandwidth = None,
     commit: options.Commit = None,
@@ -30,7 +33,7 @@ def run(
     """
     reads = options.reads(bytes_per_token, bandwidth)
     wanted = report.outputs(json, html, formats)
-    plan = options.plan(texts, concurrency, tokens, long, repeats, chat)
+    plan = options.plan(texts, concurrency, tokens, long, repeats, chat, Limits(gap_limit, request_limit))
     url = target.parse(server)
     found = target.find(url, model, chat=chat, insecure=insecure)
     load.prepare()

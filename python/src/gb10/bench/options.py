@@ -10,6 +10,7 @@ from gb10.arguments import whole
 from gb10.bench import battery, formats
 from gb10.bench.measure import LEAST_LONG, Plan
 from gb10.bench.table import Reads
+from gb10.bench.watch import Limits
 from gb10.errors import UserError
 from gb10.units import parse_bytes, parse_count, parse_decimal
 
@@ -32,6 +33,16 @@ def _length(given: Any) -> int:
         raise typer.BadParameter(str(error)) from None
     if 0 < found < LEAST_LONG:
         raise typer.BadParameter(f"{given} is below {LEAST_LONG}; 0 takes the long input out")
+    return found
+
+
+def _seconds(given: Any) -> float:
+    try:
+        found = parse_decimal(str(given))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if found == 0:
+        raise typer.BadParameter("0 s is no time for an answer")
     return found
 
 
@@ -59,6 +70,13 @@ Concurrency = Annotated[
 Tokens = Annotated[int, Option(metavar="N", parser=whole(LEAST_TOKENS), help="tokens of each answer")]
 Long = Annotated[int, Option(metavar="TOKENS", parser=_length, help="the long input, 8k or 8192; 0: none")]
 Repeats = Annotated[int, Option("--repeat", metavar="N", parser=whole(1), help="repeats after the warm-up")]
+GapLimit = Annotated[
+    float,
+    Option(metavar="SECONDS", parser=_seconds, help="between two tokens of an answer; then it hangs"),
+]
+RequestLimit = Annotated[
+    float, Option(metavar="SECONDS", parser=_seconds, help="for a whole answer, prefill counted in")
+]
 Commit = Annotated[str | None, Option(metavar="ID", help="of what serves; kept in the result")]
 BytesPerToken = Annotated[
     int | None,
@@ -83,6 +101,7 @@ def plan(
     long: int,
     repeats: int,
     chat: bool,
+    limits: Limits,
 ) -> Plan:
     """The plan of these options. Raises UserError for a name that is none."""
     for name in texts or ():
@@ -92,7 +111,7 @@ def plan(
     if counts[-1] > _MOST_CONCURRENT:
         raise UserError(f"--concurrency {counts[-1]} is above {_MOST_CONCURRENT}")
     chosen = tuple(name for name in battery.TEXTS if not texts or name in texts)
-    return Plan(chosen, tuple(counts), tokens, long, repeats, chat)
+    return Plan(chosen, tuple(counts), tokens, long, repeats, chat, limits)
 
 
 def reads(bytes_per_token: int | None, bandwidth: float | None) -> Reads | None:
