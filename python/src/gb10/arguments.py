@@ -57,7 +57,7 @@ def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[s
             _run(prog, about, commands, ["--help"])
         return EXIT_USAGE
     except UserError as error:
-        print(f"gb10: error: {error}", file=sys.stderr)
+        print("gb10: error: " + "\n".join(map(printable, str(error).split("\n"))), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return _INTERRUPTED
@@ -65,6 +65,11 @@ def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[s
         # The reader of our output went away (`gb10 routing | head`). Not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def printable(text: str) -> str:
+    """A stranger's text, a file's or a server's: nothing of it steers the terminal or begins a line."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def unset_empty(environment: MutableMapping[str, str]) -> None:

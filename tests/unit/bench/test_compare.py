@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made import point, result
+from made import point, result, with_drafts
 
 from gb10 import cli
 from gb10.bench import compare
@@ -117,3 +117,52 @@ def test_points_of_one_file_are_the_same_in_another_order() -> None:
     second = replace(first, points=tuple(reversed(first.points)))
     assert {row.verdict for row in compare.rows(first, second)} == {"no difference beyond the noise"}
     assert point("prose", 1, [1.0]).label == "prose"
+
+
+NASTY = "\x1b]0;owned\x07\x1b[2J<script>\u202e\rA"
+
+
+def test_nothing_of_a_file_steers_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = result()
+    about = {
+        **made.about,
+        "model": NASTY,
+        "server": NASTY,
+        "machine": {"gpu": {"gpus": [NASTY]}, "cpu": NASTY},
+    }
+    points = tuple(replace(one, text=f"{NASTY}{one.text}$x^") for one in made.points)
+    files = []
+    for number, one in enumerate((Result(made.settings, about, points), Result(made.settings, {}, points))):
+        files.append(tmp_path / f"{number}.json")
+        files[-1].write_text(json.dumps(one.as_json()))
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(Result({**made.settings, "api": NASTY}, about, points).as_json()))
+    html = tmp_path / "a.html"
+    assert cli.main(["bench", "compare", str(files[0]), str(files[1])]) == 0
+    assert cli.main(["bench", "report", str(files[0]), "--html", str(html)]) == 0
+    assert cli.main(["bench", "compare", str(files[0]), str(other)]) == 2
+    printed = capsys.readouterr()
+    assert "<script>" in printed.out and "?[2J" in printed.err
+    page = html.read_text()
+    for text in (printed.out, printed.err, page):
+        assert all(letter.isprintable() or letter == "\n" for letter in text)
+    assert "<script" not in page and "&lt;script&gt;" in page
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [("machine", "x"), ("machine", {"gpu": "x"}), ("power", {"watts": "x"}), ("drafts", {"drafts": "x"})],
+)
+def test_a_file_with_words_for_numbers_is_damaged(
+    place: str, value: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(json.dumps(with_drafts(result()).as_json()))
+    if place == "machine":
+        content["about"]["machine"] = value
+    else:
+        content["points"][0]["repeats"][0][place] |= value
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(content))
+    assert cli.main(["bench", "report", str(file)]) == 2
+    err = capsys.readouterr().err
+    assert f"{file} is damaged" in err and err.count("\n") == 1

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from gb10.arguments import printable
 from gb10.bench import battery
 from gb10.bench.results import FIGURES, Figure, Point, Result, Spread
 from gb10.bench.table import WIDTH, shown
@@ -105,7 +106,7 @@ def notes(first: Result, second: Result) -> list[str]:
             found.append(f"note: two {words}: A {one}, B {other}")
     if _device(first) != _device(second):
         found.append("NOTE: two machines: these ratios compare machines")
-    return [line[:WIDTH] for line in found]
+    return [printable(line)[:WIDTH] for line in found]
 
 
 def _device(result: Result) -> object:
@@ -115,7 +116,11 @@ def _device(result: Result) -> object:
 
 def render(first: Result, second: Result, names: tuple[str, str]) -> str:
     """A table of at most 80 columns."""
-    lines = [f"A: {names[0]}"[:WIDTH], f"B: {names[1]}"[:WIDTH], *notes(first, second), ""]
+    lines = [
+        *(f"{side}: {printable(name)}"[:WIDTH] for side, name in zip("AB", names, strict=True)),
+        *notes(first, second),
+        "",
+    ]
     lines.append(f"{'':<12}{'':<17}{'A':>8}{'B':>8}{'B : A':>7}{'noise':>7}  verdict")
     for row in rows(first, second):
         label = f"{row.figure.name}, {row.figure.unit}"

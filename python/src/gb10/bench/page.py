@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from string import Template
 
+from gb10.arguments import printable
 from gb10.bench import plots, table
 from gb10.bench.results import FIGURES, Point, Result
 from gb10.bench.table import Reads
@@ -84,7 +85,7 @@ def render(result: Result, reads: Reads | None = None) -> str:
     )
     about = {"settings": dict(result.settings), **result.about, "turns": list(result.turns)}
     return _PAGE.substitute(
-        title=escape(f"gb10 bench: {result.about.get('model')}"),
+        title=escape(printable(f"gb10 bench: {result.about.get('model')}")),
         heading="".join(f"<p>{escape(line)}</p>" for line in table.heading(result)),
         figures=_figures(result.points),
         plots="".join(f"<h2>{words}</h2>\n{svg}\n" for words, svg in drawn if svg),

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from gb10.arguments import printable
 from gb10.bench import battery
 from gb10.bench.results import Point, Result
 from gb10.errors import UserError
@@ -47,6 +48,11 @@ def _svg(figure: Any, words: str, name: str) -> str:
     return text.replace("<svg ", f'<svg role="img" aria-label="{words}" ', 1)
 
 
+def _words(text: str) -> str:
+    """Text that matplotlib takes as it is: a dollar sign begins a formula there."""
+    return printable(text).replace("$", r"\$")
+
+
 def _bars(points: Sequence[Point], figure: str) -> tuple[list[float], list[list[float]]]:
     """Heights, and how far down and up the quartiles are."""
     spreads = [point.spread(figure) for point in points]
@@ -65,7 +71,7 @@ def decode(result: Result) -> str:
     points = [point for point in result.points if point.concurrency == 1]
     figure, axes = _library().subplots(figsize=_SIZE)
     heights, reach = _bars(points, "decode")
-    axes.bar([point.text for point in points], heights, yerr=reach, color=_COLOUR, capsize=4)
+    axes.bar([_words(point.text) for point in points], heights, yerr=reach, color=_COLOUR, capsize=4)
     axes.set_ylabel("tok/s, one request")
     _from_zero(axes, heights, reach)
     return _svg(figure, "Tokens a second of each text", "decode")
@@ -100,7 +106,7 @@ def accepted(result: Result) -> str:
     figure, axes = _library().subplots(figsize=_SIZE)
     for point, drafts in points:
         shares = drafts.by_position
-        axes.plot(range(1, len(shares) + 1), shares, marker="o", label=point.label)
+        axes.plot(range(1, len(shares) + 1), shares, marker="o", label=_words(point.label))
     axes.set_xlabel("position of the draft")
     axes.set_ylabel("accepted")
     axes.set_xticks(range(1, 1 + max(len(drafts.by_position) for _, drafts in points)))

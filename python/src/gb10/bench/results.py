@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+from gb10.arguments import printable
 from gb10.errors import UserError
 from gb10.files import read_json
 
@@ -159,7 +160,8 @@ class Point:
     @property
     def label(self) -> str:
         """ "prose", "mixed x 4"."""
-        return self.text if self.concurrency == 1 else f"{self.text} x {self.concurrency}"
+        text = printable(self.text)
+        return text if self.concurrency == 1 else f"{text} x {self.concurrency}"
 
     @property
     def requests(self) -> list[Request]:
@@ -252,6 +254,9 @@ def _result(content: Mapping[str, Any]) -> Result:
     if not points:
         raise ValueError("it has no points")
     settings, about = dict(content["settings"]), dict(content["about"])
+    machine = about.get("machine")
+    if machine is not None and not isinstance(machine.get("gpu"), Mapping | None):
+        raise ValueError("its machine is none")
     return Result(settings, about, points, tuple(map(dict, content["turns"])))
 
 
@@ -269,7 +274,10 @@ def _repeat(content: Mapping[str, Any]) -> Repeat:
         raise ValueError("a repeat has no requests")
     drafts, power = content["drafts"], content["power"]
     if drafts is not None:
+        _numbers(value for name, value in drafts.items() if name != "by_position")
         drafts = Drafts(**{**drafts, "by_position": tuple(_numbers(drafts["by_position"]))})
+    if power is not None:
+        _numbers(value for value in power.values() if value is not None)
     return Repeat(requests, drafts, None if power is None else Power(**power))
 
 

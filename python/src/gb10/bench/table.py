@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gb10.arguments import printable
 from gb10.bench import battery
 from gb10.bench.results import Point, Result
 
@@ -30,11 +31,12 @@ def heading(result: Result) -> list[str]:
     where = ", ".join(map(str, gpu.get("gpus") or ())) or machine.get("cpu") or "another machine"
     version = f"vLLM {about['server']}" if about.get("server") else "a server that does not say its version"
     first = result.points[0]
-    return [
+    lines = [
         f"{about.get('model')}, {version}, on {where}",
         f"{about.get('began')}, {first.output_tokens} tokens an answer, {len(first.repeats)} repeats after a "
         "warm-up",
     ]
+    return list(map(printable, lines))
 
 
 def shown(value: float) -> str:

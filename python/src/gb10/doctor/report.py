@@ -6,6 +6,7 @@ from typing import Any
 
 import typer
 
+from gb10.arguments import printable
 from gb10.doctor.checks import AREAS
 from gb10.doctor.facts import Facts
 from gb10.doctor.findings import Finding, Severity
@@ -56,16 +57,11 @@ def as_json(facts: Facts, areas: list[Area]) -> dict[str, Any]:
     }
 
 
-def _shown(text: str) -> str:
-    """A record's text is a stranger's: nothing of it steers the terminal or begins a line."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
 def _line(word: str, name: str, text: str, colours: bool) -> str:
     padded = f"{word:{_WORD}}"
     if colours and word in _COLOURS:
         padded = typer.style(padded, fg=_COLOURS[word])
-    return f"{padded} {_shown(name):{_NAME}} {_shown(text)}".rstrip()
+    return f"{padded} {printable(name):{_NAME}} {printable(text)}".rstrip()
 
 
 def _count(found: list[Finding]) -> str:
@@ -84,7 +80,7 @@ def lines(facts: Facts, areas: list[Area], *, colours: bool) -> Iterator[str]:
     system = facts.system
     inside = f", in a container ({system.container})" if system.container else ""
     names = (system.product, system.architecture, system.distribution, f"Linux {system.kernel}")
-    yield _shown(f"gb10 doctor {facts.gb10}: {', '.join(filter(None, names))}{inside}") + "\n"
+    yield printable(f"gb10 doctor {facts.gb10}: {', '.join(filter(None, names))}{inside}") + "\n"
     for area in areas:
         yield _line("" if area.findings else OK, area.name, area.says, colours)
         for one in area.findings:
