@@ -40,7 +40,14 @@ def listens(port: int) -> bool:
 
 def test_two_servers_in_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     slow, quick = free_port(), free_port()
-    words = ["--out", str(tmp_path / "out"), "--logs", str(tmp_path / "logs")]
+    words = [
+        "--out",
+        str(tmp_path / "out"),
+        "--logs",
+        str(tmp_path / "logs"),
+        "--html",
+        str(tmp_path / "both.html"),
+    ]
     other = ["--against", shlex.join(command(slow, 0.06))]
     assert cli.main(["bench", "run", *other, *QUICK, *words, "--", *command(quick, 0.01)]) == 0
     printed = capsys.readouterr()
@@ -53,6 +60,8 @@ def test_two_servers_in_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         found = results.load(tmp_path / "out" / f"{name}.json")
         assert [turn["turn"] for turn in found.turns] == [1, 2]
         assert [len(point.repeats) for point in found.points] == [6, 6]
+    page = (tmp_path / "both.html").read_text()
+    assert page.count("<svg") == 4 and "<td>B is faster</td>" in page
     logs = sorted(path.name for path in (tmp_path / "logs").iterdir())
     assert logs == ["A-1.log", "A-2.log", "B-1.log", "B-2.log"]
     assert "a line of the stand-in's log" in (tmp_path / "logs" / "B-2.log").read_text()

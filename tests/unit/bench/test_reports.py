@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -93,16 +94,35 @@ def test_plots_show_the_figures() -> None:
     assert "position of the draft" not in page.render(result())
 
 
-def test_a_browser_draws_the_page(tmp_path: Path) -> None:
+def both() -> str:
+    slow, quick = with_drafts(result()), with_drafts(result([80.0] * 5))
+    return page.render_both(
+        slow, replace(quick, about={**quick.about, "model": "<b>"}), ("vllm <x>", "gb10 &")
+    )
+
+
+def test_the_page_of_both_has_verdicts_and_both_sides() -> None:
+    text, found = both(), Page()
+    found.feed(text)
+    assert not found.open and not found.loads and "b" not in found.tags and "x" not in found.tags
+    assert found.tags.count("svg") == 6 and found.tags.count("table") == 3
+    assert len(found.identifiers) == len(set(found.identifiers))
+    assert "<td>decode, tok/s</td><td>50 <small>50–50</small></td><td>80 <small>80–80</small></td>" in text
+    assert "<td>1.60</td><td>10%</td><td>B is faster</td>" in text
+    assert "A: vllm &lt;x&gt;" in text and "B: gb10 &amp;" in text and "note: two models" in text
+
+
+@pytest.mark.parametrize(("text", "plots"), [(page.render(with_drafts(result())), 3), (both(), 6)])
+def test_a_browser_draws_the_page(text: str, plots: int, tmp_path: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser is None:
         pytest.skip("no Chromium here; run by hand (docs/bench.md)")
     file = tmp_path / "page.html"
-    file.write_text(page.render(with_drafts(result())), encoding="utf-8")
+    file.write_text(text, encoding="utf-8")
     picture = tmp_path / "page.png"
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     done = subprocess.run(
-        [browser, *options, "--window-size=1000,2600", f"--screenshot={picture}", file.as_uri()],
+        [browser, *options, "--window-size=1000,5200", f"--screenshot={picture}", file.as_uri()],
         capture_output=True,
         text=True,
         timeout=120,
@@ -123,7 +143,7 @@ def test_a_browser_draws_the_page(tmp_path: Path) -> None:
         timeout=120,
         check=True,
     )
-    assert dumped.stdout.count("<svg") == 3 and "Settings and machine" in dumped.stdout
+    assert dumped.stdout.count("<svg") == plots and "Settings and machine" in dumped.stdout
 
 
 def test_nvidia_performance_yaml() -> None:

@@ -1,6 +1,7 @@
 """``gb10 bench run --against 'vllm serve …' -- gb10 serve …``."""
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +9,7 @@ from typing import Annotated
 from typer import Option
 
 from gb10.arguments import whole
-from gb10.bench import against, compare, load, options, table, target
+from gb10.bench import against, compare, load, options, page, report, table, target
 from gb10.bench.watch import LIMITS, Limits
 from gb10.bench.words import told
 from gb10.errors import UserError
@@ -34,6 +35,9 @@ def run(
         int, Option("--start-limit", metavar="SECONDS", parser=whole(1), help="until a server must answer")
     ] = 1800,
     out: Annotated[Path | None, Option(metavar="FOLDER", help="a.json and b.json go there")] = None,
+    html: Annotated[
+        Path | None, Option("--html", metavar="FILE", help="a page of both, with plots, in one file")
+    ] = None,
     logs: Annotated[Path | None, Option(metavar="FOLDER", help="what the servers write goes there")] = None,
 ) -> int:
     """Start two servers on this machine in turns (A B A B), measure each, end it, and compare.
@@ -42,6 +46,7 @@ def run(
     read from OPENAI_API_KEY or VLLM_API_KEY.
     """
     plan = options.plan(texts, concurrency, tokens, long, repeats, chat, Limits(gap_limit, request_limit))
+    report.outputs(None, html, None)
     servers = [against.server("A", against_command), against.server("B", ours)]
     load.prepare()
     with tempfile.TemporaryDirectory(prefix="gb10-bench-") as scratch:
@@ -67,4 +72,9 @@ def run(
         with replacing(out / "a.json") as a, replacing(out / "b.json") as b:
             for part, result in ((a, first), (b, second)):
                 part.write_text(json.dumps(result.as_json()) + "\n", encoding="utf-8")
+    if html is not None:
+        text = page.render_both(first, second, commands)
+        with replacing(html) as part:
+            part.write_text(text, encoding="utf-8")
+        print(f"wrote {html}", file=sys.stderr)
     return 0

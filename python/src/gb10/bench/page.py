@@ -6,8 +6,8 @@ from html import escape
 from string import Template
 
 from gb10.arguments import printable
-from gb10.bench import plots, table
-from gb10.bench.results import FIGURES, Point, Result
+from gb10.bench import compare, plots, table
+from gb10.bench.results import FIGURES, Point, Result, Spread
 from gb10.bench.table import Reads
 
 _PAGE = Template("""\
@@ -32,6 +32,13 @@ pre { overflow-x: auto; background: #f4f4f4; padding: 0.7rem; }
 <body>
 <h1>$title</h1>
 $heading
+$body
+</body>
+</html>
+""")
+
+
+_SIDE = Template("""\
 <h2>Figures</h2>
 <p>Median over the repeats; small: the quartiles.</p>
 $figures
@@ -40,8 +47,6 @@ $plots
 <pre>$printed</pre>
 <h2>Settings and machine</h2>
 <pre>$about</pre>
-</body>
-</html>
 """)
 
 
@@ -50,7 +55,10 @@ def _row(cells: Iterable[str], tag: str = "td") -> str:
 
 
 def _cell(point: Point, name: str) -> str:
-    spread = point.spread(name)
+    return _spread(point.spread(name))
+
+
+def _spread(spread: Spread) -> str:
     text = table.shown(spread.median)
     if spread.count < 2:
         return text
@@ -76,19 +84,66 @@ def _figures(points: Sequence[Point]) -> str:
     return f"<table>{''.join(rows)}</table>"
 
 
-def render(result: Result, reads: Reads | None = None) -> str:
-    """The page. Raises UserError where matplotlib is missing."""
+def _side(result: Result, reads: Reads | None, side: str = "") -> str:
+    """All of one result."""
     drawn = (
-        ("Decoding, one request", plots.decode(result)),
-        ("Requests side by side", plots.sweep(result)),
-        ("Drafts", plots.accepted(result)),
+        ("Decoding, one request", plots.decode(result, side)),
+        ("Requests side by side", plots.sweep(result, side)),
+        ("Drafts", plots.accepted(result, side)),
     )
     about = {"settings": dict(result.settings), **result.about, "turns": list(result.turns)}
-    return _PAGE.substitute(
-        title=escape(printable(f"gb10 bench: {result.about.get('model')}")),
-        heading="".join(f"<p>{escape(line)}</p>" for line in table.heading(result)),
+    return _SIDE.substitute(
         figures=_figures(result.points),
         plots="".join(f"<h2>{words}</h2>\n{svg}\n" for words, svg in drawn if svg),
         printed=escape(table.render(result, reads)),
         about=escape(json.dumps(about, indent=2)),
     )
+
+
+def _heading(result: Result) -> str:
+    return "".join(f"<p>{escape(line)}</p>" for line in table.heading(result))
+
+
+def render(result: Result, reads: Reads | None = None) -> str:
+    """The page. Raises UserError where matplotlib is missing."""
+    return _PAGE.substitute(
+        title=escape(printable(f"gb10 bench: {result.about.get('model')}")),
+        heading=_heading(result),
+        body=_side(result, reads),
+    )
+
+
+def _verdicts(first: Result, second: Result) -> str:
+    heads = ("text", "figure", "A", "B", "B : A", "noise", "verdict")
+    rows = [_row(heads, "th")]
+    rows += [
+        _row(
+            (
+                escape(row.point),
+                f"{row.figure.name}, {row.figure.unit}",
+                *(_spread(spread) for spread in (row.first, row.second)),
+                f"{row.ratio:.2f}",
+                f"{row.noise:.0%}",
+                row.verdict,
+            )
+        )
+        for row in compare.rows(first, second)
+    ]
+    return f"<table>{''.join(rows)}</table>"
+
+
+def render_both(first: Result, second: Result, names: tuple[str, str]) -> str:
+    """A page of two results: verdicts, then each side. Raises UserError as `compare.check` does."""
+    sides = "AB"
+    told = [f"<p>{side}: {escape(printable(name))}</p>" for side, name in zip(sides, names, strict=True)]
+    told += [f"<p>{escape(line)}</p>" for line in compare.notes(first, second)]
+    told += [
+        "<h2>Verdicts</h2>",
+        "<p>B : A is of speed, of times too: above 1, B is faster, and called so beyond the noise.</p>",
+        _verdicts(first, second),
+    ]
+    parts = [
+        f"<h1>{side}</h1>\n{_heading(result)}\n{_side(result, None, side)}"
+        for side, result in zip(sides, (first, second), strict=True)
+    ]
+    return _PAGE.substitute(title="gb10 bench: A and B", heading="\n".join(told), body="\n".join(parts))

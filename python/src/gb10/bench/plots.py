@@ -35,7 +35,7 @@ def check() -> None:
     _library()
 
 
-def _svg(figure: Any, words: str, name: str) -> str:
+def _svg(figure: Any, words: str, name: str, side: str) -> str:
     pyplot = _library()
     figure.tight_layout()
     buffer = io.StringIO()
@@ -44,7 +44,7 @@ def _svg(figure: Any, words: str, name: str) -> str:
     text = buffer.getvalue()
     # Without the head that only a file has; identifiers of several plots in one page must differ.
     text = text[text.index("<svg") :]
-    text = re.sub(r'(\bid="|"#|url\(#)', rf"\g<1>{name}-", text)
+    text = re.sub(r'(\bid="|"#|url\(#)', rf"\g<1>{side}{name}-", text)
     return text.replace("<svg ", f'<svg role="img" aria-label="{words}" ', 1)
 
 
@@ -66,18 +66,18 @@ def _from_zero(axes: Any, heights: Sequence[float], reach: Sequence[Sequence[flo
     axes.set_ylim(0, 1.1 * top)
 
 
-def decode(result: Result) -> str:
-    """Tokens a second of each text alone."""
+def decode(result: Result, side: str = "") -> str:
+    """Tokens a second of each text alone. ``side``: which of two results in one page."""
     points = [point for point in result.points if point.concurrency == 1]
     figure, axes = _library().subplots(figsize=_SIZE)
     heights, reach = _bars(points, "decode")
     axes.bar([_words(point.text) for point in points], heights, yerr=reach, color=_COLOUR, capsize=4)
     axes.set_ylabel("tok/s, one request")
     _from_zero(axes, heights, reach)
-    return _svg(figure, "Tokens a second of each text", "decode")
+    return _svg(figure, "Tokens a second of each text", "decode", side)
 
 
-def sweep(result: Result) -> str:
+def sweep(result: Result, side: str = "") -> str:
     """Throughput and time to the first token by requests side by side; empty where only one was asked for."""
     points = [point for point in result.points if point.text == battery.MIXED]
     if not points:
@@ -95,10 +95,10 @@ def sweep(result: Result) -> str:
         axes.set_xlabel("requests side by side")
         axes.set_ylabel(words)
         _from_zero(axes, heights, reach)
-    return _svg(figure, "Throughput and time to the first token", "sweep")
+    return _svg(figure, "Throughput and time to the first token", "sweep", side)
 
 
-def accepted(result: Result) -> str:
+def accepted(result: Result, side: str = "") -> str:
     """Share of drafts accepted at each position; empty without drafts."""
     points = [(point, drafts) for point in result.points if (drafts := point.drafts) is not None]
     if not points:
@@ -112,4 +112,4 @@ def accepted(result: Result) -> str:
     axes.set_xticks(range(1, 1 + max(len(drafts.by_position) for _, drafts in points)))
     axes.set_ylim(0, 1)
     axes.legend()
-    return _svg(figure, "Drafts accepted by position", "accepted")
+    return _svg(figure, "Drafts accepted by position", "accepted", side)
