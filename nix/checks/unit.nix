@@ -24,13 +24,7 @@ in
     sources = sets.serve ++ sets.gb10 [ "predict" ];
   };
   unit-bench = unit "bench" (
-    sets.base
-    ++ sets.gb10 [
-      "__main__.py"
-      "bench"
-      "cli.py"
-      "machine"
-    ]
+    sets.serve ++ sets.gb10 [ "bench" ] ++ [ ../../tests/unit/audit/published.py ]
   );
   unit-checkpoint = unit "checkpoint" (sets.formats ++ sets.gb10 [ "machine" ]);
   unit-cli = unit "cli" (

@@ -39,6 +39,9 @@ class Behaviour:
     drafts: int = 0
     """Drafts of which the first is accepted always, the second in half of the steps."""
     chat: bool = True
+    reads: str = ""
+    """What else is in /metrics."""
+    root: str = MODEL
     prompts: list[str] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     streams: int = 0
@@ -92,7 +95,7 @@ class Handler(BaseHTTPRequestHandler):
             for position, accepted in enumerate((2 * steps, steps)):
                 name = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
                 lines.append(f'{name}{{position="{position}"}} {accepted}')
-            data = "\n".join(lines if how.drafts else ["# nothing"]).encode()
+            data = ("\n".join(lines if how.drafts else ["# nothing"]) + "\n" + how.reads).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -100,7 +103,7 @@ class Handler(BaseHTTPRequestHandler):
         elif self._refused():
             return
         elif self.path == "/v1/models":
-            self._json({"data": [{"id": MODEL, "root": MODEL, "max_model_len": how.context}]})
+            self._json({"data": [{"id": MODEL, "root": how.root, "max_model_len": how.context}]})
         elif self.path == "/version":
             self._json({"version": "0.0.stand-in"})
         else:

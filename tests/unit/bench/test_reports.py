@@ -205,7 +205,6 @@ def test_report_writes_all_of_a_result(tmp_path: Path, capsys: pytest.CaptureFix
         (["--format", "csv=x"], "with a name of: nvidia, atlas"),
         (["--html", "."], "is a folder"),
         (["--html", "same", "--format", "atlas=same"], "is asked for twice"),
-        (["--bandwidth", "230"], "needs --bytes-per-token"),
         (["--bandwidth", "0", "--bytes-per-token", "1"], "no bandwidth"),
         (["--bytes-per-token", "many"], "'many' is not a whole number"),
     ],

@@ -1,10 +1,11 @@
 """``gb10 bench URL|PORT``."""
 
+from dataclasses import asdict, replace
 from typing import Annotated
 
 from typer import Argument
 
-from gb10.bench import load, measure, options, report, table, target
+from gb10.bench import load, measure, options, reads, report, table, target
 from gb10.bench.watch import LIMITS, Limits
 
 
@@ -21,6 +22,7 @@ def run(
     gap_limit: options.GapLimit = LIMITS.gap,
     request_limit: options.RequestLimit = LIMITS.request,
     bytes_per_token: options.BytesPerToken = None,
+    model_files: options.ModelFiles = None,
     bandwidth: options.Bandwidth = None,
     commit: options.Commit = None,
     json: options.Json = None,
@@ -31,13 +33,16 @@ def run(
 
     The server's key is read from OPENAI_API_KEY or VLLM_API_KEY. Nothing is written when the server fails.
     """
-    reads = options.reads(bytes_per_token, bandwidth)
+    asked = options.reads(bytes_per_token, bandwidth, alone=False)
     wanted = report.outputs(json, html, formats)
     plan = options.plan(texts, concurrency, tokens, long, repeats, chat, Limits(gap_limit, request_limit))
     url = target.parse(server)
     found = target.find(url, model, chat=chat, insecure=insecure)
+    read = reads.find(found, asked, model_files, bandwidth)
     load.prepare()
     result = measure.run(found, plan, commit=commit)
-    print(table.render(result, reads), end="")
-    report.write(result, wanted, reads)
+    if read is not None:
+        result = replace(result, about={**result.about, "reads": asdict(read)})
+    print(table.render(result, read), end="")
+    report.write(result, wanted, read)
     return 0

@@ -80,7 +80,11 @@ RequestLimit = Annotated[
 Commit = Annotated[str | None, Option(metavar="ID", help="of what serves; kept in the result")]
 BytesPerToken = Annotated[
     int | None,
-    Option(metavar="BYTES", parser=_size, help="that a decoded token reads (gb10 audit): shows GB/s"),
+    Option(metavar="BYTES", parser=_size, help="that a decoded token reads; default: what the server says"),
+]
+ModelFiles = Annotated[
+    Path | None,
+    Option(metavar="FOLDER", help="of the served model: the bytes of a token are summed over its headers"),
 ]
 Bandwidth = Annotated[
     float | None,
@@ -114,10 +118,10 @@ def plan(
     return Plan(chosen, tuple(counts), tokens, long, repeats, chat, limits)
 
 
-def reads(bytes_per_token: int | None, bandwidth: float | None) -> Reads | None:
-    """Raises UserError for a bandwidth without bytes."""
+def reads(bytes_per_token: int | None, bandwidth: float | None, *, alone: bool = True) -> Reads | None:
+    """Raises UserError for a bandwidth without bytes, where it stands ``alone``."""
     if bytes_per_token:
         return Reads(bytes_per_token, bandwidth)
-    if bandwidth is not None or bytes_per_token == 0:
+    if (alone and bandwidth is not None) or bytes_per_token == 0:
         raise UserError("--bandwidth needs --bytes-per-token above 0; gb10 audit MODEL says how many")
     return None

@@ -19,6 +19,7 @@ def run(
     reads = options.reads(bytes_per_token, bandwidth)
     wanted = report.outputs(None, html, formats)
     result = results.load(file)
+    reads = reads or table.kept(result)
     print(table.render(result, reads), end="")
     report.write(result, wanted, reads)
     return 0

@@ -12,16 +12,34 @@ WIDTH = 80
 
 @dataclass(frozen=True)
 class Reads:
-    """What GB/s needs: bytes that a step reads, and the bandwidth to hold it against, in GB/s."""
+    """What GB/s needs: bytes that a step reads, and the bandwidth to hold it against, in GB/s.
+
+    ``source`` says who says so; ``cache``: bytes of the KV cache that a step reads for each token of context.
+    """
 
     bytes_per_token: int
     bandwidth: float | None
+    source: str = "--bytes-per-token"
+    cache: int = 0
 
     def rate(self, point: Point) -> float:
         """GB/s when decoding one sequence; with drafts, a step gives several tokens for one reading."""
         drafts = point.drafts
         steps = point.spread("decode").median / (drafts.length if drafts else 1.0)
-        return self.bytes_per_token * steps / 1e9
+        context = point.input_tokens + point.output_tokens / 2
+        return (self.bytes_per_token + self.cache * context) * steps / 1e9
+
+
+def kept(result: Result) -> Reads | None:
+    """What a result says of that; None where it says nothing, or nothing that can be."""
+    told = result.about.get("reads")
+    said = told if isinstance(told, dict) else {}
+    sizes = said.get("bytes_per_token"), said.get("cache")
+    if any(type(size) is not int or size < 0 for size in sizes):
+        return None
+    bandwidth = said.get("bandwidth")
+    known = bandwidth if isinstance(bandwidth, float) and 0 < bandwidth < 1e9 else None
+    return Reads(said["bytes_per_token"], known, str(said.get("source")), said["cache"])
 
 
 def heading(result: Result) -> list[str]:
@@ -104,7 +122,8 @@ def _power(points: Sequence[Point]) -> list[str]:
 
 
 def _reads(result: Result, reads: Reads) -> list[str]:
-    lines = []
+    cache = f" and {reads.cache} for each of context" if reads.cache else ""
+    lines = [f"a token reads {reads.bytes_per_token} bytes{cache}: {printable(reads.source)}"[:WIDTH]]
     for point in result.points:
         if point.concurrency == 1:
             rate = reads.rate(point)

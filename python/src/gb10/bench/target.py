@@ -21,6 +21,7 @@ PATHS = {False: "/v1/completions", True: "/v1/chat/completions"}
 """Where requests go: continue a text, or answer a chat."""
 _TALK_LIMIT = 10.0
 _ANSWER_LIMIT = 600.0
+_MOST_METRICS = 16 << 20
 
 
 class NotReadyError(UserError):
@@ -29,7 +30,9 @@ class NotReadyError(UserError):
 
 @dataclass(frozen=True)
 class Target:
-    """A server that answered. ``url`` has no /v1 and no slash at its end; ``limit``: its context."""
+    """A server that answered. ``url`` has no /v1 and no slash at its end; ``limit``: its context;
+    ``root``: what it loaded, a folder of its machine or a name.
+    """
 
     url: str
     model: str
@@ -37,6 +40,7 @@ class Target:
     version: str | None
     headers: Mapping[str, str]
     insecure: bool = False
+    root: str | None = None
 
     @property
     def local(self) -> bool:
@@ -96,6 +100,7 @@ def find(url: str, model: str | None, *, chat: bool, insecure: bool = False) -> 
         _version(url, headers, insecure),
         headers,
         insecure,
+        root if isinstance(root := models[name].get("root"), str) else None,
     )
     _first_answer(target, chat)
     return target
@@ -108,6 +113,23 @@ def _version(url: str, headers: Mapping[str, str], insecure: bool) -> str | None
         return str(found["version"])
     except (UserError, LookupError, TypeError):
         return None
+
+
+def metrics(target: Target) -> str:
+    """What the server says at /metrics; nothing where it does not."""
+    request = urllib.request.Request(target.url + "/metrics", headers=dict(target.headers))
+    try:
+        with _opener(target.insecure).open(request, timeout=_TALK_LIMIT) as answer:
+            return str(answer.read(_MOST_METRICS).decode(errors="replace"))
+    except Exception:
+        return ""
+
+
+def _opener(insecure: bool) -> urllib.request.OpenerDirector:
+    context = ssl.create_default_context()
+    if insecure:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return urllib.request.build_opener(urllib.request.HTTPSHandler(context=context))
 
 
 def _first_answer(target: Target, chat: bool) -> None:
@@ -146,12 +168,10 @@ def _ask(
 ) -> Any:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url + path, data, {"Content-Type": "application/json", **headers})
-    context = ssl.create_default_context()
-    if insecure:
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=context))
     try:
-        with opener.open(request, timeout=_TALK_LIMIT if body is None else _ANSWER_LIMIT) as answer:
+        with _opener(insecure).open(
+            request, timeout=_TALK_LIMIT if body is None else _ANSWER_LIMIT
+        ) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         waits = error.code == HTTPStatus.SERVICE_UNAVAILABLE
