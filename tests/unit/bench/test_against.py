@@ -8,12 +8,16 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from made import result
 
 from gb10 import cli
 from gb10.bench import against, results
+from gb10.bench.results import Result
 from gb10.bench.words import told
 
 STAND_IN = Path(__file__).parent / "stand_in.py"
@@ -138,6 +142,90 @@ def test_a_signal_ends_the_server_too(number: signal.Signals, tmp_path: Path) ->
         time.sleep(0.1)
     assert not listens(port)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_second_interrupt_leaves_no_server(tmp_path: Path) -> None:
+    """A server that ignores SIGTERM is waited for; the user does not wait: SIGKILL, and all of it ends."""
+    port = free_port()
+    deaf = shlex.join(["sh", "-c", f"trap '' TERM; {shlex.join(command(port, 0.2))}; true"])
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "gb10",
+            "bench",
+            "run",
+            "--against",
+            f"{deaf} --port {port}",
+            *QUICK,
+            "--",
+            "true",
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+    )
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if line.startswith("measuring"):
+                break
+        assert listens(port)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        time.sleep(1.5)
+        assert process.poll() is None and listens(port)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130 and time.monotonic() - began < 30
+        assert process.stderr.read().splitlines()[-1] == "gb10: interrupted; what was measured is not kept"
+    finally:
+        process.kill()
+        process.stderr.close()
+    assert not listens(port)
+
+
+def test_a_signal_between_start_and_end_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that comes while the server is started ends the server that was started."""
+    made: list[subprocess.Popen[bytes]] = []
+    real = subprocess.Popen
+
+    def start(*words: Any, **options: Any) -> Any:
+        made.append(real(*words, **options))
+        signal.raise_signal(signal.SIGINT)
+        return made[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setattr(against, "_taken", lambda port: False)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with (
+            pytest.raises(KeyboardInterrupt),
+            against._started(against.Server("A", ("sleep", "60"), 1), tmp_path / "log"),
+        ):
+            pytest.fail("it went on")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [one.poll() for one in made] == [-signal.SIGTERM]
+
+
+def test_both_results_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user interrupts between the two files."""
+    turned = result()
+    monkeypatch.setattr(
+        against, "turns", lambda *words, **options: [turned, replace(turned, about={"model": 1})]
+    )
+    real = Result.as_json
+
+    def written(self: Result) -> dict[str, Any]:
+        if self.about == {"model": 1}:
+            raise KeyboardInterrupt
+        return real(self)
+
+    monkeypatch.setattr(Result, "as_json", written)
+    out = tmp_path / "out"
+    given = ["bench", "run", "--against", "true", *QUICK, "--out", str(out), "--", "true"]
+    assert cli.main(given) == 130
+    assert list(out.iterdir()) == []
 
 
 @pytest.mark.parametrize(
