@@ -37,6 +37,7 @@ PROGRAMS = {
     "bench": ("bench",),
     "cluster": ("cluster",),
     "doctor": ("doctor", "doctor-cuda"),
+    "download": ("download",),
     "predict": ("predict",),
     "recipes": ("recipes",),
 }

@@ -1,8 +1,8 @@
 """What an image starts: ``[ROLE] [ARGUMENT…]``, as process 1 of the container.
 
-Roles: ``serve`` (default), ``ray-head``, ``ray-worker``, ``bash``, ``doctor``, ``download``. Arguments are passed on as
-they are. What the container lacks is one line and exit status 2, before anything starts. As process 1 it
-passes signals on, and waits for whatever process is left to it.
+Roles: ``serve`` (default), ``ray-head``, ``ray-worker``, ``bash``, ``doctor``, ``download``. Arguments are
+passed on as they are. What the container lacks is one line and exit status 2, before anything starts. As
+process 1 it passes signals on, and waits for whatever process is left to it.
 """
 
 from __future__ import annotations
