@@ -16,7 +16,7 @@ import pytest
 from made import result
 
 from gb10 import cli
-from gb10.bench import against, results
+from gb10.bench import against, load, results
 from gb10.bench.results import Result
 from gb10.bench.words import told
 
@@ -262,3 +262,13 @@ def test_options_after_the_dashes_are_the_servers(capsys: pytest.CaptureFixture[
     assert "B's command 'no-such-program' is no program" in capsys.readouterr().err
     assert json.loads(json.dumps(shlex.split(shlex.join(ours)))) == ours
     assert os.environ.get("PATH")
+
+
+def test_the_client_leaves_the_servers_logging_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a server that is measured says nothing of what it runs."""
+    monkeypatch.delenv("VLLM_LOGGING_LEVEL", raising=False)
+    load.prepare()
+    assert "VLLM_LOGGING_LEVEL" not in os.environ
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
+    load.prepare()
+    assert os.environ["VLLM_LOGGING_LEVEL"] == "DEBUG"

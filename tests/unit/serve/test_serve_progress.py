@@ -52,7 +52,8 @@ class Terminal(io.StringIO):
 def test_plain_output_is_a_line_per_stage() -> None:
     out = io.StringIO()
     show = Progress(out)
-    for line in ("", "x Starting to load model", "y", "Loading weights took 1 s"):
+    shards = "Loading safetensors checkpoint shards:  50% Completed | 1/2 [00:00<00:00]"
+    for line in ("", "x Starting to load model", "y", shards, "Loading weights took 1 s"):
         show.feed(line)
         show.beat()
         show.beat()

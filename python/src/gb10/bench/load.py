@@ -20,17 +20,24 @@ from gb10.bench.target import PATHS, Target
 from gb10.bench.watch import Limits, Watch, watched
 from gb10.errors import UserError
 
+_LEVEL = "VLLM_LOGGING_LEVEL"
+
 
 def prepare() -> None:
     """Import vLLM's client, which takes some seconds. Raises UserError where there is no vLLM."""
     logging.disable(logging.WARNING)
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    given = os.environ.get(_LEVEL)
+    os.environ[_LEVEL] = given or "ERROR"
     try:
         import vllm.benchmarks.serve  # noqa: F401
     except ImportError as error:
         raise UserError(
             f"gb10 bench uses vLLM's client, which cannot be imported here ({error}); run: nix run .#bench"
         ) from error
+    finally:
+        # It was for the import. Servers that are started say what they always say.
+        if given is None:
+            del os.environ[_LEVEL]
 
 
 def repeat(

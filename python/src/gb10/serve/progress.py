@@ -136,9 +136,9 @@ class Progress:
                 gone, stage = self._words()
                 self._line(f"{mark} {gone:>6}  {stage}")
                 self._drawn = now
-        elif self.stage != self._stage_drawn or since >= self._interval:
+        elif (name := _PERCENT.sub("", self._stage)) != self._stage_drawn or since >= self._interval:
             write(f"{self._what}: {', '.join(self._words())}\n", self.out)
-            self._drawn, self._stage_drawn = now, self.stage
+            self._drawn, self._stage_drawn = now, name
 
     def _words(self) -> tuple[str, str]:
         """The time with what is to be expected, and the stage."""
