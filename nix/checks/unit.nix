@@ -24,7 +24,12 @@ in
     sources = sets.serve ++ sets.gb10 [ "predict" ];
   };
   unit-bench = unit "bench" (
-    sets.serve ++ sets.gb10 [ "bench" ] ++ [ ../../tests/unit/audit/published.py ]
+    sets.serve
+    ++ sets.gb10 [
+      "bench"
+      "predict"
+    ]
+    ++ [ ../../tests/unit/audit/published.py ]
   );
   unit-checkpoint = unit "checkpoint" (sets.formats ++ sets.gb10 [ "machine" ]);
   unit-cli = unit "cli" (
