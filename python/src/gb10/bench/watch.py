@@ -8,11 +8,13 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import aiohttp
+from typing import TYPE_CHECKING, Any
 
 from gb10.errors import UserError
+
+if TYPE_CHECKING:
+    # It comes with vLLM, and who reads results needs neither.
+    import aiohttp
 
 _COUNTERS = 30.0
 """Seconds for /metrics."""
@@ -34,7 +36,7 @@ LIMITS = Limits()
 class _Answer:
     """An answer as vLLM's client reads it: each piece puts the alarm off."""
 
-    response: aiohttp.ClientResponse
+    response: "aiohttp.ClientResponse"
     alarm: asyncio.Timeout
     end: float
     gap: float
@@ -71,6 +73,8 @@ class Watch:
 
     def session(self, *words: Any, **options: Any) -> "_Session":
         """Stands for aiohttp.ClientSession."""
+        import aiohttp
+
         made = _Session(self, aiohttp.ClientSession(*words, **options))
         self._sessions.append(made)
         return made
@@ -89,7 +93,7 @@ class Watch:
         return self._prompts.index(prompt) + 1
 
     @asynccontextmanager
-    async def answer(self, session: aiohttp.ClientSession, **options: Any) -> AsyncIterator[_Answer]:
+    async def answer(self, session: "aiohttp.ClientSession", **options: Any) -> AsyncIterator[_Answer]:
         """Post a request; `hung` is set when it takes too long."""
         end = asyncio.get_running_loop().time() + self._limits.request
         found: _Answer | None = None
@@ -121,7 +125,7 @@ class Watch:
 class _Session:
     """What vLLM's client uses of a session."""
 
-    def __init__(self, watch: Watch, session: aiohttp.ClientSession) -> None:
+    def __init__(self, watch: Watch, session: "aiohttp.ClientSession") -> None:
         self._watch, self._session = watch, session
 
     def post(self, **options: Any) -> Any:
@@ -130,6 +134,8 @@ class _Session:
 
     def get(self, url: str, **options: Any) -> Any:
         """As aiohttp's: the counters, which are left out where they take too long."""
+        import aiohttp
+
         return self._session.get(url, timeout=aiohttp.ClientTimeout(total=_COUNTERS), **options)
 
     async def close(self) -> None:
