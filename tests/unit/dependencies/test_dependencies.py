@@ -19,13 +19,14 @@ _BENCH = "python/src/gb10/bench/"
 GIVEN = {
     "fastapi": (_PLUGIN,),
     "aiohttp": (_BENCH,),
-    "prometheus_client": (_PLUGIN,),
+    "prometheus_client": (_PLUGIN, _BENCH),
     "starlette": (_PLUGIN,),
     "matplotlib": ("python/src/gb10/audit/plot.py", _BENCH),
     "yaml": ("python/src/gb10/recipes/imported.py", _BENCH),
 }
 """What vLLM's server gives its plug-ins to work with (a plug-in runs nowhere else, as vLLM wants it), and
-what its client, reports, plots and other people's recipes need: apps have it, elsewhere a line says what is missing."""
+what its client, reports, plots and other people's recipes need: apps have it, elsewhere a line says what is
+missing."""
 
 
 def project(folder: str) -> dict[str, Any]:

@@ -146,18 +146,19 @@ class _Session:
 class _Library:
     """aiohttp for one module, with another ClientSession."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: Watch, library: Any) -> None:
         self.ClientSession = watch.session
+        self._library = library
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(aiohttp, name)
+        return getattr(self._library, name)
 
 
 @contextmanager
 def watched(module: Any, watch: Watch) -> Iterator[None]:
     """Sessions that ``module``, vLLM's client, makes meanwhile are watched."""
     before = module.aiohttp
-    module.aiohttp = _Library(watch)
+    module.aiohttp = _Library(watch, before)
     try:
         yield
     finally:
