@@ -49,10 +49,11 @@ def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[s
     unset_empty(os.environ)
     try:
         if arguments:
-            status = _run(prog, about, commands, arguments)
-            # What is still kept would be written at the end of Python, where nobody hears that it cannot be.
-            sys.stdout.flush()
-            return status
+            try:
+                return _run(prog, about, commands, arguments)
+            finally:
+                # Else it is written when Python ends, where a reader that is gone is an exit status of 120.
+                sys.stdout.flush()
         with contextlib.redirect_stdout(sys.stderr):
             _run(prog, about, commands, ["--help"])
         return EXIT_USAGE
