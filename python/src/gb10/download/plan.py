@@ -20,7 +20,7 @@ LOAD_FORMATS = {
     "instanttensor": ("*.safetensors",),
     "mistral": (_MISTRAL,),
     "pt": ("*.pt",),
-    "npcache": ("*.bin",),
+    "npcache": ("*.bin", "*.pt"),
 }
 """What vLLM's loader looks for by --load-format, the first kind that there is
 (`DefaultModelLoader._prepare_weights` and `download_weights_from_hf` of vLLM 0.32.0; a test asks them)."""
