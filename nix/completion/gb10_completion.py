@@ -51,7 +51,8 @@ FILES = {
 """Where under share/ a shell looks for a program's completion."""
 
 _HUB = '"${HF_HUB_CACHE:-${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}/hub}"'
-_NAMES = f"ls {_HUB} 2>/dev/null | sed -n 's/^models--//; T; s/--/\\//; p'"
+_NAMES = f"ls {_HUB} 2>/dev/null | sed -n '/^models--[A-Za-z0-9._-]*$/{{s/^models--//; s/--/\\//; p;}}'"
+"""Names of the hub have such letters. Another folder is none of it, and shells expand what they are given."""
 _MODEL: dict[str, Any] = {
     "bash": "_gb10_model",
     "zsh": "_gb10_model",

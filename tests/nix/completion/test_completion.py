@@ -121,6 +121,17 @@ def zsh(scripts: Path, home: Path, words: Sequence[str]) -> list[str]:
 SHELLS = {"bash": bash, "fish": fish, "zsh": zsh}
 
 
+HOSTILE = (
+    "$(touch${IFS}RAN)",
+    "`touch RAN`",
+    "a;touch RAN",
+    " \nmodels--$(touch RAN)",
+    "'$(touch RAN)",
+    '"; touch RAN',
+)
+"""Ends of folders' names in a cache that others can write to."""
+
+
 @pytest.fixture(params=SHELLS)
 def shell(request: pytest.FixtureRequest) -> str:
     """Each shell that is here: the Debian stand-in has bash alone."""
@@ -128,6 +139,15 @@ def shell(request: pytest.FixtureRequest) -> str:
     if shutil.which(name) is None:
         pytest.skip(f"no {name} here")
     return name
+
+
+def test_a_tab_runs_nothing(scripts: Path, home: Path, shell: str) -> None:
+    for end in HOSTILE:
+        (home / f".cache/huggingface/hub/models--acme--L{end}").mkdir()
+    # zsh gives the whole line.
+    offered = [word for word in SHELLS[shell](scripts, home, ["serve", "acme/L"]) if word != "serve"]
+    assert offered == ["acme/Little-NVFP4"]
+    assert not list(home.rglob("RAN"))
 
 
 @pytest.mark.parametrize(

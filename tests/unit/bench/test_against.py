@@ -115,6 +115,12 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"port {port} is taken before A starts" in capsys.readouterr().err
 
 
+def _hear() -> None:
+    """Where the tests run in the background or under nohup, these are ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_server_too(number: signal.Signals, tmp_path: Path) -> None:
     port = free_port()
@@ -123,8 +129,7 @@ def test_a_signal_ends_the_server_too(number: signal.Signals, tmp_path: Path) ->
         [sys.executable, "-m", "gb10", "bench", "run", *given, "--", "true"],
         stderr=subprocess.PIPE,
         text=True,
-        # Where the tests run in the background, SIGINT is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
+        preexec_fn=_hear,
     )
     assert process.stderr is not None
     try:
