@@ -17,7 +17,7 @@ from hub_model import BESIDE, LEFT_OUT, SIZES, environment
 from huggingface_hub import constants
 
 from gb10.cli import main
-from gb10.download import fetch, plan
+from gb10.download import fetch, listing, plan
 from gb10.errors import UserError
 
 NAME = "org/name"
@@ -214,6 +214,44 @@ def test_what_the_hub_gives_by_xet_alone(
     assert "model-1.safetensors has 0.7 MB, which the hub gives by Xet alone" in error(capsys)
 
 
+HEAD = b'{"id": "org/name", "sha": "%s", "siblings": [{"rfilename": "a", '
+NO_LIST = {
+    "a page": b"<html>Log in to this network",
+    "a list": b"[1]",
+    "nothing": b"",
+    "sizes in words": HEAD + b'"size": "x", "blobId": "%s"}]}',
+    "no digest": HEAD + b'"size": 1, "lfs": {"size": 1}}]}',
+}
+
+
+@pytest.mark.parametrize("answer", NO_LIST.values(), ids=NO_LIST)
+@pytest.mark.parametrize("command", ["download", "audit"])
+def test_what_answers_is_no_hub(
+    hub: Hub, answer: bytes, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A proxy's page, or a network's that wants a login."""
+    body = answer.replace(b"%s", COMMIT.encode())
+    monkeypatch.setattr(hub, "answer", lambda to: hub._send(to, 200, body))
+    assert main([command, NAME]) == 2
+    assert "is no hub's list of files; check HF_ENDPOINT, the proxy" in error(capsys)
+
+
+def test_a_negative_size() -> None:
+    with pytest.raises(UserError, match="-5 bytes"):
+        listing.checked(NAME, "x.json", -5, "0" * 40)
+
+
+def test_a_hub_that_never_answers(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(listing, "_PATIENCE", 0.5)
+    monkeypatch.setattr(hub, "answer", lambda to: time.sleep(5))
+    began = time.monotonic()
+    assert download() == 2
+    assert time.monotonic() - began < 4
+    assert "broke off" in error(capsys)
+
+
 def test_an_index_that_names_what_is_not_there(
     hub: Hub, origin: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -249,7 +287,7 @@ def test_what_is_no_revision(hub: Hub, revision: str, capsys: pytest.CaptureFixt
 )
 def test_a_hub_that_would_write_elsewhere(name: str, digest: str) -> None:
     with pytest.raises(UserError, match="cannot be"):
-        plan._file(NAME, name, 1, digest)
+        listing.checked(NAME, name, 1, digest)
 
 
 def test_offline(hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,11 +12,11 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from gb10.checkpoint.formats import quiet
 from gb10.checkpoint.headers import read_header
+from gb10.download.listing import File, listing
 from gb10.download.told import told
 from gb10.errors import UserError
 from gb10.files import read_bytes, replacing
@@ -40,14 +40,6 @@ _TRIES, _PAUSE = 5, 0.5
 
 Note = Callable[[str], None]
 """Takes a line on the progress."""
-
-
-@dataclass(frozen=True)
-class _File:
-    """A file on the hub; ``size`` in bytes."""
-
-    name: str
-    size: int
 
 
 def cache_folder(environment: Mapping[str, str]) -> Path:
@@ -101,7 +93,7 @@ def _begun(place: Path) -> Path:
     return place.with_name(f"{place.name}.part")
 
 
-def _fetch_header(name: str, commit: str, file: _File, place: Path) -> int:
+def _fetch_header(name: str, commit: str, file: File, place: Path) -> int:
     """Write the header of a file, and a hole for its weights; how many bytes were asked for."""
     start = _range(name, commit, file.name, 0, _PREFIX)
     length = int.from_bytes(start, "little")
@@ -135,14 +127,11 @@ def fetch_headers(name: str, revision: str | None, folder: Path, note: Note = la
         UserError: The hub cannot be reached or does not give it, or it has no safetensors files. What was
             fetched until then stays, each file whole.
     """
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import hf_hub_download
 
     with quiet(), told(name, revision):
-        found = HfApi().model_info(name, revision=revision, files_metadata=True)
-        commit = str(found.sha)
-        there = [_File(one.rfilename, one.size or 0) for one in found.siblings or ()]
-        names = {one.name for one in there}
-        weights = [one for one in there if one.name.endswith(_WEIGHTS) and "/" not in one.name]
+        commit, names = listing(name, revision)
+        weights = [one for one in names.values() if one.name.endswith(_WEIGHTS) and "/" not in one.name]
         if "config.json" not in names:
             raise UserError(f"model {name} has no config.json; it is not a model that vLLM serves")
         if not weights:
@@ -160,7 +149,7 @@ def fetch_headers(name: str, revision: str | None, folder: Path, note: Note = la
                     part.write_bytes(fetched)
         missing = [one for one in weights if not (place / one.name).exists()]
 
-        def fetch(one: _File) -> None:
+        def fetch(one: File) -> None:
             size = _fetch_header(name, commit, one, place)
             note(f"{one.name}: {size} bytes of its header")
 

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from gb10.download.plan import DIGEST, File, Wanted, free, is_weights, text
+from gb10.download.listing import DIGEST, File
+from gb10.download.plan import Wanted, free, is_weights, text
 from gb10.download.told import told
 from gb10.errors import UserError
 from gb10.files import replacing

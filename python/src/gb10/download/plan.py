@@ -1,12 +1,12 @@
 """Which files of a model are fetched, what of them is there, and whether the rest fits on the disk."""
 
-import re
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from gb10.download.listing import File, listing
 from gb10.errors import UserError
 from gb10.files import read_json
 
@@ -31,18 +31,8 @@ _BESIDE = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py")
 """Configuration, tokenizer, templates, and code (which runs with --trust-remote-code alone)."""
 
 _TEMPLATES = "additional_chat_templates/*.jinja"
-DIGEST = "[0-9a-f]{40}|[0-9a-f]{64}"
 _ROOM = 1 << 30
 """Bytes that must stay free on the disk."""
-
-
-@dataclass(frozen=True)
-class File:
-    """A file on the hub. ``digest``: the SHA-256 of a large one, Git's SHA-1 of another, in hexadecimal."""
-
-    name: str
-    size: int
-    digest: str
 
 
 def _is(path: Path, size: int) -> bool:
@@ -119,25 +109,11 @@ def beside(names: Collection[str]) -> set[str]:
     return {name for name in there if not is_weights(name)}
 
 
-def _file(model: str, name: str, size: int, digest: str) -> File:
-    """A file that the hub lists. Raises UserError for what would be written elsewhere."""
-    if Path(name).is_absolute() or ".." in Path(name).parts or not re.fullmatch(DIGEST, digest):
-        raise UserError(
-            f"model {model}: the hub lists a file {name!r} ({digest!r}) that cannot be; not fetched"
-        )
-    return File(name, size, digest)
-
-
 def ask(name: str, revision: str | None, load_format: str = "auto") -> Wanted:
     """Ask the hub what a model has. Raises UserError, and what huggingface_hub raises (`told`)."""
-    from huggingface_hub import HfApi, constants, hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
 
-    info = HfApi().model_info(name, revision=revision, files_metadata=True)
-    commit = str(info.sha)
-    there = {}
-    for one in info.siblings or ():
-        digest = one.lfs.sha256 if one.lfs is not None else one.blob_id
-        there[one.rfilename] = _file(name, one.rfilename, one.size or 0, str(digest))
+    commit, there = listing(name, revision)
     if "config.json" not in there:
         raise UserError(f"model {name} has no config.json; it is not a model that vLLM serves")
     indexed: set[str] = set()

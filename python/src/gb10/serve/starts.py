@@ -41,6 +41,7 @@ _SETTINGS = (
     *("engine", "dense", "head", "draft_vocabulary", "speculative_config", "cpu_mode", "self_test", "canary"),
     *("tensor_parallel_size", "pipeline_parallel_size", "nnodes", "node_rank", "max_model_len"),
     *("max_num_seqs", "dtype", "kv_cache_dtype", "enforce_eager", "load_format", "moe_backend"),
+    *("engine_parts", "routes"),
 )
 _OPTIONS = ("--compilation-config", "--quantization", "--linear-backend", "--attention-backend", "-O")
 
