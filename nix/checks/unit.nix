@@ -59,7 +59,8 @@ in
       ../../tests/hub.py
       ../../tests/unit/download
     ];
-    sources = sets.serve;
+    # The audit asks the same hub.
+    sources = sets.serve ++ sets.gb10 [ "predict" ];
   };
   unit-machine = unit "machine" (sets.base ++ sets.gb10 [ "machine" ]);
   unit-metrics = room {
