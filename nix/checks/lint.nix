@@ -63,9 +63,18 @@ in
       )
       "tests:lab/src:python/src";
 
-  dead-python = lint "dead-python" [ ../../python/src ../../lab/src ../../nix/apps/rebuild ../../nix/wheelhouse ] ''
-    vulture --config python/pyproject.toml python/src lab/src nix/apps/rebuild nix/wheelhouse
-  '';
+  dead-python =
+    lint "dead-python"
+      [
+        ./looked_up.py
+        ../../python/src
+        ../../lab/src
+        ../../nix/apps/rebuild
+        ../../nix/wheelhouse
+      ]
+      ''
+        vulture --config python/pyproject.toml python/src lab/src nix/apps/rebuild nix/wheelhouse nix/checks/looked_up.py
+      '';
 }
 // (
   # ShellCheck's wheel does not exist for aarch64.
