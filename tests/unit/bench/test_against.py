@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -121,12 +123,11 @@ def _hear() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_the_server_too(number: signal.Signals, tmp_path: Path) -> None:
-    port = free_port()
-    given = ["--against", shlex.join(command(port, 0.2)), "--out", str(tmp_path / "out"), *QUICK]
+@contextmanager
+def measuring(port: int, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """`bench run` with these words, whose first server, at ``port``, is being measured."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "gb10", "bench", "run", *given, "--", "true"],
+        [sys.executable, "-m", "gb10", "bench", "run", *words, *QUICK, "--", "true"],
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=_hear,
@@ -137,11 +138,19 @@ def test_a_signal_ends_the_server_too(number: signal.Signals, tmp_path: Path) ->
             if line.startswith("measuring"):
                 break
         assert listens(port)
-        process.send_signal(number)
-        assert process.wait(timeout=30) == 130
+        yield process
     finally:
         process.kill()
         process.stderr.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_the_server_too(number: signal.Signals, tmp_path: Path) -> None:
+    port = free_port()
+    given = ["--against", shlex.join(command(port, 0.2)), "--out", str(tmp_path / "out")]
+    with measuring(port, *given) as process:
+        process.send_signal(number)
+        assert process.wait(timeout=30) == 130
     end = time.monotonic() + 10
     while listens(port) and time.monotonic() < end:
         time.sleep(0.1)
@@ -153,39 +162,15 @@ def test_a_second_interrupt_leaves_no_server(tmp_path: Path) -> None:
     """A server that ignores SIGTERM is waited for; the user does not wait: SIGKILL, and all of it ends."""
     port = free_port()
     deaf = shlex.join(["sh", "-c", f"trap '' TERM; {shlex.join(command(port, 0.2))}; true"])
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "gb10",
-            "bench",
-            "run",
-            "--against",
-            f"{deaf} --port {port}",
-            *QUICK,
-            "--",
-            "true",
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler) and None,
-    )
-    assert process.stderr is not None
-    try:
-        for line in process.stderr:
-            if line.startswith("measuring"):
-                break
-        assert listens(port)
+    with measuring(port, "--against", f"{deaf} --port {port}") as process:
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
         time.sleep(1.5)
         assert process.poll() is None and listens(port)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 130 and time.monotonic() - began < 30
+        assert process.stderr is not None
         assert process.stderr.read().splitlines()[-1] == "gb10: interrupted; what was measured is not kept"
-    finally:
-        process.kill()
-        process.stderr.close()
     assert not listens(port)
 
 
