@@ -1,5 +1,6 @@
 """`gb10 download`: what is fetched, resumed, compared, refused; bytes are counted at the hub."""
 
+import errno
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import sys
 import time
 from collections import namedtuple
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub import COMMIT, Hub
@@ -17,7 +19,7 @@ from hub_model import BESIDE, LEFT_OUT, SIZES, environment
 from huggingface_hub import constants
 
 from gb10.cli import main
-from gb10.download import fetch, listing, plan
+from gb10.download import check, fetch, listing, plan
 from gb10.errors import UserError
 
 NAME = "org/name"
@@ -268,7 +270,11 @@ def test_no_model(hub: Hub, origin: Path, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize(
     ("model", "said"),
-    [("a/b/c", "no name of the hub"), ("../x", "no name of the hub"), ("/", "on this machine already")],
+    [
+        ("a/b/c", "no name of the hub"),
+        ("../no-such-folder-of-mine", "no name of the hub"),
+        ("/", "on this machine already"),
+    ],
 )
 def test_what_is_no_name(hub: Hub, model: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["download", model]) == 2
@@ -314,36 +320,228 @@ def test_another_process_fetches_it(
     whole(cache, origin)
 
 
-def test_check(hub: Hub, cache: Path, origin: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert download("--check") == 2
-    assert "is not in the cache" in error(capsys)
-    assert download() == 0
-    hub.sent = 0
-    assert download("--check") == 0
-    assert f"is as the hub has it: {snapshot(cache)}" in capsys.readouterr().out
-    blob = (snapshot(cache) / "model-1.safetensors").resolve()
+def spoil(cache: Path, name: str) -> Path:
+    """Another bit in a file; its size stays. Where its bytes are."""
+    blob = (snapshot(cache) / name).resolve()
     blob.chmod(0o644)
     content = bytearray(blob.read_bytes())
-    content[350_000] ^= 4
+    content[len(content) // 2] ^= 4
     blob.write_bytes(content)
-    # Its size is right.
+    return blob
+
+
+@pytest.fixture(params=[True, False], ids=["asked", "offline"])
+def asked(request: pytest.FixtureRequest, hub: Hub) -> bool:
+    """Whether the hub can be asked when a cached model is compared."""
+    return bool(request.param)
+
+
+def downloaded(hub: Hub, asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert download() == 0
-    assert hub.sent == 0
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", not asked)
+    hub.sent = 0
+
+
+def test_check_of_nothing(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    assert download("--check") == 2
+    assert "is not in the cache" in error(capsys)
+
+
+def test_check(
+    hub: Hub,
+    cache: Path,
+    origin: Path,
+    asked: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    downloaded(hub, asked, monkeypatch)
+    assert download("--check") == 0
+    right = "is as the hub has it" if asked else "is as the names and the index in the cache say"
+    printed = capsys.readouterr().out
+    assert f"org/name {right}: {snapshot(cache)}\n" in printed
+    assert ("compared without the hub: HF_HUB_OFFLINE is set" in printed) == (not asked)
+    spoil(cache, "model-1.safetensors")
+    # Its size is right.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert download() == 0
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", not asked)
     capsys.readouterr()
     assert download("--check") == 1
-    printed = capsys.readouterr()
-    assert "model-1.safetensors is damaged, and was taken out of the cache" in printed.out
-    assert printed.err == "gb10: error: files to be fetched anew: 1; run: gb10 download org/name\n"
+    printed_both = capsys.readouterr()
+    assert "model-1.safetensors is damaged, and was taken out of the cache" in printed_both.out
+    bad = "1 missing, damaged or unreadable; run: gb10 download org/name"
+    assert printed_both.err == f"gb10: error: model org/name is not{right[2:]}: {bad}\n"
+    assert hub.sent == 0
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert download() == 0
     assert hub.sent == SIZES["model-1.safetensors"]
     whole(cache, origin)
 
 
-def test_check_of_what_has_no_digests(cache: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("lost", ["link", "bytes"])
+@pytest.mark.parametrize("name", ["model-2.safetensors", "tokenizer.json", "config.json"])
+def test_check_of_what_lacks_a_file(
+    hub: Hub,
+    cache: Path,
+    name: str,
+    lost: str,
+    asked: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    downloaded(hub, asked, monkeypatch)
+    path = snapshot(cache) / name
+    (path if lost == "link" else path.resolve()).unlink()
+    capsys.readouterr()
+    if name == "tokenizer.json" and not asked and lost == "link":
+        # Nothing here names it, and tokenizer_config.json could be a tokenizer: said in docs/download.md.
+        assert download("--check") == 0
+        return
+    assert download("--check") == 1
+    printed = capsys.readouterr()
+    if asked or lost == "bytes" or name.startswith("model"):
+        assert f"{name} is missing\n" in printed.out
+    assert "1 missing, damaged or unreadable; run: gb10 download org/name" in printed.err
+    assert printed.err.count("\n") == 1
+    assert hub.sent == 0
+
+
+def test_check_of_an_empty_snapshot(hub: Hub, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     snapshot(cache).mkdir(parents=True)
-    (snapshot(cache) / "config.json").write_text("{}")
+    assert download("--check") == 1
+    printed = capsys.readouterr()
+    # The index is fetched by nobody: all files of weights count.
+    assert "8 missing" in printed.err
+    assert "model-1.safetensors is missing" in printed.out
+    hub.close()
+    assert download("--check") == 1
+    assert "it has no config.json" in capsys.readouterr().out
+    assert list(snapshot(cache).iterdir()) == []
+
+
+def test_check_of_a_download_that_was_ended(
+    hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a file that nothing else names."""
+    downloaded(hub, False, monkeypatch)
+    part = cache / "models--org--name/blobs" / f"{'b' * 40}.incomplete"
+    part.write_bytes(b"half")
+    assert download("--check") == 1
+    assert "a download of it was interrupted" in capsys.readouterr().out
+
+
+def test_check_of_a_name_that_leads_to_another_file(
+    hub: Hub, cache: Path, origin: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its bytes are right for their digest, and wrong for the name: only the hub knows."""
+    assert download() == 0
+    config, tokenizer = (snapshot(cache) / name for name in ("config.json", "tokenizer.json"))
+    blob = tokenizer.resolve()
+    config.unlink()
+    config.symlink_to(blob)
+    assert download("--check") == 1
+    assert "config.json is damaged" in capsys.readouterr().out
+    assert blob.exists() and tokenizer.exists() and not config.exists()
+    assert download() == 0
+    whole(cache, origin)
+
+
+def test_check_where_nothing_can_be_removed(
+    hub: Hub,
+    cache: Path,
+    asked: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A cache that is mounted to be read: root may write everywhere else."""
+    downloaded(hub, asked, monkeypatch)
+    shutil.rmtree(cache / ".locks")
+    blobs = [spoil(cache, name) for name in ("model-1.safetensors", "tokenizer.json")]
+
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    capsys.readouterr()
+    assert download("--check") == 1
+    printed = capsys.readouterr()
+    for name in ("model-1.safetensors", "tokenizer.json"):
+        because = "is damaged, and cannot be taken out of the cache: read-only file system"
+        assert f"{name} {because}\n" in printed.out
+    assert "2 missing, damaged or unreadable; make" in printed.err and printed.err.count("\n") == 1
+    assert all(blob.exists() for blob in blobs)
+
+
+def test_check_of_what_cannot_be_read(
+    hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert download() == 0
+    spoil(cache, "tokenizer.json")
+    real = fetch.digest_of
+
+    def torn(path: Path, *others: Any) -> str:
+        if path.name == "model-1.safetensors":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path, *others)
+
+    monkeypatch.setattr(check, "digest_of", torn)
+    assert download("--check") == 1
+    out = capsys.readouterr().out
+    assert "model-1.safetensors cannot be read: input/output error" in out
+    # The rest is compared all the same.
+    assert "tokenizer.json is damaged" in out
+
+
+def test_check_while_another_mends_it(
+    hub: Hub, cache: Path, origin: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was damaged when it was compared, and is right when the lock is had, stays."""
+    assert download() == 0
+    blob = spoil(cache, "model-1.safetensors")
+    lock = cache / ".locks/models--org--name" / f"{blob.name}.lock"
+    mends = "import shutil, sys, time; print(1, flush=True); time.sleep(3); shutil.copy(*sys.argv[1:])"
+    command = [sys.executable, "-c", mends, str(origin / "model-1.safetensors"), str(blob)]
+    with subprocess.Popen(["flock", str(lock), *command], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline()
+        assert download("--check") == 0
+    assert "is being fetched by another process" in capsys.readouterr().out
+    whole(cache, origin)
+
+
+def test_check_of_what_has_no_digests(cache: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    """A cache that was copied without its links: only the hub can say."""
+    assert download() == 0
+    copied = [path for path in snapshot(cache).rglob("*") if path.is_file()]
+    for path in copied:
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
+    assert download("--check") == 0
+    spoil(cache, "tokenizer.json")
+    assert download("--check") == 1
+    assert "tokenizer.json is damaged, and was taken out" in capsys.readouterr().out
+    assert not (snapshot(cache) / "tokenizer.json").exists()
+    hub.close()
     assert download("--check") == 2
     assert "cannot be compared" in error(capsys)
+
+
+@pytest.mark.parametrize(
+    "address", ["http://[bad", "nothing", "http://a b", "http://x:99999", "file:///etc", "//x"]
+)
+@pytest.mark.parametrize("command", ["download", "audit"])
+def test_what_is_no_address_of_a_hub(address: str, command: str) -> None:
+    """In a process of its own: huggingface_hub reads it when it is imported."""
+    program = [sys.executable, "-m", "gb10", command, NAME]
+    done = subprocess.run(
+        program, env=environment() | {"HF_ENDPOINT": address}, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"gb10: error: HF_ENDPOINT is {address!r}, which is no address; set one such as https://host\n"
+    )
 
 
 NAMES = [

@@ -4,15 +4,39 @@ The cache of the hub is read by huggingface_hub, as vLLM reads it; its variables
 HF_HUB_OFFLINE, HF_ENDPOINT, ...) count. It takes half a second to import, so that happens for hub names only.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from gb10.checkpoint.folder import Checkpoint, inspect
 from gb10.checkpoint.headers import Incomplete, read_json
 from gb10.errors import UserError
 from gb10.files import irregular
+
+
+def is_name(model: str) -> bool:
+    """Whether a model of the hub can have this name. Raises UserError where HF_ENDPOINT is no address."""
+    # huggingface_hub cannot even be imported with some of those.
+    endpoint = os.environ.get("HF_ENDPOINT")
+    try:
+        parts = urlsplit(endpoint or "https://x")
+        right = parts.scheme in ("http", "https") and parts.port != 0 and " " not in parts.netloc
+        right = right and bool(parts.hostname)
+    except ValueError:
+        right = False
+    if not right:
+        raise UserError(f"HF_ENDPOINT is {endpoint!r}, which is no address; set one such as https://host")
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined, unused-ignore]
+
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        return False
+    return True
 
 
 def cached(name: str, revision: str | None) -> Path | None:
@@ -53,7 +77,7 @@ def _unreachable() -> str | None:
     return None
 
 
-def _interrupted(repo: Path) -> bool:
+def interrupted(repo: Path) -> bool:
     """Whether a file of a cached model began to be fetched and is not there; inspect may not know that file.
 
     It lies in ``blobs/ETAG.RANDOM.incomplete``, which stays for ever when the download was killed.
@@ -86,7 +110,7 @@ def _on_hub(name: str, revision: str | None, inspected: Callable[[Path, str], Ch
             found = replace(inspected(snapshot, name), cached=True)
         except Incomplete as error:
             trouble = f"was not fetched to its end ({error})"
-        if found is not None and not _interrupted(snapshot.parents[1]):
+        if found is not None and not interrupted(snapshot.parents[1]):
             return found
     reason = _unreachable()
     if reason is None:
@@ -122,13 +146,8 @@ def locate(
             kind = irregular(path.stat()) or "a file"
             raise UserError(f"model {model} is {kind}; give the folder of the checkpoint")
         return inspected(path.resolve(), str(path.resolve()))
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined, unused-ignore]
-
-    try:
-        validate_repo_id(model)
-    except HFValidationError:
+    if not is_name(model):
         raise UserError(
             f"model {model} does not exist; give a checkpoint folder or a hub name such as org/name"
-        ) from None
+        )
     return _on_hub(model, revision, inspected)

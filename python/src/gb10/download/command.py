@@ -10,31 +10,27 @@ from typing import Annotated, NoReturn
 from typer import Argument, Option
 
 from gb10.checkpoint.formats import quiet
-from gb10.checkpoint.hub import cached
+from gb10.checkpoint.hub import cached, is_name
 from gb10.download import fetch, plan
+from gb10.download.check import compare, from_hub
 from gb10.download.told import told
 from gb10.errors import EXIT_FAILED, UserError
-from gb10.serve.progress import Progress, write
+from gb10.serve.progress import Progress
 
 
 def _named(model: str) -> None:
     """Raise UserError for what is no name of the hub."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined, unused-ignore]
-
     if Path(model).expanduser().exists():
         raise UserError(f"{model} is on this machine already; give a name of the hub, such as org/name")
-    try:
-        validate_repo_id(model)
-    except HFValidationError:
-        raise UserError(f"{model!r} is no name of the hub; give one such as org/name") from None
+    if not is_name(model):
+        raise UserError(f"{model!r} is no name of the hub; give one such as org/name")
 
 
 def _offline(model: str) -> None:
     from huggingface_hub import is_offline_mode
 
     if is_offline_mode():
-        raise UserError(f"HF_HUB_OFFLINE is set, so {model} cannot be fetched; unset it")
+        raise UserError(f"HF_HUB_OFFLINE is set, so the hub cannot be asked for {model}; unset it")
 
 
 @contextmanager
@@ -82,22 +78,12 @@ def fetch_model(
             said += f", of which {plan.text(present)} are there" if present >= 1e5 else ""
             left = sum(file.size for file in wanted.left_out)
             said += f"; {plan.text(left)} that vLLM does not read stay there" if left else ""
-            write(f"{said}\n", progress.out)
+            progress.say(said)
             progress.stage = "downloading"
-
-            def note(line: str) -> None:
-                progress.clear()
-                write(f"  {line}\n", progress.out)
-
-            def show(far: str) -> None:
-                progress.detail = far
-                progress.beat()
-
             try:
-                fetch.fetch(wanted, revision, note, show)
+                fetch.fetch(wanted, revision, lambda line: progress.say(f"  {line}"), progress.far)
             except (KeyboardInterrupt, SystemExit):
-                progress.clear()
-                write("stopped; what was fetched is kept\n", progress.out)
+                progress.say("stopped; what was fetched is kept")
                 raise
             finally:
                 progress.clear()
@@ -133,21 +119,38 @@ def _check(model: str, revision: str | None, progress: Progress) -> int:
     snapshot = cached(model, revision)
     if snapshot is None:
         raise UserError(f"model {model} is not in the cache; fetch it: gb10 download {model}")
-
-    def show(far: str) -> None:
-        progress.detail = far
-        progress.beat()
-
+    wanted, unasked = None, ""
+    try:
+        _offline(model)
+        with quiet():
+            progress.stage = f"asking the hub for {model}"
+            progress.beat()
+            wanted = from_hub(model, snapshot)
+    except UserError as error:
+        unasked = str(error)
+    progress.clear()
     progress.stage = "comparing"
     try:
-        damaged = fetch.check(snapshot, show)
+        found = compare(model, snapshot, wanted, progress.say, progress.far)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror or error}") from None
     finally:
         progress.clear()
-    for name in damaged:
-        print(f"{name} is damaged, and was taken out of the cache")
-    if damaged:
-        again = f"gb10 download {model}"
-        print(f"gb10: error: files to be fetched anew: {len(damaged)}; run: {again}", file=sys.stderr)
-        return EXIT_FAILED
-    print(f"{model} is as the hub has it: {snapshot}")
-    return 0
+    against = "as the hub has it" if wanted else "as the names and the index in the cache say"
+    if unasked:
+        progress.say(f"compared without the hub: {unasked}")
+    if found.whole:
+        print(f"{model} is {against}: {snapshot}")
+        return 0
+    again = f"run: gb10 download {model}" + (f" --revision {revision}" if revision else "")
+    if found.kept:
+        again = f"make {snapshot.parents[1]} writable ({found.kept_because}), and check again"
+    elif found.unread:
+        again = f"make {snapshot.parents[1]} readable, and check again"
+    bad = len(found.missing) + len(found.removed) + len(found.kept) + len(found.unread)
+    what = "not " + against
+    print(
+        f"gb10: error: model {model} is {what}: {bad} missing, damaged or unreadable; {again}",
+        file=sys.stderr,
+    )
+    return EXIT_FAILED

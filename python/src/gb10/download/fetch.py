@@ -4,7 +4,6 @@ import contextlib
 import errno
 import hashlib
 import queue
-import re
 import threading
 import time
 from collections import deque
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from gb10.download.listing import DIGEST, File
+from gb10.download.listing import File
 from gb10.download.plan import Wanted, free, is_weights, text
 from gb10.download.told import told
 from gb10.errors import UserError
@@ -84,17 +83,17 @@ def digest_of(
 
 
 @contextmanager
-def _locked(wanted: Wanted, file: File, note: Note) -> Iterator[None]:
-    """The lock that huggingface_hub takes for this file, too."""
+def locked(repo: Path, digest: str, name: str, note: Note) -> Iterator[None]:
+    """The lock that huggingface_hub takes for this file, too. ``repo``: the model's folder in the cache."""
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined, unused-ignore]
 
-    lock = wanted.repo.parent / ".locks" / wanted.repo.name / f"{file.digest}.lock"
+    lock = repo.parent / ".locks" / repo.name / f"{digest}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(WeakFileLock(lock, timeout=1))
         except TimeoutError:
-            note(f"{file.name} is being fetched by another process; waiting for that")
+            note(f"{name} is being fetched by another process; waiting for that")
             stack.enter_context(WeakFileLock(lock))
         yield
 
@@ -168,7 +167,7 @@ def _one(wanted: Wanted, file: File, stop: threading.Event, note: Note) -> None:
     from huggingface_hub import hf_hub_download
 
     part, blob = wanted.part(file), wanted.blob(file)
-    with _locked(wanted, file, note):
+    with locked(wanted.repo, file.digest, file.name, note):
         if blob.exists() and blob.stat().st_size != file.size:
             note(f"{file.name}: what was there of it was damaged; fetching it anew")
             blob.unlink()
@@ -273,30 +272,3 @@ def _sweep(wanted: Wanted) -> None:
             locks.mkdir(parents=True, exist_ok=True)
             with WeakFileLock(locks / f"{part.name.partition('.')[0]}.lock", timeout=0.1):
                 part.unlink(missing_ok=True)
-
-
-def check(snapshot: Path, show: Show) -> list[str]:
-    """Compare all files of a snapshot with the digests that they are named by; the damaged ones' names.
-
-    Those are taken out of the cache, so that the next download fetches them.
-    """
-    files = sorted(path for path in snapshot.rglob("*") if path.is_file())
-    for path in files:
-        if not re.fullmatch(DIGEST, path.resolve().name):
-            raise UserError(f"{path} does not lead to a file named by its digest: it cannot be compared")
-    whole = sum(path.stat().st_size for path in files)
-    read = 0
-    damaged = []
-
-    def seen(count: int) -> None:
-        nonlocal read
-        read += count
-        show(f"{text(read)} of {text(whole)} compared, {100 * read // max(whole, 1)} %")
-
-    for path in files:
-        blob = path.resolve()
-        if digest_of(blob, blob.name, seen=seen) != blob.name:
-            damaged.append(str(path.relative_to(snapshot)))
-            path.unlink()
-            blob.unlink()
-    return damaged

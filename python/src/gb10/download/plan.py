@@ -80,16 +80,16 @@ class Wanted:
         return sum(file.size for file in self.files)
 
 
-def weights(names: Collection[str], indexed: Collection[str], load_format: str) -> set[str]:
-    """The files of weights that vLLM reads. ``indexed``: those that the safetensors index names.
+def weights(names: Collection[str], named: Collection[str], load_format: str) -> set[str]:
+    """The files of weights that vLLM reads. ``named``: those that the safetensors index names.
 
     Raises UserError for a load format that is not of files like these.
     """
     if load_format not in LOAD_FORMATS:
         raise UserError(f"--load-format {load_format} reads no files that could be fetched before")
     for pattern in LOAD_FORMATS[load_format]:
-        if pattern == "*.safetensors" and indexed:
-            return set(indexed)
+        if pattern == "*.safetensors" and named:
+            return set(named)
         found = {name for name in names if "/" not in name and fnmatch(name, pattern)}
         found -= set(_NOT_FOR_INFERENCE)
         if found:
@@ -109,21 +109,35 @@ def beside(names: Collection[str]) -> set[str]:
     return {name for name in there if not is_weights(name)}
 
 
-def ask(name: str, revision: str | None, load_format: str = "auto") -> Wanted:
-    """Ask the hub what a model has. Raises UserError, and what huggingface_hub raises (`told`)."""
+def indexed(name: str, index: Path) -> set[str]:
+    """The files of weights that an index names. Raises UserError for a damaged one."""
+    try:
+        return {str(file) for file in read_json(index)["weight_map"].values()}
+    except (LookupError, TypeError, AttributeError):
+        raise UserError(f"model {name}: {INDEX} is damaged; take another revision") from None
+
+
+def ask(name: str, revision: str | None, load_format: str = "auto", *, local: bool = False) -> Wanted:
+    """Ask the hub what a model has. Raises UserError, and what huggingface_hub raises (`told`).
+
+    The safetensors index is fetched, if it is not there; with ``local`` nothing is, and without it all
+    files of weights count.
+    """
     from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     commit, there = listing(name, revision)
     if "config.json" not in there:
         raise UserError(f"model {name} has no config.json; it is not a model that vLLM serves")
-    indexed: set[str] = set()
+    named: set[str] = set()
     if INDEX in there:
         try:
-            index = read_json(Path(hf_hub_download(name, INDEX, revision=commit)))
-            indexed = {str(file) for file in index["weight_map"].values()}
-        except (LookupError, TypeError, AttributeError):
-            raise UserError(f"model {name}: {INDEX} is damaged; take another revision") from None
-    chosen = weights(there, indexed, load_format)
+            path = Path(hf_hub_download(name, INDEX, revision=commit, local_files_only=local))
+            named = indexed(name, path)
+        except LocalEntryNotFoundError:
+            if not local:
+                raise
+    chosen = weights(there, named, load_format)
     if lacking := sorted(chosen - set(there)):
         raise UserError(
             f"model {name} lacks {lacking[0]}, which its {INDEX} names (of {len(lacking)} such files); "

@@ -123,8 +123,17 @@ class Progress:
         if stage is not None:
             self.stage = stage
         if self._news and (found := _NEWS.search(line)) is not None:
-            self.clear()
-            write(f"{found[1]}\n", self.out)
+            self.say(found[1])
+
+    def say(self, line: str) -> None:
+        """Write a line that stays."""
+        self.clear()
+        write(f"{line}\n", self.out)
+
+    def far(self, detail: str) -> None:
+        """Show how far the stage is; called often."""
+        self.detail = detail
+        self.beat()
 
     def beat(self) -> None:
         """Draw, if it is time to."""
