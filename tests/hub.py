@@ -29,6 +29,11 @@ class Hub:
         failures: Statuses of the next answers for files of weights; taken from the front.
         resets: Whether a connection that breaks off is reset, as by a router, not closed.
         longer: Bytes that files of weights have too many when they are sent.
+        sha: What it says that main is.
+        content_range: What it says which part a part is, where that is not empty.
+        etag: What it says that every file is, where that is not empty.
+        short: After how many bytes each of the next answers for weights ends, as if that were all of it.
+        headers: More headers of the answers in ``failures``.
         damaged: Names of files whose bytes come wrong, each once for every time that it is in the list.
     """
 
@@ -45,6 +50,10 @@ class Hub:
         self.failures: list[int] = []
         self.resets = False
         self.longer = 0
+        self.sha = COMMIT
+        self.content_range, self.etag = "", ""
+        self.short: list[int] = []
+        self.headers: dict[str, str] = {}
         self._lock = threading.Lock()
         hub = self
 
@@ -94,7 +103,7 @@ class Hub:
             elif file.suffix == ".safetensors" and to.command == "GET":
                 self._part(to, file)
             else:
-                self._send(to, 200, self._bytes(file), {"ETag": f'"{_digest(file)}"'})
+                self._send(to, 200, self._bytes(file), {"ETag": f'"{self.etag or _digest(file)}"'})
 
     def _info(self) -> dict[str, object]:
         files = sorted(path for path in self.folder.rglob("*") if path.is_file())
@@ -102,7 +111,7 @@ class Hub:
             "_id": "0",
             "id": "org/name",
             "modelId": "org/name",
-            "sha": COMMIT,
+            "sha": self.sha,
             "siblings": [self._listed(path) for path in files],
         }
 
@@ -129,8 +138,9 @@ class Hub:
             self.asked.append((file.name, wanted))
             cut = self.cut.pop(0) if self.cut else None
             failure = self.failures.pop(0) if self.failures else 0
+            short = self.short.pop(0) if self.short else None
         if failure:
-            self._send(to, failure, b"")
+            self._send(to, failure, b"", self.headers)
             return
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", wanted)
         if self.silent:
@@ -143,8 +153,8 @@ class Hub:
         else:
             first, last = int(found[1]), int(found[2] or last)
             to.send_response(206)
-            to.send_header("Content-Range", f"bytes {first}-{last}/{whole}")
-        body = self._bytes(file, first, last + 1 - first) + bytes(self.longer)
+            to.send_header("Content-Range", self.content_range or f"bytes {first}-{last}/{whole}")
+        body = self._bytes(file, first, last + 1 - first)[:short] + bytes(self.longer)
         to.send_header("Content-Length", str(len(body)))
         to.end_headers()
         out = body if cut is None else body[:cut]

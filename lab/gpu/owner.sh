@@ -5,7 +5,8 @@
 #
 # The served model is Qwen3-Next-80B's full shape with seeded weights; MODEL, such as the NVFP4 demo model, lends its tokenizer.
 # STEPs: doctor; serve (gb10 serve, started, asked for /metrics, measured by gb10 bench, ended); again (the same, with the caches of
-# the one before); against (gb10 bench run --against 'vllm serve …', one turn each). The default is "doctor serve again". OUT gets
+# the one before); against (gb10 bench run --against 'vllm serve …', one turn each); starts (four starts, the engine's process forked and
+# spawned in turns, and what Python's import of vLLM takes alone). The default is "doctor serve again". OUT gets
 # doctor.txt, doctor.json, and of each step STEP.txt (what it printed), STEP.json and STEP.html (bench), STEP.prom (/metrics while it
 # was measured). The exit status is the number of steps that failed.
 # Variables: GB10_SITE, GB10_KERNELS, GB10_CACHES and GB10_COMMIT, see engine.sh; GB10_EACH, seconds for a start (200); GB10_SERVE, more
@@ -81,12 +82,35 @@ against() {
   return "$status"
 }
 
+starts() {
+  local status=0 pid method n=0
+  for _ in 1 2; do
+    ( time python3 -c 'import vllm.entrypoints.openai.api_server' ) 2>&1 | grep real
+  done
+  python3 -X importtime -c 'import vllm.entrypoints.openai.api_server' 2>"$out/import.txt"
+  for method in fork spawn fork spawn; do
+    n=$((n + 1))
+    VLLM_WORKER_MULTIPROC_METHOD=$method python3 -m gb10 serve "${common[@]}" --port $port "${more[@]}" >"$out/start$n-$method.txt" 2>&1 &
+    pid=$!
+    ready "$pid" "$out/start$n-$method.txt" || status=1
+    curl -sf "http://127.0.0.1:$port/v1/completions" -H 'Content-Type: application/json' \
+      -d '{"model": "qwen3-next-80b-shape", "prompt": "one two three", "max_tokens": 16, "temperature": 0}' >"$out/start$n-$method.json" || status=1
+    kill -TERM "$pid" 2>/dev/null
+    wait "$pid" || status=1
+    echo "$method: $(grep '^ready' "$out/start$n-$method.txt" | cut -c1-60)"
+    grep -A3 '^stages' "$out/start$n-$method.txt"
+  done
+  grep -rh 'must use the .spawn' "$XDG_STATE_HOME" | head -n 3
+  return "$status"
+}
+
 for name in "$@"; do
   echo "== $name, at $SECONDS s"
   status=0
   case $name in
     doctor) doctor || status=$? ;;
     against) against || status=$? ;;
+    starts) starts || status=$? ;;
     serve | again) served "$name" || status=$? ;;
     *) echo "owner.sh: unknown step $name" >&2 && exit 2 ;;
   esac

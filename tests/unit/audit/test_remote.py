@@ -14,6 +14,7 @@ from published import Published, header, size, write
 
 from gb10.audit import remote
 from gb10.checkpoint.folder import inspect
+from gb10.download import transfer
 from gb10.errors import UserError
 
 NAME = "org/name"
@@ -72,7 +73,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "ENDPOINT", made.endpoint)
     template = f"{made.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(remote, "_PAUSE", 0.01)
+    monkeypatch.setattr(transfer, "PAUSE", 0.01)
     yield made
     made.close()
 
@@ -122,7 +123,7 @@ def test_a_connection_that_breaks_is_taken_up_where_it_was(hub: Hub, tmp_path: P
 
 def test_a_broken_run_goes_on(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "_THREADS", 1)
-    monkeypatch.setattr(remote, "_TRIES", 0)
+    monkeypatch.setattr(transfer, "TRIES", 0)
     # The first file comes; the headers of the others break off.
     hub.cut = [8, 1 << 20, 8, 10, 8, 10]
     assert "broke off" in refused(tmp_path / "cache")
@@ -130,7 +131,7 @@ def test_a_broken_run_goes_on(hub: Hub, tmp_path: Path, monkeypatch: pytest.Monk
     kept = sorted(path.name for path in place.iterdir())
     assert kept == ["config.json", "model-00001-of-00003.safetensors", "model.safetensors.index.json"]
     hub.asked.clear()
-    monkeypatch.setattr(remote, "_TRIES", 5)
+    monkeypatch.setattr(transfer, "TRIES", 5)
     hub.cut = []
     remote.fetch_headers(NAME, None, tmp_path / "cache")
     assert {name for name, _ in hub.asked} == {

@@ -51,8 +51,6 @@ def hub(origin: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    # It keeps what it has not written, and loses that when a connection breaks.
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
     monkeypatch.setattr(constants, "ENDPOINT", made.endpoint)
     template = f"{made.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)

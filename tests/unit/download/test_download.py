@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 from hub import COMMIT, Hub
-from hub_model import BESIDE, LEFT_OUT, SIZES, environment
+from hub_model import BESIDE, INDEX, LEFT_OUT, SIZES, environment
 from huggingface_hub import constants
 
 from gb10.cli import main
-from gb10.download import check, fetch, listing, plan
+from gb10.download import check, fetch, listing, plan, store, transfer
 from gb10.errors import UserError
 
 NAME = "org/name"
@@ -83,9 +83,8 @@ def test_huggingface_hub_finds_it_without_network(
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_what_was_ended_goes_on_where_it_was(hub: Hub, cache: Path, origin: Path, number: int) -> None:
     hub.pause = 0.05
-    program = "from huggingface_hub import constants; constants.DOWNLOAD_CHUNK_SIZE = 1000; "
     # Where the tests run in the background it is ignored, and children inherit that.
-    program += "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     program += "import sys; from gb10.cli import main; sys.exit(main())"
     command = [sys.executable, "-c", program, "download", NAME]
     with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process:
@@ -201,7 +200,7 @@ def test_a_disk_that_is_full_all_the_same(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(fetch._Part, "write", full)
+        patched.setattr(store._Part, "write", full)
         assert download() == 2
     assert "is full" in error(capsys)
     assert download() == 0
@@ -289,7 +288,13 @@ def test_what_is_no_revision(hub: Hub, revision: str, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize(
     ("name", "digest"),
-    [("../x.json", "0" * 40), ("/x.json", "0" * 40), ("x.json", "../../x"), ("x.json", "None")],
+    [
+        *(
+            (name, "0" * 40)
+            for name in ("../x.json", "/x.json", "", "a\0b", "C:\\x", "\x1b[31m", "a\nb", "\u202e")
+        ),
+        *(("x.json", digest) for digest in ("../../x", "None", "")),
+    ],
 )
 def test_a_hub_that_would_write_elsewhere(name: str, digest: str) -> None:
     with pytest.raises(UserError, match="cannot be"):
@@ -479,7 +484,7 @@ def test_check_of_what_cannot_be_read(
 ) -> None:
     assert download() == 0
     spoil(cache, "tokenizer.json")
-    real = fetch.digest_of
+    real = check.digest_of
 
     def torn(path: Path, *others: Any) -> str:
         if path.name == "model-1.safetensors":
@@ -544,6 +549,156 @@ def test_what_is_no_address_of_a_hub(address: str, command: str) -> None:
     )
 
 
+@pytest.mark.parametrize("sha", ["../../../elsewhere", "/elsewhere", "main", "a" * 40 + "\n", ""])
+def test_a_commit_that_is_none(hub: Hub, cache: Path, sha: str, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.sha = sha
+    assert download() == 2
+    assert "as its commit, which cannot be" in error(capsys)
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    "said", ["rubbish", "bytes 0-1/x", "bytes 7-9/300000", "bytes 99999999999999999999999-"]
+)
+def test_another_part_than_was_asked_for(
+    hub: Hub, cache: Path, origin: Path, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.cut = [1000, 1000]
+    hub.content_range = said
+    assert download() == 2
+    assert "answers with other bytes than were asked for" in error(capsys)
+    assert not (cache / "models--org--name/refs/main").exists()
+    hub.content_range = ""
+    assert download() == 0
+    whole(cache, origin)
+
+
+def test_what_a_file_says_it_is_counts_for_nothing(
+    hub: Hub, cache: Path, origin: Path, tmp_path: Path
+) -> None:
+    """A mirror could write anywhere by that, and give bytes a name that nobody compared."""
+    hub.etag = f"../../../../{tmp_path.name}-elsewhere"
+    before = sorted(tmp_path.parent.iterdir())
+    assert download() == 0
+    whole(cache, origin)
+    assert hub.sent == WEIGHTS
+    assert sorted(tmp_path.parent.iterdir()) == before
+    blobs = {path.name for path in (cache / "models--org--name/blobs").iterdir()}
+    assert blobs == {path.resolve().name for path in snapshot(cache).iterdir()}
+
+
+def test_a_hub_that_asks_to_wait(
+    hub: Hub, cache: Path, origin: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(transfer, "PAUSE", 0.01)
+    hub.failures, hub.headers = [429], {"Retry-After": "1"}
+    began = time.monotonic()
+    assert download() == 0
+    assert time.monotonic() - began > 1
+    assert f"safetensors: {hub.endpoint} answered 429 and asks to wait 1 s" in capsys.readouterr().out
+    whole(cache, origin)
+
+
+def test_a_hub_that_asks_to_wait_for_years(hub: Hub, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.failures, hub.headers = [429] * 9, {"RateLimit": '"api";r=0;t=99999999'}
+    assert download() == 2
+    assert "asks to wait 99999999 s; run it again then" in error(capsys)
+
+
+def test_a_damaged_index_is_not_kept(
+    hub: Hub, cache: Path, origin: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.damaged = [INDEX]
+    assert download() == 2
+    assert f"{INDEX} came damaged" in error(capsys)
+    assert not (snapshot(cache) / INDEX).exists()
+    assert download() == 0
+    whole(cache, origin)
+
+
+def test_an_index_that_is_no_index_at_the_hub(
+    hub: Hub, origin: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (origin / INDEX).write_text("{torn")
+    assert download() == 2
+    assert INDEX in error(capsys)
+    (origin / INDEX).write_text('{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}')
+    assert download() == 0
+
+
+def test_weights_wait_for_all_else(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at any time, a model that lacks a file lacks weights."""
+    real, seen = fetch.store, []
+
+    def slow(place: Any, file: listing.File, *others: Any) -> Path:
+        if file.name == "tokenizer.json":
+            time.sleep(0.5)
+        if file.name in SIZES:
+            seen.append(sorted(path.name for path in snapshot(cache).iterdir() if path.name not in SIZES))
+        return real(place, file, *others)
+
+    monkeypatch.setattr(fetch, "store", slow)
+    assert download() == 0
+    assert seen == [sorted(BESIDE)] * len(SIZES)
+
+
+def test_no_byte_comes_twice_of_a_line_that_breaks_all_the_time(
+    hub: Hub, cache: Path, origin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "PAUSE", 0.01)
+    hub.cut = [30_000] * 30
+    assert download() == 0
+    whole(cache, origin)
+    assert hub.sent == WEIGHTS
+
+
+def test_a_copy_that_was_cut_short_is_taken_up(
+    hub: Hub, cache: Path, origin: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A proxy's: it says no word of it."""
+    monkeypatch.setattr(transfer, "PAUSE", 0.01)
+    hub.short = [1000, 0, 5000]
+    assert download() == 0
+    whole(cache, origin)
+    assert hub.sent == WEIGHTS
+    shutil.rmtree(cache)
+    hub.short = [0] * 100
+    capsys.readouterr()
+    assert download() == 2
+    assert re.search(r"broke off \(0 of \d+ bytes of model-\d.safetensors came\)", error(capsys))
+
+
+def test_a_model_of_other_weights(hub: Hub, origin: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in origin.rglob("*"):
+        if path.is_file() and (path.name == INDEX or path.suffix in (".safetensors", ".bin")):
+            path.unlink()
+    (origin / "m.gguf").touch()
+    assert download() == 2
+    assert "has no weights that vLLM reads with --load-format auto (it has m.gguf)" in error(capsys)
+
+
+def test_what_nobody_thought_of_is_no_success(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> Path:
+        raise RuntimeError("nobody thought of it")
+
+    monkeypatch.setattr(fetch, "store", fail)
+    with pytest.raises(RuntimeError, match="nobody thought of it"):
+        download()
+    monkeypatch.setattr(fetch, "store", lambda *_: Path("/"))
+    assert download() == 2
+    assert not (cache / "models--org--name/refs/main").exists()
+
+
+def test_a_password_in_the_address_is_not_shown(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = hub.endpoint.replace("//", "//user:secret@")
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    hub.status = 403
+    assert download() == 2
+    assert "secret" not in error(capsys)
+
+
 NAMES = [
     *SIZES,
     *BESIDE,
@@ -591,7 +746,7 @@ def test_a_file_that_grew_too_long(hub: Hub, cache: Path, origin: Path) -> None:
 def test_errors_of_the_server_and_resets_are_tried_again(
     hub: Hub, cache: Path, origin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "_PAUSE", 0.01)
+    monkeypatch.setattr(transfer, "PAUSE", 0.01)
     hub.failures = [503, 502, 500]
     hub.cut, hub.resets = [100_000, 200_000], True
     assert download() == 0
@@ -601,11 +756,11 @@ def test_errors_of_the_server_and_resets_are_tried_again(
 def test_a_server_that_is_down_is_given_up(
     hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(fetch, "_PAUSE", 0.01)
+    monkeypatch.setattr(transfer, "PAUSE", 0.01)
     hub.failures = [503] * 100
     assert download() == 2
     assert "answered 503" in error(capsys)
-    assert len(SIZES) < len(hub.asked) <= len(SIZES) * (fetch._TRIES + 1)
+    assert len(SIZES) < len(hub.asked) <= len(SIZES) * (transfer.TRIES + 1)
 
 
 def test_more_than_a_file_has_is_not_written(

@@ -344,7 +344,9 @@ def test_gpu_defaults(plan: Plan) -> None:
     assert not {"--dtype", "--enforce-eager", "--max-model-len", "--gpu-memory-utilization"} & set(
         found.arguments
     )
-    assert "VLLM_WORKER_MULTIPROC_METHOD" not in found.environment
+    assert found.environment["VLLM_WORKER_MULTIPROC_METHOD"] == "fork"
+    several = plan(["-tp", "2"], [H200, H200], name="two")
+    assert "VLLM_WORKER_MULTIPROC_METHOD" not in several.environment
     assert value(plan(["--gpu-memory-util", "0.4"], [GB10], name="m"), "--gpu-memory-utilization") == "0.4"
 
 
@@ -378,6 +380,7 @@ def test_several_ranks_on_cpu_keep_vllms_own_start(plan: Plan, monkeypatch: pyte
 
 def test_user_start_method_is_kept(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    assert "VLLM_WORKER_MULTIPROC_METHOD" not in plan([], [H200], name="gpu").environment
     found = plan()
     assert "VLLM_WORKER_MULTIPROC_METHOD" not in found.environment
     assert "LD_PRELOAD" not in found.environment

@@ -16,10 +16,12 @@ from pathlib import Path
 
 from gb10.checkpoint.formats import quiet
 from gb10.checkpoint.headers import read_header
+from gb10.download import transfer
 from gb10.download.listing import File, listing
-from gb10.download.told import told
+from gb10.download.store import digest_of_bytes
+from gb10.download.told import hub, told
 from gb10.errors import UserError
-from gb10.files import read_bytes, replacing
+from gb10.files import replacing
 
 _PREFIX = 8
 """Bytes of a safetensors file that say how long its header is, the lowest one first."""
@@ -35,8 +37,8 @@ _SMALL = (
     "consolidated.safetensors.index.json",
 )
 _THREADS = 4
-_TRIES, _PAUSE = 5, 0.5
-"""How often a broken connection is taken up again, and seconds before that, doubled each time."""
+_SMALL_LIMIT = 256 << 20
+"""Bytes of a file that is no file of weights; indexes of the largest models have 20 MB."""
 
 Note = Callable[[str], None]
 """Takes a line on the progress."""
@@ -51,46 +53,58 @@ def cache_folder(environment: Mapping[str, str]) -> Path:
         raise UserError("there is no home folder to keep headers in; set XDG_CACHE_HOME") from None
 
 
-def _range(name: str, commit: str, file: str, first: int, count: int) -> bytes:
-    """``count`` bytes of a file from ``first``; a connection that breaks is taken up where it was."""
-    from huggingface_hub import constants, hf_hub_url
-    from huggingface_hub.utils import (  # type: ignore[attr-defined, unused-ignore]
-        build_hf_headers,
-        hf_raise_for_status,
-        http_stream_backoff,
-        httpx,
-    )
+class _Bytes:
+    """Bytes in memory, as `gb10.download.transfer` fills them. ``parts``: whether ranges are needed."""
 
-    url = hf_hub_url(name, file, revision=commit)
-    got = bytearray()
-    for tried in range(_TRIES + 1):
-        span = f"bytes={first + len(got)}-{first + count - 1}"
-        headers = {**build_hf_headers(), "Range": span, "Accept-Encoding": "identity"}
-        broken: Exception | None = None
-        with http_stream_backoff(
-            "GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
-        ) as answer:
-            hf_raise_for_status(answer)
-            if answer.status_code != 206:
-                raise UserError(
-                    f"model {name}: {constants.ENDPOINT} gives whole files only, and its headers alone are "
-                    "wanted; take another HF_ENDPOINT, or fetch the model and give its folder"
-                )
-            try:
-                for piece in answer.iter_bytes():
-                    got += piece
-            except httpx.TransportError as error:
-                broken = error
-        if len(got) >= count:
-            return bytes(got[:count])
-        if tried < _TRIES:
-            time.sleep(_PAUSE * 2**tried)
-    raise broken or OSError(f"{file}: {len(got)} of {count} bytes came")
+    def __init__(self, label: str, *, parts: bool) -> None:
+        self.bytes = bytearray()
+        self._label, self._parts = label, parts
+
+    @property
+    def have(self) -> int:
+        return len(self.bytes)
+
+    def write(self, data: bytes) -> None:
+        self.bytes += data
+
+    def restart(self) -> None:
+        if self._parts:
+            raise UserError(
+                f"model {self._label}: {hub()} gives whole files only, and its headers alone are "
+                "wanted; take another HF_ENDPOINT, or fetch the model and give its folder"
+            )
+        self.bytes.clear()
+
+
+def _range(name: str, commit: str, file: str, first: int, count: int, *, whole: bool = False) -> bytes:
+    """``count`` bytes of a file from ``first``; a connection that breaks is taken up where it was."""
+    got = _Bytes(name, parts=not whole)
+    transfer.receive(transfer.Span(name, commit, file, first, count, whole), got, time.sleep)
+    return bytes(got.bytes[:count])
+
+
+def _small(name: str, commit: str, file: File) -> bytes:
+    """A small file, as the hub lists it."""
+    if file.size > _SMALL_LIMIT:
+        raise UserError(f"model {name}: {file.name} has {file.size} bytes, which cannot be; not fetched")
+    content = _range(name, commit, file.name, 0, file.size, whole=True)
+    if digest_of_bytes(content, file.digest) != file.digest:
+        raise UserError(f"model {name}: {file.name} came damaged; run it again")
+    return content
 
 
 def _begun(place: Path) -> Path:
     """Where files are written before they are whole."""
     return place.with_name(f"{place.name}.part")
+
+
+def _is_there(path: Path, size: int) -> bool:
+    """Whether a header was fetched, and is still one."""
+    try:
+        read_header(path)
+    except UserError:
+        return False
+    return path.stat().st_size == size
 
 
 def _fetch_header(name: str, commit: str, file: File, place: Path) -> int:
@@ -127,8 +141,6 @@ def fetch_headers(name: str, revision: str | None, folder: Path, note: Note = la
         UserError: The hub cannot be reached or does not give it, or it has no safetensors files. What was
             fetched until then stays, each file whole.
     """
-    from huggingface_hub import hf_hub_download
-
     with quiet(), told(name, revision):
         commit, names = listing(name, revision)
         weights = [one for one in names.values() if one.name.endswith(_WEIGHTS) and "/" not in one.name]
@@ -144,10 +156,10 @@ def fetch_headers(name: str, revision: str | None, folder: Path, note: Note = la
         place = folder / name.replace("/", "--") / commit
         for small in _SMALL:
             if small in names and not (place / small).exists():
-                fetched = read_bytes(Path(hf_hub_download(name, small, revision=commit)))
+                content = _small(name, commit, names[small])
                 with replacing(place / small) as part:
-                    part.write_bytes(fetched)
-        missing = [one for one in weights if not (place / one.name).exists()]
+                    part.write_bytes(content)
+        missing = [one for one in weights if not _is_there(place / one.name, one.size)]
 
         def fetch(one: File) -> None:
             size = _fetch_header(name, commit, one, place)

@@ -12,9 +12,12 @@ from gb10.checkpoint.folder import inspect
 from gb10.checkpoint.headers import Incomplete
 from gb10.checkpoint.hub import interrupted
 from gb10.download import plan
-from gb10.download.fetch import Note, Show, digest_of, locked
+from gb10.download.fetch import Show
 from gb10.download.listing import DIGEST
+from gb10.download.place import text
+from gb10.download.store import digest_of, locked
 from gb10.download.told import told
+from gb10.download.transfer import Note
 from gb10.errors import UserError
 
 
@@ -143,7 +146,7 @@ def compare(model: str, snapshot: Path, wanted: plan.Wanted | None, note: Note, 
     def seen(count: int) -> None:
         nonlocal read
         read += count
-        show(f"{plan.text(read)} of {plan.text(whole)} compared, {100 * read // max(whole, 1)} %")
+        show(f"{text(read)} of {text(whole)} compared, {100 * read // max(whole, 1)} %")
 
     for entry in entries:
         _one(entry, repo, found, note, seen)

@@ -11,7 +11,7 @@ from typer import Argument, Option
 
 from gb10.checkpoint.formats import quiet
 from gb10.checkpoint.hub import cached, is_name
-from gb10.download import fetch, plan
+from gb10.download import fetch, place, plan
 from gb10.download.check import compare, from_hub
 from gb10.download.told import told
 from gb10.errors import EXIT_FAILED, UserError
@@ -20,7 +20,7 @@ from gb10.serve.progress import Progress
 
 def _named(model: str) -> None:
     """Raise UserError for what is no name of the hub."""
-    if Path(model).expanduser().exists():
+    if model and Path(model).exists():
         raise UserError(f"{model} is on this machine already; give a name of the hub, such as org/name")
     if not is_name(model):
         raise UserError(f"{model!r} is no name of the hub; give one such as org/name")
@@ -74,10 +74,10 @@ def fetch_model(
         present = sum(wanted.present(file) for file in wanted.files)
         if wanted.missing:
             said = f"fetching {model} at {wanted.commit[:12]}: {len(wanted.files)} files, "
-            said += plan.text(wanted.size)
-            said += f", of which {plan.text(present)} are there" if present >= 1e5 else ""
+            said += place.text(wanted.size)
+            said += f", of which {place.text(present)} are there" if present >= 1e5 else ""
             left = sum(file.size for file in wanted.left_out)
-            said += f"; {plan.text(left)} that vLLM does not read stay there" if left else ""
+            said += f"; {place.text(left)} that vLLM does not read stay there" if left else ""
             progress.say(said)
             progress.stage = "downloading"
             try:
@@ -111,7 +111,7 @@ def run(
     if check:
         return _check(model, revision, progress)
     wanted = fetch_model(model, revision, progress)
-    print(f"{model} is there, {plan.text(wanted.size)}: {wanted.snapshot}")
+    print(f"{model} is there, {place.text(wanted.size)}: {wanted.snapshot}")
     return 0
 
 

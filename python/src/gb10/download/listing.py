@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from gb10.download.told import hub
 from gb10.errors import UserError
 
 DIGEST = "[0-9a-f]{40}|[0-9a-f]{64}"
@@ -21,9 +22,13 @@ class File:
 
 
 def checked(model: str, name: str, size: int, digest: str) -> File:
-    """A file that the hub lists. Raises UserError for what would be written elsewhere, or has no digest."""
+    """A file that the hub lists. Raises UserError for what would be written elsewhere, or has no digest.
+
+    So it does for a name that steers a terminal, or that huggingface_hub refuses itself.
+    """
+    odd = not name or not name.isprintable() or "\\" in name
     elsewhere = Path(name).is_absolute() or ".." in Path(name).parts
-    if elsewhere or size < 0 or not re.fullmatch(DIGEST, digest):
+    if odd or elsewhere or size < 0 or not re.fullmatch(DIGEST, digest):
         raise UserError(
             f"model {model}: the hub lists a file {name!r} ({digest!r}, {size} bytes) that cannot be; "
             "not fetched"
@@ -36,7 +41,7 @@ def listing(model: str, revision: str | None) -> tuple[str, dict[str, File]]:
 
     Raises UserError for an answer that is no hub's, and what huggingface_hub raises (`told`).
     """
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi
 
     try:
         info = HfApi().model_info(model, revision=revision, files_metadata=True, timeout=_PATIENCE)
@@ -48,10 +53,17 @@ def listing(model: str, revision: str | None) -> tuple[str, dict[str, File]]:
             )
             for one in info.siblings or ()
         ]
+    except UnicodeEncodeError:
+        raise UserError("HF_TOKEN has a letter that no token has; set it anew") from None
     except (ValueError, TypeError, LookupError, AttributeError):
         # A proxy's page, or a network's that wants a login.
         raise UserError(
-            f"model {model}: what {constants.ENDPOINT} answers is no hub's list of files; check HF_ENDPOINT, "
+            f"model {model}: what {hub()} answers is no hub's list of files; check HF_ENDPOINT, "
             "the proxy, and whether this network wants a login"
         ) from None
-    return str(info.sha), {name: checked(model, name, size, digest) for name, size, digest in found}
+    commit = str(info.sha)
+    if not re.fullmatch("[0-9a-f]{40}", commit):
+        raise UserError(
+            f"model {model}: the hub gives {commit!r} as its commit, which cannot be; not fetched"
+        )
+    return commit, {name: checked(model, name, size, digest) for name, size, digest in found}

@@ -1,12 +1,15 @@
 """Which files of a model are fetched, what of them is there, and whether the rest fits on the disk."""
 
-import shutil
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
 from gb10.download.listing import File, listing
+from gb10.download.place import Place, free, has, text
+from gb10.download.place import of as at
+from gb10.download.store import store
 from gb10.errors import UserError
 from gb10.files import read_json
 
@@ -35,44 +38,17 @@ _ROOM = 1 << 30
 """Bytes that must stay free on the disk."""
 
 
-def _is(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
-
-
 @dataclass(frozen=True)
-class Wanted:
-    """The files of a model at a commit, and its folder in the cache."""
+class Wanted(Place):
+    """The files of a model that are wanted, and where they lie in the cache."""
 
-    name: str
-    commit: str
-    repo: Path
     files: tuple[File, ...]
     left_out: tuple[File, ...]
 
     @property
-    def snapshot(self) -> Path:
-        """The folder that has the model's files by their names."""
-        return self.repo / "snapshots" / self.commit
-
-    def blob(self, file: File) -> Path:
-        """Where a file's bytes are when they are all there."""
-        return self.repo / "blobs" / file.digest
-
-    def part(self, file: File) -> Path:
-        """Where they are until then."""
-        return self.repo / "blobs" / f"{file.digest}.incomplete"
-
-    def present(self, file: File) -> int:
-        """How many of a file's bytes are there."""
-        if any(_is(path, file.size) for path in (self.snapshot / file.name, self.blob(file))):
-            return file.size
-        part = self.part(file)
-        return min(part.stat().st_size, file.size) if part.is_file() else 0
-
-    @property
     def missing(self) -> tuple[File, ...]:
         """The files that are not in the snapshot, or have another size there."""
-        return tuple(file for file in self.files if not _is(self.snapshot / file.name, file.size))
+        return tuple(file for file in self.files if not has(self.snapshot / file.name, file.size))
 
     @property
     def size(self) -> int:
@@ -123,21 +99,25 @@ def ask(name: str, revision: str | None, load_format: str = "auto", *, local: bo
     The safetensors index is fetched, if it is not there; with ``local`` nothing is, and without it all
     files of weights count.
     """
-    from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     commit, there = listing(name, revision)
+    place = at(name, commit)
     if "config.json" not in there:
         raise UserError(f"model {name} has no config.json; it is not a model that vLLM serves")
     named: set[str] = set()
     if INDEX in there:
-        try:
-            path = Path(hf_hub_download(name, INDEX, revision=commit, local_files_only=local))
+        path = place.snapshot / INDEX
+        if not local and not has(path, there[INDEX].size):
+            path = store(place, there[INDEX], threading.Event(), lambda _: None)
+        if path.is_file():
             named = indexed(name, path)
-        except LocalEntryNotFoundError:
-            if not local:
-                raise
     chosen = weights(there, named, load_format)
+    if not chosen:
+        others = sorted(one for one in there if is_weights(one))
+        more = f" (it has {others[0]})" if others else ""
+        raise UserError(
+            f"model {name} has no weights that vLLM reads with --load-format {load_format}{more}; take "
+            "another model or load format"
+        )
     if lacking := sorted(chosen - set(there)):
         raise UserError(
             f"model {name} lacks {lacking[0]}, which its {INDEX} names (of {len(lacking)} such files); "
@@ -145,25 +125,12 @@ def ask(name: str, revision: str | None, load_format: str = "auto", *, local: bo
         )
     chosen |= beside(there)
     return Wanted(
-        name,
-        commit,
-        Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}",
+        place.name,
+        place.commit,
+        place.repo,
         tuple(file for name, file in sorted(there.items()) if name in chosen),
         tuple(file for name, file in sorted(there.items()) if name not in chosen),
     )
-
-
-def text(size: int) -> str:
-    """Bytes as a hub and a disk count them: ``47.2 GB``."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
-
-
-def free(folder: Path) -> int:
-    """Bytes that are free where a folder is, or would be made."""
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    return shutil.disk_usage(place).free
 
 
 def check_room(wanted: Wanted) -> None:

@@ -311,6 +311,20 @@ def physical_cores() -> int:
         return len(allowed)
 
 
+_START_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
+
+
+def _gpu_start(settings: Settings) -> None:
+    """Let the engine be forked from the API server instead of importing vLLM anew.
+
+    vLLM's own command asks for spawn; its library forks. Where the server has a CUDA context, under WSL and
+    with --numa-bind vLLM goes back to spawn by itself (vllm/utils/system_utils.py). With several ranks it
+    is left alone: each worker sets its own GPU and its own NCCL.
+    """
+    if settings.ranks == 1 and not settings.on_ray and not settings.environment.get(_START_METHOD):
+        settings.export(Origin.DEFAULT, **{_START_METHOD: "fork"})
+
+
 def _cpu_start(settings: Settings) -> None:
     """Let the engine and its worker be forked from the API server instead of importing vLLM anew.
 
@@ -325,10 +339,10 @@ def _cpu_start(settings: Settings) -> None:
         # Ray would let each rank have one thread.
         settings.export(Origin.MACHINE, OMP_NUM_THREADS=str(max(physical_cores() // settings.local_ranks, 1)))
         return
-    own_way = ("VLLM_WORKER_MULTIPROC_METHOD", "VLLM_CPU_OMP_THREADS_BIND")
+    own_way = (_START_METHOD, "VLLM_CPU_OMP_THREADS_BIND")
     if any(map(settings.environment.get, own_way)) or settings.ranks > 1:
         return
-    settings.export(Origin.DEFAULT, VLLM_WORKER_MULTIPROC_METHOD="fork", VLLM_CPU_OMP_THREADS_BIND="nobind")
+    settings.export(Origin.DEFAULT, **{_START_METHOD: "fork"}, VLLM_CPU_OMP_THREADS_BIND="nobind")
     settings.export(Origin.MACHINE, OMP_NUM_THREADS=str(max(physical_cores() - 1, 1)))
     torch = package_folder("torch")
     preload = settings.environment.get("LD_PRELOAD", "")
@@ -414,6 +428,7 @@ def build(
     notes = [*settings.notes, *engine_notes, *draft_notes, *_keep_chunked_prefill(settings, checkpoint)]
     if gpus:
         notes += budget.on_gpu(settings, checkpoint, target, gpus, free)
+        _gpu_start(settings)
     else:
         notes += _cpu_defaults(settings, checkpoint, target, free)
         _cpu_start(settings)

@@ -4,10 +4,10 @@ It is started by `gb10 serve`, which asks it a few things over a socket (`gb10.s
 lets it serve. Without the socket, called by hand, it serves its own arguments. Before it imports vLLM:
 
 1. It lets vLLM's processes die together (`gb10.vllm_plugin.lifeline`).
-2. On the CPU, where `gb10 serve` asked for fork, it keeps vLLM from going back to spawn. Forked, the
-   engine and its worker share the modules that are already loaded; spawned, each of the three
-   processes imports torch and vLLM again (12 s each). The OpenMP settings that vLLM gives to a spawned
-   worker are in our environment already (see `gb10.serve.command`).
+2. Where `gb10 serve` asked for fork, the engine and its worker share the modules that are already loaded;
+   spawned, each process imports torch and vLLM again (12 s each). On the CPU it keeps vLLM from going back
+   to spawn: the OpenMP settings that vLLM gives to a spawned worker are in our environment already (see
+   `gb10.serve.command`). On a GPU it keeps this process without a CUDA context.
 """
 
 import gc
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from gb10.checkpoint import headers
 from gb10.errors import UserError
+from gb10.serve import apart
 from gb10.serve.preflight import REPORTERS, SOCKET_VARIABLE, Line
 from gb10.serve.ray import Start
 from gb10.vllm_plugin import lifeline
@@ -53,6 +54,23 @@ def _reports(described: Mapping[str, Any] | None) -> dict[str, Any]:
     return reports
 
 
+def _on_cuda() -> bool:
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cuda())
+
+
+def looked_at(described: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`_reports`; on a GPU by another process, since importing a model there makes a CUDA context.
+
+    With one here vLLM would spawn its engine, which imports all anew; and it is memory that this process
+    has no use for.
+    """
+    if described is not None and _on_cuda():
+        return dict(apart.ask(lambda: _reports(described)))
+    return _reports(described)
+
+
 def _answer(question: Mapping[str, Any], state: dict[str, "Prepared"]) -> dict[str, Any]:
     from gb10.serve import launch
 
@@ -63,7 +81,7 @@ def _answer(question: Mapping[str, Any], state: dict[str, "Prepared"]) -> dict[s
             "options": known,
             "several": several,
             "config": launch.config_file(config) if config else [],
-            "reports": _reports(question["checkpoint"]),
+            "reports": looked_at(question["checkpoint"]),
         }
     state["judged"] = launch.prepare(question["arguments"], configure=question["configure"])
     return vars(state["judged"].verdict())

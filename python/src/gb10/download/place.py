@@ -1,0 +1,61 @@
+"""Where a model's files lie in the hub's cache, as huggingface_hub lays it out."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from gb10.download.listing import File
+
+
+@dataclass(frozen=True)
+class Place:
+    """The folder of a model at a commit. ``repo``: its folder in the cache."""
+
+    name: str
+    commit: str
+    repo: Path
+
+    @property
+    def snapshot(self) -> Path:
+        """The folder that has the model's files by their names."""
+        return self.repo / "snapshots" / self.commit
+
+    def blob(self, file: File) -> Path:
+        """Where a file's bytes are when they are all there."""
+        return self.repo / "blobs" / file.digest
+
+    def part(self, file: File) -> Path:
+        """Where they are until then."""
+        return self.repo / "blobs" / f"{file.digest}.incomplete"
+
+    def present(self, file: File) -> int:
+        """How many of a file's bytes are there."""
+        if any(has(path, file.size) for path in (self.snapshot / file.name, self.blob(file))):
+            return file.size
+        part = self.part(file)
+        return min(part.stat().st_size, file.size) if part.is_file() else 0
+
+
+def of(name: str, commit: str) -> Place:
+    """A model's place in the cache that huggingface_hub uses."""
+    from huggingface_hub import constants
+
+    return Place(name, commit, Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}")
+
+
+def has(path: Path, size: int) -> bool:
+    """Whether a file is there, with this many bytes."""
+    return path.is_file() and path.stat().st_size == size
+
+
+def text(size: int) -> str:
+    """Bytes as a hub and a disk count them: ``47.2 GB``."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def free(folder: Path) -> int:
+    """Bytes that are free where a folder is, or would be made."""
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return shutil.disk_usage(place).free
