@@ -54,11 +54,12 @@ _HUB = '"${HF_HUB_CACHE:-${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}
 _NAMES = f"ls {_HUB} 2>/dev/null | sed -n '/^models--[A-Za-z0-9._-]*$/{{s/^models--//; s/--/\\//; p;}}'"
 """Names of the hub have such letters. Another folder is none of it, and shells expand what they are given."""
 _MODEL: dict[str, Any] = {
-    "bash": "_gb10_model",
+    # With this ending shtab lets bash quote what it inserts: folders may be named like commands.
+    "bash": "_gb10_model_dir",
     "zsh": "_gb10_model",
     "fish": "(__gb10_model)",
     "preamble": {
-        "bash": f'_gb10_model() {{\n  compgen -W "$({_NAMES})" -- "$1"\n  compgen -d -- "$1"\n}}',
+        "bash": f'_gb10_model_dir() {{\n  compgen -W "$({_NAMES})" -- "$1"\n  compgen -d -- "$1"\n}}',
         "zsh": (
             f'_gb10_model() {{\n  local -a names=(${{(f)"$({_NAMES})"}})\n'
             "  _alternative 'names:model of the hub cache:($names)' 'folders:folder:_files -/'\n}"

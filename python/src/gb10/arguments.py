@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import importlib
 import json
 import os
@@ -47,6 +48,7 @@ def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[s
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     unset_empty(os.environ)
+    _open_streams()
     try:
         if arguments:
             try:
@@ -64,8 +66,31 @@ def run(prog: str, about: str, commands: Mapping[str, Command], argv: Sequence[s
         return _INTERRUPTED
     except BrokenPipeError:
         # The reader of our output went away (`gb10 routing | head`). Not an error of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:
+        # What names a file is a command's own fault; the output has no name.
+        if error.filename is not None or error.errno not in _FULL:
+            raise
+        _drop_output()
+        print(f"gb10: error: the output cannot be written: {error.strerror}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What writing to a disk, or to a terminal that is gone, ends with."""
+
+
+def _open_streams() -> None:
+    """Give the null device to what the caller closed (``>&-``): else the next file gets its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123 (for the whole process)
+
+
+def _drop_output() -> None:
+    """Else Python writes what is left when it ends, and fails again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def printable(text: str) -> str:

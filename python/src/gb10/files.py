@@ -80,6 +80,18 @@ def destination(target: Path, option: str = "") -> Path:
     return Path(os.path.realpath(target))
 
 
+def check_writable(target: Path, option: str = "") -> None:
+    """Raise UserError where `replacing` could not write: before the work, not after it. Makes nothing."""
+    place = destination(target, option)
+    folder = place.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UserError(f"{option} {target}".strip() + f": {folder} is not a folder; give another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {target}".strip() + f": {folder} cannot be written to; give another place")
+
+
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """Give a temporary file, which takes the place of `target` (`destination`) when the block ends well.

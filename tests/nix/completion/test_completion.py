@@ -88,6 +88,15 @@ def fish(scripts: Path, home: Path, words: Sequence[str]) -> list[str]:
     return [line.partition("\t")[0] for line in answer.stdout.splitlines()]
 
 
+def _until(terminal: int, end: str) -> str:
+    seen, limit = "", time.monotonic() + 20
+    while end not in seen:
+        assert time.monotonic() < limit, f"no {end!r} in {seen!r}"
+        if select.select([terminal], [], [], 0.2)[0]:
+            seen += os.read(terminal, 65536).decode(errors="replace")
+    return seen
+
+
 def zsh(scripts: Path, home: Path, words: Sequence[str]) -> list[str]:
     """The words that zsh makes of ``words`` after a TAB, where there is one choice."""
     ours, theirs = pty.openpty()
@@ -97,22 +106,14 @@ def zsh(scripts: Path, home: Path, words: Sequence[str]) -> list[str]:
     ) as shell:
         os.close(theirs)
 
-        def until(end: str) -> str:
-            seen, limit = "", time.monotonic() + 20
-            while end not in seen:
-                assert time.monotonic() < limit, f"zsh: no {end!r} in {seen!r}"
-                if select.select([ours], [], [], 0.2)[0]:
-                    seen += os.read(ours, 65536).decode(errors="replace")
-            return seen
-
         try:
             start = f"PS1=; fpath=({folder} $fpath); autoload -U compinit; compinit -u -D; print REA''DY\n"
             os.write(ours, start.encode())
-            until("READY\r\n")
+            _until(ours, "READY\r\n")
             os.write(ours, f"{' '.join(words)}\t".encode())
             time.sleep(2)
             os.write(ours, b"\x01print -r -- WO''RDS \x05 EN''D\n")
-            return until(" END\r\n").rpartition("WORDS ")[2].partition(" END")[0].split()
+            return _until(ours, " END\r\n").rpartition("WORDS ")[2].partition(" END")[0].split()
         finally:
             shell.kill()
             os.close(ours)
@@ -147,6 +148,37 @@ def test_a_tab_runs_nothing(scripts: Path, home: Path, shell: str) -> None:
     # zsh gives the whole line.
     offered = [word for word in SHELLS[shell](scripts, home, ["serve", "acme/L"]) if word != "serve"]
     assert offered == ["acme/Little-NVFP4"]
+    assert not list(home.rglob("RAN"))
+
+
+@pytest.mark.parametrize("folder", ["x$(touch RAN)", "x;touch RAN", "x`touch RAN`", "x y"])
+def test_bash_quotes_what_it_inserts(scripts: Path, home: Path, folder: str) -> None:
+    """In a line that is edited: a checkpoint's folder may be named like a command."""
+    shell = os.environ.get("GB10_BASH", "bash")
+    for command in ("serve", "audit"):
+        (home / folder).mkdir(exist_ok=True)
+        script = scripts / command / "share/bash-completion/completions" / command
+        ours, theirs = pty.openpty()
+        with subprocess.Popen(
+            [shell, "--norc", "-i"],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=environment(home),
+            cwd=home,
+        ) as process:
+            os.close(theirs)
+            try:
+                show = f'{command}() {{ printf "GOT<%s>" "$@"; echo; }}; source {script}; echo REA""DY\n'
+                os.write(ours, show.encode())
+                _until(ours, "READY\r\n")
+                os.write(ours, f"{command} x\t".encode())
+                time.sleep(1)
+                os.write(ours, b"\n")
+                assert f"GOT<{folder}" in _until(ours, ">\r\n"), folder
+            finally:
+                process.kill()
+                os.close(ours)
     assert not list(home.rglob("RAN"))
 
 

@@ -384,7 +384,7 @@ def test_what_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     ("key", "value"),
     [
         *(("num_experts_per_tok", value) for value in (0, 9, -2, 2.5, True, "2")),
-        *(("num_hidden_layers", value) for value in (0, "two", 1e400)),
+        *(("num_hidden_layers", value) for value in (0, "two", 1e400, None, 10**9)),
         ("num_key_value_heads", -1),
         ("head_dim", "64"),
     ],

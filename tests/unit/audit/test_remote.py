@@ -213,6 +213,44 @@ def test_the_command_asks_the_hub_that_is_named(hub: Hub, tmp_path: Path) -> Non
     assert "bytes of its header" in done.stderr
 
 
+@pytest.mark.parametrize("more", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}], ids=str)
+def test_headers_of_earlier_do_without_the_hub(hub: Hub, tmp_path: Path, more: dict[str, str]) -> None:
+    pytest.importorskip("vllm.version", reason="vLLM is not installed")
+    first = gb10(hub, tmp_path, NAME)
+    assert first.returncode == 0, first.stderr
+    assert not (tmp_path / "hf").exists() or not list((tmp_path / "hf").rglob("config.json"))
+    again = gb10(hub, tmp_path, NAME, **more)
+    assert (again.returncode, again.stdout) == (0, first.stdout)
+    assert f"these are the headers of {COMMIT[:12]}, fetched earlier" in again.stderr
+    named = gb10(hub, tmp_path, NAME, "--revision", "b" * 40, **more)
+    assert (named.returncode, named.stderr.count("\n")) == (2, 1)
+
+
+def test_a_damaged_header_is_fetched_anew(hub: Hub, tmp_path: Path) -> None:
+    folder = remote.fetch_headers(NAME, None, tmp_path / "cache")
+    kept = folder / "model-00002-of-00003.safetensors"
+    whole = kept.stat().st_size
+    with kept.open("r+b") as file:
+        file.truncate(1000)
+    hub.asked.clear()
+    remote.fetch_headers(NAME, None, tmp_path / "cache")
+    assert {name for name, _ in hub.asked} == {kept.name}
+    assert kept.stat().st_size == whole
+
+
+@pytest.mark.parametrize("wrong", ["cut", "damaged"])
+def test_a_config_that_breaks_off_or_comes_damaged(
+    hub: Hub, tmp_path: Path, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if wrong == "damaged":
+        hub.damaged = ["config.json"]
+    else:
+        monkeypatch.setattr(hub, "_bytes", lambda *_: b"{")
+    said = refused(tmp_path / "cache")
+    assert "config.json" in said
+    assert not list((tmp_path / "cache").rglob("config.json"))
+
+
 def test_without_network_it_is_one_line(hub: Hub, tmp_path: Path) -> None:
     for more in ({"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}):
         done = gb10(hub, tmp_path, NAME, **more)

@@ -39,6 +39,12 @@ class Behaviour:
     drafts: int = 0
     """Drafts of which the first is accepted always, the second in half of the steps."""
     chat: bool = True
+    usage: dict[str, Any] | None = None
+    """What it counts, where it counts wrong."""
+    counters: bytes | None = None
+    """All of /metrics, where that is odd."""
+    mute: tuple[str, ...] = ()
+    """Paths that it never answers, and "first" for the request before it is measured."""
     reads: str = ""
     """What else is in /metrics."""
     root: str = MODEL
@@ -87,6 +93,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """The list of models, the version and the counters."""
         how = self.server.behaviour
+        if self.path in how.mute:
+            how.ended.wait(60)
+            self.close_connection = True
+            return
         if self.path == "/metrics":
             steps = how.streams
             lines = [f'vllm:spec_decode_num_drafts_total{{model_name="{MODEL}"}} {2 * steps}']
@@ -96,6 +106,7 @@ class Handler(BaseHTTPRequestHandler):
                 name = "vllm:spec_decode_num_accepted_tokens_per_pos_total"
                 lines.append(f'{name}{{position="{position}"}} {accepted}')
             data = ("\n".join(lines if how.drafts else ["# nothing"]) + "\n" + how.reads).encode()
+            data = how.counters or data
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -114,6 +125,10 @@ class Handler(BaseHTTPRequestHandler):
         how = self.server.behaviour
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self._refused():
+            return
+        if "first" in how.mute and not body.get("stream"):
+            how.ended.wait(60)
+            self.close_connection = True
             return
         chat = self.path == "/v1/chat/completions"
         if chat and not how.chat:
@@ -152,7 +167,7 @@ class Handler(BaseHTTPRequestHandler):
                 self._hang()
                 return
             self._event({"choices": [{"delta": {"content": "x"}} if chat else {"text": "x"}]})
-        self._event({"choices": [], "usage": usage})
+        self._event({"choices": [], "usage": how.usage or usage})
         self._chunk(b"data: [DONE]\n\n")
         self._chunk(b"")
 

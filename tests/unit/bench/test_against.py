@@ -198,6 +198,21 @@ def test_a_signal_between_start_and_end_is_not_lost(tmp_path: Path, monkeypatch:
     assert [one.poll() for one in made] == [-signal.SIGTERM]
 
 
+@pytest.mark.parametrize("kind", ["a file", "a folder in its place"])
+def test_an_out_that_cannot_be_is_refused_before_the_start(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    if kind == "a file":
+        out.write_text("kept")
+    else:
+        (out / "b.json").mkdir(parents=True)
+    words = ["--out", str(out), "--against", "sh -c 'touch STARTED'"]
+    assert cli.main(["bench", "run", *words, *QUICK, "--", "sh", "-c", f"touch {tmp_path}/started"]) == 2
+    assert "--out" in capsys.readouterr().err
+    assert not (tmp_path / "started").exists() and not Path("STARTED").exists()
+
+
 def test_both_results_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The user interrupts between the two files."""
     turned = result()

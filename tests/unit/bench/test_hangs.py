@@ -6,12 +6,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stand_in import Behaviour, serving
 
 from gb10 import cli
-from gb10.bench import load, target
+from gb10.bench import load, target, watch
 from gb10.bench.watch import Limits
 from gb10.errors import UserError
 
@@ -65,6 +66,61 @@ def test_a_hang_is_one_line(
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("measuring ")]
     assert len(lines) == 1 and lines[0].startswith(f"gb10: error: http://127.0.0.1:{port} hangs: {words}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_first_request_that_hangs(capsys: pytest.CaptureFixture[str]) -> None:
+    how = Behaviour(mute=("first",))
+    with serving(how) as port:
+        began = time.monotonic()
+        assert cli.main(["bench", str(port), *WORDS, "--request-limit", "1"]) == 2
+        assert time.monotonic() - began < 10
+        how.ended.set()
+    # The stand-in says that its client went away.
+    said = capsys.readouterr().err.splitlines()
+    (line,) = (one for one in said if one.startswith("gb10: error: "))
+    assert "hangs: a first request of two tokens gave nothing for 1 s" in line
+
+
+def test_counters_that_never_come_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(watch, "_COUNTERS", 0.5)
+    monkeypatch.setattr(target, "_TALK_LIMIT", 0.5)
+    how = Behaviour(mute=("/metrics",))
+    with serving(how) as port:
+        began = time.monotonic()
+        assert cli.main(["bench", str(port), *WORDS]) == 0
+        assert time.monotonic() - began < 15
+        how.ended.set()
+    assert "prose" in capsys.readouterr().out
+
+
+ODD = {
+    "usage in words": {"usage": {"prompt_tokens": "a", "completion_tokens": "16"}},
+    "usage of no number": {"usage": {"prompt_tokens": 5, "completion_tokens": "many"}},
+    "counters of bytes": {"drafts": 2, "counters": b"\xff\xfe\x00 1\n"},
+    "counters without end": {
+        "drafts": 2,
+        "counters": b"vllm:spec_decode_num_drafts_total 5\n"
+        b"vllm:spec_decode_num_accepted_tokens_total 1e400\n",
+    },
+}
+
+
+@pytest.mark.parametrize("behaviour", ODD.values(), ids=ODD)
+def test_what_no_server_says(
+    behaviour: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, or it is left out: never a traceback after a long measurement."""
+    file = tmp_path / "a.json"
+    with serving(Behaviour(**behaviour)) as port:
+        status = cli.main(["bench", str(port), *WORDS, "--json", str(file)])
+    said = capsys.readouterr().err
+    assert status in (0, 2) and "Traceback" not in said
+    assert file.exists() == (status == 0)
+    if status:
+        assert said.splitlines()[-1].startswith("gb10: error: ")
+        assert "sends what no server with OpenAI's API sends" in said
 
 
 def test_all_requests_end_when_one_hangs(recwarn: pytest.WarningsRecorder) -> None:

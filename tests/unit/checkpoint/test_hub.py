@@ -126,6 +126,19 @@ def test_the_config_of_what_is_not_cached_is_known(hub: Hub) -> None:
     assert "/org/name/resolve/v2/config.json" in hub.asked
 
 
+def test_a_look_at_the_hub_leaves_nothing_in_the_cache(cache: Cache, hub: Hub) -> None:
+    """A snapshot with config.json alone would be a model fetched in part; a ref would hide others."""
+    hub.config = b'{"architectures": ["X"]}'
+    assert locate(NAME).config
+    assert not cache.repo.exists()
+
+
+@pytest.mark.parametrize("config", [b"{torn", b"[1]", b"\xff\xfe"])
+def test_a_config_at_the_hub_that_is_none(hub: Hub, config: bytes) -> None:
+    hub.config = config
+    assert locate(NAME).config == {}
+
+
 def test_a_cached_model_needs_no_hub(cache: Cache) -> None:
     snapshot = cache.snapshot(A)
     cache.ref(A)

@@ -178,6 +178,33 @@ def test_other_errors_are_not_hidden(group: types.ModuleType) -> None:
         call(["raw"])
 
 
+COMMANDS = [["--help"], ["recipes"], ["routing", "--capability", "12.1"], ["doctor", "--quick"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_output_that_cannot_be_written(command: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "gb10", *command],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 2
+    assert done.stderr == "gb10: error: the output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_output_that_is_closed_is_not_wanted(command: list[str]) -> None:
+    program = [sys.executable, "-m", "gb10", *command]
+    shown = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *program], stderr=subprocess.PIPE, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (shown.returncode, shown.stderr)
+
+
 def test_broken_pipe_is_quiet() -> None:
     command = f"set -o pipefail; {sys.executable} -m gb10 routing --capability 12.1 | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)

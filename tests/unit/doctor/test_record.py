@@ -62,6 +62,22 @@ def test_a_home_is_a_tilde_and_other_folders_are_roles(monkeypatch: pytest.Monke
     assert (found["cache"], found["models"], found["temporary"]) == ("~/.cache", "(models)", "/tmp")
 
 
+@pytest.mark.parametrize(
+    "path", ["/mnt/alices", "/tmp/projectx/alice", "/var/tmp/alices", "~/alices", "/cachealice"]
+)
+@pytest.mark.parametrize("role", [one["role"] for one in SPARK["folders"]])
+def test_a_folder_that_may_say_whose_it_is_is_its_role(role: str, path: str) -> None:
+    changed = [one | ({"path": path} if one["role"] == role else {}) for one in SPARK["folders"]]
+    found = {one["role"]: one["path"] for one in record.anonymous(facts(folders=changed))["folders"]}
+    assert found[role] == f"({role})"
+
+
+def test_a_record_makes_no_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--quick", "--record", str(tmp_path / "typo" / "x.json")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @given(st.text(alphabet="abz019:./-_ \n\0", max_size=60))
 def test_any_text_can_be_cleaned(text: str) -> None:
     record.anonymous(facts(skipped={"x": text}))
@@ -156,7 +172,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "none").touch()
     assert main(["doctor", "--quick", "--record", str(tmp_path / "none" / "x.json")]) == 2
     printed = capsys.readouterr()
-    assert printed.out == "" and f"{tmp_path / 'none'} is not a folder" in printed.err
+    assert printed.out == "" and f"there is no folder {tmp_path / 'none'}" in printed.err
     assert (tmp_path / "none").read_bytes() == b""
 
 

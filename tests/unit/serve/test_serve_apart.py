@@ -29,7 +29,7 @@ def test_a_refusal() -> None:
     def refuse() -> None:
         raise UserError("no such format")
 
-    with pytest.raises(UserError, match="^no such format$"):
+    with pytest.raises(UserError, match=r"^no such format$"):
         apart.ask(refuse)
 
 

@@ -13,7 +13,7 @@ from gb10.arguments import whole
 from gb10.audit import remote
 from gb10.audit.fits import SPARKS, fits
 from gb10.audit.model import Model
-from gb10.audit.reading import read_model
+from gb10.audit.reading import check_counts, read_model
 from gb10.audit.report import Audit, as_json, lines
 from gb10.checkpoint import formats as checkpoint_formats
 from gb10.checkpoint.folder import Checkpoint, inspect
@@ -34,12 +34,21 @@ def _checkpoint(model: str, revision: str | None) -> Checkpoint:
     """The model with its headers, which are fetched where they are not on this machine. Raises UserError."""
     if revision is not None and Path(model).expanduser().exists():
         raise UserError(f"--revision is for models of the hub, and {model} is on this machine; leave it out")
-    found = locate(model, revision=revision, tokenizer=False)
-    if found.folder is not None:
-        return found
-    folder = remote.fetch_headers(
-        model, revision, remote.default_folder(), lambda line: print(f"gb10: {line}", file=sys.stderr)
-    )
+
+    def note(line: str) -> None:
+        print(f"gb10: {line}", file=sys.stderr)
+
+    try:
+        found = locate(model, revision=revision, tokenizer=False)
+    except UserError as error:
+        folder = remote.fetched(model, revision, remote.default_folder())
+        if folder is None:
+            raise
+        note(f"{error}; these are the headers of {folder.name[:12]}, fetched earlier")
+    else:
+        if found.folder is not None:
+            return found
+        folder = remote.fetch_headers(model, revision, remote.default_folder(), note)
     return replace(inspect(folder, model, tokenizer=False), cached=True)
 
 
@@ -56,6 +65,7 @@ def read(model: str, revision: str | None = None) -> tuple[Checkpoint, Formats, 
         UserError: It is no model, cannot be reached, or vLLM would not load it.
     """
     checkpoint = _checkpoint(model, revision)
+    check_counts(checkpoint)
     formats = _formats(checkpoint)
     formats.check(checkpoint.name)
     return checkpoint, formats, read_model(checkpoint, formats)

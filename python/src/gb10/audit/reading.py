@@ -45,13 +45,21 @@ _COUNTS = (
 _SIXTEEN = {"BF16": "bf16", "F16": "f16", "F32": "f32"}
 
 
-def _check_counts(checkpoint: Checkpoint) -> None:
-    """Raise UserError for a count of config.json that is none; some models list one for each layer."""
+_MOST = {"num_hidden_layers": 1 << 12}
+"""More than that is a fault in a file; of what is not listed 2 to the 40."""
+
+
+def check_counts(checkpoint: Checkpoint) -> None:
+    """Raise UserError for a count of config.json that is none; some models list one for each layer.
+
+    Before vLLM is asked: its classes make something of each layer.
+    """
     for key in _COUNTS:
         value = checkpoint.text.get(key)
         counts = value if isinstance(value, list) else [value]
-        if value is not None and not all(
-            type(one) is int and one >= isinstance(value, int) for one in counts
+        absent = value is None and (key not in checkpoint.text or key != "num_hidden_layers")
+        if not absent and not all(
+            type(one) is int and isinstance(value, int) <= one <= _MOST.get(key, 1 << 40) for one in counts
         ):
             raise UserError(
                 f"config.json of {checkpoint.name} has {key} {str(value)[:40]}, which is no number of them; "
@@ -191,7 +199,7 @@ def read_model(checkpoint: Checkpoint, formats: Formats) -> Model:
             f"model {checkpoint.name} has no safetensors files{more}, and only their headers say what it "
             "holds; convert it, or take a checkpoint in safetensors"
         )
-    _check_counts(checkpoint)
+    check_counts(checkpoint)
     spark = target(formats)
     cache = size.cache_shape(checkpoint.config, max(spark.kv_bits // 8, 1))
     parts = tuple(_parts(checkpoint, formats, _chosen(checkpoint, formats)))

@@ -8,14 +8,17 @@ checkpoint's folder reads this one, and a later run fetches what is missing and 
 """
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from gb10.checkpoint.folder import inspect
 from gb10.checkpoint.formats import quiet
 from gb10.checkpoint.headers import read_header
+from gb10.checkpoint.hub import is_name
 from gb10.download import transfer
 from gb10.download.listing import File, listing
 from gb10.download.store import digest_of_bytes
@@ -169,6 +172,23 @@ def fetch_headers(name: str, revision: str | None, folder: Path, note: Note = la
             list(pool.map(fetch, missing))
         shutil.rmtree(_begun(place), ignore_errors=True)
     return place
+
+
+def fetched(name: str, revision: str | None, folder: Path) -> Path | None:
+    """The folder that `fetch_headers` made earlier, whole as its index says; None without one.
+
+    Of several the newest, or that of the commit ``revision``; what a branch was then is not kept.
+    """
+    if not is_name(name) or (revision is not None and not re.fullmatch("[0-9a-f]{40}", revision)):
+        return None
+    made = (folder / name.replace("/", "--")).glob(revision or "[0-9a-f]" * 40)
+    for place in sorted(made, key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            inspect(place, name, tokenizer=False)
+        except UserError:
+            continue
+        return place
+    return None
 
 
 def default_folder() -> Path:

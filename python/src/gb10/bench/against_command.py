@@ -13,7 +13,7 @@ from gb10.bench import against, compare, load, options, page, report, table, tar
 from gb10.bench.watch import LIMITS, Limits
 from gb10.bench.words import told
 from gb10.errors import UserError
-from gb10.files import replacing
+from gb10.files import check_writable, replacing
 
 
 def run(
@@ -47,6 +47,8 @@ def run(
     """
     plan = options.plan(texts, concurrency, tokens, long, repeats, chat, Limits(gap_limit, request_limit))
     report.outputs(None, html, None)
+    for name in ("a.json", "b.json") if out is not None else ():
+        check_writable(Path(out, name), "--out")
     servers = [against.server("A", against_command), against.server("B", ours)]
     load.prepare()
     with tempfile.TemporaryDirectory(prefix="gb10-bench-") as scratch:
@@ -59,7 +61,7 @@ def run(
             servers,
             plan,
             rounds=turns,
-            find=lambda url: target.find(url, model, chat=chat),
+            find=lambda url: target.find(url, model, chat=chat, patience=request_limit),
             logs=folder,
             limit=limit,
         )

@@ -47,12 +47,19 @@ def repeat(
 
     Raises UserError when one fails, hangs, is shorter, or comes in one piece. ``label`` names the point.
     """
-    answers = asyncio.run(_watched(target, prompts, output_tokens, chat, label, limits))
     requests = []
-    for at in range(len(prompts)):
-        if error := answers["errors"][at]:
-            raise UserError(f"{target.url} failed in the middle: {_last_line(error)}; its log says why")
-        requests.append(_request(target, answers, at, output_tokens))
+    try:
+        answers = asyncio.run(_watched(target, prompts, output_tokens, chat, label, limits))
+        for at in range(len(prompts)):
+            if error := answers["errors"][at]:
+                raise UserError(f"{target.url} failed in the middle: {_last_line(error)}; its log says why")
+            requests.append(_request(target, answers, at, output_tokens))
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        # vLLM's client believes what it is told.
+        raise UserError(
+            f"{target.url} sends what no server with OpenAI's API sends ({type(error).__name__}: "
+            f"{_last_line(str(error))}); nothing can be measured"
+        ) from None
     return Repeat(tuple(requests), _drafts(answers))
 
 

@@ -37,7 +37,7 @@ def run(
     wanted = report.outputs(json, html, formats)
     plan = options.plan(texts, concurrency, tokens, long, repeats, chat, Limits(gap_limit, request_limit))
     url = target.parse(server)
-    found = target.find(url, model, chat=chat, insecure=insecure)
+    found = target.find(url, model, chat=chat, insecure=insecure, patience=request_limit)
     read = reads.find(found, asked, model_files, bandwidth)
     load.prepare()
     result = measure.run(found, plan, commit=commit)

@@ -9,7 +9,7 @@ from gb10.bench import formats, page, plots
 from gb10.bench.results import Result
 from gb10.bench.table import Reads
 from gb10.errors import UserError
-from gb10.files import destination, replacing, write_json
+from gb10.files import check_writable, replacing, write_json
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def outputs(json: Path | None, html: Path | None, others: Sequence[str] | None) 
         found.append((name, Path(file)))
     files = [path for path in (json, html, *(path for _, path in found)) if path is not None]
     for path in files:
-        destination(path)
+        check_writable(path)
         if files.count(path) > 1:
             raise UserError(f"{path} is asked for twice; give each a file of its own")
     if html is not None:

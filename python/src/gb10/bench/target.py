@@ -13,6 +13,7 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
+from gb10.bench.watch import LIMITS
 from gb10.errors import UserError
 
 KEYS = ("OPENAI_API_KEY", "VLLM_API_KEY")
@@ -20,7 +21,6 @@ KEYS = ("OPENAI_API_KEY", "VLLM_API_KEY")
 PATHS = {False: "/v1/completions", True: "/v1/chat/completions"}
 """Where requests go: continue a text, or answer a chat."""
 _TALK_LIMIT = 10.0
-_ANSWER_LIMIT = 600.0
 _MOST_METRICS = 16 << 20
 
 
@@ -77,8 +77,13 @@ def _key() -> str | None:
     return next((value for name in KEYS if (value := os.environ.get(name))), None)
 
 
-def find(url: str, model: str | None, *, chat: bool, insecure: bool = False) -> Target:
-    """Ask the server for its models and for two tokens. Raises UserError, one line, when it is not ready."""
+def find(
+    url: str, model: str | None, *, chat: bool, insecure: bool = False, patience: float = LIMITS.request
+) -> Target:
+    """Ask the server for its models and for two tokens, which may take ``patience`` seconds.
+
+    Raises UserError, one line, when it is not ready.
+    """
     if _loopback(urlsplit(url).hostname or ""):
         # Nothing on this machine is reached through a proxy. vLLM's client reads the variable too.
         os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"
@@ -102,7 +107,7 @@ def find(url: str, model: str | None, *, chat: bool, insecure: bool = False) -> 
         insecure,
         root if isinstance(root := models[name].get("root"), str) else None,
     )
-    _first_answer(target, chat)
+    _first_answer(target, chat, patience)
     return target
 
 
@@ -132,10 +137,10 @@ def _opener(insecure: bool) -> urllib.request.OpenerDirector:
     return urllib.request.build_opener(urllib.request.HTTPSHandler(context=context))
 
 
-def _first_answer(target: Target, chat: bool) -> None:
+def _first_answer(target: Target, chat: bool, patience: float) -> None:
     words: dict[str, Any] = {"messages": [{"role": "user", "content": "1"}]} if chat else {"prompt": "1"}
     body = {"model": target.model, "max_tokens": 2, "temperature": 0, "ignore_eos": True, **words}
-    answer = _ask(target.url, PATHS[chat], target.headers, body, insecure=target.insecure)
+    answer = _ask(target.url, PATHS[chat], target.headers, body, insecure=target.insecure, patience=patience)
     try:
         count = int(answer["usage"]["completion_tokens"])
     except (LookupError, TypeError, ValueError):
@@ -165,13 +170,12 @@ def _ask(
     body: Mapping[str, Any] | None = None,
     *,
     insecure: bool,
+    patience: float = LIMITS.request,
 ) -> Any:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url + path, data, {"Content-Type": "application/json", **headers})
     try:
-        with _opener(insecure).open(
-            request, timeout=_TALK_LIMIT if body is None else _ANSWER_LIMIT
-        ) as answer:
+        with _opener(insecure).open(request, timeout=_TALK_LIMIT if body is None else patience) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         waits = error.code == HTTPStatus.SERVICE_UNAVAILABLE
@@ -181,6 +185,11 @@ def _ask(
         raise UserError(f"{url}{path} answers with something else than JSON: it is no OpenAI API") from None
     except OSError as error:
         reason = getattr(error, "reason", error)
+        if isinstance(reason, TimeoutError) and body is not None:
+            raise UserError(
+                f"{url} hangs: a first request of two tokens gave nothing for {patience:g} s; its log says "
+                "why, --request-limit SECONDS waits longer"
+            ) from None
         if isinstance(reason, ssl.SSLCertVerificationError):
             raise UserError(
                 f"{url} has a certificate that is not trusted here; --insecure takes any"

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     # It comes with vLLM, and who reads results needs neither.
     import aiohttp
 
-_COUNTERS = 30.0
-"""Seconds for /metrics."""
+_COUNTERS = 10.0
+"""Seconds for /metrics, once: then it is not waited for again."""
+_SILENT: set[str] = set()
+"""What took longer."""
 
 
 @dataclass(frozen=True)
@@ -132,11 +134,18 @@ class _Session:
         """As aiohttp's, with limits."""
         return self._watch.answer(self._session, **options)
 
-    def get(self, url: str, **options: Any) -> Any:
+    @asynccontextmanager
+    async def get(self, url: str, **options: Any) -> AsyncIterator[Any]:
         """As aiohttp's: the counters, which are left out where they take too long."""
         import aiohttp
 
-        return self._session.get(url, timeout=aiohttp.ClientTimeout(total=_COUNTERS), **options)
+        limit = aiohttp.ClientTimeout(total=0.1 if url in _SILENT else _COUNTERS)
+        try:
+            async with self._session.get(url, timeout=limit, **options) as answer:
+                yield answer
+        except TimeoutError:
+            _SILENT.add(url)
+            raise
 
     async def close(self) -> None:
         """Close it, and the connections with it."""

@@ -12,9 +12,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from gb10.checkpoint.folder import Checkpoint, inspect
-from gb10.checkpoint.headers import Incomplete, read_json
+from gb10.checkpoint.headers import Incomplete
 from gb10.errors import UserError
 from gb10.files import irregular
+
+_PATIENCE = 30.0
+"""Seconds for config.json."""
 
 
 def is_name(model: str) -> bool:
@@ -87,16 +90,27 @@ def interrupted(repo: Path) -> bool:
 
 
 def _to_be_fetched(name: str, revision: str | None) -> Checkpoint:
-    """A model that vLLM will fetch, with its config where the hub gives one."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+    """A model that is not here, with its config where the hub gives one.
 
+    Nothing of it goes into the cache: that would make it a model that was fetched in part.
+    """
+    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import (  # type: ignore[attr-defined, unused-ignore]
+        build_hf_headers,
+        hf_raise_for_status,
+        httpx,
+    )
+
+    url = hf_hub_url(name, "config.json", revision=revision)
     try:
-        path = Path(hf_hub_download(name, "config.json", revision=revision))
-        return Checkpoint(name, config=read_json("config", path))
-    except (EntryNotFoundError, HfHubHTTPError):
-        # Not there, or not for us: vLLM will say so.
+        answer = get_session().get(url, headers=build_hf_headers(), timeout=_PATIENCE)
+        hf_raise_for_status(answer)
+        config = answer.json()
+    except (HfHubHTTPError, httpx.HTTPError, ValueError):
+        # Not there, or not for us: who fetches it will say so.
         return Checkpoint(name)
+    return Checkpoint(name, config=config if isinstance(config, dict) else {})
 
 
 def _on_hub(name: str, revision: str | None, inspected: Callable[[Path, str], Checkpoint]) -> Checkpoint:

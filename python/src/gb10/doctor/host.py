@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped, unused-ignore]
 
 from gb10.doctor.facts import Cpu, Memory, System
+from gb10.errors import UserError
 from gb10.machine import gauges, memory
 
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "asimd", "bf16", "i8mm", "sve")
@@ -75,7 +76,13 @@ def _locked() -> int | None:
 def look_at_memory(root: Path, cuda: int | None) -> Memory:
     """Memory now. ``cuda`` is what that calls free, None where there is none."""
     proc, least = root / "proc", memory.available(root / "proc", root / "sys")
-    said = (proc / "meminfo").read_bytes()
+    try:
+        said = (proc / "meminfo").read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{proc}/meminfo cannot be read ({(error.strerror or '').lower()}): nothing is known of memory; "
+            "mount /proc"
+        ) from None
 
     def of(name: bytes) -> int | None:
         found = gauges.field(said, name)

@@ -11,7 +11,7 @@ from typing import Any
 
 from gb10.doctor import forms
 from gb10.doctor.facts import SCHEMA, Facts
-from gb10.doctor.folders import CACHE, LOGS, MODELS, ROLES
+from gb10.doctor.folders import ROLES
 from gb10.errors import UserError
 from gb10.files import destination, open_regular, write_json
 
@@ -27,8 +27,11 @@ _PCI = re.compile(r"\b[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f]\b")
 _LONGEST = 1 << 20
 """Letters of a record, at most: a machine has some thousand."""
 
-_PUBLIC = ("/tmp", "/var/tmp", "/dev/shm", "/cache", "~")
-"""Beginnings of paths that say nothing of their owner."""
+_PUBLIC = re.compile(
+    r"/|/tmp|/var/tmp|/dev/shm|(~|/cache|/var/cache|/var/log|/var/lib)"
+    r"(/(\.cache|\.local|state|share|gb10|huggingface|hub|serve|logs))*"
+)
+"""Paths that say nothing of their owner."""
 
 
 def _names() -> list[str]:
@@ -68,14 +71,16 @@ def anonymous(facts: Facts) -> dict[str, Any]:
     """The facts for JSON, with ~ for a home, NAME, ADDRESS and KEY; of a folder elsewhere the role alone."""
     found: dict[str, Any] = _without(json.loads(forms.dumps(facts)), _names())
     for folder in found["folders"]:
-        if folder["role"] in (MODELS, CACHE, LOGS) and not folder["path"].startswith(_PUBLIC):
+        if not _PUBLIC.fullmatch(folder["path"]):
             folder["path"] = f"({folder['role']})"
     return found
 
 
 def write(facts: Facts, path: Path) -> None:
     """Write a record, whole or not at all. Raises UserError where it cannot be."""
-    destination(path, "--record")
+    place = destination(path, "--record")
+    if not place.parent.is_dir():
+        raise UserError(f"--record {path}: there is no folder {place.parent}; make it, or give another")
     try:
         write_json(path, anonymous(facts), indent=1)
     except UserError as error:

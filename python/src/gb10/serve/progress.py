@@ -14,6 +14,7 @@ from gb10.vllm_plugin.log import ASKING, CANARY, JOINED, OPEN
 
 FIRST_STAGE = "starting Python and vLLM"
 FIRST_TOKEN_STAGE = "computing the first token"
+ANSWER_STAGE = "waiting for the first answer"
 
 _STAGES = (
     (re.compile(r"non-default args"), "reading the model's configuration"),
@@ -28,7 +29,7 @@ _STAGES = (
     (re.compile(rf"init engine .* took|^{re.escape(OPEN)}"), "opening the API"),
     (re.compile(f"^{re.escape(JOINED)}"), "waiting for the head"),
     (re.compile(f"^{re.escape(ASKING)}"), FIRST_TOKEN_STAGE),
-    (re.compile(f"^{re.escape(CANARY)}"), "waiting for the first answer"),
+    (re.compile(f"^{re.escape(CANARY)}"), ANSWER_STAGE),
 )
 """Lines of vLLM's, which it writes before the server opens, and of ours (`gb10.vllm_plugin.log.Reader`)."""
 

@@ -175,19 +175,24 @@ def _first_plan(settings: Settings, free: memory.Available) -> command.Plan | No
 
 
 def _fetches(settings: Settings, checkpoint: Checkpoint) -> bool:
-    """Whether the model's files are fetched here, before vLLM is asked to load them."""
+    """Whether the model's files are fetched here, before vLLM is asked to load them.
+
+    A model that is there is asked for anew with HF_HUB_OFFLINE=0.
+    """
+    newest = checkpoint.cached and os.environ.get("HF_HUB_OFFLINE") == "0"
     return (
-        checkpoint.folder is None
+        (checkpoint.folder is None or newest)
         and (settings.load_format or "auto") in LOAD_FORMATS
         and not settings.passed_on.has("--download-dir", "--ignore-patterns")
         and not os.environ.get("VLLM_USE_MODELSCOPE")
     )
 
 
-def _fetched(settings: Settings, free: memory.Available) -> command.Plan | None:
+def _fetched(settings: Settings, plan: command.Plan, free: memory.Available) -> command.Plan | None:
     """The plan after the model's files were fetched. Raises UserError where they cannot be.
 
-    A hub that went away is no fault of the user's: ServerFailed, after which a service starts again.
+    A hub that went away is no fault of the user's: ServerFailed, after which a service starts again; but a
+    model that is there is served.
     """
     # It takes the progress of this package.
     from gb10.download.command import fetch_model
@@ -198,7 +203,9 @@ def _fetched(settings: Settings, free: memory.Available) -> command.Plan | None:
     try:
         fetch_model(settings.model, settings.revision, show, load_format=load_format, ended=0)
     except LostError as error:
-        raise ServerFailed(str(error)) from None
+        if plan.checkpoint.folder is None:
+            raise ServerFailed(str(error)) from None
+        write(f"no newer commit was asked for: {error}\n")
     _locate.cache_clear()
     return _first_plan(settings, free)
 
@@ -352,7 +359,7 @@ def run(argv: Sequence[str]) -> int:
             nodes.check_ports(plan.among)
         port = None if settings.headless else claim(settings.host, settings.port)
         if _fetches(settings, plan.checkpoint):
-            plan = _fetched(settings, free)
+            plan = _fetched(settings, plan, free)
     progress = Progress(sys.stderr if settings.dry_run else sys.stdout, news=not settings.verbose)
     draw = not settings.verbose and (not settings.dry_run or terminal.moves(sys.stderr))
     if plan is not None and not settings.dry_run:

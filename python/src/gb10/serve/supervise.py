@@ -236,7 +236,7 @@ class Server:
         try:
             while self.stopping is None:
                 self.feed(show)
-                if probe.listed:
+                if probe.listed and show.stage != progress.ANSWER_STAGE:
                     show.stage = progress.FIRST_TOKEN_STAGE
                 self._tell(show)
                 self._check_nodes()

@@ -128,7 +128,7 @@ def says(facts: Facts) -> str:
         f"{text_size(cache)} of it page cache",
         f"swap {text_size(memory.swap_used)} of {text_size(memory.swap)}" if memory.swap else "no swap",
     ]
-    if memory.limit != "MemAvailable":
+    if memory.limit != "MemAvailable" and memory.limit_total <= memory.total:
         parts.append(f"a cgroup leaves {text_size(memory.limit_free)} of {text_size(memory.limit_total)}")
     if memory.cuda is not None:
         parts.append(f"CUDA gives {text_size(memory.cuda)}")

@@ -35,6 +35,8 @@ def _engine(cpu: Cpu, architecture: str) -> str:
     """What vLLM's CPU engine does on it."""
     has = set(cpu.features)
     if architecture == "x86_64":
+        if "avx2" not in has:
+            return "nothing, vLLM's kernels need AVX2"
         if "avx512f" not in has:
             return "vLLM's AVX2 kernels; BF16 is computed in FP32, slowly"
         if "avx512_bf16" not in has:
