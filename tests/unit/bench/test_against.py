@@ -243,6 +243,10 @@ def test_both_results_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             "bench run --against 'vllm serve --hf-token ***' -- x",
         ),
         ("serve --api-keys", "serve --api-keys"),
+        (
+            "env HF_TOKEN=hf_x VLLM_API_KEY='sk x' openai_api_key=y MY_SECRET=z A=b serve",
+            "env HF_TOKEN=*** VLLM_API_KEY=*** openai_api_key=*** MY_SECRET=*** A=b serve",
+        ),
     ],
 )
 def test_secrets_are_not_told(command: str, shown: str) -> None:

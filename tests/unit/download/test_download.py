@@ -668,6 +668,28 @@ def test_a_copy_that_was_cut_short_is_taken_up(
     assert re.search(r"broke off \(0 of \d+ bytes of model-\d.safetensors came\)", error(capsys))
 
 
+def test_bytes_that_another_left_without_a_name_are_compared(
+    hub: Hub, cache: Path, origin: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the right size; nobody has said that they are right."""
+    assert download() == 0
+    spoil(cache, "model-1.safetensors")
+    (snapshot(cache) / "model-1.safetensors").unlink()
+    assert download() == 0
+    assert "what was there of it was damaged; fetching it anew" in capsys.readouterr().out
+    whole(cache, origin)
+
+
+def test_a_branch_that_moves_to_what_is_there(hub: Hub, cache: Path, origin: Path) -> None:
+    assert download() == 0
+    (cache / "models--org--name/refs/main").write_text("b" * 40)
+    left = cache / "models--org--name/blobs/11.a0b1.incomplete"
+    left.touch()
+    assert download() == 0
+    assert hub.sent == WEIGHTS and not left.exists()
+    whole(cache, origin)
+
+
 def test_a_model_of_other_weights(hub: Hub, origin: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in origin.rglob("*"):
         if path.is_file() and (path.name == INDEX or path.suffix in (".safetensors", ".bin")):

@@ -2,14 +2,17 @@
 
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import fields
 
 import pytest
 
 from gb10 import recipes
-from gb10.recipes.recipe import ALLOWED, Machine, Recipe, parse
+from gb10.recipes.recipe import ALLOWED, DRAFTS, Machine, Recipe, parse
 
 if importlib.util.find_spec("vllm") is None:
     pytest.skip("vLLM is not installed", allow_module_level=True)
+
+from vllm.config.speculative import SpeculativeConfig
 
 from gb10.recipes import asked
 from gb10.serve import launch
@@ -47,12 +50,6 @@ def changed(name: str, old: str, new: str) -> tuple[Recipe, Machine]:
         (CODER, 'dtype = "fp8"', 'dtype = "fp9"', "vLLM's arguments: argument --kv-cache-dtype"),
         (CODER, "max-num-seqs = 8", "max-num-seqs = 0", "--max-num-seqs"),
         (NEXT, '"mtp"', '"mtq"', "vLLM has no method 'mtq'"),
-        (
-            NEXT,
-            "num_speculative_tokens",
-            "number_of_tokens",
-            "speculative-config: vLLM has no number_of_tokens",
-        ),
     ],
 )
 def test_control_a_wrong_one_is_told(name: str, old: str, new: str, says: str) -> None:
@@ -67,3 +64,4 @@ def test_what_a_recipe_may_set_is_there() -> None:
     own = {row.name for row in ROWS.values()}
     assert [name for name in sorted(ALLOWED) if f"--{name}" not in known and f"--{name}" not in own] == []
     assert {"--enable-prefix-caching", "--dense"} <= known.keys() | own
+    assert {one.name for one in fields(SpeculativeConfig)} >= DRAFTS

@@ -193,6 +193,26 @@ def test_the_commit_goes_with_the_model() -> None:
         ),
         ("max-num-seqs = 4", 'dtype = "-tp"', "dtype: '-tp' would be read as another option"),
         ("max-num-seqs = 4", "trust-remote-code = true", "trust-remote-code cannot be set by a recipe"),
+        *(
+            ("max-num-seqs = 4", f"speculative-config = {{ {inner} }}", f"speculative-config: {says}")
+            for inner, says in (
+                (
+                    'method = "custom_class", model = "os.system"',
+                    "its method must be said, and none that loads",
+                ),
+                ('model = "os.system"', "its method must be said"),
+                ('method = "draft_model", model = "/etc/passwd"', "its model '/etc/passwd' is not a name"),
+                (
+                    'method = "mtp", code_revision = "main"',
+                    "code_revision of it is none that a recipe may set",
+                ),
+                (
+                    'method = "mtp", draft_load_config = { load_format = "pt" }',
+                    "draft_load_config of it is none",
+                ),
+            )
+        ),
+        ("max-num-seqs = 4", 'speculative-config = "{}"', "speculative-config: it is no table"),
         ("max-model-len = 1024", "max-model-len = 0", "max-model-len: '0' is not a number of tokens"),
         ("max-model-len = 1024", "max-model-len = true", "is not a number of tokens"),
         ("memory-gb = 64", "memory-gb = 80", "memory-gb: 80 is not one of 64, 128"),

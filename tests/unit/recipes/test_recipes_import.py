@@ -176,6 +176,24 @@ def test_values_that_toml_writes_in_another_way(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     [
+        """--speculative-config '{"method": "custom_class", "model": "a.b.C"}'""",
+        """--speculative-config '{"method": "mtp", "draft_load_config": {"load_format": "pt"}}'""",
+        "--speculative-config.method custom_class --speculative-config.model a.b.C",
+        "--reasoning-parser=--trust-remote-code",
+    ],
+)
+def test_what_loads_code_within_an_option_stays_behind(tmp_path: Path, words: str) -> None:
+    command = f"  vllm serve org/name {words} --seed 7\n"
+    recipe, left = made(
+        tmp_path, EUGR[: EUGR.index("  vllm serve")] + command.replace("{", "{{").replace("}", "}}")
+    )
+    assert recipe.serve == {"seed": 7}
+    assert any(line.startswith(words.partition(" ")[0].partition("=")[0].partition(".")[0]) for line in left)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
         "--tool-parser-plugin /tmp/code.py",
         "--middleware some.Module",
         "--logits-processors some:Thing",

@@ -50,6 +50,21 @@ def test_our_engine_is_on_where_it_can_run(
         assert ("GB10_KERNELS is not set" in said) is not on
 
 
+def test_a_forked_engine_says_its_mode_too(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The routing is read from the log, and the server's process may say it where nobody listens."""
+    folder = tmp_path_factory.mktemp("kernels")
+    (folder / "libgb10_kernels.so").touch()
+    status, said = python(
+        PRETEND + "pretend((12, 1))\nlogging.disable(logging.ERROR)\nplugin.register()\n"
+        "logging.disable(logging.NOTSET)\nimport multiprocessing\n"
+        "child = multiprocessing.get_context('fork').Process(target=print, args=('forked',))\n"
+        "child.start()\nchild.join()\nassert child.exitcode == 0\n",
+        GB10_KERNELS=str(folder),
+    )
+    assert status == 0, said
+    assert said.count("gb10: engine gb10, dense fp8, head fp8") == 1, said
+
+
 def test_asking_for_it_where_it_cannot_run_is_one_line() -> None:
     status, said = python(
         PRETEND + "pretend((8, 9))\nplugin.register()", GB10_ENGINE="gb10", GB10_KERNELS="/nowhere"

@@ -59,9 +59,9 @@ def cache_folder(environment: Mapping[str, str]) -> Path:
 class _Bytes:
     """Bytes in memory, as `gb10.download.transfer` fills them. ``parts``: whether ranges are needed."""
 
-    def __init__(self, label: str, *, parts: bool) -> None:
+    def __init__(self, label: str, most: int, *, parts: bool) -> None:
         self.bytes = bytearray()
-        self._label, self._parts = label, parts
+        self._label, self._most, self._parts = label, most, parts
 
     @property
     def have(self) -> int:
@@ -69,6 +69,10 @@ class _Bytes:
 
     def write(self, data: bytes) -> None:
         self.bytes += data
+        if not self._parts and len(self.bytes) > self._most:
+            raise UserError(
+                f"model {self._label}: {hub()} sends more than the file has; take another HF_ENDPOINT"
+            )
 
     def restart(self) -> None:
         if self._parts:
@@ -81,7 +85,7 @@ class _Bytes:
 
 def _range(name: str, commit: str, file: str, first: int, count: int, *, whole: bool = False) -> bytes:
     """``count`` bytes of a file from ``first``; a connection that breaks is taken up where it was."""
-    got = _Bytes(name, parts=not whole)
+    got = _Bytes(name, count, parts=not whole)
     transfer.receive(transfer.Span(name, commit, file, first, count, whole), got, time.sleep)
     return bytes(got.bytes[:count])
 

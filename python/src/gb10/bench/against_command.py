@@ -47,8 +47,9 @@ def run(
     """
     plan = options.plan(texts, concurrency, tokens, long, repeats, chat, Limits(gap_limit, request_limit))
     report.outputs(None, html, None)
-    for name in ("a.json", "b.json") if out is not None else ():
-        check_writable(Path(out, name), "--out")
+    if out is not None:
+        for name in ("a.json", "b.json"):
+            check_writable(out / name, "--out")
     servers = [against.server("A", against_command), against.server("B", ours)]
     load.prepare()
     with tempfile.TemporaryDirectory(prefix="gb10-bench-") as scratch:

@@ -20,6 +20,13 @@ class Outputs:
     html: Path | None
     others: tuple[tuple[str, Path], ...]
 
+    @property
+    def files(self) -> list[Path]:
+        """All of them."""
+        return [
+            path for path in (self.json, self.html, *(path for _, path in self.others)) if path is not None
+        ]
+
 
 def outputs(json: Path | None, html: Path | None, others: Sequence[str] | None) -> Outputs:
     """Of the options. Raises UserError for what could not be written after a long measurement."""
@@ -31,14 +38,14 @@ def outputs(json: Path | None, html: Path | None, others: Sequence[str] | None) 
                 f"--format {word!r} is not NAME=FILE with a name of: {', '.join(formats.WRITERS)}"
             )
         found.append((name, Path(file)))
-    files = [path for path in (json, html, *(path for _, path in found)) if path is not None]
-    for path in files:
+    wanted = Outputs(json, html, tuple(found))
+    for path in wanted.files:
         check_writable(path)
-        if files.count(path) > 1:
+        if wanted.files.count(path) > 1:
             raise UserError(f"{path} is asked for twice; give each a file of its own")
     if html is not None:
         plots.check()
-    return Outputs(json, html, tuple(found))
+    return wanted
 
 
 def write(result: Result, wanted: Outputs, reads: Reads | None) -> None:

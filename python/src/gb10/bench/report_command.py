@@ -6,6 +6,7 @@ from typing import Annotated
 from typer import Argument
 
 from gb10.bench import options, report, results, table
+from gb10.errors import UserError
 
 
 def run(
@@ -19,6 +20,8 @@ def run(
     reads = options.reads(bytes_per_token, bandwidth)
     wanted = report.outputs(None, html, formats)
     result = results.load(file)
+    if file.resolve() in {one.resolve() for one in wanted.files}:
+        raise UserError(f"{file} is what is read; give the report another place")
     reads = reads or table.kept(result)
     print(table.render(result, reads), end="")
     report.write(result, wanted, reads)

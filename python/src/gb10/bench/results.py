@@ -263,6 +263,8 @@ def _result(content: Mapping[str, Any]) -> Result:
 def _point(content: Mapping[str, Any]) -> Point:
     repeats = tuple(map(_repeat, content["repeats"]))
     text, concurrency, tokens = content["text"], content["concurrency"], content["output_tokens"]
+    if any(request.output_tokens != tokens for repeat in repeats for request in repeat.requests):
+        raise ValueError("its answers have other lengths than the point")
     if not repeats or not isinstance(text, str):
         raise ValueError("a point has no name or no repeats")
     return Point(text, _whole(concurrency), _whole(tokens), repeats)
@@ -296,9 +298,13 @@ def _whole(value: Any) -> int:
     return value
 
 
+_MOST = 1e15
+"""Seconds, tokens, watts: what is more is damage."""
+
+
 def _numbers(values: Iterable[Any]) -> list[float]:
     found = list(values)
     for value in found:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < _MOST:
             raise ValueError(f"{value!r} is not a number")
     return [float(value) for value in found]

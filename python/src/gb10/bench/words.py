@@ -3,11 +3,18 @@
 import re
 from pathlib import Path
 
-_SECRET = re.compile(r"(--(?:api-key|hf-token)(?:=|\s+))('[^']*'|\"[^\"]*\"|[^\s'\"]+)")
+_VALUE = r"('[^']*'|\"[^\"]*\"|[^\s'\"]+)"
+_OPTIONS = re.compile(rf"(--(?:api-key|hf-token)(?:=|\s+)){_VALUE}")
+_VARIABLES = re.compile(
+    rf"(\b[A-Za-z0-9_]*(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)[A-Za-z0-9_]*=){_VALUE}", re.I
+)
 
 
 def told(command: str) -> str:
-    """The command without the values of --api-key and --hf-token, and with ~ for the home folder."""
+    """The command without the values of --api-key, --hf-token and of variables named like keys.
+
+    The home folder is ~.
+    """
     home = str(Path.home())
     shown = command.replace(home, "~") if len(home) > 1 else command
-    return _SECRET.sub(r"\1***", shown)
+    return _VARIABLES.sub(r"\1***", _OPTIONS.sub(r"\1***", shown))

@@ -80,13 +80,13 @@ def fetch_model(
             said += f"; {place.text(left)} that vLLM does not read stay there" if left else ""
             progress.say(said)
             progress.stage = "downloading"
-            try:
-                fetch.fetch(wanted, revision, lambda line: progress.say(f"  {line}"), progress.far)
-            except (KeyboardInterrupt, SystemExit):
-                progress.say("stopped; what was fetched is kept")
-                raise
-            finally:
-                progress.clear()
+        try:
+            fetch.fetch(wanted, revision, lambda line: progress.say(f"  {line}"), progress.far)
+        except (KeyboardInterrupt, SystemExit):
+            progress.say("stopped; what was fetched is kept")
+            raise
+        finally:
+            progress.clear()
     return wanted
 
 

@@ -134,7 +134,15 @@ def ask(name: str, revision: str | None, load_format: str = "auto", *, local: bo
 
 
 def check_room(wanted: Wanted) -> None:
-    """Raise UserError where the missing bytes do not fit on the disk of the cache."""
+    """Raise UserError where the missing bytes do not fit on the disk of the cache, or come by Xet alone."""
+    from huggingface_hub import constants
+
+    for file in wanted.missing:
+        if file.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
+            raise UserError(
+                f"model {wanted.name}: {file.name} has {text(file.size)}, which the hub gives by Xet alone; "
+                f"fetch it with: hf download {wanted.name} --revision {wanted.commit}"
+            )
     need = wanted.size - sum(wanted.present(file) for file in wanted.files)
     room = free(wanted.repo)
     if need and need + _ROOM > room:

@@ -106,13 +106,6 @@ def locked(repo: Path, digest: str, name: str, note: Note) -> Iterator[None]:
 
 def _append(place: Place, file: File, stop: threading.Event, note: Note) -> None:
     """Fetch what is missing of a file's bytes."""
-    from huggingface_hub import constants
-
-    if file.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
-        raise UserError(
-            f"model {place.name}: {file.name} has {text(file.size)}, which the hub gives by Xet alone; "
-            f"fetch it with: hf download {place.name}"
-        )
     part = place.part(file)
     part.parent.mkdir(parents=True, exist_ok=True)
     if part.exists() and part.stat().st_size > file.size:
@@ -151,11 +144,19 @@ def _named(place: Place, file: File, *, new: bool) -> None:
     _create_symlink(str(place.blob(file)), str(name), new_blob=new)
 
 
+def _is_right(place: Place, file: File, stop: threading.Event) -> bool:
+    """Whether bytes that are there are a file's. What has its name was compared when it got that."""
+    if place.blob(file).stat().st_size != file.size:
+        return False
+    named = has(place.snapshot / file.name, file.size)
+    return named or digest_of(place.blob(file), file.digest, stop) == file.digest
+
+
 def store(place: Place, file: File, stop: threading.Event, note: Note) -> Path:
     """Fetch a file, compare it, and give it its name; its path. Raises UserError, and what `told` tells."""
     part, blob = place.part(file), place.blob(file)
     with locked(place.repo, file.digest, file.name, note):
-        if blob.exists() and blob.stat().st_size != file.size:
+        if blob.exists() and not _is_right(place, file, stop):
             note(f"{file.name}: what was there of it was damaged; fetching it anew")
             blob.unlink()
         new = not blob.exists()

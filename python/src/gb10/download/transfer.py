@@ -97,6 +97,9 @@ def _once(span: Span, sink: Sink) -> None:
                 )
         for piece in answer.iter_bytes():
             sink.write(piece)
+            if sink.have >= span.count and not span.whole:
+                # An answer may have no end.
+                break
 
 
 def _seconds_to_wait(error: Exception, tried: int, span: Span, note: Note) -> float:

@@ -4,14 +4,14 @@ Imports vLLM (seconds); nothing else here does.
 """
 
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any, get_args
 
-from vllm.config.speculative import SpeculativeConfig, SpeculativeMethod
+from vllm.config.speculative import SpeculativeMethod
 from vllm.model_executor.models.registry import ModelRegistry
 from vllm.reasoning import ReasoningParserManager
 from vllm.tool_parsers import ToolParserManager
 
+from gb10.checkpoint.formats import quiet
 from gb10.errors import UserError
 from gb10.recipes.choice import serve_arguments
 from gb10.recipes.recipe import Machine, Recipe
@@ -37,8 +37,6 @@ def _drafts(config: Any) -> Iterator[str]:
     if not isinstance(config, dict):
         yield "speculative-config is no table"
         return
-    known = {one.name for one in fields(SpeculativeConfig)}
-    yield from (f"speculative-config: vLLM has no {name}" for name in config if name not in known)
     method = config.get("method")
     if method not in _methods():
         yield f"speculative-config: vLLM has no method {method!r}"
@@ -63,6 +61,8 @@ def problems(recipe: Recipe, machine: Machine) -> Iterator[str]:
         known, several = launch.options()
         # As `gb10 serve` would: its own options are no matter for vLLM's parser.
         said = parse(serve_arguments(recipe, machine), {}, Vocabulary(known, several))
-        launch.prepare(["--model", recipe.model, *said.passed_on.tokens()], configure=False)
+        with quiet():
+            # It logs its own traceback beside the error.
+            launch.prepare(["--model", recipe.model, *said.passed_on.tokens()], configure=False)
     except UserError as error:
         yield str(error)

@@ -14,7 +14,7 @@ from typing import Any
 
 from gb10.errors import UserError
 from gb10.files import read_bytes
-from gb10.recipes.recipe import SIZES, forbidden
+from gb10.recipes.recipe import SIZES, forbidden, forbidden_within
 from gb10.serve.vllm_arguments import VllmArguments, option_name, with_dashes
 
 _LARGEST = 1 << 20
@@ -177,8 +177,12 @@ def _options(words: list[str], left: list[str]) -> dict[str, Any]:
             table[where[-1].replace("-", "_")] = _value(values)
         elif head.startswith("--no-"):
             found[key] = False
+        elif any(value.startswith("-") for value in values):
+            left.append(f"{shown}: its value would be read as another option")
         else:
             found[key] = _value(values)
+    refused = {key: why for key in found if (why := forbidden_within(key, found[key])) is not None}
+    left.extend(f"--{key} {_text(found.pop(key))}: {why}" for key, why in refused.items())
     return found
 
 

@@ -63,6 +63,35 @@ def forbidden(name: str) -> str | None:
     return None if name in ALLOWED or plain in ALLOWED else "it is none that a recipe may set; the user may"
 
 
+DRAFTS = frozenset(
+    (
+        *("method", "model", "revision", "num_speculative_tokens", "quantization", "max_model_len"),
+        *("draft_tensor_parallel_size", "parallel_drafting", "prompt_lookup_max", "prompt_lookup_min"),
+        *("rejection_sample_method", "attention_backend", "moe_backend", "enforce_eager"),
+    )
+)
+"""Of ``speculative-config``: what a recipe may have of it."""
+
+
+def forbidden_within(name: str, value: Any) -> str | None:
+    """Why a recipe must not have this value of an option that it may have; None where it may.
+
+    vLLM's ``speculative-config`` can name a class to import, and any folder and format to load drafts from.
+    """
+    if name != "speculative-config":
+        return None
+    if not isinstance(value, dict):
+        return "it is no table"
+    if odd := sorted(set(value) - DRAFTS):
+        return f"{odd[0]} of it is none that a recipe may set; the user may"
+    if value.get("method") in (None, "custom_class"):
+        return "its method must be said, and none that loads code of any name"
+    model = value.get("model")
+    if model is not None and not (isinstance(model, str) and _MODEL.fullmatch(model)):
+        return f"its model {_shown(model)} is not a name of the hub (org/name)"
+    return None
+
+
 SIZES = (64, 128)
 """Sparks, by their memory in GB as they are sold."""
 
@@ -195,6 +224,8 @@ def _options(table: _Table, key: str, default: Mapping[str, Any] | None = None) 
             )
         if (why := forbidden(name)) is not None:
             table.refuse(f"{key}: {name} cannot be set by a recipe: {why}")
+        if (why := forbidden_within(name, value)) is not None:
+            table.refuse(f"{key}: {name}: {why}")
         texts = [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, str)]
         if dashed := [part for part in texts if part.startswith("-")]:
             table.refuse(f"{key}: {name}: {_shown(dashed[0])} would be read as another option")

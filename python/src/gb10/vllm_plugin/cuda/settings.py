@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from multiprocessing import util
 from typing import TypeVar
 
 from gb10 import libraries
@@ -137,7 +138,10 @@ class CudaMode:
         if _of_process is None:
             why = unfit(_capability())
             _of_process = cls.from_env(why)
-            logger.info("gb10: %s", _of_process.line(why))
+            words = _of_process.line(why)
+            logger.info("gb10: %s", words)
+            # An engine that is forked has its mode already, and its log is read for the line.
+            util.register_after_fork(cls, lambda _: logger.info("gb10: %s", words))
         return _of_process
 
     def line(self, unfit: str | None) -> str:
