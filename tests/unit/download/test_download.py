@@ -19,7 +19,7 @@ from hub_model import BESIDE, INDEX, LEFT_OUT, SIZES, environment
 from huggingface_hub import constants
 
 from gb10.cli import main
-from gb10.download import check, fetch, listing, plan, store, transfer
+from gb10.download import fetch, listing, plan, store, transfer
 from gb10.errors import UserError
 
 NAME = "org/name"
@@ -484,14 +484,14 @@ def test_check_of_what_cannot_be_read(
 ) -> None:
     assert download() == 0
     spoil(cache, "tokenizer.json")
-    real = check.digest_of
+    real = store.digest_of
 
     def torn(path: Path, *others: Any) -> str:
         if path.name == "model-1.safetensors":
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
         return real(path, *others)
 
-    monkeypatch.setattr(check, "digest_of", torn)
+    monkeypatch.setattr(store, "digest_of", torn)
     assert download("--check") == 1
     out = capsys.readouterr().out
     assert "model-1.safetensors cannot be read: input/output error" in out
@@ -628,7 +628,7 @@ def test_an_index_that_is_no_index_at_the_hub(
 
 def test_weights_wait_for_all_else(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed at any time, a model that lacks a file lacks weights."""
-    real, seen = fetch.store, []
+    real, seen = store.store, []
 
     def slow(place: Any, file: listing.File, *others: Any) -> Path:
         if file.name == "tokenizer.json":
@@ -637,7 +637,7 @@ def test_weights_wait_for_all_else(hub: Hub, cache: Path, monkeypatch: pytest.Mo
             seen.append(sorted(path.name for path in snapshot(cache).iterdir() if path.name not in SIZES))
         return real(place, file, *others)
 
-    monkeypatch.setattr(fetch, "store", slow)
+    monkeypatch.setattr(store, "store", slow)
     assert download() == 0
     assert seen == [sorted(BESIDE)] * len(SIZES)
 
@@ -703,10 +703,10 @@ def test_what_nobody_thought_of_is_no_success(hub: Hub, cache: Path, monkeypatch
     def fail(*_: object) -> Path:
         raise RuntimeError("nobody thought of it")
 
-    monkeypatch.setattr(fetch, "store", fail)
+    monkeypatch.setattr(store, "store", fail)
     with pytest.raises(RuntimeError, match="nobody thought of it"):
         download()
-    monkeypatch.setattr(fetch, "store", lambda *_: Path("/"))
+    monkeypatch.setattr(store, "store", lambda *_: Path("/"))
     assert download() == 2
     assert not (cache / "models--org--name/refs/main").exists()
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from gb10.checkpoint.folder import inspect
 from gb10.checkpoint.headers import Incomplete
 from gb10.checkpoint.hub import interrupted
-from gb10.download import plan
+from gb10.download import plan, store
 from gb10.download.fetch import Show
 from gb10.download.listing import DIGEST
 from gb10.download.place import text
-from gb10.download.store import digest_of, locked
 from gb10.download.told import told
 from gb10.download.transfer import Note
 from gb10.errors import UserError
@@ -100,7 +99,7 @@ def _ours(repo: Path, digest: str, note: Note) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         # Who cannot write there fetches nothing there, and neither does this process.
         with contextlib.suppress(OSError):
-            stack.enter_context(locked(repo, digest, digest[:12], note))
+            stack.enter_context(store.locked(repo, digest, digest[:12], note))
         yield
 
 
@@ -108,7 +107,7 @@ def _take_out(entry: _Entry, repo: Path, note: Note) -> bool:
     """Take a damaged file out of the cache; False where somebody mended it meanwhile. Raises OSError."""
     with _ours(repo, entry.digest, note):
         blob = entry.path.resolve()
-        if digest_of(blob, entry.digest) == entry.digest:
+        if store.digest_of(blob, entry.digest) == entry.digest:
             return False
         # The name first: without it the file is missing, whatever else fails.
         entry.path.unlink()
@@ -155,7 +154,7 @@ def compare(model: str, snapshot: Path, wanted: plan.Wanted | None, note: Note, 
 
 def _one(entry: _Entry, repo: Path, found: Found, note: Note, seen: Callable[[int], None]) -> None:
     try:
-        right = digest_of(entry.path, entry.digest, threading.Event(), seen) == entry.digest
+        right = store.digest_of(entry.path, entry.digest, threading.Event(), seen) == entry.digest
     except OSError as error:
         found.unread.append(entry.name)
         note(f"{entry.name} cannot be read: {(error.strerror or str(error)).lower()}")

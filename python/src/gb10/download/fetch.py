@@ -7,10 +7,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from gb10.download import store
 from gb10.download.listing import File
 from gb10.download.place import text
 from gb10.download.plan import Wanted, is_weights
-from gb10.download.store import StoppedError, store
 from gb10.download.told import told
 from gb10.download.transfer import Note
 from gb10.errors import UserError
@@ -45,13 +45,13 @@ def _at_once(
     failed: list[Exception] = []
 
     def work() -> None:
-        with contextlib.suppress(queue.Empty, StoppedError):
+        with contextlib.suppress(queue.Empty, store.StoppedError):
             while not stop.is_set():
                 file = todo.get_nowait()
                 try:
                     with told(wanted.name, revision):
-                        store(wanted, file, stop, note)
-                except StoppedError:
+                        store.store(wanted, file, stop, note)
+                except store.StoppedError:
                     raise
                 except Exception as error:  # raised again by the thread that waits
                     failed.append(error)
