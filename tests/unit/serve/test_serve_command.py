@@ -350,6 +350,25 @@ def test_gpu_defaults(plan: Plan) -> None:
     assert value(plan(["--gpu-memory-util", "0.4"], [GB10], name="m"), "--gpu-memory-utilization") == "0.4"
 
 
+@pytest.mark.parametrize(
+    ("argv", "most", "noted"), [([], "2048", True), (["--max-model-len", "16"], "16", False)]
+)
+def test_a_recipe_for_a_longer_model(
+    make_checkpoint: Make,
+    clean_environment: pytest.MonkeyPatch,
+    argv: list[str],
+    most: str,
+    noted: bool,
+) -> None:
+    """Its context was written for another model; what the user says counts as ever."""
+    clean_environment.setattr(memory, "available", lambda: memory.Available(64 * GIB, "MemAvailable"))
+    folder = str(make_checkpoint(tensors=WITH_MTP))
+    given = parse([folder, "--recipe", "qwen3-coder-next", *argv], {}, memory=lambda: 120 * GIB)
+    found = command.build(given, locate(folder), (), flashinfer=True)
+    assert value(found, "--max-model-len") == most
+    assert ("all that this model has" in "".join(found.notes)) == noted
+
+
 def test_discrete_gpu_that_is_too_small(plan: Plan) -> None:
     small = Gpu("small", (9, 0), GIB, unified=False)
     with pytest.raises(UserError, match=r"not enough memory: .*0\.92 of small.*--tensor-parallel-size"):

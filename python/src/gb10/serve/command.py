@@ -376,6 +376,16 @@ def _check_ranks(settings: Settings, gpus: Sequence[Gpu]) -> None:
         )
 
 
+def _context_of_the_model(settings: Settings, checkpoint: Checkpoint) -> list[str]:
+    """Take a model's own context where a recipe that was written for another has a longer one; a note."""
+    asked, most, origins = settings.max_model_len, checkpoint.max_tokens, settings.origins
+    of_recipe = origins.get("max_model_len") is Origin.RECIPE and origins.get("model") is not Origin.RECIPE
+    if not of_recipe or not isinstance(asked, int) or most is None or asked <= most:
+        return []
+    settings.max_model_len, origins["max_model_len"] = most, Origin.MACHINE
+    return [f"context {most}, all that this model has; the recipe has {asked}, for its own model"]
+
+
 def _keep_chunked_prefill(settings: Settings, checkpoint: Checkpoint) -> list[str]:
     """Leave out ``--no-enable-chunked-prefill`` where vLLM would end over it; a note that says so.
 
@@ -426,6 +436,7 @@ def build(
     free = free or memory.available()
     settings.settle(Origin.DEFAULT, served_model_name="gb10-demo" if demo else checkpoint.label)
     notes = [*settings.notes, *engine_notes, *draft_notes, *_keep_chunked_prefill(settings, checkpoint)]
+    notes += _context_of_the_model(settings, checkpoint)
     if gpus:
         notes += budget.on_gpu(settings, checkpoint, target, gpus, free)
         _gpu_start(settings)
