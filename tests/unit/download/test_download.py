@@ -680,6 +680,16 @@ def test_bytes_that_another_left_without_a_name_are_compared(
     whole(cache, origin)
 
 
+def test_a_part_may_get_its_name_while_it_is_counted(
+    hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that shows how far it is looks at files that others rename."""
+    monkeypatch.setattr(fetch, "_POLL", 0.0)
+    for _ in range(5):
+        assert download() == 0
+        shutil.rmtree(cache)
+
+
 def test_a_branch_that_moves_to_what_is_there(hub: Hub, cache: Path, origin: Path) -> None:
     assert download() == 0
     (cache / "models--org--name/refs/main").write_text("b" * 40)

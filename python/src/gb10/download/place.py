@@ -1,6 +1,7 @@
 """Where a model's files lie in the hub's cache, as huggingface_hub lays it out."""
 
 import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +33,7 @@ class Place:
         """How many of a file's bytes are there."""
         if any(has(path, file.size) for path in (self.snapshot / file.name, self.blob(file))):
             return file.size
-        part = self.part(file)
-        return min(part.stat().st_size, file.size) if part.is_file() else 0
+        return min(max(_bytes(self.part(file)), 0), file.size)
 
 
 def of(name: str, commit: str) -> Place:
@@ -43,9 +43,18 @@ def of(name: str, commit: str) -> Place:
     return Place(name, commit, Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}")
 
 
+def _bytes(path: Path) -> int:
+    """The size of a file, -1 where none is: another thread or process may take it away at any time."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return -1
+    return found.st_size if stat.S_ISREG(found.st_mode) else -1
+
+
 def has(path: Path, size: int) -> bool:
     """Whether a file is there, with this many bytes."""
-    return path.is_file() and path.stat().st_size == size
+    return _bytes(path) == size
 
 
 def text(size: int) -> str:
