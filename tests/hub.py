@@ -33,7 +33,8 @@ class Hub:
         content_range: What it says which part a part is, where that is not empty.
         etag: What it says that every file is, where that is not empty.
         short: After how many bytes each of the next answers for weights ends, as if that were all of it.
-        headers: More headers of the answers in ``failures``.
+        lists: Statuses of the next answers for the list of files; taken from the front.
+        headers: More headers of the answers in ``failures`` and ``lists``.
         damaged: Names of files whose bytes come wrong, each once for every time that it is in the list.
     """
 
@@ -54,6 +55,7 @@ class Hub:
         self.content_range, self.etag = "", ""
         self.short: list[int] = []
         self.headers: dict[str, str] = {}
+        self.lists: list[int] = []
         self._lock = threading.Lock()
         hub = self
 
@@ -90,6 +92,8 @@ class Hub:
             self._send(to, 200, b"")
         elif self.status:
             self._send(to, self.status, b"{}", {"X-Error-Code": self.code})
+        elif path.startswith("/api/models/org/name") and self.lists:
+            self._send(to, self.lists.pop(0), b"{}", self.headers)
         elif re.fullmatch(rf"/api/models/org/name(/revision/(main|{COMMIT}))?", path):
             self._send(to, 200, json.dumps(self._info()).encode())
         elif path.startswith("/api/"):

@@ -599,6 +599,30 @@ def test_a_hub_that_asks_to_wait(
     whole(cache, origin)
 
 
+def test_a_list_that_is_late(
+    hub: Hub, cache: Path, origin: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(transfer, "PAUSE", 0.01)
+    hub.lists, hub.headers = [503, 429], {"Retry-After": "1"}
+    assert download() == 0
+    assert (
+        f"the list of its files: {hub.endpoint} answered 429 and asks to wait 1 s" in capsys.readouterr().out
+    )
+    whole(cache, origin)
+    hub.lists, hub.headers = [503] * 20, {}
+    assert download() == 2
+    assert "answered 503; check HF_ENDPOINT" in error(capsys)
+    assert len(hub.lists) == 20 - transfer.TRIES - 1
+
+
+def test_a_file_that_is_listed_and_not_there(
+    hub: Hub, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.failures = [404] * 10
+    assert download() == 2
+    assert re.search(r"answered 404 for model-\d.safetensors; check HF_ENDPOINT", error(capsys))
+
+
 def test_a_hub_that_asks_to_wait_for_years(hub: Hub, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hub.failures, hub.headers = [429] * 9, {"RateLimit": '"api";r=0;t=99999999'}
     assert download() == 2

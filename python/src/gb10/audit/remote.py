@@ -149,7 +149,7 @@ def fetch_headers(name: str, revision: str | None, folder: Path, note: Note = la
             fetched until then stays, each file whole.
     """
     with quiet(), told(name, revision):
-        commit, names = listing(name, revision)
+        commit, names = listing(name, revision, note)
         weights = [one for one in names.values() if one.name.endswith(_WEIGHTS) and "/" not in one.name]
         if "config.json" not in names:
             raise UserError(f"model {name} has no config.json; it is not a model that vLLM serves")

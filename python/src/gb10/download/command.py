@@ -68,7 +68,7 @@ def fetch_model(
     with _ended_by_signals(ended), quiet(), told(model, revision):
         progress.stage = f"asking the hub for {model}"
         progress.beat()
-        wanted = plan.ask(model, revision, load_format)
+        wanted = plan.ask(model, revision, load_format, note=progress.say)
         progress.clear()
         plan.check_room(wanted)
         present = sum(wanted.present(file) for file in wanted.files)

@@ -49,7 +49,7 @@ def _at_once(
             while not stop.is_set():
                 file = todo.get_nowait()
                 try:
-                    with told(wanted.name, revision):
+                    with told(wanted.name, revision, file.name):
                         store.store(wanted, file, stop, note)
                 except store.StoppedError:
                     raise

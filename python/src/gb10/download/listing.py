@@ -1,10 +1,13 @@
 """The files that the hub lists of a model: names that stay in a folder, sizes and digests that can be."""
 
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from gb10.download import transfer
 from gb10.download.told import hub
+from gb10.download.transfer import Note
 from gb10.errors import UserError
 
 DIGEST = "[0-9a-f]{40}|[0-9a-f]{64}"
@@ -36,15 +39,20 @@ def checked(model: str, name: str, size: int, digest: str) -> File:
     return File(name, size, digest)
 
 
-def listing(model: str, revision: str | None) -> tuple[str, dict[str, File]]:
-    """The commit of a revision, and its files by name.
+def listing(model: str, revision: str | None, note: Note = lambda _: None) -> tuple[str, dict[str, File]]:
+    """The commit of a revision, and its files by name. ``note`` gets a line where the hub asks to wait.
 
     Raises UserError for an answer that is no hub's, and what huggingface_hub raises (`told`).
     """
     from huggingface_hub import HfApi
 
     try:
-        info = HfApi().model_info(model, revision=revision, files_metadata=True, timeout=_PATIENCE)
+        info = transfer.asked(
+            transfer.Span(model, revision or "main", "the list of its files", 0, 0),
+            lambda: HfApi().model_info(model, revision=revision, files_metadata=True, timeout=_PATIENCE),
+            time.sleep,
+            note,
+        )
         found = [
             (
                 str(one.rfilename),

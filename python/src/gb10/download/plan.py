@@ -10,6 +10,7 @@ from gb10.download.listing import File, listing
 from gb10.download.place import Place, free, has, text
 from gb10.download.place import of as at
 from gb10.download.store import store
+from gb10.download.transfer import Note
 from gb10.errors import UserError
 from gb10.files import read_json
 
@@ -93,13 +94,20 @@ def indexed(name: str, index: Path) -> set[str]:
         raise UserError(f"model {name}: {INDEX} is damaged; take another revision") from None
 
 
-def ask(name: str, revision: str | None, load_format: str = "auto", *, local: bool = False) -> Wanted:
+def ask(
+    name: str,
+    revision: str | None,
+    load_format: str = "auto",
+    *,
+    local: bool = False,
+    note: Note = lambda _: None,
+) -> Wanted:
     """Ask the hub what a model has. Raises UserError, and what huggingface_hub raises (`told`).
 
     The safetensors index is fetched, if it is not there; with ``local`` nothing is, and without it all
-    files of weights count.
+    files of weights count. ``note`` gets a line where that takes longer.
     """
-    commit, there = listing(name, revision)
+    commit, there = listing(name, revision, note)
     place = at(name, commit)
     if "config.json" not in there:
         raise UserError(f"model {name} has no config.json; it is not a model that vLLM serves")
@@ -107,7 +115,7 @@ def ask(name: str, revision: str | None, load_format: str = "auto", *, local: bo
     if INDEX in there:
         path = place.snapshot / INDEX
         if not local and not has(path, there[INDEX].size):
-            path = store(place, there[INDEX], threading.Event(), lambda _: None)
+            path = store(place, there[INDEX], threading.Event(), note)
         if path.is_file():
             named = indexed(name, path)
     chosen = weights(there, named, load_format)

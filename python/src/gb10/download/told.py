@@ -19,8 +19,8 @@ class LostError(UserError):
 
 
 @contextmanager
-def told(name: str, revision: str | None) -> Iterator[None]:
-    """Raise a UserError for what of the hub's fails in this block, about the model ``name``."""
+def told(name: str, revision: str | None, file: str = "") -> Iterator[None]:
+    """Raise a UserError for what of the hub's fails in this block, about a model, or its ``file``."""
     from huggingface_hub import errors
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined, unused-ignore]
 
@@ -44,7 +44,8 @@ def told(name: str, revision: str | None) -> Iterator[None]:
         status = error.response.status_code if error.response is not None else "no answer"
         look = "check HF_TOKEN" if status in (401, 403) else "check HF_ENDPOINT, or try again"
         kind = LostError if status in (429, 500, 502, 503, 504) else UserError
-        raise kind(f"model {name}: {hub()} answered {status}; {look}") from None
+        of = f" for {file}" if file else ""
+        raise kind(f"model {name}: {hub()} answered {status}{of}; {look}") from None
     except (httpx.HTTPError, OSError, errors.LocalEntryNotFoundError) as error:
         if isinstance(error, OSError) and error.filename is not None:
             raise UserError(f"cannot write {error.filename}: {error.strerror or error}") from None

@@ -8,7 +8,7 @@ any part for the one that it asked for.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from gb10.download.told import hub
 from gb10.errors import UserError
@@ -17,6 +17,8 @@ TRIES, PAUSE = 5, 0.5
 """How often bytes are asked for again while none come; seconds before that, doubled each time."""
 _LONGEST = 300
 """Seconds that a server may ask to wait (429, 503)."""
+
+T = TypeVar("T")
 
 Note = Callable[[str], None]
 """Takes a line for the user."""
@@ -123,6 +125,18 @@ def _seconds_to_wait(error: Exception, tried: int, span: Span, note: Note) -> fl
     if asked > pause:
         note(f"{span.name}: {hub()} answered {status} and asks to wait {asked:.0f} s")
     return max(asked, pause)
+
+
+def asked(span: Span, question: Callable[[], T], wait: Callable[[float], None], note: Note) -> T:
+    """The answer to one request; asked again as `receive` does, but not where nobody answers."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for tried in range(1, TRIES + 1):
+        try:
+            return question()
+        except HfHubHTTPError as error:
+            wait(_seconds_to_wait(error, tried, span, note))
+    return question()
 
 
 class ShortError(OSError):
