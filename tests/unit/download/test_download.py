@@ -18,6 +18,7 @@ from hub import COMMIT, Hub
 from hub_model import BESIDE, INDEX, LEFT_OUT, SIZES, environment
 from huggingface_hub import constants
 
+from gb10.checkpoint.hub import interrupted
 from gb10.cli import main
 from gb10.download import fetch, listing, plan, store, transfer
 from gb10.errors import UserError
@@ -40,7 +41,7 @@ def whole(cache: Path, origin: Path) -> None:
     assert there == sorted([*SIZES, *BESIDE])
     for name in there:
         assert (snapshot(cache) / name).read_bytes() == (origin / name).read_bytes()
-    assert list(cache.rglob("*.incomplete")) == []
+    assert not [*cache.rglob("*.incomplete"), *cache.rglob("*.part")]
     assert (cache / "models--org--name/refs/main").read_text() == COMMIT
 
 
@@ -90,14 +91,14 @@ def test_what_was_ended_goes_on_where_it_was(hub: Hub, cache: Path, origin: Path
     with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as process:
         until = time.monotonic() + 60
         blobs = cache / "models--org--name/blobs"
-        while sum(path.stat().st_size for path in blobs.glob("*.incomplete")) < 200_000:
+        while sum(path.stat().st_size for path in blobs.glob("*.part")) < 200_000:
             assert process.poll() is None and time.monotonic() < until
             time.sleep(0.01)
         process.send_signal(number)
         out, _ = process.communicate(timeout=30)
     assert process.returncode == (130 if number == signal.SIGINT else -9)
     assert ("stopped; what was fetched is kept" in out) == (number == signal.SIGINT)
-    kept = sum(path.stat().st_size for path in blobs.glob("*.incomplete"))
+    kept = sum(path.stat().st_size for path in blobs.glob("*.part"))
     assert kept >= 200_000
     assert not any((snapshot(cache) / name).exists() for name in SIZES)
     assert not (cache / "models--org--name/refs/main").exists()
@@ -170,8 +171,15 @@ def test_a_file_that_was_cut_short_is_fetched_anew(hub: Hub, cache: Path, origin
     ],
 )
 def test_the_hub_refuses(
-    hub: Hub, cache: Path, status: int, code: str, said: str, capsys: pytest.CaptureFixture[str]
+    hub: Hub,
+    cache: Path,
+    status: int,
+    code: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(transfer, "PAUSE", 0.01)
     hub.status, hub.code = status, code
     assert download() == 2
     assert re.search(said, error(capsys))
@@ -436,6 +444,28 @@ def test_check_of_a_download_that_was_ended(
     assert "a download of it was interrupted" in capsys.readouterr().out
 
 
+def test_a_part_of_another_commit_hides_nothing(
+    hub: Hub, cache: Path, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays, to be gone on with; what is there is whole all the same."""
+    assert download() == 0
+    part = cache / "models--org--name/blobs" / f"{'b' * 64}.part"
+    part.write_bytes(b"half")
+    assert download() == 0
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", not asked)
+    assert download("--check") == 0
+    assert not interrupted(cache / "models--org--name")
+    assert part.exists()
+
+
+def test_a_part_that_is_no_file(hub: Hub, cache: Path, origin: Path) -> None:
+    wanted = plan.ask(NAME, None)
+    (file,) = (one for one in wanted.files if one.name == "model-2.safetensors")
+    os.mkfifo(wanted.part(file))
+    assert download() == 0
+    whole(cache, origin)
+
+
 def test_check_of_a_name_that_leads_to_another_file(
     hub: Hub, cache: Path, origin: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -531,6 +561,17 @@ def test_check_of_what_has_no_digests(cache: Path, hub: Hub, capsys: pytest.Capt
     hub.close()
     assert download("--check") == 2
     assert "cannot be compared" in error(capsys)
+
+
+@pytest.mark.parametrize("name", ["HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"])
+@pytest.mark.parametrize("value", ["abc", "-1", "0", "1.5"])
+def test_seconds_that_are_none(name: str, value: str) -> None:
+    program = [sys.executable, "-m", "gb10", "download", NAME]
+    done = subprocess.run(program, env=environment() | {name: value}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"gb10: error: {name}={value!r} is not a whole number of seconds above 0; unset it\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -825,7 +866,7 @@ def test_more_than_a_file_has_is_not_written(
     hub.longer = 5_000_000
     assert download() == 2
     assert re.search(r"sends more of model-\d.safetensors than its \d+ bytes", error(capsys))
-    assert sum(path.stat().st_size for path in cache.rglob("*.incomplete")) < WEIGHTS
+    assert sum(path.stat().st_size for path in cache.rglob("*.part")) < WEIGHTS
     hub.longer = 0
     assert download() == 0
     whole(cache, origin)

@@ -5,6 +5,7 @@ HF_HUB_OFFLINE, HF_ENDPOINT, ...) count. It takes half a second to import, so th
 """
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -20,9 +21,18 @@ _PATIENCE = 30.0
 """Seconds for config.json."""
 
 
+_SECONDS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")
+
+
 def is_name(model: str) -> bool:
-    """Whether a model of the hub can have this name. Raises UserError where HF_ENDPOINT is no address."""
-    # huggingface_hub cannot even be imported with some of those.
+    """Whether a model of the hub can have this name.
+
+    Raises UserError for variables with which huggingface_hub cannot even be imported, or asks nobody.
+    """
+    for name in _SECONDS:
+        value = os.environ.get(name)
+        if value and not re.fullmatch("[1-9][0-9]{0,8}", value):
+            raise UserError(f"{name}={value!r} is not a whole number of seconds above 0; unset it")
     endpoint = os.environ.get("HF_ENDPOINT")
     try:
         parts = urlsplit(endpoint or "https://x")

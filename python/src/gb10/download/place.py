@@ -26,8 +26,13 @@ class Place:
         return self.repo / "blobs" / file.digest
 
     def part(self, file: File) -> Path:
-        """Where they are until then."""
-        return self.repo / "blobs" / f"{file.digest}.incomplete"
+        """Where they are until then.
+
+        Not ``.incomplete``, as huggingface_hub names its own: with one of those a model never counts as whole
+        (`gb10.checkpoint.hub`), and this may be of another commit. What is fetched here lacks weights until
+        it is whole.
+        """
+        return self.repo / "blobs" / f"{file.digest}.part"
 
     def present(self, file: File) -> int:
         """How many of a file's bytes are there."""

@@ -108,7 +108,7 @@ def _append(place: Place, file: File, stop: threading.Event, note: Note) -> None
     """Fetch what is missing of a file's bytes."""
     part = place.part(file)
     part.parent.mkdir(parents=True, exist_ok=True)
-    if part.exists() and part.stat().st_size > file.size:
+    if part.exists() and not (part.is_file() and part.stat().st_size <= file.size):
         part.unlink()
 
     def wait(seconds: float) -> None:
