@@ -458,6 +458,19 @@ def test_a_part_of_another_commit_hides_nothing(
     assert part.exists()
 
 
+def test_a_whole_model_in_a_cache_that_is_read_only(
+    hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert download() == 0
+
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    for name in ("mkdir", "unlink", "rename", "write_text", "touch"):
+        monkeypatch.setattr(Path, name, refuse)
+    assert download() == 0
+
+
 def test_a_part_that_is_no_file(hub: Hub, cache: Path, origin: Path) -> None:
     wanted = plan.ask(NAME, None)
     (file,) = (one for one in wanted.files if one.name == "model-2.safetensors")

@@ -100,9 +100,10 @@ def fetch(wanted: Wanted, revision: str | None, note: Note, show: Show) -> None:
             f"model {wanted.name}: {lacking[0].name} was fetched and is not in {wanted.snapshot}; "
             "does another program clear that cache?"
         )
-    if (revision or "main") != wanted.commit:
+    ref = wanted.repo / "refs" / (revision or "main")
+    if ref.name != wanted.commit and not (ref.is_file() and ref.read_text() == wanted.commit):
         # Last: what was not fetched to its end is no branch's state.
-        with replacing(wanted.repo / "refs" / (revision or "main")) as part:
+        with replacing(ref) as part:
             part.write_text(wanted.commit)
     _sweep(wanted)
 
