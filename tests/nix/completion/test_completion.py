@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -97,26 +98,32 @@ def _until(terminal: int, end: str) -> str:
     return seen
 
 
-def zsh(scripts: Path, home: Path, words: Sequence[str]) -> list[str]:
-    """The words that zsh makes of ``words`` after a TAB, where there is one choice."""
+@contextmanager
+def terminal(command: Sequence[str], home: Path) -> Iterator[int]:
+    """A shell on a terminal of its own, in ``home``: the end that types and reads."""
     ours, theirs = pty.openpty()
-    folder = scripts / words[0] / "share/zsh/site-functions"
     with subprocess.Popen(
-        ["zsh", "-f", "-i"], stdin=theirs, stdout=theirs, stderr=theirs, env=environment(home), cwd=home
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment(home), cwd=home
     ) as shell:
         os.close(theirs)
-
         try:
-            start = f"PS1=; fpath=({folder} $fpath); autoload -U compinit; compinit -u -D; print REA''DY\n"
-            os.write(ours, start.encode())
-            _until(ours, "READY\r\n")
-            os.write(ours, f"{' '.join(words)}\t".encode())
-            time.sleep(2)
-            os.write(ours, b"\x01print -r -- WO''RDS \x05 EN''D\n")
-            return _until(ours, " END\r\n").rpartition("WORDS ")[2].partition(" END")[0].split()
+            yield ours
         finally:
             shell.kill()
             os.close(ours)
+
+
+def zsh(scripts: Path, home: Path, words: Sequence[str]) -> list[str]:
+    """The words that zsh makes of ``words`` after a TAB, where there is one choice."""
+    folder = scripts / words[0] / "share/zsh/site-functions"
+    with terminal(["zsh", "-f", "-i"], home) as ours:
+        start = f"PS1=; fpath=({folder} $fpath); autoload -U compinit; compinit -u -D; print REA''DY\n"
+        os.write(ours, start.encode())
+        _until(ours, "READY\r\n")
+        os.write(ours, f"{' '.join(words)}\t".encode())
+        time.sleep(2)
+        os.write(ours, b"\x01print -r -- WO''RDS \x05 EN''D\n")
+        return _until(ours, " END\r\n").rpartition("WORDS ")[2].partition(" END")[0].split()
 
 
 SHELLS = {"bash": bash, "fish": fish, "zsh": zsh}
@@ -154,31 +161,17 @@ def test_a_tab_runs_nothing(scripts: Path, home: Path, shell: str) -> None:
 @pytest.mark.parametrize("folder", ["x$(touch RAN)", "x;touch RAN", "x`touch RAN`", "x y"])
 def test_bash_quotes_what_it_inserts(scripts: Path, home: Path, folder: str) -> None:
     """In a line that is edited: a checkpoint's folder may be named like a command."""
-    shell = os.environ.get("GB10_BASH", "bash")
+    (home / folder).mkdir()
     for command in ("serve", "audit"):
-        (home / folder).mkdir(exist_ok=True)
         script = scripts / command / "share/bash-completion/completions" / command
-        ours, theirs = pty.openpty()
-        with subprocess.Popen(
-            [shell, "--norc", "-i"],
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            env=environment(home),
-            cwd=home,
-        ) as process:
-            os.close(theirs)
-            try:
-                show = f'{command}() {{ printf "GOT<%s>" "$@"; echo; }}; source {script}; echo REA""DY\n'
-                os.write(ours, show.encode())
-                _until(ours, "READY\r\n")
-                os.write(ours, f"{command} x\t".encode())
-                time.sleep(1)
-                os.write(ours, b"\n")
-                assert f"GOT<{folder}" in _until(ours, ">\r\n"), folder
-            finally:
-                process.kill()
-                os.close(ours)
+        with terminal([os.environ.get("GB10_BASH", "bash"), "--norc", "-i"], home) as ours:
+            show = f'{command}() {{ printf "GOT<%s>" "$@"; echo; }}; source {script}; echo REA""DY\n'
+            os.write(ours, show.encode())
+            _until(ours, "READY\r\n")
+            os.write(ours, f"{command} x\t".encode())
+            time.sleep(1)
+            os.write(ours, b"\n")
+            assert f"GOT<{folder}" in _until(ours, ">\r\n"), folder
     assert not list(home.rglob("RAN"))
 
 
