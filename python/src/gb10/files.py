@@ -80,12 +80,14 @@ def destination(target: Path, option: str = "") -> Path:
     return Path(os.path.realpath(target))
 
 
+def nearest(path: Path) -> Path:
+    """The path, or the nearest above it that is there."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+
+
 def check_writable(target: Path, option: str = "") -> None:
     """Raise UserError where `replacing` could not write: before the work, not after it. Makes nothing."""
-    place = destination(target, option)
-    folder = place.parent
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
+    folder = nearest(destination(target, option).parent)
     if not folder.is_dir():
         raise UserError(f"{option} {target}".strip() + f": {folder} is not a folder; give another place")
     if not os.access(folder, os.W_OK | os.X_OK):

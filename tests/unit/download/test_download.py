@@ -529,10 +529,10 @@ def test_check_of_what_cannot_be_read(
     spoil(cache, "tokenizer.json")
     real = store.digest_of
 
-    def torn(path: Path, *others: Any) -> str:
+    def torn(path: Path, *others: Any, **named: Any) -> str:
         if path.name == "model-1.safetensors":
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return real(path, *others)
+        return real(path, *others, **named)
 
     monkeypatch.setattr(store, "digest_of", torn)
     assert download("--check") == 1

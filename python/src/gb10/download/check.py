@@ -2,10 +2,9 @@
 
 import contextlib
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from gb10.checkpoint.folder import inspect
@@ -22,22 +21,14 @@ from gb10.errors import UserError
 
 @dataclass
 class Found:
-    """What is wrong with a cached model: names of files, but for ``missing`` and ``kept_because``."""
+    """What is wrong with a cached model; which files those are, `compare` has said."""
 
-    missing: list[str] = field(default_factory=list)
-    """A line on each file that is not there."""
-    removed: list[str] = field(default_factory=list)
-    """Damaged, and taken out of the cache."""
-    kept: list[str] = field(default_factory=list)
-    """Damaged, and still there."""
+    bad: int = 0
+    """Files that are missing, damaged, or not to be read."""
     kept_because: str = ""
-    unread: list[str] = field(default_factory=list)
-    """There, and not to be read: nothing is known of them."""
-
-    @property
-    def whole(self) -> bool:
-        """Whether all is there, and right."""
-        return not (self.missing or self.removed or self.kept or self.unread)
+    """Why damaged ones are still there."""
+    unread: bool = False
+    """Whether some could not be read: nothing is known of them."""
 
 
 @dataclass(frozen=True)
@@ -69,15 +60,18 @@ def _digests(snapshot: Path, names: set[str], wanted: plan.Wanted | None) -> Ite
         yield _Entry(name, path, digest)
 
 
-def _lacking(model: str, snapshot: Path, there: set[str], wanted: plan.Wanted | None) -> list[str]:
-    """A line on each that should be there: the hub's that vLLM reads, else what the own files name."""
-    links = {str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if path.is_symlink()} - there
+def _lacking(
+    model: str, snapshot: Path, there: set[str], links: set[str], wanted: plan.Wanted | None
+) -> list[str]:
+    """A line on each that should be there: ``links`` that lead nowhere, the hub's files that vLLM reads, else
+    what the own files name.
+    """
     if wanted is not None:
-        links |= {file.name for file in wanted.files} - there
+        links = links | {file.name for file in wanted.files} - there
     elif plan.INDEX in there:
         # A damaged one: its digest says so.
         with contextlib.suppress(UserError):
-            links |= plan.indexed(model, snapshot / plan.INDEX) - there
+            links = links | plan.indexed(model, snapshot / plan.INDEX) - there
     lines = [f"{name} is missing" for name in sorted(links)]
     if wanted is None and not lines:
         # Damaged weights, which their digests tell, do not hide that the tokenizer is not there.
@@ -134,10 +128,12 @@ def compare(model: str, snapshot: Path, wanted: plan.Wanted | None, note: Note, 
     """
     found = Found()
     repo = snapshot.parents[1]
-    there = {str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if path.is_file()}
+    paths = {str(path.relative_to(snapshot)): path for path in snapshot.rglob("*")}
+    there = {name for name, path in paths.items() if path.is_file()}
+    links = {name for name, path in paths.items() if path.is_symlink()} - there
     entries = list(_digests(snapshot, there, wanted))
-    for line in _lacking(model, snapshot, there, wanted):
-        found.missing.append(line)
+    for line in _lacking(model, snapshot, there, links, wanted):
+        found.bad += 1
         note(line)
     whole = sum(entry.path.stat().st_size for entry in entries)
     read = 0
@@ -154,18 +150,16 @@ def compare(model: str, snapshot: Path, wanted: plan.Wanted | None, note: Note, 
 
 def _one(entry: _Entry, repo: Path, found: Found, note: Note, seen: Callable[[int], None]) -> None:
     try:
-        right = store.digest_of(entry.path, entry.digest, threading.Event(), seen) == entry.digest
+        right = store.digest_of(entry.path, entry.digest, seen=seen) == entry.digest
     except OSError as error:
-        found.unread.append(entry.name)
+        found.bad, found.unread = found.bad + 1, True
         note(f"{entry.name} cannot be read: {(error.strerror or str(error)).lower()}")
         return
-    if right:
-        return
     try:
-        if _take_out(entry, repo, note):
-            found.removed.append(entry.name)
-            note(f"{entry.name} is damaged, and was taken out of the cache")
+        if right or not _take_out(entry, repo, note):
+            return
+        note(f"{entry.name} is damaged, and was taken out of the cache")
     except OSError as error:
-        found.kept.append(entry.name)
         found.kept_because = (error.strerror or str(error)).lower()
         note(f"{entry.name} is damaged, and cannot be taken out of the cache: {found.kept_because}")
+    found.bad += 1

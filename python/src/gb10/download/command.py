@@ -139,18 +139,16 @@ def _check(model: str, revision: str | None, progress: Progress) -> int:
     against = "as the hub has it" if wanted else "as the names and the index in the cache say"
     if unasked:
         progress.say(f"compared without the hub: {unasked}")
-    if found.whole:
+    if not found.bad:
         print(f"{model} is {against}: {snapshot}")
         return 0
     again = f"run: gb10 download {model}" + (f" --revision {revision}" if revision else "")
-    if found.kept:
+    if found.kept_because:
         again = f"make {snapshot.parents[1]} writable ({found.kept_because}), and check again"
     elif found.unread:
         again = f"make {snapshot.parents[1]} readable, and check again"
-    bad = len(found.missing) + len(found.removed) + len(found.kept) + len(found.unread)
-    what = "not " + against
     print(
-        f"gb10: error: model {model} is {what}: {bad} missing, damaged or unreadable; {again}",
+        f"gb10: error: model {model} is not {against}: {found.bad} missing, damaged or unreadable; {again}",
         file=sys.stderr,
     )
     return EXIT_FAILED

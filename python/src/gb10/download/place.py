@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gb10.download.listing import File
+from gb10.files import nearest
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,4 @@ def text(size: int) -> str:
 
 def free(folder: Path) -> int:
     """Bytes that are free where a folder is, or would be made."""
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    return shutil.disk_usage(place).free
+    return shutil.disk_usage(nearest(folder)).free
